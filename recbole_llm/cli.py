@@ -1,0 +1,183 @@
+"""The command ``recbole-llm``: RecBole's workflows from a shell, for our model and stock ones."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import recbole_llm
+
+PROGRAM = "recbole-llm"
+TRACEBACK_VARIABLE = "RECBOLE_LLM_TRACEBACK"
+
+
+def _split_overrides(rest: Sequence[str], command: str) -> list[str]:
+    """The arguments that argparse does not know: all must be ``--key=value``, which RecBole reads from ``sys.argv``."""
+    for argument in rest:
+        if not argument.startswith("--") or "=" not in argument:
+            raise ValueError(
+                f"{argument!r} is not an option of '{PROGRAM} {command}' and not a configuration value; "
+                f"write values as --key=value, for example --epochs=5. '{PROGRAM} {command} --help' lists the options."
+            )
+    return list(rest)
+
+
+def _config_files(value: str | None) -> list[str] | None:
+    if not value:
+        return None
+    files = value.split()
+    for file in files:
+        if not os.path.isfile(file):
+            raise ValueError(f"config_files: {file!r} does not exist. Give existing YAML files, separated by spaces.")
+    return files
+
+
+def _require_dataset(config: Any) -> None:
+    """Raise before RecBole offers a download: a command must neither prompt nor reach for a server unasked."""
+    folder, name = Path(config["data_path"]), config["dataset"]
+    parts = config["benchmark_filename"]
+    wanted = [f"{name}.{part}.inter" for part in parts] if parts else [f"{name}.inter"]
+    missing = [file for file in wanted if not (folder / file).is_file()]
+    if missing:
+        raise ValueError(
+            f"dataset: no {' and no '.join(missing)} in {folder}. "
+            f"Put RecBole atomic files there, or name the folder that holds {name}/ with --data_path=FOLDER. "
+            "ml-100k ships with RecBole and needs no file."
+        )
+
+
+def _json_ready(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _json_ready(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_json_ready(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    return str(value)
+
+
+def _table(result: Mapping[str, Any]) -> str:
+    """Validation and test metrics side by side, for the end of a run."""
+    valid, test = result.get("best_valid_result") or {}, result.get("test_result") or {}
+    names = list(dict.fromkeys([*test, *valid]))
+    if not names:
+        return ""
+    show = lambda value: f"{value:.4f}" if isinstance(value, (int, float)) else "-"  # noqa: E731
+    width = max(map(len, names))
+    lines = [f"{'':{width}}  {'valid':>8}  {'test':>8}"]
+    lines += [f"{n:{width}}  {show(valid.get(n)):>8}  {show(test.get(n)):>8}" for n in names]
+    return "\n".join(lines)
+
+
+def _write_json(path: str, content: Mapping[str, Any]) -> None:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    temporary.write_text(json.dumps(_json_ready(content), indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, target)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", "-m", default="LLMTwoTower", help="LLMTwoTower or any model of RecBole")
+    parser.add_argument("--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data_path")
+    parser.add_argument("--config_files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
+    parser.add_argument("--nproc", type=int, default=1, help="processes in this group")
+    parser.add_argument("--ip", default="localhost", help="address of the master process")
+    parser.add_argument("--port", default="5678", help="port of the master process")
+    parser.add_argument("--world_size", type=int, default=-1, help="processes in all groups; -1: this group only")
+    parser.add_argument("--group_offset", type=int, default=0, help="rank of this group's first process")
+    parser.add_argument("--output", default=None, metavar="FILE", help="write configuration, metrics, seconds, versions")
+
+
+def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    sys.argv = [PROGRAM, *_split_overrides(rest, "run")]  # where RecBole's Config reads --key=value
+    files = _config_files(options.config_files)
+    from recbole.config import Config
+    from recbole.quick_start import run
+
+    config = Config(model=options.model, dataset=options.dataset, config_file_list=files)
+    _require_dataset(config)
+    started = time.perf_counter()
+    result = run(
+        options.model,
+        options.dataset,
+        config_file_list=files,
+        nproc=options.nproc,
+        world_size=options.world_size,
+        ip=options.ip,
+        port=options.port,
+        group_offset=options.group_offset,
+    )
+    seconds = time.perf_counter() - started
+    if result is None:  # another group's rank 0 reports
+        return 0
+    print(f"\n{options.model} on {options.dataset}, {seconds:.1f} s\n{_table(result)}")
+    if options.output:
+        from recbole_llm.bridge.report import versions
+
+        _write_json(
+            options.output,
+            {
+                "model": options.model,
+                "dataset": options.dataset,
+                "seconds": seconds,
+                **result,
+                "config": config.final_config_dict,
+                "versions": versions(),
+            },
+        )
+        print(f"written: {options.output}")
+    return 0
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def _info(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    if rest:
+        raise ValueError(f"'{PROGRAM} info' takes no {rest[0]!r}; '{PROGRAM} info --help' lists the options.")
+    from recbole_llm.bridge.report import environment, render
+
+    report = environment()
+    print(json.dumps(_json_ready(report), indent=2) if options.json else render(report))
+    return 0
+
+
+Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace, Sequence[str]], int]]
+COMMANDS: dict[str, Command] = {
+    "run": ("train, evaluate and print the table", _add_run, _run),
+    "info": ("versions, device, kernel backend, repairs applied to RecBole, caches", _add_info, _info),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {recbole_llm.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (summary, add, _) in COMMANDS.items():
+        # an abbreviated option would swallow a configuration value such as --data=...
+        add(commands.add_parser(name, help=summary, description=summary, allow_abbrev=False))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, or 2 on a user's mistake, which is printed in one line.
+
+    Args:
+        argv: arguments without the program's name; ``None`` for those of the process.
+    """
+    options, rest = _parser().parse_known_args(argv)
+    try:
+        return COMMANDS[options.command][2](options, rest)
+    except (ValueError, OSError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        print(f"{PROGRAM}: error: {error}\n(set {TRACEBACK_VARIABLE}=1 for the traceback)", file=sys.stderr)
+        return 2
