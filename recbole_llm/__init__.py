@@ -1,3 +1,45 @@
-"""LLM-feature two-tower recommendation inside RecBole."""
+"""LLM-feature two-tower recommendation inside RecBole.
+
+Importing this package makes RecBole work on today's NumPy, pandas, SciPy and PyTorch, and makes ``LLMTwoTower`` a
+model name in every RecBole entry point. It loads neither of them: it installs a finder that repairs each RecBole
+module as that module is imported, and at once those that are loaded already, so that the order of imports does not
+matter.
+"""
+
+import sys
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
+
+_LAZY = {
+    "LLMTwoTower": "recbole_llm.model",
+    "applied_repairs": "recbole_llm.bridge.activation",
+    "objective_function": "recbole_llm.bridge.register",
+    "register_model": "recbole_llm.bridge.register",
+}
+
+
+class _RecBoleFinder:
+    """Hands RecBole's modules to ``bridge.activation`` as they are imported."""
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != "recbole" and not name.startswith("recbole."):
+            return None
+        from recbole_llm.bridge import activation
+
+        return activation.find_spec(self, name, path, target)
+
+
+if not any(type(finder).__qualname__ == "_RecBoleFinder" for finder in sys.meta_path):
+    sys.meta_path.insert(0, _RecBoleFinder())
+    if "recbole" in sys.modules:
+        import_module("recbole_llm.bridge.activation").apply_to_loaded_modules()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,280 @@
+"""Makes models of ours known to every place where RecBole looks a model up by its name."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from recbole_llm.bridge.repairs import override
+
+# RecBole's get_model finds a class in the module of its lower-case name in one of five packages; this is the first it
+# asks
+MODEL_PACKAGE = "recbole.model.general_recommender"
+
+Target = str | type | Callable[[], type]
+"""A class, "module:name", or a function that gives the class; the last two are called when it is first needed."""
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A model by name, with what RecBole looks up beside it."""
+
+    name: str
+    model: Target
+    yaml: Path | None = None
+    trainer: Target | None = None
+    dataset: Target | None = None
+    train_dataloader: Callable[[Any], type | None] | str | None = None
+    count_flops: bool = True
+
+
+_registrations: dict[str, Registration] = {}
+
+
+def register_model(
+    name: str,
+    loader: Target,
+    yaml: str | Path | None = None,
+    trainer: Target | None = None,
+    dataset: Target | None = None,
+    *,
+    train_dataloader: Callable[[Any], type | None] | str | None = None,
+    count_flops: bool = True,
+) -> None:
+    """Make ``name`` a model name in RecBole's functions; nothing is imported before the model is used.
+
+    Args:
+        name: the model's name, the same as its class's.
+        loader: the class, ``"module:class"``, or a function that returns it.
+        yaml: its default configuration. It takes the place of ``recbole/properties/model/<name>.yaml``: over
+        RecBole's
+            overall defaults, under ``properties/dataset/*.yaml``, files, dictionaries and the command line.
+        trainer: trainer class; the one of the model's type if not given.
+        dataset: dataset class; the one of the model's type if not given.
+        train_dataloader: called with the configuration, gives the class of the training data loader, or ``None`` for
+        the
+            stock one.
+        count_flops: whether RecBole may copy the model and trace ``predict`` to log its FLOPs.
+
+    Raises:
+        ValueError: if the name is no identifier, is taken by a stock model, or the YAML file does not exist or sets a
+        key
+            that RecBole's ``properties/dataset/sample.yaml`` would overwrite (found when the model is configured).
+    """
+    if not name.isidentifier():
+        raise ValueError(f"name must be a class name, got {name!r}.")
+    path = None if yaml is None else Path(yaml)
+    if path is not None and not path.is_file():
+        raise ValueError(f"yaml: {yaml} does not exist. Give the model's default configuration, or leave yaml out.")
+    if isinstance(loader, type) and loader.__name__ != name:
+        raise ValueError(
+            f"name must be the class's own name, {loader.__name__!r}, got {name!r}: RecBole finds it by that."
+        )
+    if name not in _registrations and name.lower() in _stock_module_names():
+        raise ValueError(f"name: RecBole has a model {name!r}, in a module that yours would hide. Choose another name.")
+    _registrations[name] = Registration(name, loader, path, trainer, dataset, train_dataloader, count_flops)
+
+
+def registered_models() -> list[str]:
+    """Names of the models registered here, LLMTwoTower first."""
+    return list(_registrations)
+
+
+def _stock_module_names() -> set[str]:
+    spec = importlib.util.find_spec("recbole")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    return {file.stem for folder in folders for file in Path(folder, "model").glob("*_recommender/*.py")}
+
+
+def _resolve(target: Target) -> Any:
+    """The object behind a target. To RecBole an AttributeError would read as "no such model": it becomes an ImportError."""
+    if isinstance(target, type) or not isinstance(target, str):
+        return target if isinstance(target, type) else target()
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except AttributeError as error:
+        raise ImportError(f"{target} cannot be imported: {error}") from error
+
+
+# ---------------------------------------------------------------- lookups
+
+
+class _ModelLoader:
+    """Loads the module in which get_model expects a registered model."""
+
+    def __init__(self, registration: Registration) -> None:
+        self._registration = registration
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        setattr(module, self._registration.name, _resolve(self._registration.model))
+
+
+def find_model_spec(module_name: str) -> ModuleSpec | None:
+    """The specification of a registered model's module, such as ``recbole.model.general_recommender.llmtwotower``."""
+    package, _, stem = module_name.rpartition(".")
+    if package == MODEL_PACKAGE:
+        for registration in _registrations.values():
+            if registration.name.lower() == stem:
+                return ModuleSpec(module_name, _ModelLoader(registration), origin="recbole_llm.bridge.register")  # type: ignore[arg-type]
+    return None
+
+
+def _serve(module: ModuleType, suffix: str, target_of: Callable[[Registration], Target | None]) -> None:
+    """Let ``module.<name><suffix>`` be found for every registered model that brings one."""
+    stock = vars(module).get("__getattr__")
+    if getattr(stock, "__module__", None) == __name__:
+        return
+
+    def __getattr__(attribute: str) -> Any:  # noqa: N807
+        for registration in _registrations.values():
+            target = target_of(registration)
+            if target is not None and attribute == registration.name + suffix:
+                return _resolve(target)
+        if stock is not None:
+            return stock(attribute)
+        raise AttributeError(f"module {module.__name__!r} has no attribute {attribute!r}")
+
+    module.__dict__["__getattr__"] = __getattr__
+
+
+def _trainers(module: ModuleType) -> None:
+    """get_trainer (utils/utils.py:88) asks ``recbole.trainer`` for <name>Trainer."""
+    _serve(module, "Trainer", lambda registration: registration.trainer)
+
+
+def _datasets(module: ModuleType) -> None:
+    """create_dataset (data/utils.py:41) asks ``recbole.data.dataset`` for <name>Dataset."""
+    _serve(module, "Dataset", lambda registration: registration.dataset)
+
+
+def _models(module: ModuleType) -> None:
+    """``from recbole.model.general_recommender import <name>``, as for stock models."""
+    _serve(module, "", lambda registration: registration.model)
+
+
+def _defaults(module: ModuleType) -> None:
+    """Config (configurator.py:238) reads overall.yaml, then the model's YAML, then the dataset's: ours comes second."""
+
+    def make(stock: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+        def _update_internal_config_dict(self: Any, file: str) -> Any:
+            result = stock(self, file)
+            registration = _registrations.get(self.model)
+            if registration is not None and registration.yaml is not None and Path(file).name == "overall.yaml":
+                own = stock(self, str(registration.yaml)) or {}
+                _reject_overwritten(registration, own, Path(file).parent / "dataset" / "sample.yaml", self.yaml_loader)
+            return result
+
+        return _update_internal_config_dict
+
+    override(module.Config, "_update_internal_config_dict", make)
+
+
+def _reject_overwritten(registration: Registration, own: dict[str, Any], sample: Path, loader: Any) -> None:
+    import yaml
+
+    lost = sorted(set(own) & set(yaml.load(sample.read_text(encoding="utf-8"), Loader=loader)))
+    if lost:
+        raise ValueError(
+            f"{registration.yaml} sets {', '.join(lost)}, which RecBole's properties/dataset/sample.yaml overwrites. "
+            "Set it in a configuration file, or let the model's dataset class see to it."
+        )
+
+
+def _dataset_keys(module: ModuleType) -> None:
+    """A saved dataset is used again if no key of this list changed (data/utils.py:63): ours belong to it."""
+    from recbole_llm.bridge.options import DATASET_KEYS
+
+    module.dataset_arguments.extend(key for key in DATASET_KEYS if key not in module.dataset_arguments)
+
+
+def _dataloaders(module: ModuleType) -> None:
+    """get_dataloader (data/utils.py:241) has a table inside the function; a registered model's choice comes before it."""
+
+    def make(stock: Callable[[Any, str], type]) -> Callable[[Any, str], type]:
+        def get_dataloader(config: Any, phase: str) -> type:
+            registration = _registrations.get(config["model"])
+            if phase == "train" and registration is not None and registration.train_dataloader is not None:
+                choose = registration.train_dataloader
+                if isinstance(choose, str):
+                    choose = _resolve(choose)
+                own = choose(config)
+                if own is not None:
+                    return own
+            return stock(config, phase)
+
+        return get_dataloader
+
+    override(module, "get_dataloader", make)
+
+
+def _flops(module: ModuleType) -> None:
+    """get_flops (utils/utils.py:250) deep-copies the model, feature tables included."""
+
+    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
+        def get_flops(model: Any, *args: Any, **kwargs: Any) -> Any:
+            registration = _registrations.get(type(model).__name__)
+            if registration is not None and not registration.count_flops:
+                return float("nan")
+            return stock(model, *args, **kwargs)
+
+        return get_flops
+
+    override(module, "get_flops", make)
+
+
+# ---------------------------------------------------------------- other processes
+
+
+def run_recboles(rank: int, *args: Any) -> None:
+    """RecBole's worker function. A child process finds it by our module's name, so it imports us before RecBole."""
+    _stock("run_recboles")(rank, *args)
+
+
+def objective_function(*args: Any, **kwargs: Any) -> Any:
+    """RecBole's objective function for HyperTuning and Ray Tune, with repairs and registration in every worker."""
+    return _stock("objective_function")(*args, **kwargs)
+
+
+_stock_functions: dict[str, Callable[..., Any]] = {}
+
+
+def _stock(name: str) -> Callable[..., Any]:
+    if name not in _stock_functions:
+        importlib.import_module("recbole.quick_start.quick_start")
+    return _stock_functions[name]
+
+
+def _entry_points(module: ModuleType) -> None:
+    for own in (run_recboles, objective_function):
+        if getattr(module, own.__name__) is not own:
+            _stock_functions[own.__name__] = getattr(module, own.__name__)
+        override(module, own.__name__, lambda stock, own=own: own, keep_name=False)  # type: ignore[misc]
+
+
+HOOKS: dict[str, Callable[[ModuleType], None]] = {
+    "recbole.trainer": _trainers,
+    "recbole.data.dataset": _datasets,
+    MODEL_PACKAGE: _models,
+    "recbole.config.configurator": _defaults,
+    "recbole.utils.argument_list": _dataset_keys,
+    "recbole.data.utils": _dataloaders,
+    "recbole.utils.utils": _flops,
+    "recbole.quick_start.quick_start": _entry_points,
+}
+
+_registrations["LLMTwoTower"] = Registration(
+    name="LLMTwoTower",
+    model="recbole_llm.model:LLMTwoTower",
+    yaml=Path(__file__).resolve().parent.parent / "properties" / "LLMTwoTower.yaml",
+    trainer="recbole_llm.bridge.trainer:LLMTwoTowerTrainer",
+    dataset="recbole_llm.bridge.dataset:LLMTwoTowerDataset",
+    train_dataloader="recbole_llm.bridge.batches:train_dataloader_class",
+    count_flops=False,
+)
