@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "LLMTwoTower": "recbole_llm.model",
-    "applied_repairs": "recbole_llm.bridge.activation",
+    "repair_report": "recbole_llm.bridge.compat",
     "objective_function": "recbole_llm.bridge.register",
     "register_model": "recbole_llm.bridge.register",
 }
@@ -41,5 +41,6 @@ if not any(type(finder).__qualname__ == "_RecBoleFinder" for finder in sys.meta_
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
+        import_module("recbole_llm.bridge.activation").require_recbole()
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,13 +10,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
-from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 from recbole_llm.bridge import compat, configuration, register  # noqa: F401  (they enter their repairs into REPAIRS)
-from recbole_llm.bridge.repairs import REPAIRS, RepairRecord, is_wanted, records
+from recbole_llm.bridge.repairs import REPAIRS, is_wanted
 
 SUPPORTED = ">=1.2.0,<1.3"
 
@@ -59,7 +58,7 @@ def find_spec(own: Any, name: str, path: Any, target: ModuleType | None) -> Modu
     if _unsupported is not None:
         return None
     spec = register.find_model_spec(name)
-    if spec is not None or name not in _steps():
+    if spec is not None or name not in steps():
         return spec
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
@@ -73,23 +72,10 @@ def find_spec(own: Any, name: str, path: Any, target: ModuleType | None) -> Modu
 
 def apply_to_loaded_modules() -> None:
     """Repair what was imported before us. A module whose code is still running is repaired at the next import."""
-    for name in _steps():
+    for name in steps():
         if name in sys.modules:
             _pending.add(name)
             _repair_when_ready(name)
-
-
-def applied_repairs(load: bool = False) -> list[RepairRecord]:
-    """Every repair with whether it is applied in this process and why.
-
-    Args:
-        load: import the modules that are repaired first; otherwise those not imported yet count as not applied.
-    """
-    if load:
-        require_recbole()
-        for name in _steps():
-            import_module(name)
-    return records()
 
 
 def require_recbole() -> ModuleType:
@@ -110,7 +96,7 @@ def require_recbole() -> ModuleType:
 
 
 @lru_cache(maxsize=1)
-def _steps() -> dict[str, list[Callable[[ModuleType], None]]]:
+def steps() -> dict[str, list[Callable[[ModuleType], None]]]:
     """Module name -> what is done to it, in order."""
     steps: dict[str, list[Callable[[ModuleType], None]]] = {"recbole": [_check_version]}
     for repair in REPAIRS:
@@ -131,7 +117,7 @@ def _repair_when_ready(name: str) -> None:
 
 
 def _repair(module: ModuleType) -> None:
-    for step in _steps()[module.__name__]:
+    for step in steps()[module.__name__]:
         if _unsupported is None:
             step(module)
 

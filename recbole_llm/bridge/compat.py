@@ -2,6 +2,7 @@
 
 import builtins
 import copy
+import importlib
 import inspect
 import sys
 import warnings
@@ -11,7 +12,22 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any
 
-from recbole_llm.bridge.repairs import ModuleView, always, override, repair
+from recbole_llm.bridge.repairs import ModuleView, RepairRecord, always, override, records, repair
+
+
+def repair_report() -> list[RepairRecord]:
+    """Every repair of RecBole with whether it is applied in this process and why; imports the modules concerned.
+
+    Raises:
+        ImportError: if RecBole is missing or of a version that we do not support.
+    """
+    from recbole_llm.bridge import activation
+
+    activation.require_recbole()
+    for name in activation.steps():
+        importlib.import_module(name)
+    return records()
+
 
 # ---------------------------------------------------------------- ray
 
@@ -145,7 +161,7 @@ def _needs_torch_load() -> tuple[bool, str]:
     condition=_needs_torch_load,
 )
 def _torch_load(module: ModuleType) -> None:
-    """``torch.load`` reads whole objects for callers inside RecBole, whose checkpoints hold a Config, and for no other."""
+    """``torch.load`` reads whole objects for callers inside RecBole, whose checkpoints hold a Config; for no other."""
     import torch
 
     def make(stock: Callable[..., Any]) -> Callable[..., Any]:

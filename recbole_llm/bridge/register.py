@@ -90,7 +90,7 @@ def _stock_module_names() -> set[str]:
 
 
 def _resolve(target: Target) -> Any:
-    """The object behind a target. To RecBole an AttributeError would read as "no such model": it becomes an ImportError."""
+    """The object behind a target; an AttributeError, which RecBole reads as "there is none", becomes an ImportError."""
     if isinstance(target, type) or not isinstance(target, str):
         return target if isinstance(target, type) else target()
     module, _, attribute = target.partition(":")
@@ -195,7 +195,7 @@ def _dataset_keys(module: ModuleType) -> None:
 
 
 def _dataloaders(module: ModuleType) -> None:
-    """get_dataloader (data/utils.py:241) has a table inside the function; a registered model's choice comes before it."""
+    """get_dataloader (data/utils.py:241) has a table inside the function; a registered model's choice comes first."""
 
     def make(stock: Callable[[Any, str], type]) -> Callable[[Any, str], type]:
         def get_dataloader(config: Any, phase: str) -> type:

@@ -59,6 +59,11 @@ class RepairRecord:
     issues: str
     until: str
 
+    @property
+    def state(self) -> str:
+        """``applied`` or ``not applied``."""
+        return "applied" if self.applied else "not applied"
+
 
 REPAIRS: list[Repair] = []
 _decisions: dict[str, tuple[bool, str]] = {}
