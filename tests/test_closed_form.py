@@ -1,0 +1,282 @@
+"""The closed form against dense float64 algebra, its search on known curves, and what it does with degenerate data."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_llm.closed_form import (
+    Selection,
+    Setting,
+    fit_closed_form,
+    search_setting,
+    solve,
+    text_directions,
+    user_weights,
+    weighted_gram,
+)
+from recbole_llm.factors import FACTOR_FORMS, factorise
+from recbole_llm.selection import TopKMetric, user_metric
+from recbole_llm.towers import Rows, rows_from_pairs
+
+PLAIN = Setting(ridge=2.0, text_weight=0.0, user_exponent=0.0, ridge_exponent=0.0, tilt=0.0)
+
+
+def interactions(n_users=60, n_items=25, seed=0, groups=5):
+    """Users who mostly stay within one of a few groups of items; item 0 and the last item have no interaction."""
+    generator = torch.Generator().manual_seed(seed)
+    group = torch.randint(groups, (n_users,), generator=generator)
+    chance = torch.where(group[:, None] == torch.arange(n_items) % groups, 0.6, 0.06)
+    X = torch.rand(n_users, n_items, generator=generator) < chance
+    X[:, [0, n_items - 1]] = False
+    held_out = X & (torch.rand(X.shape, generator=generator) < 0.2)
+    return rows_of(X & ~held_out), rows_of(held_out), X & ~held_out
+
+
+def rows_of(mask):
+    row, item = mask.nonzero(as_tuple=True)
+    return rows_from_pairs(row, item, len(mask))
+
+
+def selection_of(train, valid, metric="ndcg@5"):
+    return Selection(train, valid, train, TopKMetric.parse(metric))
+
+
+def dense_formula(X, E, present, s):
+    """B of the module docstring in NumPy and float64, for a catalogue without cold items."""
+    X, present = X.numpy().astype(float), present.numpy()
+    count = X.sum(1)
+    w = (np.maximum(count, 1) / count[count > 0].mean()) ** -s.user_exponent
+    G = (X * w[:, None]).T @ X
+    g = np.diag(G).mean()
+    E = E.numpy().astype(float)
+    E = (E - E[present].mean(0)) * present[:, None]
+    K = E @ E.T / np.maximum(np.outer(np.linalg.norm(E, axis=1), np.linalg.norm(E, axis=1)), 1e-30)
+    K = np.sign(K) * np.abs(K) ** s.text_power
+    A = G + s.text_weight * s.ridge * g * K + s.ridge * g * np.diag((np.diag(G) / g) ** s.ridge_exponent)
+    inverse = np.linalg.inv(A)
+    B = (np.eye(len(A)) - inverse / np.diag(inverse)) * (np.diag(G) / g) ** -s.tilt
+    np.fill_diagonal(B, 0.0)
+    return torch.tensor(B, dtype=torch.float32)
+
+
+def test_plain_setting_is_ease_and_meets_its_optimality_condition():
+    train, _, X = interactions()
+    warm = X.any(0)
+    form = fit_closed_form(train, 25, dim="full", setting=PLAIN)
+    G = (X.double().T @ X.double())[warm][:, warm]
+    ridge = 2.0 * G.diagonal().mean()
+    inverse = torch.linalg.inv(G + ridge * torch.eye(len(G), dtype=torch.float64))
+    ease = -inverse / inverse.diagonal()
+    ease.fill_diagonal_(0.0)
+    torch.testing.assert_close(form.source[warm][:, warm].double(), ease, rtol=1e-4, atol=1e-6)
+    # the gradient of ||X - XB||^2 + ridge ||B||^2 vanishes off the diagonal
+    gradient = (G + ridge * torch.eye(len(G))) @ form.source[warm][:, warm].double() - G
+    assert float((gradient - gradient.diagonal().diag()).abs().max()) < 1e-4 * float(G.abs().max())
+    assert not form.source[~warm].any()
+    assert not form.source[:, ~warm].any()
+    assert form.target is None
+    assert form.dim == 25
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_every_constant_of_the_generalisation(power):
+    train, _, X = interactions(seed=3)
+    X, train = X[:, 1:-1], rows_of(X[:, 1:-1])
+    present = torch.ones(23, dtype=torch.bool)
+    present[[2, 11]] = False
+    E = torch.randn(23, 6, generator=torch.Generator().manual_seed(4)) + 3.0  # far from the origin: must be centred
+    E[~present] = 1e4  # not read
+    setting = Setting(ridge=3.0, text_weight=0.3, text_power=power, user_exponent=0.5, ridge_exponent=0.25, tilt=0.1)
+    form = fit_closed_form(train, 23, E, present, dim="full", setting=setting)
+    torch.testing.assert_close(form.source, dense_formula(X, E, present, setting), rtol=1e-4, atol=1e-6)
+
+
+def test_gram_is_the_dense_one_in_any_chunk():
+    train, _, X = interactions(seed=1)
+    weights = user_weights(train, 0.5)
+    expected = (X.double().T * weights.double()) @ X.double()
+    for chunk_bytes in (1, 4 * 60 * 7, 2**28):  # one column at a time; ragged; all at once
+        got = weighted_gram(train, weights, 25, chunk_bytes)
+        torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_users_count_alike_whatever_their_items():
+    rows = Rows(torch.tensor([0, 1, 1, 5]), torch.tensor([0, 0, 1, 2, 3]))
+    torch.testing.assert_close(user_weights(rows, 0.5), torch.tensor([(1 / 2.5) ** -0.5, 0.0, (4 / 2.5) ** -0.5]))
+    torch.testing.assert_close(user_weights(rows, 0.0), torch.tensor([1.0, 0.0, 1.0]))
+
+
+@pytest.mark.parametrize("form", FACTOR_FORMS, ids=str)
+@pytest.mark.parametrize("dim", [3, 12, 40])
+def test_factors_are_the_best_of_their_metric(form, dim):
+    """Against alternating eigendecompositions in float64."""
+    generator = torch.Generator().manual_seed(7)
+    n = 40
+    B = torch.randn(n, n, generator=generator).double() * torch.linspace(2, 0.02, n).double()
+    B.fill_diagonal_(0.0)
+    X = (torch.rand(90, n, generator=generator) < 0.2).double()
+    M = X.T @ X + 1e-6 * torch.eye(n) if form.metric == "data" else torch.eye(n).double()
+
+    def error(T, product):
+        return float(((T - product).T @ M @ (T - product)).trace())
+
+    T = B.clone()
+    for _ in range(400):
+        V = torch.linalg.eigh(T.T @ M @ T).eigenvectors[:, -dim:]
+        if form.free_diagonal:
+            T.diagonal().copy_(((T @ V) * V).sum(1))
+    best = error(T, T @ V @ V.T)
+    source, target = factorise(B, dim, M if form.metric == "data" else None, form.free_diagonal, steps=200)
+    torch.testing.assert_close(target.T @ target, torch.eye(dim).double())
+    if not form.free_diagonal:
+        assert error(B, source @ target.T) <= best * (1 + 1e-6) + 1e-9
+    residual = B - source @ target.T
+    if form.free_diagonal:
+        off = residual - residual.diagonal().diag()
+        assert float((off.T @ M @ off).trace()) <= best * 1.02 + 1e-9
+    # strongest first: the first columns are the factors of a lower rank
+    energy = ((M @ source) * source).sum(0)
+    assert (energy[:-1] >= energy[1:] * (1 - 1e-9)).all()
+
+
+def test_the_diagonal_never_changes_a_masked_ranking():
+    train, valid, _ = interactions(seed=5)
+    form = fit_closed_form(train, 25, dim="full", setting=PLAIN)
+    other = form.source.clone()
+    other.diagonal().copy_(torch.randn(25) * 100)
+
+    def value(matrix):
+        return user_metric(replace(form, source=matrix).scorer(train), valid, train, 25, TopKMetric("ndcg", 5))
+
+    assert torch.equal(value(form.source), value(other))
+
+
+def test_search_walks_to_the_best_ridge_beyond_its_start():
+    tried = []
+
+    def value(setting):
+        tried.append((setting.text_weight, setting.ridge))
+        peak = {0.05: 64.0, 0.2: 16.0, 0.0: 1.0}[setting.text_weight]
+        height = {0.05: 0.9, 0.2: 1.0, 0.0: 0.3}[setting.text_weight]
+        return height - 0.02 * abs(np.log2(setting.ridge / peak))
+
+    best = search_setting(value, Setting())
+    assert (best.ridge, best.text_weight, best.text_power) == (16.0, 0.2, 2)
+    assert len(tried) == len(set(tried)), "a setting was solved twice"
+    assert sum(text == 0.0 for text, _ in tried) == 1, "a hopeless kernel gets one ridge"
+
+
+def test_search_keeps_the_other_constants():
+    base = Setting(tilt=0.3, user_exponent=0.1, ridge_exponent=0.0)
+    best = search_setting(lambda setting: 0.0, base)
+    assert best == base
+
+
+def test_the_rank_is_the_smallest_that_costs_little(monkeypatch):
+    monkeypatch.setattr("recbole_llm.closed_form.AUTO_DIMS", (2, 5, 9))
+    train, valid, _ = interactions(n_users=200, seed=6)
+    lines = []
+    form = fit_closed_form(train, 25, selection=selection_of(train, valid), log=lines.append)
+    assert form.full_value is not None
+    assert form.value is not None
+    assert form.dim == 5, "five groups of items need five directions"
+    assert form.value >= 0.99 * form.full_value
+    assert any("rank 2" in line and "below full rank" in line for line in lines)
+    reached = user_metric(form.scorer(train), valid, train, 25, TopKMetric("ndcg", 5), ~form.warm).mean()
+    assert float(reached) == pytest.approx(form.value)
+
+
+def test_a_number_a_large_number_and_a_small_budget(monkeypatch):
+    train, valid, _ = interactions(seed=8)
+    select = selection_of(train, valid)
+    assert fit_closed_form(train, 25, selection=select, dim=4).dim == 4
+    assert fit_closed_form(train, 25, selection=select, dim=600).target is None
+    monkeypatch.setattr("recbole_llm.closed_form.AUTO_DIMS", (2, 3))
+    monkeypatch.setattr("recbole_llm.closed_form.RANK_TOLERANCE", -9.0)
+    assert fit_closed_form(train, 25, selection=select).target is None
+    assert fit_closed_form(train, 25, selection=select, max_table_bytes=8 * 25 * 3).dim in (2, 3)
+
+
+def test_the_same_data_give_the_same_bits():
+    train, valid, _ = interactions(seed=9)
+    E = torch.randn(25, 4, generator=torch.Generator().manual_seed(0))
+    first, second = (fit_closed_form(train, 25, E, selection=selection_of(train, valid), dim=6) for _ in range(2))
+    assert torch.equal(first.source, second.source)
+    assert torch.equal(first.target, second.target)
+    assert [t.value for t in first.trials] == [t.value for t in second.trials]
+
+
+def test_text_helps_where_it_explains_the_interactions():
+    train, valid, _ = interactions(n_users=40, n_items=60, seed=10)
+    E = torch.nn.functional.one_hot(torch.arange(60) % 5).float() + 0.1 * torch.randn(60, 5)
+    form = fit_closed_form(train, 60, E, selection=selection_of(train, valid), dim="full")
+    assert form.setting.text_weight > 0
+    assert max(t.value for t in form.trials) > max(t.value for t in form.trials if not t.setting.text_weight)
+
+
+def test_no_text_at_all_and_texts_that_are_all_the_same():
+    train, valid, _ = interactions(seed=11)
+    without = fit_closed_form(train, 25, selection=selection_of(train, valid), dim="full")
+    same = fit_closed_form(train, 25, torch.ones(25, 3), selection=selection_of(train, valid), dim="full")
+    absent = fit_closed_form(
+        train, 25, torch.randn(25, 3), torch.zeros(25, dtype=torch.bool), selection_of(train, valid), dim="full"
+    )
+    assert without.setting.text_weight == 0
+    assert torch.equal(without.source, same.source)
+    assert torch.equal(without.source, absent.source)
+
+
+def test_users_without_history_and_empty_validation():
+    train, valid, X = interactions(seed=12)
+    empty = Rows(torch.zeros_like(train.offsets), torch.empty(0, dtype=torch.int64))
+    lines = []
+    form = fit_closed_form(train, 25, selection=selection_of(train, empty), dim=4, log=lines.append)
+    assert form.value is None
+    assert form.setting.ridge == 8.0
+    assert "no validation data" in lines[0]
+    X[:5] = False
+    form = fit_closed_form(rows_of(X), 25, selection=selection_of(rows_of(X), valid), dim=4)
+    assert form.scorer(rows_of(X))(torch.arange(5)).eq(0).all()
+    assert form.source.isfinite().all()
+
+
+def test_an_indefinite_kernel_still_gives_the_formula():
+    """The signed square of a kernel need not be positive semidefinite; a huge weight makes A indefinite."""
+    _, _, X = interactions(seed=13)
+    X = X[:, 1:-1]
+    E = torch.randn(23, 3, generator=torch.Generator().manual_seed(2))
+    present = torch.ones(23, dtype=torch.bool)
+    setting = Setting(ridge=8.0, text_weight=5.0, text_power=2)
+    text = text_directions(E, present)
+    gram = weighted_gram(rows_of(X), user_weights(rows_of(X), 0.5), 23)
+    K = text @ text.T
+    A = gram + 40 * gram.diagonal().mean() * K * K.abs()
+    A.diagonal().add_(8 * gram.diagonal().mean() * (gram.diagonal() / gram.diagonal().mean()) ** 0.25)
+    assert float(torch.linalg.eigvalsh(A)[0]) < 0, "this data no longer reaches the branch"
+    expected = dense_formula(X, E, present, setting)
+    torch.testing.assert_close(solve(gram, text, setting), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"features": torch.ones(24, 2)}, "features has 24 rows; expected one per item, n_items = 25"),
+        ({"present": torch.ones(3, dtype=torch.bool)}, r"present has shape \(3,\)"),
+        ({"dim": "big"}, "dim is 'big'; expected 'auto', 'full' or a positive number"),
+        ({"dim": 0}, "dim is 0"),
+        ({"dim": True}, "dim is True"),
+        ({"n_items": 9}, "but n_items is 9"),
+    ],
+)
+def test_mistakes_are_named(arguments, message):
+    train, _, _ = interactions()
+    with pytest.raises(ValueError, match=message):
+        fit_closed_form(train, **{"n_items": 25, **arguments})
+
+
+def test_no_interaction_is_an_error():
+    empty = Rows(torch.zeros(4, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="train holds no interaction"):
+        fit_closed_form(empty, 5)

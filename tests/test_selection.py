@@ -1,0 +1,151 @@
+"""The metric against a plain loop, and the blend against scores whose best weight is known."""
+
+import math
+
+import pytest
+import torch
+
+from recbole_llm.selection import (
+    CHUNK_ELEMENTS,
+    LinearScorer,
+    TopKMetric,
+    choose_blend,
+    score_deviation,
+    user_metric,
+)
+from recbole_llm.towers import Rows, rows_from_pairs
+
+
+def random_rows(n_rows, n_items, density, seed, empty=()):
+    mask = torch.rand(n_rows, n_items, generator=torch.Generator().manual_seed(seed)) < density
+    mask[list(empty)] = False
+    row, item = mask.nonzero(as_tuple=True)
+    return rows_from_pairs(row, item, n_rows)
+
+
+def items_of(rows, row):
+    return rows.ids[rows.offsets[row] : rows.offsets[row + 1]].tolist()
+
+
+def metric_by_hand(name, k, ranking, targets):
+    hits = [item in targets for item in ranking[:k]]
+    places = [place for place, hit in enumerate(hits, start=1) if hit]
+    reachable = min(len(targets), k)
+    return {
+        "hit": float(bool(places)),
+        "precision": len(places) / k,
+        "recall": len(places) / len(targets),
+        "mrr": 1 / places[0] if places else 0.0,
+        "map": sum((n + 1) / place for n, place in enumerate(places)) / reachable,
+        "ndcg": sum(1 / math.log2(p + 1) for p in places) / sum(1 / math.log2(p + 1) for p in range(1, reachable + 1)),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["hit", "map", "mrr", "ndcg", "precision", "recall"])
+@pytest.mark.parametrize("k", [1, 5, 40])  # 40 places, 30 items: the ranking is shorter
+def test_metric_is_that_of_a_plain_loop(name, k, monkeypatch):
+    n_users, n_items = 23, 30
+    monkeypatch.setattr("recbole_llm.selection.CHUNK_ELEMENTS", 7 * n_items)  # four chunks, the last one ragged
+    scores = torch.rand(n_users, n_items, generator=torch.Generator().manual_seed(1))
+    targets = random_rows(n_users, n_items, 0.1, seed=2, empty=(0, 9))
+    seen = random_rows(n_users, n_items, 0.3, seed=3, empty=(4,))  # overlaps the targets: those keep their place
+    excluded = torch.zeros(n_items, dtype=torch.bool)
+    excluded[[0, 7]] = True
+    expected = []
+    for user in range(n_users):
+        wanted = set(items_of(targets, user))
+        if wanted:
+            gone = (set(items_of(seen, user)) - wanted) | {0, 7}
+            ranking = sorted(set(range(n_items)) - gone, key=lambda i: -float(scores[user, i]))
+            expected.append(metric_by_hand(name, k, ranking, wanted))
+    got = user_metric(lambda rows: scores[rows], targets, seen, n_items, TopKMetric(name, k), excluded)
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_a_chunk_bounds_the_scores_held(monkeypatch):
+    n_users, n_items = 50, 40
+    monkeypatch.setattr("recbole_llm.selection.CHUNK_ELEMENTS", 4 * n_items)
+    largest = 0
+
+    def scorer(rows):
+        nonlocal largest
+        largest = max(largest, len(rows))
+        return torch.rand(len(rows), n_items)
+
+    rows = random_rows(n_users, n_items, 0.2, seed=0)
+    user_metric(scorer, rows, rows, n_items, TopKMetric("ndcg", 3))
+    score_deviation(scorer, torch.arange(n_users), n_items)
+    assert largest == 4
+    assert CHUNK_ELEMENTS < 2**28
+
+
+def test_metric_names_are_recboles():
+    assert TopKMetric.parse("NDCG@10") == TopKMetric("ndcg", 10)
+    assert str(TopKMetric.parse(" mrr@ 5")) == "MRR@5"
+    for text in ("auc", "ndcg@0", "ndcg", "recall@-1"):
+        with pytest.raises(ValueError, match="expected one of hit, map"):
+            TopKMetric.parse(text)
+
+
+def test_rows_must_match():
+    with pytest.raises(ValueError, match="seen has 2 rows and targets 3"):
+        user_metric(
+            lambda rows: torch.rand(len(rows), 4),
+            random_rows(3, 4, 0.5, 0),
+            random_rows(2, 4, 0.5, 0),
+            4,
+            TopKMetric("hit", 1),
+        )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_linear_scorer_is_the_dense_product(weighted):
+    history = random_rows(9, 12, 0.3, seed=5, empty=(2,))
+    if weighted:
+        history = Rows(history.offsets, history.ids, torch.rand(len(history.ids)))
+    dense = torch.zeros(9, 12)
+    dense[history.row_of_entry(), history.ids] = 1.0 if history.weights is None else history.weights
+    source, target, bias = torch.randn(12, 5), torch.randn(12, 5), torch.randn(12)
+    rows = torch.tensor([8, 2, 2, 0])
+    got = LinearScorer(history, source, target, bias)(rows)
+    torch.testing.assert_close(got, (dense @ source @ target.T + bias)[rows])
+    matrix = torch.randn(12, 12)
+    torch.testing.assert_close(LinearScorer(history, matrix)(rows), (dense @ matrix)[rows])
+
+
+def test_deviation_is_the_population_one():
+    scores = torch.randn(30, 11, dtype=torch.float64) * 3 + 100
+    columns = torch.arange(11) % 2 == 0
+    got = score_deviation(lambda rows: scores[rows], torch.arange(30), 11, columns)
+    assert got == pytest.approx(float(scores[:, columns].std(unbiased=False)), rel=1e-9)
+    assert score_deviation(lambda rows: scores[rows], torch.arange(0), 11) == 0.0
+
+
+def scorer_of(scores):
+    return lambda rows: scores[rows].clone()
+
+
+def test_blend_finds_the_weight_and_goes_beyond_the_grid_edge():
+    first, second = torch.randn(6, 8), 5 * torch.randn(6, 8)
+    rows = torch.arange(6)
+
+    def closeness_to(weight):
+        wanted = (1 - weight) * first / first.std(unbiased=False) + weight * second / second.std(unbiased=False)
+        return lambda scorer: -float((scorer(rows) - wanted).square().sum())
+
+    inside = choose_blend(scorer_of(first), scorer_of(second), rows, 8, closeness_to(0.35))
+    assert inside.weight == 0.35
+    assert len(inside.trials) == 7
+    assert inside.scales == pytest.approx(
+        (0.65 / float(first.std(unbiased=False)), 0.35 / float(second.std(unbiased=False)))
+    )
+    beyond = choose_blend(scorer_of(first), scorer_of(second), rows, 8, closeness_to(0.94))
+    assert beyond.weight == 0.95
+
+
+def test_blend_takes_the_smaller_of_equal_weights_and_skips_a_constant_block():
+    scores, constant = torch.randn(4, 5), torch.ones(4, 5)
+    rows = torch.arange(4)
+    assert choose_blend(scorer_of(scores), scorer_of(scores), rows, 5, lambda scorer: 0.0).weight == 0.0
+    assert choose_blend(scorer_of(scores), scorer_of(constant), rows, 5, lambda scorer: 0.0).scales[1] == 0.0
+    assert choose_blend(scorer_of(constant), scorer_of(scores), rows, 5, lambda scorer: 0.0).weight == 1.0
