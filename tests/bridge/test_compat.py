@@ -1,0 +1,588 @@
+"""Every repair: RecBole fails without it, works with it, and it is left out where its condition does not hold.
+
+What RecBole does is looked at in fresh interpreters, which run this file as a script: one with all repairs, one with
+none but those that every model needs, and one each for these. A probe's outcome is a string.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+EVERY_MODEL_NEEDS = ("ray", "numpy", "torch_load")
+
+
+# ---------------------------------------------------------------- probes, run in a fresh interpreter
+
+
+def write_toy(folder):
+    """20 users and 30 items; u3 has no row in the .user file, i4 none in the .item file, i5 has no text."""
+    target = Path(folder, "toy")
+    target.mkdir()
+    inter = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
+    inter += [f"u{u}\ti{(7 * u + 3 * k) % 30}\t{1 + k % 5}\t{100 * u + k}" for u in range(20) for k in range(9)]
+    users = ["user_id:token\tcity:token\tage:float"]
+    users += [f"u{u}\tc{u % 4}\t{20 + u}" for u in range(20) if u != 3]
+    items = ["item_id:token\ttitle:token_seq\tprice:float"]
+    items += [f"i{i}\t{'' if i == 5 else f'word{i % 6} word{i % 5}'}\t{i}" for i in range(30) if i != 4]
+    for suffix, lines in (("inter", inter), ("user", users), ("item", items)):
+        Path(target, f"toy.{suffix}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def settings(**more):
+    base = dict(data_path=".", epochs=1, show_progress=False, state="ERROR", gpu_id="", train_batch_size=64)
+    return {**base, "embedding_size": 8, **more}
+
+
+def run(model, **more):
+    from recbole.quick_start import run_recbole
+
+    result = run_recbole(model, "toy", config_dict=settings(**more), saved=False)
+    return f"ran: {', '.join(result['test_result'])}"
+
+
+def dataset(model, **more):
+    from recbole.config import Config
+    from recbole.data import create_dataset
+
+    config = Config(model, "toy", config_dict=settings(**more))
+    return config, create_dataset(config)
+
+
+CONTEXT = dict(metrics=["AUC"], valid_metric="AUC", threshold={"rating": 3})
+
+
+def probe_ray():
+    import recbole.quick_start
+
+    return f"imported, ray in sys.modules: {'ray' in sys.modules}, {recbole.quick_start.run.__name__}"
+
+
+def probe_numpy():
+    from recbole.config import Config
+
+    Config("BPR", "toy", config_dict=settings())
+    import numpy as np
+
+    return f"{vars(np)['float'].__name__} {np.long.__name__} {vars(np)['unicode'].__name__}"
+
+
+def probe_torch_load():
+    from recbole.quick_start import load_data_and_model, run_recbole
+
+    run_recbole("BPR", "toy", config_dict=settings(checkpoint_dir="saved"))
+    _, model, *_ = load_data_and_model(next(Path("saved").glob("*.pth")))
+    import torch
+
+    try:
+        torch.load(next(Path("saved").glob("*.pth")))
+    except Exception as error:  # here, outside RecBole, the safe default must hold
+        return f"{type(model).__name__} loaded by RecBole, {type(error).__name__} elsewhere"
+    return "loaded elsewhere too"
+
+
+def probe_dok():
+    return run("LightGCN")
+
+
+def probe_agg_len():
+    columns = {"inter": ["user_id", "item_id", "rating"], "item": ["item_id", "title"]}
+    _, data = dataset("BPR", load_col=columns)
+    return str([len(row) for row in data.item_feat["title"]][1:4] if hasattr(data.item_feat, "columns") else "tensor")
+
+
+def probe_fillna():
+    columns = {"inter": ["user_id", "item_id"], "user": ["user_id", "city", "age"]}
+    _, data = dataset("BPR", load_col=columns, filter_inter_by_user_or_item=False)
+    data._change_feat_format()
+    u3 = data.token2id("user_id", "u3")
+    city, age = data.user_feat["city"], data.user_feat["age"]
+    return f"city {city[0].item()} {city[u3].item()} age {age[0].item():.2f} {age[u3].item():.2f}"
+
+
+def probe_collector():
+    return run(
+        "Pop",
+        metrics=["ItemCoverage", "GiniIndex", "AveragePopularity", "TailPercentage"],
+        valid_metric="ItemCoverage@10",
+    )
+
+
+def probe_flops():
+    columns = {"inter": ["user_id", "item_id", "timestamp"]}
+    small = dict(n_layers=1, n_heads=1, hidden_size=8, inner_size=8)
+    return run("SASRecCPR", load_col=columns, train_neg_sample_args=None, **small)
+
+
+def probe_literals():
+    from recbole.config import Config
+
+    return repr(Config("BPR", "toy", config_dict=settings(mine="map.npy", width="[64, 32]"))["mine"])
+
+
+def probe_command_line():
+    from recbole.config import Config
+
+    before, sys.argv = sys.argv, [os.path.join(sysconfig.get_path("scripts"), "pytest"), "--tb=short"]
+    Path(sys.argv[0]).exists() or sys.exit("pytest is not installed as a script here")
+    try:
+        return str(Config("BPR", "toy", config_dict=settings())["tb"])
+    finally:
+        sys.argv = before
+
+
+def probe_model_name():
+    from recbole.utils import get_model
+
+    return get_model("LightGCM")
+
+
+def probe_hyper():
+    from recbole.trainer import HyperTuning
+
+    def objective(config_dict=None, config_file_list=None):
+        score = config_dict["learning_rate"]
+        return dict(model="BPR", best_valid_score=score, valid_score_bigger=True, best_valid_result={}, test_result={})
+
+    tuning = HyperTuning(objective, params_dict={"choice": {"learning_rate": [0.1, 0.3, 0.2]}}, early_stop=9)
+    tuning.run()
+    return f"{len(tuning.params2result)} trials, best {tuning.best_params['learning_rate']}"
+
+
+PROBES = {name[6:]: function for name, function in list(globals().items()) if name.startswith("probe_")}
+
+
+def outcomes(names):
+    found = {}
+    for name in names:
+        try:
+            found[name] = PROBES[name]()
+        except BaseException as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    wanted = sys.argv.pop(1).split(",")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        write_toy(folder)
+        import recbole_llm
+
+        result = outcomes(wanted)
+        states = {r.name: r.state for r in recbole_llm.repair_report()} if "ray" not in os.environ["SKIPPED"] else {}
+    print(json.dumps({"outcomes": result, "states": states}))
+    sys.exit()
+
+
+# ---------------------------------------------------------------- tests
+
+import pytest  # noqa: E402
+
+import recbole_llm  # noqa: E402
+
+pytest.importorskip("recbole")
+from recbole_llm.bridge import compat, configuration, repairs  # noqa: E402
+
+SHOWN = {
+    # repair: (what RecBole does without it, what it does with it)
+    "ray": ("Error", "imported, ray in sys.modules: False, run"),
+    "numpy": ("AttributeError", "float64 int64 str_"),
+    "torch_load": ("UnpicklingError", "BPR loaded by RecBole, UnpicklingError elsewhere"),
+    "dok": ("AttributeError", "ran: recall@10"),
+    "agg_len": ("", "[2, 2, 2]"),
+    "fillna": ("city -9223372036854775808 -9223372036854775808 age nan nan", "city 0 0 age 29.84 29.84"),
+    "collector": ("AttributeError", "ran: itemcoverage@10, giniindex@10, averagepopularity@10, tailpercentage@10"),
+    "flops": ("AssertionError", "ran: recall@10"),
+    "literals": ("AttributeError", "'map.npy'"),
+    "command_line": ("short", "None"),
+    "hyper": ("AttributeError", "3 trials, best 0.3"),
+    "model_name": ("ModuleNotFoundError: No module named", "ValueError: `model_name` [LightGCM] is not the name"),
+}
+
+
+def look(probes, skip):
+    paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    env |= {repairs.SKIP_VARIABLE: ",".join(skip), "SKIPPED": ",".join(skip)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, ",".join(probes)], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def repaired():
+    return look(SHOWN, skip=())
+
+
+@pytest.fixture(scope="module")
+def unrepaired():
+    bare = [name for name in SHOWN if name not in EVERY_MODEL_NEEDS]
+    found = look(bare, skip=bare)["outcomes"]
+    for name in EVERY_MODEL_NEEDS:
+        found |= look([name], skip=[name])["outcomes"]
+    return found
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_recbole_fails_without_the_repair_and_works_with_it(name, repaired, unrepaired):
+    if name == "hyper":
+        pytest.importorskip("hyperopt")
+    without, with_it = SHOWN[name]
+    needed = repaired["states"][name] == "applied"
+    assert with_it in repaired["outcomes"][name]
+    if not needed or with_it in unrepaired[name]:
+        pytest.skip(f"the defect does not show with {repairs.installed()}")
+    assert without in unrepaired[name]
+
+
+def test_every_repair_is_shown(repaired):
+    assert set(SHOWN) == set(repaired["states"]) == {repair.name for repair in repairs.REPAIRS}
+
+
+def snapshot():
+    """Everything that repairs replace, as it stands in this process."""
+    import numpy
+    import torch
+    from scipy.sparse import dok_matrix
+
+    found = {}
+    for repair in repairs.REPAIRS:
+        for name in repair.modules:
+            for key, value in vars(sys.modules[name]).items():
+                found[name, key] = value
+                if isinstance(value, type) and value.__module__ == name:
+                    found |= {(name, key, k): v for k, v in vars(value).items()}
+    found |= {("numpy", k): v for k, v in vars(numpy).items()}
+    return {**found, "load": torch.load, "_update": getattr(dok_matrix, "_update", None)}
+
+
+def test_a_repair_is_harmless_twice(tmp_path):
+    compat.repair_report()
+    before = snapshot()
+    for repair in repairs.REPAIRS:
+        for name in repair.modules:
+            repair(sys.modules[name])
+    after = snapshot()
+    # these replace a module's global by an equal one; all else must be the very same object
+    same_in_kind = {"tune", "len", "np", "pd", "_update"}
+    changed = {key for key in after if after[key] is not before.get(key)}
+    assert {key[1] if isinstance(key, tuple) else key for key in changed} <= same_in_kind
+    assert run_in(tmp_path, "DeepFM", **CONTEXT)["auc"] > 0
+
+
+def run_in(folder, model, **more):
+    from recbole.quick_start import run_recbole
+
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        write_toy(folder)
+        columns = {"inter": ["user_id", "item_id", "rating"], "user": ["user_id", "city"], "item": ["item_id", "title"]}
+        return run_recbole(model, "toy", config_dict=settings(load_col=columns, **more), saved=False)["test_result"]
+    finally:
+        os.chdir(before)
+
+
+# ---------------------------------------------------------------- conditions, on today's libraries and on older ones
+
+
+@pytest.fixture
+def of(monkeypatch):
+    """The condition of a repair, by its name."""
+    return lambda name: next(r for r in repairs.REPAIRS if r.name == name).condition()
+
+
+def test_numpy_is_left_alone_where_it_has_every_name(of, monkeypatch):
+    import numpy as np
+
+    names = {*compat._NUMPY_ALIASES, "float_", "complex_", "unicode_"}
+    for name in names - vars(np).keys():
+        monkeypatch.setattr(np, name, object, raising=False)
+    assert of("numpy") == (False, f"NumPy {np.__version__} has every name")
+    monkeypatch.delattr(np, "float_")
+    assert of("numpy") == (True, f"NumPy {np.__version__} has no np.float_")
+
+
+@pytest.mark.parametrize(("version", "needed"), [("2.5.1+cu121", False), ("2.6.0", True), ("2.13.0+cpu", True)])
+def test_torch_load_goes_by_the_version(of, monkeypatch, version, needed):
+    import torch
+
+    monkeypatch.setattr(torch, "__version__", version)
+    assert of("torch_load")[0] is needed
+
+
+def test_dok_is_left_alone_where_it_can_update(of, monkeypatch):
+    from scipy.sparse import dok_matrix
+
+    monkeypatch.setattr(dok_matrix, "_update", dict.update, raising=False)
+    assert of("dok")[0] is False
+    monkeypatch.delattr(dok_matrix, "_update")
+    if not hasattr(dok_matrix, "_update"):
+        assert of("dok")[0] is True
+
+
+@pytest.mark.parametrize("cells", [True, False])
+def test_agg_len_goes_by_what_agg_does(of, monkeypatch, cells):
+    import pandas as pd
+
+    monkeypatch.setattr(pd.Series, "agg", lambda self, f: self.map(f) if cells else f(self))
+    assert of("agg_len")[0] is not cells
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_fillna_goes_by_what_fillna_does(of, monkeypatch, writes):
+    import pandas as pd
+
+    class Column(list):
+        def fillna(self, value, inplace):
+            self[:] = [value] if writes else self
+
+        def isna(self):
+            return pd.Series(self).isna()
+
+    column = Column([float("nan")])
+    monkeypatch.setattr(pd, "DataFrame", lambda data: {"x": column})
+    assert of("fillna")[0] is not writes
+
+
+@pytest.mark.parametrize(("version", "needed"), [("0.2.5", False), ("0.2.6", True), ("0.2.7", True), ("0.3.0", True)])
+def test_hyper_goes_by_hyperopts_version(of, monkeypatch, version, needed):
+    monkeypatch.setattr(compat.metadata, "version", lambda name: version)
+    assert of("hyper")[0] is needed
+
+
+def test_hyper_is_left_out_without_hyperopt(of, monkeypatch):
+    def version(name):
+        raise compat.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(compat.metadata, "version", version)
+    assert of("hyper") == (False, "hyperopt is not installed")
+
+
+def test_a_repair_whose_condition_fails_changes_nothing(monkeypatch):
+    touched = []
+    repair = repairs.Repair("none", ("os",), "x.py:1", "none", "never", lambda: (False, "not here"), touched.append)
+    monkeypatch.setattr(repairs, "_decisions", {})
+    repair(os)
+    assert touched == []
+    monkeypatch.setattr(repairs, "REPAIRS", [repair])
+    assert [(r.name, r.state, r.reason) for r in repairs.records()] == [("none", "not applied", "not here")]
+
+
+def test_a_repair_that_fails_names_itself_and_the_versions(monkeypatch):
+    def cure(module):
+        raise KeyError("Config")
+
+    monkeypatch.setattr(repairs, "_decisions", {})
+    repair = repairs.Repair("broken", ("os",), "x.py:1", "none", "never", lambda: (True, "here"), cure)
+    with pytest.raises(
+        ImportError, match=r"repair 'broken' \(RecBole x.py:1\) with recbole 1\.2.*pandas.*SKIP_REPAIRS=broken"
+    ):
+        repair(os)
+
+
+# ---------------------------------------------------------------- ray
+
+
+def test_results_reach_ray_tune_under_either_signature(monkeypatch):
+    got = []
+    tune = compat._Tune()
+    monkeypatch.delitem(sys.modules, "ray.tune", raising=False)
+    tune.report(ndcg=0.5)
+    for report in (lambda metrics, *, checkpoint=None: got.append(metrics), lambda _metric=None, **kw: got.append(kw)):
+        module = types.ModuleType("ray.tune")
+        module.report = report
+        monkeypatch.setitem(sys.modules, "ray.tune", module)
+        tune.report(ndcg=0.5)
+    assert got == [{"ndcg": 0.5}, {"ndcg": 0.5}]
+
+
+# ---------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5", 5), ("-1", -1), ("1e-3", 1e-3), ("0.5", 0.5), ("1_000", 1000), ("0x10", 16),
+        ("[64, 32]", [64, 32]), ("['a','b']", ["a", "b"]), ("(1,2)", (1, 2)), ("0,1", (0, 1)), ("[]", []),
+        ("{'mode': 'full', 'split': {'RS': [0.8,0.1,0.1]}}", {"mode": "full", "split": {"RS": [0.8, 0.1, 0.1]}}),
+        ("True", True), ("true", True), ("False", False), ("FALSE", False), ("None", None),
+        ("'quoted'", "quoted"), ("", ""),
+    ],
+)  # fmt: skip
+def test_literals_are_parsed_as_stock_does(text, value):
+    parsed = configuration.parse_value(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+    if text.lower() not in ("true", "false", ""):
+        assert eval(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "map.npy", "re.bin", "1/0", "Qwen/Qwen3-Embedding-0.6B", "key", "param", "value", "config_dict", "self", "list",
+        "__name__", "os.getcwd()", "2024-10-11", "2024/10/11", "sys.exit()", "bert-base-uncased", "a b",
+        "NDCG@10", "null", "{1, 2}", "1+2j", "[0,inf)", "inf", "~", "(" * 300 + ")" * 300,
+    ],
+)  # fmt: skip
+def test_other_strings_survive(text):
+    assert configuration.parse_value(text) == text
+
+
+def test_the_callers_dictionary_is_not_changed(tmp_path):
+    from recbole.config import Config
+
+    given = {"learning_rate": "0.5", "epochs": 3}
+    assert Config("BPR", "ml-100k", config_dict=given)["learning_rate"] == 0.5
+    assert given == {"learning_rate": "0.5", "epochs": 3}
+
+
+# ---------------------------------------------------------------- command line
+
+
+def test_a_value_may_hold_an_equals_sign():
+    values, others = configuration.read_command_line(["--x=a=b", "--y=", "-m", "BPR", "--flag", "--=1", "z=1"])
+    assert values == {"x": "a=b", "y": ""}
+    assert others == ["-m", "BPR", "--flag", "--=1", "z=1"]
+
+
+def test_a_key_given_twice_with_two_values_is_an_error():
+    assert configuration.read_command_line(["--x=1", "--x=1"]) == ({"x": "1"}, [])
+    with pytest.raises(SyntaxError, match="--x=2"):
+        configuration.read_command_line(["--x=1", "--x=2"])
+
+
+@pytest.fixture
+def started_as(monkeypatch):
+    """Pretend that the process was started with these arguments and is in no test."""
+
+    def start(argv, main=None, environment=""):
+        monkeypatch.setattr(sys, "argv", list(argv))
+        monkeypatch.setattr(sys, "orig_argv", [sys.executable, *argv])
+        monkeypatch.setitem(sys.modules, "__main__", types.SimpleNamespace(**({"__file__": main} if main else {})))
+        monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
+        monkeypatch.setenv(configuration.ARGUMENTS_VARIABLE, environment)
+        return configuration.foreign_host()
+
+    return start
+
+
+SCRIPTS, PACKAGES, LIBRARY = (sysconfig.get_path(key) for key in ("scripts", "purelib", "stdlib"))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        os.path.join(PACKAGES, "pytest", "__main__.py"),
+        os.path.join(LIBRARY, "unittest", "__main__.py"),
+        os.path.join(SCRIPTS, "pytest"),
+    ],
+)
+def test_an_installed_program_keeps_its_arguments(started_as, program):
+    if not os.path.isfile(program):
+        pytest.skip(f"no {program} here")
+    assert started_as([program, "--tb=short", "--epochs=7"]) == program
+
+
+def test_a_program_that_renames_itself_is_told_by_its_main_module(started_as):
+    main = os.path.join(LIBRARY, "unittest", "__main__.py")
+    assert started_as(["python -m unittest", "--locals=1"], main) == main
+
+
+@pytest.mark.parametrize("name", ["train.py", "recbole-llm", "-c", "", "tool/recbole-llm"])
+def test_the_arguments_of_scripts_and_of_our_command_are_read(started_as, tmp_path, name):
+    if name == "train.py":
+        (tmp_path / name).write_text("")
+        name = str(tmp_path / name)
+    assert started_as([name, "--epochs=7"]) is None
+
+
+def test_a_script_in_a_folder_beside_the_environment_is_a_script(started_as, tmp_path):
+    link = tmp_path / "train"
+    link.write_text("")
+    assert started_as([str(link)], main=str(link)) is None
+
+
+def test_an_editors_test_runner_is_told_by_pytests_own_arguments(started_as, tmp_path, monkeypatch):
+    runner = tmp_path / "_jb_pytest_runner.py"
+    runner.write_text("")
+    started_as([str(runner), "--path=x"])
+    monkeypatch.setenv("PYTEST_CURRENT_TEST", "test_x (call)")
+    assert configuration.foreign_host() == "pytest"
+    monkeypatch.setattr(sys, "argv", ["run.py", "--epochs=7"])  # a test that sets arguments of its own means them
+    assert configuration.foreign_host() is None
+
+
+def test_the_environment_overrules(started_as, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("")
+    assert started_as([str(script)], environment="ignore") == str(script)
+    assert started_as([os.path.join(PACKAGES, "pytest", "__main__.py")], environment="read") is None
+    with pytest.raises(ValueError, match="must be read or ignore, got 'maybe'"):
+        started_as([str(script)], environment="maybe")
+
+
+def test_arguments_reach_the_configuration_of_a_script_only(started_as, tmp_path):
+    from recbole.config import Config
+
+    script = tmp_path / "train.py"
+    script.write_text("")
+    started_as([str(script), "--epochs=7", "--note=a=b"])
+    config = Config("BPR", "ml-100k")
+    assert (config["epochs"], config["note"]) == (7, "a=b")
+    started_as([os.path.join(PACKAGES, "pytest", "__main__.py"), "--epochs=7", "--note=a=b"])
+    config = Config("BPR", "ml-100k")
+    assert (config["epochs"], config["note"]) == (300, None)
+
+
+# ---------------------------------------------------------------- model names
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("LLMTwoTowr", "LLMTwoTower"),
+        ("llmtwotower", "LLMTwoTower?"),
+        ("bpr", "BPR?"),
+        ("LightGCM", "LightGCN"),
+        ("xgboost", "XGBoost?"),
+    ],
+)
+def test_an_unknown_name_lists_near_ones(given, named):
+    from recbole.utils import get_model
+
+    with pytest.raises(ValueError, match=rf"`model_name` \[{given}\] is not the name of an existing model.*{named}"):
+        get_model(given)
+
+
+def test_a_name_like_no_other_lists_them_all():
+    from recbole.utils import get_model
+
+    with pytest.raises(ValueError, match=r"Known models: ADMMSLIM, .*LLMTwoTower.*xDeepFM"):
+        get_model("qqqqqqq")
+
+
+def test_every_known_name_is_a_model():
+    from recbole.utils import get_model
+
+    missing = []
+    for name in configuration.known_models():
+        try:
+            assert get_model(name).__name__ == name
+        except ModuleNotFoundError as error:
+            missing.append(str(error))
+    assert set(missing) <= {
+        "XGBoost needs the package 'xgboost', which is not installed.",
+        "LightGBM needs the package 'lightgbm', which is not installed.",
+    }
+    assert len(configuration.known_models()) >= 94
