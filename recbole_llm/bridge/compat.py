@@ -373,3 +373,43 @@ def _flops(module: ModuleType) -> None:
         return get_flops
 
     override(module, "get_flops", make)
+
+
+@repair(
+    "recbole.model.sequential_recommender.ksr",
+    upstream="model/sequential_recommender/ksr.py:40,153 (float64 relation vectors times float32 states)",
+    issues="none found",
+    until="get_preload_weight gives float32, or KSR casts it",
+    condition=always("KSR ends in RuntimeError: expected the same dtype on every stack"),
+)
+def _ksr(module: ModuleType) -> None:
+    """Preloaded relation vectors have the dtype of the model."""
+
+    def make(stock: Callable[..., None]) -> Callable[..., None]:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            stock(self, *args, **kwargs)
+            self.relation_Matrix = self.relation_Matrix.to(self.entity_embedding.weight.dtype)
+
+        return __init__
+
+    override(module.KSR, "__init__", make)
+
+
+@repair(
+    "recbole.model.general_recommender.dgcf",
+    upstream="model/general_recommender/dgcf.py:50,81 (samples more users or items than there are)",
+    issues="none found",
+    until="DGCF bounds cor_batch_size by the numbers of users and of items",
+    condition=always("DGCF ends in ValueError: Sample larger than population where few batches meet unequal sides"),
+)
+def _dgcf(module: ModuleType) -> None:
+    """The correlation loss samples at most all users and all items."""
+
+    def make(stock: Callable[..., None]) -> Callable[..., None]:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            stock(self, *args, **kwargs)
+            self.cor_batch_size = min(self.cor_batch_size, self.n_users, self.n_items)
+
+        return __init__
+
+    override(module.DGCF, "__init__", make)

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import importlib.util
 import os
 import site
 import sys
@@ -163,6 +164,18 @@ def _command_line(module: ModuleType) -> None:
 
 # ---------------------------------------------------------------- model names
 
+_TREES = ("lightgbm", "xgboost")  # RecBole's package of the two models imports both libraries
+# what RecBole imports in the middle of a run without declaring it
+NEEDED_MODULES = {
+    "KGAT": ("dgl",),
+    "KGIN": ("torch_scatter",),
+    "LightGBM": _TREES,
+    "MCCLK": ("torch_scatter",),
+    "NCL": ("faiss",),
+    "XGBoost": _TREES,
+}
+_DISTRIBUTIONS = {"faiss": "faiss-cpu"}
+
 
 def known_models() -> list[str]:
     """Names of RecBole's models and of the registered ones, sorted."""
@@ -177,6 +190,18 @@ def known_models() -> list[str]:
     }  # the YAML files of these two are not named like their classes
     without_yaml = ("Random", "AsymKNN")
     return sorted({*(proper.get(file.stem, file.stem) for file in files), *without_yaml, *registered_models()})
+
+
+def _require_modules(model: str) -> None:
+    missing = [
+        module
+        for module in NEEDED_MODULES.get(model, ())
+        if module not in sys.modules and importlib.util.find_spec(module) is None
+    ]
+    if missing:
+        install = " ".join(_DISTRIBUTIONS.get(module, module) for module in missing)
+        message = f"{model} needs {' and '.join(missing)}, which RecBole does not install: pip install {install}"
+        raise ModuleNotFoundError(message, name=missing[0])
 
 
 def _unknown_model(name: str) -> ValueError:
@@ -206,12 +231,8 @@ def _model_name(module: ModuleType) -> None:
                     return stock(model_name)  # a class that somebody put into RecBole's folders
                 except (ValueError, AttributeError, ModuleNotFoundError) as error:
                     raise _unknown_model(model_name) from error
-            try:
-                return stock(model_name)
-            except ModuleNotFoundError as error:
-                raise ModuleNotFoundError(
-                    f"{model_name} needs the package {error.name!r}, which is not installed.", name=error.name
-                ) from error
+            _require_modules(model_name)
+            return stock(model_name)
 
         return get_model
 

@@ -114,7 +114,7 @@ def probe_collector():
 
 def probe_flops():
     columns = {"inter": ["user_id", "item_id", "timestamp"]}
-    small = dict(n_layers=1, n_heads=1, hidden_size=8, inner_size=8)
+    small = dict(n_layers=1, n_heads=1, hidden_size=8, inner_size=8, reranker_CAN_NUM=5)
     return run("SASRecCPR", load_col=columns, train_neg_sample_args=None, **small)
 
 
@@ -151,6 +151,49 @@ def probe_hyper():
     tuning = HyperTuning(objective, params_dict={"choice": {"learning_rate": [0.1, 0.3, 0.2]}}, early_stop=9)
     tuning.run()
     return f"{len(tuning.params2result)} trials, best {tuning.best_params['learning_rate']}"
+
+
+def write_entities(folder):
+    """A knowledge graph over the toy's items, with a vector for each entity and relation."""
+    target = Path(folder, "toy")
+    files = {
+        "kg": [
+            "head_id:token\trelation_id:token\ttail_id:token",
+            *(f"e{i}\tr{i % 2}\te{(i + 1) % 30}" for i in range(30)),
+        ],
+        "link": ["item_id:token\tentity_id:token", *(f"i{i}\te{i}" for i in range(30))],
+        "ent": ["ent_id:token\tent_emb:float_seq", *(f"e{i}\t{i}.5 {i} 1 2" for i in range(30))],
+        "rel": ["rel_id:token\trel_emb:float_seq", "r0\t1 2 3 4", "r1\t4 3 2 1"],
+    }
+    for suffix, lines in files.items():
+        Path(target, f"toy.{suffix}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def probe_ksr():
+    write_entities(".")
+    columns = {
+        "inter": ["user_id", "item_id", "timestamp"],
+        "kg": ["head_id", "relation_id", "tail_id"],
+        "link": ["item_id", "entity_id"],
+        "ent": ["ent_id", "ent_emb"],
+        "rel": ["rel_id", "rel_emb"],
+    }
+    return run(
+        "KSR",
+        load_col=columns,
+        additional_feat_suffix=["ent", "rel"],
+        alias_of_entity_id=["ent_id"],
+        alias_of_relation_id=["rel_id"],
+        preload_weight={"ent_id": "ent_emb", "rel_id": "rel_emb"},
+        kg_embedding_size=4,
+        hidden_size=8,
+        eval_args={"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"},
+        train_neg_sample_args=None,
+    )
+
+
+def probe_dgcf():
+    return run("DGCF", train_batch_size=2048, n_factors=2, n_iterations=1)
 
 
 PROBES = {name[6:]: function for name, function in list(globals().items()) if name.startswith("probe_")}
@@ -202,6 +245,8 @@ SHOWN = {
     "flops": ("AssertionError", "ran: recall@10"),
     "literals": ("AttributeError", "'map.npy'"),
     "command_line": ("short", "None"),
+    "ksr": ("RuntimeError", "ran: recall@10"),
+    "dgcf": ("ValueError: Sample larger than population", "ran: recall@10"),
     "hyper": ("AttributeError", "3 trials, best 0.3"),
     "model_name": ("ModuleNotFoundError: No module named", "ValueError: `model_name` [LightGCM] is not the name"),
 }
@@ -575,14 +620,22 @@ def test_a_name_like_no_other_lists_them_all():
 def test_every_known_name_is_a_model():
     from recbole.utils import get_model
 
-    missing = []
+    missing = {}
     for name in configuration.known_models():
         try:
             assert get_model(name).__name__ == name
         except ModuleNotFoundError as error:
-            missing.append(str(error))
-    assert set(missing) <= {
-        "XGBoost needs the package 'xgboost', which is not installed.",
-        "LightGBM needs the package 'lightgbm', which is not installed.",
-    }
+            missing[name] = str(error)
+    assert set(missing) <= set(configuration.NEEDED_MODULES)
     assert len(configuration.known_models()) >= 94
+
+
+@pytest.mark.parametrize(("name", "modules"), configuration.NEEDED_MODULES.items())
+def test_a_missing_package_is_named_before_anything_runs(monkeypatch, name, modules):
+    from recbole.utils import get_model
+
+    for module in modules:
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(configuration.importlib.util, "find_spec", lambda module, package=None: None)
+    with pytest.raises(ModuleNotFoundError, match=f"{name} needs {' and '.join(modules)}, which .*: pip install "):
+        get_model(name)
