@@ -1,0 +1,34 @@
+"""Scoring and losses for recommenders: fused from id lookup to loss, in Triton on a GPU and in PyTorch anywhere.
+
+A row of ``user``, ``query`` or ``item`` is a vector; a matrix is an embedding table or the output of a tower. Shapes:
+
+    P  (user, item) pairs        B  rows of a batch: users, or interactions
+    N  items                     K  negatives of a row; M negatives shared by the batch
+    D  dimensions of a vector    T  targets of all rows together
+
+Needs PyTorch alone; Triton is loaded when an operator first runs on it.
+"""
+
+from recbole_llm_kernels.backends import default_backend
+from recbole_llm_kernels.functional import (
+    TopK,
+    catalog_bce,
+    catalog_ce,
+    pair_bce,
+    pair_dot,
+    pair_sigmoid,
+    sampled_bce,
+    score_topk,
+)
+
+__all__ = [
+    "TopK",
+    "catalog_bce",
+    "catalog_ce",
+    "default_backend",
+    "pair_bce",
+    "pair_dot",
+    "pair_sigmoid",
+    "sampled_bce",
+    "score_topk",
+]

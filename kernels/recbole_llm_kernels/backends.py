@@ -1,0 +1,94 @@
+"""Which implementation runs, and what every launcher may rely on: the only place that chooses.
+
+The choice goes by the tensor, at call time.
+"""
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from recbole_llm_kernels.checks import check_ids, mask_ids, synchronising_checks
+
+BACKENDS = ("auto", "triton", "torch")
+
+
+def default_backend(device: torch.device | str) -> str:
+    """The backend that ``backend="auto"`` stands for on ``device``: "triton" or "torch".
+
+    RECBOLE_LLM_KERNELS_BACKEND, where set and not "auto", decides; otherwise Triton where there is a GPU and Triton is
+    installed. float64 always runs on PyTorch.
+
+    Args:
+        device: a device or its name.
+
+    Returns:
+        "triton" or "torch".
+
+    Raises:
+        ValueError: if the environment variable holds an unknown name.
+    """
+    override = os.environ.get("RECBOLE_LLM_KERNELS_BACKEND", "auto")
+    if override not in BACKENDS:
+        raise ValueError(f"RECBOLE_LLM_KERNELS_BACKEND must be one of {', '.join(BACKENDS)}, got {override!r}")
+    if override != "auto":
+        return override
+    return "triton" if torch.device(device).type == "cuda" and _has_triton() else "torch"
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def launchers(module: str, like: Tensor, backend: str) -> ModuleType:
+    """The module of launchers that runs on ``like``; triton_ops, the sole importer of Triton, is loaded here."""
+    if backend == "auto":
+        backend = "torch" if like.dtype == torch.float64 else default_backend(like.device)
+    if backend == "torch":
+        return importlib.import_module(f"recbole_llm_kernels.torch_ops.{module}")
+    if like.dtype == torch.float64:
+        raise ValueError(
+            "the triton backend computes in float32 and takes float32, bfloat16 and float16, got float64; "
+            'use backend="torch"'
+        )
+    if not _has_triton():
+        raise ValueError('backend "triton" needs the package triton: pip install triton, or use backend="torch"')
+    if like.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            'backend "triton" was asked for tensors on the CPU, where Triton only interprets, slowly: set '
+            'TRITON_INTERPRET=1 before Python starts, move the tensors to a GPU, or use backend="torch"'
+        )
+    return importlib.import_module(f"recbole_llm_kernels.triton_ops.{module}")
+
+
+@contextmanager
+def as_given(like: Tensor) -> Iterator[None]:
+    """Autocast off: functional.py has applied it to the operands, and sums are kept in float32."""
+    if torch.is_autocast_enabled(like.device.type):
+        with torch.autocast(like.device.type, enabled=False):
+            yield
+    else:
+        yield
+
+
+def checked(like: Tensor, run: ModuleType, *named: tuple[str, Tensor, Tensor]) -> tuple[list[Tensor], Tensor | None]:
+    """Range-check (name, ids, matrix), or, where that would synchronise, mask ids for launchers that leave it to us.
+
+    Returns the ids, and a scalar to add to the loss: NaN if any was masked.
+    """
+    check = synchronising_checks(like.device)
+    if check:
+        for name, ids, matrix in named:
+            check_ids(name, ids, len(matrix))
+    if check or ".triton_ops." in run.__name__:
+        return [ids for _, ids, _ in named], None
+    masked = [mask_ids(ids, len(matrix)) for _, ids, matrix in named]
+    any_bad = torch.stack([bad.any() for _, bad in masked]).any()
+    return [safe for safe, _ in masked], torch.where(any_bad, torch.nan, 0.0)

@@ -1,0 +1,353 @@
+"""The public functions: checked arguments in, differentiable tensors out.
+
+Common to all of them:
+
+- A score is s = <q, w_i> + bias_i. An item whose bias is -inf is not in the catalogue: it has no loss, no gradient and
+  no place in a top-k; as a target it is an error on a CPU and a NaN loss on a GPU.
+- Matrices are float32, bfloat16, float16 or, on the torch backend, float64, on one device and of one dtype; under
+  autocast they are cast to its dtype. Sums and losses are kept in float32 (float64); gradients stay in float32, are
+  multiplied by the upstream gradient and then rounded once to the input's dtype. Float32 products follow
+  ``torch.get_float32_matmul_precision()``.
+- Ids are int32 or int64. An id out of range is an IndexError on a CPU and with RECBOLE_LLM_KERNELS_DEBUG=1; on a GPU
+  the access is masked and the loss is NaN, without a synchronisation.
+- Results are bitwise repeatable for a device, dtype and thread count. First derivatives only.
+- ``backend="auto"`` goes by the device of the tensors, or by RECBOLE_LLM_KERNELS_BACKEND where that is set.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from recbole_llm_kernels import arguments, ops
+
+
+class TopK(NamedTuple):
+    """The best items of every query."""
+
+    scores: Tensor  # [B, k] float32 (float64 for float64), descending; -inf where no candidate is left
+    ids: Tensor  # [B, k] int64; -1 where no candidate is left
+
+
+def pair_dot(
+    user: Tensor,
+    item: Tensor,
+    user_id: Tensor,
+    item_id: Tensor,
+    *,
+    item_bias: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Logits of (user, item) pairs.
+
+    Computes, without allocating a ``[P, D]`` tensor, ``(user[user_id] * item[item_id]).sum(-1) + item_bias[item_id]``.
+
+    Args:
+        user: user rows, ``[n_users, D]``; a table or a tower's output.
+        item: item rows, ``[N, D]``.
+        user_id: rows of ``user``, ``[P]``.
+        item_id: rows of ``item``, ``[P]``.
+        item_bias: added to every item's logits, ``[N]``; -inf: not in the catalogue.
+        backend: "auto", "triton" or "torch".
+
+    Returns:
+        float32 logits, ``[P]``; -inf, with gradient 0, where the item is not in the catalogue.
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit; names it, what was given and what is expected.
+        IndexError: an id is out of range (CPU, or debug mode).
+    """
+    user, item, item_bias = arguments.matrices("user", user, item, item_bias)
+    arguments.check_backend(backend)
+    user_id, item_id = arguments.pair_ids(user_id, item_id, user)
+    return ops.pair_dot(user, item, user_id, item_id, item_bias, backend)
+
+
+def pair_sigmoid(
+    user: Tensor,
+    item: Tensor,
+    user_id: Tensor,
+    item_id: Tensor,
+    *,
+    item_bias: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Probabilities P(i|u) = sigma(<user_u, item_i> + bias_i) of (user, item) pairs.
+
+    As ``torch.sigmoid(pair_dot(...))``, but a confident pair's slope keeps its relative precision: sigma(s) sigma(-s)
+    instead of p (1 - p), which is 0 from s = 17 on.
+
+    Args:
+        user: user rows, ``[n_users, D]``.
+        item: item rows, ``[N, D]``.
+        user_id: rows of ``user``, ``[P]``.
+        item_id: rows of ``item``, ``[P]``.
+        item_bias: added to every item's logits, ``[N]``; -inf: not in the catalogue.
+        backend: "auto", "triton" or "torch".
+
+    Returns:
+        float32 probabilities, ``[P]``; 0, with gradient 0, where the item is not in the catalogue.
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit.
+        IndexError: an id is out of range (CPU, or debug mode).
+    """
+    user, item, item_bias = arguments.matrices("user", user, item, item_bias)
+    arguments.check_backend(backend)
+    user_id, item_id = arguments.pair_ids(user_id, item_id, user)
+    return ops.pair_sigmoid(user, item, user_id, item_id, item_bias, backend)[0]
+
+
+def pair_bce(
+    user: Tensor,
+    item: Tensor,
+    user_id: Tensor,
+    item_id: Tensor,
+    label: Tensor,
+    *,
+    item_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """Binary cross-entropy of (user, item) pairs, fused from lookup to loss.
+
+    Computes, without allocating a ``[P, D]`` tensor::
+
+        s = (user[user_id] * item[item_id]).sum(-1) + item_bias[item_id]
+        loss = (weight * F.binary_cross_entropy_with_logits(s, label, reduction="none")).mean()
+
+    Args:
+        user: user rows, ``[n_users, D]``.
+        item: item rows, ``[N, D]``.
+        user_id: rows of ``user``, ``[P]``; repeats are summed in a fixed order.
+        item_id: rows of ``item``, ``[P]``.
+        label: targets in [0, 1], ``[P]``; bool, integer or floating point.
+        item_bias: added to every item's logits, ``[N]``; -inf: not in the catalogue, the pair has no loss.
+        weight: factor of every pair's loss, ``[P]``.
+        reduction: "mean" (over P, with or without ``weight``), "sum" or "none". The mean of no pairs is NaN.
+        backend: "auto", "triton" or "torch".
+
+    Returns:
+        float32 loss in nats: a scalar, or ``[P]`` for "none".
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit; or a pair with a label above 0 names an item
+            that is not in the catalogue (CPU, or debug mode).
+        IndexError: an id is out of range (CPU, or debug mode).
+    """
+    user, item, item_bias = arguments.matrices("user", user, item, item_bias)
+    arguments.options(reduction, backend)
+    user_id, item_id = arguments.pair_ids(user_id, item_id, user)
+    arguments.vector("label", label, len(user_id), "one per pair", user)
+    weight = arguments.weights(weight, len(user_id), "one per pair", user)
+    return ops.pair_bce(user, item, user_id, item_id, item_bias, label.contiguous(), weight, reduction, backend)[0]
+
+
+def sampled_bce(
+    user: Tensor,
+    item: Tensor,
+    user_id: Tensor,
+    pos_id: Tensor,
+    neg_id: Tensor,
+    *,
+    item_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    neg_weight: float = 1.0,
+    log_q: Tensor | None = None,
+    neg_valid: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """Binary cross-entropy of one positive against sampled negatives.
+
+    Row loss: softplus(-s_pos) + neg_weight * sum over live k of softplus(s_k), without a ``[B, K, D]`` tensor, nor, for
+    shared negatives, a ``[B, M]`` one. A negative equal to its row's positive is never live.
+
+    Args:
+        user: user rows, ``[n_users, D]``.
+        item: item rows, ``[N, D]``.
+        user_id: rows of ``user``, ``[B]``.
+        pos_id: each row's positive item, ``[B]``.
+        neg_id: negative items, ``[B, K]`` for each row its own, or ``[M]`` shared by all rows. Repeats count again.
+        item_bias: added to every item's logits, ``[N]``; -inf: not in the catalogue, never a live negative.
+        weight: factor of every row's loss, ``[B]``.
+        neg_weight: factor of the negatives' part.
+        log_q: log of the expected count of every item among a row's negatives, ``[N]``; subtracted from the logits of
+            positives and negatives (the sampled-softmax correction of Bengio and Senecal, 2008).
+        neg_valid: bool, True where a negative counts: shaped as ``neg_id``, or ``[B, M]`` with shared negatives.
+        reduction: "mean" (over B, with or without ``weight``), "sum" or "none". The mean of no rows is NaN.
+        backend: "auto", "triton" or "torch".
+
+    Returns:
+        float32 loss in nats: a scalar, or ``[B]`` for "none".
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit; or a positive is not in the catalogue (CPU, or
+            debug mode).
+        IndexError: an id is out of range (CPU, or debug mode).
+    """
+    user, item, item_bias = arguments.matrices("user", user, item, item_bias)
+    arguments.options(reduction, backend)
+    neg_weight = arguments.negative_weight(neg_weight)
+    arguments.ids("user_id", user_id, user)
+    arguments.ids("pos_id", pos_id, user)
+    B = len(user_id)
+    if len(pos_id) != B:
+        raise ValueError(f"user_id and pos_id must have one entry per row, got {B} and {len(pos_id)}")
+    arguments.ids("neg_id", neg_id, user, dims=(1, 2))
+    if neg_id.ndim == 2 and len(neg_id) != B:
+        raise ValueError(
+            f"neg_id must be [B, K] with B = {B} as user_id, or [M] shared by all rows, got {tuple(neg_id.shape)}"
+        )
+    if log_q is not None:
+        arguments.vector("log_q", log_q, len(item), "one per item", user)
+        log_q = log_q.contiguous()
+    if neg_valid is not None:
+        shapes = [neg_id.shape] if neg_id.ndim == 2 else [neg_id.shape, (B, len(neg_id))]
+        if neg_valid.dtype != torch.bool or tuple(neg_valid.shape) not in [tuple(s) for s in shapes]:
+            raise ValueError(
+                f"neg_valid must be bool of shape {' or '.join(str(tuple(s)) for s in shapes)}, "
+                f"got {neg_valid.dtype} {tuple(neg_valid.shape)}"
+            )
+        arguments.check_device("neg_valid", neg_valid, user)
+        neg_valid = neg_valid.contiguous()
+    weight = arguments.weights(weight, B, "one per row", user)
+    ids = arguments.one_id_type(user_id, pos_id, neg_id)
+    op = ops.sampled_bce if neg_id.ndim == 2 else ops.shared_bce
+    need = arguments.need(user, item, item_bias)
+    return op(user, item, item_bias, *ids, log_q, neg_valid, weight, neg_weight, reduction, need, backend)[0]
+
+
+def catalog_bce(
+    query: Tensor,
+    item: Tensor,
+    target_offsets: Tensor,
+    target_ids: Tensor,
+    *,
+    item_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    neg_weight: float = 1.0,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """Binary cross-entropy of every query against the whole catalogue.
+
+    Row loss: sum over its targets of softplus(-s) + neg_weight * sum over all other items of softplus(s). Computes,
+    without allocating the ``[B, N]`` logits, for ``neg_weight=1``::
+
+        s = query @ item.T + item_bias
+        F.binary_cross_entropy_with_logits(s, multi_hot, reduction="none").sum(1).mean()
+
+    Args:
+        query: one vector per row, ``[B, D]``.
+        item: item rows, ``[N, D]``.
+        target_offsets: where each row's targets begin in ``target_ids``, ``[B + 1]``, from 0 to T.
+        target_ids: the rows' positive items, ``[T]``, ascending and unique within a row.
+        item_bias: added to every item's logits, ``[N]``; -inf: not in the catalogue.
+        weight: factor of every row's loss, ``[B]``.
+        neg_weight: factor of the negatives' part.
+        reduction: "mean" (over B, with or without ``weight``), "sum" or "none". The mean of no rows is NaN.
+        backend: "auto", "triton" or "torch".
+
+    Returns:
+        float32 loss in nats: a scalar, or ``[B]`` for "none".
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit; or (CPU, or debug mode) offsets or targets are
+            not in order, or a target is not in the catalogue.
+        IndexError: a target is out of range (CPU, or debug mode).
+    """
+    query, item, item_bias = arguments.matrices("query", query, item, item_bias)
+    arguments.options(reduction, backend)
+    neg_weight = arguments.negative_weight(neg_weight)
+    targets = arguments.row_lists("target_offsets", target_offsets, "target_ids", target_ids, query)
+    weight = arguments.weights(weight, len(query), "one per row", query)
+    need = arguments.need(query, item, item_bias)
+    return ops.catalog_bce(query, item, item_bias, *targets, weight, neg_weight, reduction, need, backend)[0]
+
+
+def catalog_ce(
+    query: Tensor,
+    item: Tensor,
+    target_offsets: Tensor,
+    target_ids: Tensor,
+    *,
+    item_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """Softmax cross-entropy of every query against the whole catalogue.
+
+    Row loss: -sum over its targets of log softmax(s); equals ``F.cross_entropy(query @ item.T + item_bias, multi_hot)``
+    without allocating the ``[B, N]`` logits. A row without targets gives 0.
+
+    Args:
+        query: one vector per row, ``[B, D]``.
+        item: item rows, ``[N, D]``.
+        target_offsets: where each row's targets begin in ``target_ids``, ``[B + 1]``, from 0 to T.
+        target_ids: the rows' positive items, ``[T]``, ascending and unique within a row.
+        item_bias: added to every item's logits, ``[N]``; -inf: not in the catalogue.
+        weight: factor of every row's loss, ``[B]``.
+        reduction: "mean" (over B, with or without ``weight``), "sum" or "none". The mean of no rows is NaN.
+        backend: "auto", "triton" or "torch".
+
+    Returns:
+        float32 loss in nats: a scalar, or ``[B]`` for "none".
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit; or (CPU, or debug mode) offsets or targets are
+            not in order, or a target is not in the catalogue.
+        IndexError: a target is out of range (CPU, or debug mode).
+    """
+    query, item, item_bias = arguments.matrices("query", query, item, item_bias)
+    arguments.options(reduction, backend)
+    targets = arguments.row_lists("target_offsets", target_offsets, "target_ids", target_ids, query)
+    weight = arguments.weights(weight, len(query), "one per row", query)
+    need = arguments.need(query, item, item_bias)
+    return ops.catalog_ce(query, item, item_bias, *targets, weight, reduction, need, backend)[0]
+
+
+def score_topk(
+    query: Tensor,
+    item: Tensor,
+    k: int,
+    *,
+    item_bias: Tensor | None = None,
+    seen_offsets: Tensor | None = None,
+    seen_ids: Tensor | None = None,
+    backend: str = "auto",
+) -> TopK:
+    """The ``k`` best unseen items of every query, exactly.
+
+    As masking seen items in ``query @ item.T + item_bias`` and ``torch.topk``, without allocating the ``[B, N]``
+    scores; equal scores are ordered by the smaller id. Not differentiable.
+
+    Args:
+        query: one vector per row, ``[B, D]``.
+        item: item rows, ``[N, D]``.
+        k: places per row; may exceed N.
+        item_bias: added to every item's scores, ``[N]``; -inf: not in the catalogue.
+        seen_offsets: where each row's seen items begin in ``seen_ids``, ``[B + 1]``; None: nothing is seen.
+        seen_ids: items that get no place in the row, ascending and unique within a row.
+        backend: "auto", "triton" or "torch".
+
+    Returns:
+        Scores and ids, ``[B, k]`` each; where a row has fewer candidates, -inf and -1.
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit.
+        IndexError: a seen id is out of range (CPU, or debug mode).
+    """
+    query, item, item_bias = arguments.matrices("query", query, item, item_bias)
+    arguments.check_backend(backend)
+    if isinstance(k, bool) or not isinstance(k, int | torch.SymInt) or k < 1:
+        raise ValueError(f"k must be a whole number of at least 1, got {k!r}")
+    if (seen_offsets is None) != (seen_ids is None):
+        given, missing = ("seen_ids", "seen_offsets") if seen_offsets is None else ("seen_offsets", "seen_ids")
+        raise ValueError(f"{given} was given without {missing}; both describe the seen items, give both or neither")
+    if seen_offsets is not None and seen_ids is not None:
+        seen_offsets, seen_ids = arguments.row_lists("seen_offsets", seen_offsets, "seen_ids", seen_ids, query)
+    with torch.no_grad():
+        return TopK(*ops.score_topk(query, item, k, item_bias, seen_offsets, seen_ids, backend))

@@ -1,0 +1,304 @@
+r"""Losses of every query against the whole catalogue, whose ``[B, N]`` logits are never allocated.
+
+    S = Q C^T + bias
+    catalog_bce: l_b = sum over targets t of softplus(-s_bt) + neg_weight * sum over the others n of softplus(s_bn)
+    catalog_ce:  l_b = sum over targets t of (log Z_b - s_bt),  Z_b = sum over n of exp(s_bn)
+
+A tile of S lives in the cache. ``catalog_bce`` forms the gradients while it is there, three matrix products in all,
+unless the upstream gradient is a row's own ("none"). ``catalog_ce`` needs Z first: one product forward, three backward.
+Targets are taken out of the tile before anything is summed: adding them as negatives and correcting later would lose
+a confident target's loss and slope to cancellation.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from recbole_llm_kernels.torch_ops import threads
+from recbole_llm_kernels.torch_ops.pairs import softplus
+from recbole_llm_kernels.torch_ops.segment_sum import Segments, accumulator, sum_values
+from recbole_llm_kernels.torch_ops.tiles import (
+    Block,
+    Columns,
+    Sums,
+    Targets,
+    accumulate,
+    columns,
+    group_targets,
+    split,
+    target_rows,
+    visit,
+)
+
+Needs = Sequence[bool]  # are the gradients of (query, item, item_bias) wanted
+Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def catalog_bce_forms(reduction: str) -> tuple[bool, bool]:
+    """Whether ``catalog_bce_fwd`` forms the gradients of (query, item and bias); otherwise the backward does."""
+    return reduction != "none", reduction != "none"
+
+
+def catalog_bce_fwd(
+    query: Tensor,
+    item: Tensor,
+    target_offsets: Tensor,
+    target_ids: Tensor,
+    item_bias: Tensor | None,
+    weight: Tensor | None,
+    neg_weight: float,
+    reduction: str,
+    need: Needs,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Reduced loss and, except for "none", the gradients of that loss in float32 (float64)."""
+    need = need if reduction != "none" else [False] * 3
+    scale = row_scale(weight, reduction, len(query), query)
+    sums = _bce(query, item, target_offsets, target_ids, item_bias, neg_weight, scale, need)
+    return reduce_loss(sums.loss, weight, reduction, query), sums.query, sums.columns, sums.bias
+
+
+def catalog_bce_bwd(
+    grad: Tensor,
+    query: Tensor,
+    item: Tensor,
+    target_offsets: Tensor,
+    target_ids: Tensor,
+    item_bias: Tensor | None,
+    weight: Tensor | None,
+    neg_weight: float,
+    reduction: str,
+    formed: Grads,
+    need: Needs,
+) -> Grads:
+    """Gradients in the inputs' dtypes from upstream ``grad``, [] or [B], and what the forward formed."""
+    if reduction != "none":
+        return scale_formed(grad, formed, need, (query, item, item_bias))
+    scale = row_scale(weight, reduction, len(query), query) * grad
+    sums = _bce(query, item, target_offsets, target_ids, item_bias, neg_weight, scale, need)
+    one = torch.ones((), device=grad.device)
+    return scale_formed(one, (sums.query, sums.columns, sums.bias), need, (query, item, item_bias))
+
+
+def _bce(
+    query: Tensor,
+    item: Tensor,
+    target_offsets: Tensor,
+    target_ids: Tensor,
+    item_bias: Tensor | None,
+    neg_weight: float,
+    scale: Tensor,
+    need: Needs,
+) -> Sums:
+    targets = group_targets(target_offsets, target_ids, len(query), len(item), accumulator(query.dtype))
+    cols = columns(item, None, item_bias)
+    sums = bce_pass(query.to(accumulator(query.dtype)), scale, cols, neg_weight, targets, None, need)
+    loss = softplus(-targets.logits).double()
+    # outside the catalogue a target has no loss; on a CPU the caller has refused it
+    loss.masked_fill_(targets.logits == -torch.inf, torch.nan)
+    by_row = Segments(torch.arange(len(loss), device=loss.device), target_offsets)
+    return sums._replace(loss=sums.loss + sum_values(by_row, loss, torch.float64))
+
+
+def bce_pass(
+    query: Tensor,
+    scale: Tensor,
+    cols: Columns,
+    neg_weight: float,
+    targets: Targets | None,
+    excluded: Callable[[slice, slice], Tensor | None] | None,
+    need: Needs,
+) -> Sums:
+    """Row losses and gradients of binary cross-entropy in one pass over the tiles.
+
+    Args:
+        query: ``[B, D]`` in the accumulator's dtype.
+        scale: factor of each row's loss in the gradients, ``[B]``.
+        cols: the columns.
+        neg_weight: factor of every negative.
+        targets: positive entries; None where the caller treats positives itself.
+        excluded: for a slice of rows and of columns, True where an entry is no negative; or None.
+        need: which gradients are wanted.
+    """
+    scaled = query * scale[:, None] if need[1] else query
+
+    def work(sums: Sums, rows: range, cols_range: range) -> None:
+        spare = torch.empty(0, dtype=query.dtype, device=query.device)
+
+        def use(block: Block) -> None:
+            nonlocal spare
+            s = block.logits
+            if spare.numel() < s.numel():
+                spare = torch.empty_like(s).view(-1)
+            p = spare[: s.numel()].view_as(s)
+            mask = excluded(block.rows, block.columns) if excluded is not None else None
+            if mask is not None:
+                s.masked_fill_(mask, -torch.inf)
+            found = targets.take(block.number, s) if targets is not None else None
+            if neg_weight != 0:
+                softplus(s, out=p)
+                sums.loss[block.rows] += p.sum(1).double() * neg_weight
+            if not any(need):
+                return
+            torch.sigmoid(s, out=p)
+            if neg_weight != 1:
+                p *= neg_weight
+            if found is not None:
+                flat, s_target = found
+                p.view(-1).index_copy_(0, flat, -torch.sigmoid(-s_target))
+            add_gradients(sums, block, p, scaled, scale)
+
+        visit(query, cols, rows, cols_range, use)
+
+    sums = accumulate(query, cols, need, work)
+    if sums.query is not None:
+        sums.query.mul_(scale[:, None])
+    return sums
+
+
+def add_gradients(sums: Sums, block: Block, p: Tensor, scaled: Tensor, scale: Tensor) -> None:
+    """Add one tile of slopes ``p``: to the rows without their scale, to the columns through the scaled queries."""
+    if sums.query is not None:
+        sums.query[block.rows].addmm_(p, block.vectors)
+    if sums.columns is not None:
+        sums.columns[block.columns].addmm_(p.T, scaled[block.rows])
+    if sums.bias is not None:
+        sums.bias[block.columns].addmv_(p.T, scale[block.rows])
+
+
+def row_scale(weight: Tensor | None, reduction: str, rows: int, like: Tensor) -> Tensor:
+    """Factor of each row in the reduced loss, ``[rows]``, in the accumulator's dtype of ``like``."""
+    dtype = accumulator(like.dtype)
+    scale = like.new_ones(rows, dtype=dtype) if weight is None else weight.to(dtype, copy=True)
+    return scale.div_(rows) if reduction == "mean" else scale
+
+
+def reduce_loss(rows: Tensor, weight: Tensor | None, reduction: str, query: Tensor) -> Tensor:
+    """Weight and reduce float64 row losses, then round to the accumulator's dtype."""
+    rows = rows if weight is None else rows * weight
+    if reduction == "mean":
+        rows = rows.sum() / len(rows)
+    elif reduction == "sum":
+        rows = rows.sum()
+    return rows.to(accumulator(query.dtype))
+
+
+def scale_formed(grad: Tensor, formed: Grads, need: Needs, inputs: Grads) -> Grads:
+    """Gradients formed in the forward times the scalar upstream gradient, rounded once to the inputs' dtypes."""
+    scaled: list[Tensor | None] = []
+    for value, wanted, like in zip(formed, need, inputs, strict=True):
+        assert not wanted or value is not None or like is None or 0 in like.shape, "the forward did not form a gradient"
+        scaled.append((value * grad).to(like.dtype) if wanted and value is not None and like is not None else None)
+    return scaled[0], scaled[1], scaled[2]
+
+
+def catalog_ce_forms(reduction: str) -> tuple[bool, bool]:
+    """Whether ``catalog_ce_fwd`` forms the gradients of (query, item and bias); otherwise the backward does."""
+    return False, False
+
+
+def catalog_ce_fwd(
+    query: Tensor,
+    item: Tensor,
+    target_offsets: Tensor,
+    target_ids: Tensor,
+    item_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    need: Needs,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Reduced loss, log Z [B], slopes of the targets' logits in their row's loss [T], and no gradients yet."""
+    q = query.to(accumulator(query.dtype))
+    cols = columns(item, None, item_bias)
+    targets = group_targets(target_offsets, target_ids, len(q), len(item), q.dtype)
+    peak, others = _negatives_sum(q, cols, targets)
+
+    row = target_rows(target_offsets, len(target_ids))
+    by_row = Segments(torch.arange(len(row), device=row.device), target_offsets)
+    s = targets.logits
+    peak, before = peak.scatter_reduce(0, row, s, "amax"), peak
+    others *= torch.exp(before - peak)
+    e = torch.exp(s - peak[row])
+    z_targets = sum_values(by_row, e, torch.float64)
+    z = others + z_targets
+    # Z without the target itself, as a sum: Z - e would lose it where the target is confident
+    rest = others[row] + (z_targets[row] - e)
+    loss = torch.where(e > rest, torch.log1p(rest / e), (peak + z.log())[row] - s)
+    loss = loss.masked_fill_(s == -torch.inf, torch.nan)  # outside the catalogue; on a CPU the caller has refused it
+    count = target_offsets.diff()
+    slope = ((count[row] - 1) * e - rest) / z[row]
+    rows = sum_values(by_row, loss, torch.float64)
+    log_z = (peak + z.log()).to(q.dtype)
+    return reduce_loss(rows, weight, reduction, query), log_z, slope.to(q.dtype), None, None, None
+
+
+def catalog_ce_bwd(
+    grad: Tensor,
+    query: Tensor,
+    item: Tensor,
+    target_offsets: Tensor,
+    target_ids: Tensor,
+    item_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    log_z: Tensor,
+    target_slope: Tensor,
+    formed: Grads,
+    need: Needs,
+) -> Grads:
+    """Gradients in the inputs' dtypes from upstream ``grad``, [] or [B], and what the forward left."""
+    q = query.to(accumulator(query.dtype))
+    cols = columns(item, None, item_bias)
+    targets = group_targets(target_offsets, target_ids, len(q), len(item), q.dtype)
+    scale = row_scale(weight, reduction, len(query), query) * grad
+    scaled = q * scale[:, None] if need[1] else q
+    # a negative's slope is T_b exp(s - log Z_b); without targets log T_b is -inf and the slope 0
+    shift = (log_z - target_offsets.diff().to(q.dtype).log())[:, None]
+    slope = target_slope.index_select(0, targets.order)
+
+    def work(sums: Sums, rows: range, cols_range: range) -> None:
+        def use(block: Block) -> None:
+            p = block.logits.sub_(shift[block.rows]).exp_()
+            if (found := targets.of(block.number, p.shape[1])) is not None:
+                p.view(-1).index_copy_(0, found[1], slope[found[0]])
+            add_gradients(sums, block, p, scaled, scale)
+
+        visit(q, cols, rows, cols_range, use)
+
+    sums = accumulate(q, cols, need, work)
+    grad_query = None if sums.query is None else sums.query.mul_(scale[:, None])
+    one = torch.ones((), device=grad.device)
+    return scale_formed(one, (grad_query, sums.columns, sums.bias), need, (query, item, item_bias))
+
+
+def _negatives_sum(query: Tensor, cols: Columns, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Each row's largest negative logit and the float64 sum of exp(s - largest); the targets' logits go to ``targets``.
+
+    A row without negatives has the sum 0.
+    """
+    B, lowest = len(query), torch.finfo(query.dtype).min  # not -inf: exp(-inf - -inf) is NaN
+
+    def job(rows: range, cols_range: range) -> tuple[Tensor, Tensor]:
+        peak = query.new_full((B,), lowest)
+        total = torch.zeros(B, dtype=torch.float64, device=query.device)
+
+        def use(block: Block) -> None:
+            s = block.logits
+            targets.take(block.number, s)
+            old = peak[block.rows]
+            new = torch.maximum(old, s.amax(1))
+            terms = s.sub_(new[:, None]).exp_().sum(1)
+            total[block.rows] = total[block.rows] * (old - new).exp_() + terms
+            peak[block.rows] = new
+
+        visit(query, cols, rows, cols_range, use)
+        return peak, total
+
+    peak = query.new_full((B,), lowest)
+    total = torch.zeros(B, dtype=torch.float64, device=query.device)
+    for part, terms in threads.run([partial(job, *span) for span in split(B, cols.total, query.device)]):
+        new = torch.maximum(peak, part)
+        total = total * (peak - new).exp_() + terms * (part - new).exp_()
+        peak = new
+    return peak, total

@@ -1,0 +1,237 @@
+r"""Binary cross-entropy of one positive against sampled negatives.
+
+    s_bk = <user[u_b], item[i_bk]> + bias - log_q,  i_b0 the positive, i_b1.. the negatives
+    l_b  = softplus(-s_b0) + neg_weight * sum over live k of softplus(s_bk)
+
+Negatives of a row's own (``sampled_bce``): one gather of its items serves the logits, the slopes and the row's query
+gradient; the item gradient is a segmented sum over (item, row, slope). Nothing of shape [B, K, D] is stored.
+Negatives shared by the batch (``shared_bce``): a small catalogue, in tiles as in ``catalog``; no [B, M] is stored.
+"""
+
+import torch
+from torch import Tensor
+
+from recbole_llm_kernels.torch_ops.catalog import Grads, Needs, bce_pass, reduce_loss, row_scale
+from recbole_llm_kernels.torch_ops.pairs import gathered_dots, softplus
+from recbole_llm_kernels.torch_ops.segment_sum import accumulator, sort_segments, sum_segments, sum_values
+from recbole_llm_kernels.torch_ops.tiles import Sums, columns
+
+GATHERED = 1 << 19  # elements of item rows gathered at a time: 2 MiB of float32
+
+
+def sampled_bce_fwd(
+    user: Tensor,
+    item: Tensor,
+    user_id: Tensor,
+    pos_id: Tensor,
+    neg_id: Tensor,
+    item_bias: Tensor | None,
+    log_q: Tensor | None,
+    neg_valid: Tensor | None,
+    weight: Tensor | None,
+    neg_weight: float,
+    reduction: str,
+    need: Needs,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Reduced loss, slopes d loss/ds [B, 1 + K] (positive first) and the gathered queries' gradient [B, D].
+
+    Slopes and query gradient hold ``weight``, ``neg_weight`` and, for "mean", 1/B. ``neg_id`` is [B, K].
+    """
+    dtype = accumulator(user.dtype)
+    ids = torch.cat([pos_id[:, None], neg_id], 1)
+    (B, W), D = ids.shape, user.shape[1]
+    live, shift = _live(ids, item_bias, neg_valid), _shift(ids, item_bias, log_q, dtype)
+    slope = torch.empty(B, W, dtype=dtype, device=user.device)
+    rows = torch.empty(B, dtype=dtype, device=user.device)
+    grad_query = torch.empty(B, D, dtype=dtype, device=user.device) if need[0] else None
+    scale = row_scale(weight, reduction, len(user_id), user)
+    chunk = max(1, GATHERED // (W * D))
+    for lo in range(0, B, chunk):
+        part = slice(lo, min(lo + chunk, B))
+        query = user.index_select(0, user_id[part]).to(dtype)
+        vectors = item.index_select(0, ids[part].reshape(-1)).to(dtype).view(-1, W, D)
+        if item_bias is not None:
+            vectors.masked_fill_(~live[part, :, None], 0)  # whatever an item outside the catalogue holds
+        s = torch.bmm(vectors, query[:, :, None])[:, :, 0]
+        if shift is not None:
+            s += shift[part]
+        s[:, 0].neg_()
+        terms = softplus(s).masked_fill_(~live[part], 0)
+        rows[part] = terms[:, 0].masked_fill(~live[part, 0], torch.nan) + neg_weight * terms[:, 1:].sum(1)
+        e = torch.sigmoid(s).masked_fill_(~live[part], 0)
+        e[:, 0].neg_()
+        e[:, 1:] *= neg_weight
+        e *= scale[part, None]
+        slope[part] = e
+        if grad_query is not None:
+            torch.bmm(e[:, None, :], vectors, out=grad_query[part, None, :])
+    return reduce_loss(rows.double(), weight, reduction, user), slope, grad_query
+
+
+def sampled_bce_bwd(
+    grad: Tensor,
+    slope: Tensor,
+    grad_query: Tensor | None,
+    user: Tensor,
+    item: Tensor,
+    user_id: Tensor,
+    pos_id: Tensor,
+    neg_id: Tensor,
+    item_bias: Tensor | None,
+    need: Needs,
+) -> Grads:
+    """Gradients of (user, item, item_bias) in their dtypes from upstream ``grad``, [] or [B]."""
+    B, W = slope.shape
+    grad = grad.to(slope.dtype).expand(B)
+    grad_user = grad_item = grad_bias = None
+    if need[0]:
+        assert grad_query is not None, "the forward was told that no gradient of user is needed"
+        row = torch.arange(B, device=user.device)
+        grad_user = sum_segments(sort_segments(user_id, len(user)), row, grad, grad_query, user.dtype)
+    if need[1] or need[2]:
+        by_item = sort_segments(torch.cat([pos_id[:, None], neg_id], 1).view(-1), len(item))
+        value = (slope * grad[:, None]).view(-1)
+        if need[1]:
+            in_id = user_id[:, None].expand(B, W).reshape(-1)
+            grad_item = sum_segments(by_item, in_id, value, user, item.dtype)
+        if need[2] and item_bias is not None:
+            grad_bias = sum_values(by_item, value, item_bias.dtype)
+    return grad_user, grad_item, grad_bias
+
+
+def _live(ids: Tensor, item_bias: Tensor | None, neg_valid: Tensor | None) -> Tensor:
+    """Entries that count, ``[B, 1 + K]``: in the catalogue and, if negatives, valid and not the row's positive."""
+    live = ids != ids[:, :1]
+    if neg_valid is not None:
+        live[:, 1:] &= neg_valid
+    live[:, 0] = True
+    return live if item_bias is None else live & (item_bias[ids] != -torch.inf)
+
+
+def _shift(ids: Tensor, item_bias: Tensor | None, log_q: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Sum of bias and -log_q of every entry; 0 outside the catalogue."""
+    shift = None if item_bias is None else item_bias[ids].to(dtype)
+    if shift is not None:
+        shift.masked_fill_(shift == -torch.inf, 0)
+    if log_q is None:
+        return shift
+    correction = log_q[ids].to(dtype)
+    return -correction if shift is None else shift - correction
+
+
+def shared_bce_forms(reduction: str) -> tuple[bool, bool]:
+    """Whether ``shared_bce_fwd`` forms the gradients of (queries, negatives); otherwise the backward does."""
+    return reduction != "none", reduction != "none"
+
+
+def shared_bce_fwd(
+    user: Tensor,
+    item: Tensor,
+    user_id: Tensor,
+    pos_id: Tensor,
+    neg_id: Tensor,
+    item_bias: Tensor | None,
+    log_q: Tensor | None,
+    neg_valid: Tensor | None,
+    weight: Tensor | None,
+    neg_weight: float,
+    reduction: str,
+    need: Needs,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Reduced loss, slopes of the positives [B] and, except for "none", gradients that lack only the upstream factor.
+
+    Those: of the gathered queries [B, D], of the negatives' vectors [M, D] and of the negatives' bias [M], in float32
+    (float64). They and the slopes hold ``weight``, ``neg_weight`` and, for "mean", 1/B. ``neg_id`` is [M],
+    ``neg_valid`` [M] or [B, M].
+    """
+    s = gathered_dots(user, item, user_id, pos_id)
+    shift = _shift(pos_id, item_bias, log_q, s.dtype)
+    s = s if shift is None else s + shift
+    loss = softplus(-s)
+    if item_bias is not None:
+        loss.masked_fill_(item_bias[pos_id] == -torch.inf, torch.nan)  # on a CPU the caller has refused it
+    scale = row_scale(weight, reduction, len(user_id), user)
+    slope = -torch.sigmoid(-s) * scale
+    need = need if reduction != "none" else [False] * 3
+    sums = _negatives(user, item, user_id, pos_id, neg_id, item_bias, log_q, neg_valid, neg_weight, scale, need)
+    grads = _with_positives(sums, item, pos_id, slope)
+    return reduce_loss(loss.double() + sums.loss, weight, reduction, user), slope, *grads
+
+
+def shared_bce_bwd(
+    grad: Tensor,
+    slope: Tensor,
+    user: Tensor,
+    item: Tensor,
+    user_id: Tensor,
+    pos_id: Tensor,
+    neg_id: Tensor,
+    item_bias: Tensor | None,
+    log_q: Tensor | None,
+    neg_valid: Tensor | None,
+    weight: Tensor | None,
+    neg_weight: float,
+    reduction: str,
+    formed: Grads,
+    need: Needs,
+) -> Grads:
+    """Gradients of (user, item, item_bias) in their dtypes from upstream ``grad``, [] or [B]."""
+    slope = slope * grad
+    if reduction == "none":
+        scale = row_scale(weight, reduction, len(user_id), user) * grad
+        sums = _negatives(user, item, user_id, pos_id, neg_id, item_bias, log_q, neg_valid, neg_weight, scale, need)
+        formed, grad = _with_positives(sums, item, pos_id, slope), torch.ones_like(grad[:1])
+    grad = grad.to(slope.dtype).reshape(1)
+    grad_query, grad_vectors, grad_shift = formed
+    grad_user = grad_item = grad_bias = None
+    if need[0] and grad_query is not None:
+        by_user = sort_segments(user_id, len(user))
+        row = torch.arange(len(user_id), device=user.device)
+        grad_user = sum_segments(by_user, row, grad.expand(len(row)), grad_query, user.dtype)
+    if need[1] or need[2]:
+        ids = torch.cat([pos_id, neg_id])
+        by_item = sort_segments(ids, len(item))
+        if need[1] and grad_vectors is not None:
+            rows = torch.cat([user.index_select(0, user_id).to(slope.dtype), grad_vectors])
+            value = torch.cat([slope, grad.expand(len(neg_id))])
+            grad_item = sum_segments(by_item, torch.arange(len(ids), device=ids.device), value, rows, item.dtype)
+        if need[2] and grad_shift is not None and item_bias is not None:
+            grad_bias = sum_values(by_item, torch.cat([slope, grad_shift * grad]), item_bias.dtype)
+    return grad_user, grad_item, grad_bias
+
+
+def _negatives(
+    user: Tensor,
+    item: Tensor,
+    user_id: Tensor,
+    pos_id: Tensor,
+    neg_id: Tensor,
+    item_bias: Tensor | None,
+    log_q: Tensor | None,
+    neg_valid: Tensor | None,
+    neg_weight: float,
+    scale: Tensor,
+    need: Needs,
+) -> Sums:
+    """Row losses and scaled gradients of the shared negatives alone."""
+    dtype = scale.dtype
+    query = user.index_select(0, user_id).to(dtype)
+    shift = _shift(neg_id, item_bias, log_q, dtype)
+    dead = None if item_bias is None else item_bias[neg_id] == -torch.inf
+    if neg_valid is not None and neg_valid.ndim == 1:
+        dead = ~neg_valid if dead is None else dead | ~neg_valid
+    if dead is not None:
+        shift = (query.new_zeros(len(neg_id)) if shift is None else shift).masked_fill(dead, -torch.inf)
+
+    def excluded(rows: slice, cols: slice) -> Tensor:
+        hit = neg_id[None, cols] == pos_id[rows, None]
+        return hit if neg_valid is None or neg_valid.ndim == 1 else hit | ~neg_valid[rows, cols]
+
+    return bce_pass(query, scale, columns(item, neg_id, shift), neg_weight, None, excluded, need)
+
+
+def _with_positives(sums: Sums, item: Tensor, pos_id: Tensor, slope: Tensor) -> Grads:
+    """The sums over negatives, with the positives' part of the query gradient added."""
+    if sums.query is not None:
+        sums.query.addcmul_(slope[:, None], item.index_select(0, pos_id).to(slope.dtype))
+    return sums.query, sums.columns, sums.bias

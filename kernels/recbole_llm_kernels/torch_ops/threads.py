@@ -1,0 +1,51 @@
+"""Outer blocks on a pool of threads, each of which runs its PyTorch operations on one core.
+
+On contended cores, loops of many small multi-threaded operations are several times slower than the same operations run
+side by side on one thread each: every small operation waits for its slowest OpenMP thread.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+_lock = threading.Lock()
+os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
+
+
+def workers(device: torch.device) -> int:
+    """How many jobs run side by side: PyTorch's own thread count on a CPU, 1 elsewhere."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def run(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """Results of ``jobs`` in order; in the calling thread when there is one job or one thread."""
+    threads = torch.get_num_threads()
+    if len(jobs) == 1 or threads == 1:
+        return [job() for job in jobs]
+    return list(_pool(threads).map(_without_grad, jobs))
+
+
+def _without_grad(job: Callable[[], T]) -> T:
+    with torch.no_grad():  # grad mode belongs to the thread
+        return job()
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    with _lock:
+        if threads not in _pools:
+            ready = threading.Barrier(threads + 1)
+            pool = ThreadPoolExecutor(threads, "recbole_llm_kernels", lambda: torch.set_num_threads(1))
+            for _ in range(threads):
+                pool.submit(ready.wait)
+            ready.wait()
+            # set_num_threads also sets what threads started later inherit: give that back
+            torch.set_num_threads(threads)
+            _pools[threads] = pool
+        return _pools[threads]
