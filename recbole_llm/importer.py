@@ -1,0 +1,369 @@
+"""Tables of interactions, items and users to RecBole's atomic files: ``recbole-llm import``.
+
+Rows are streamed; of each a few numbers stay in memory to find duplicates and to sort. Nothing is dropped in silence:
+the report counts every row that was read as kept or as dropped, with the reason. The dataset's folder appears complete
+or not at all.
+"""
+
+import argparse
+import fcntl
+import importlib.util
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.importing.report import ImportReport
+
+# RecBole reads its own files for the first, and its own settings for the others
+RESERVED_NAMES = ("ml-100k", "sample", "url", "kg_url")
+_TEMPORARY = ".{name}.importing-"
+
+
+def import_dataset(
+    interactions: str | Path,
+    dataset: str,
+    *,
+    items: str | Path | None = None,
+    users: str | Path | None = None,
+    data_path: str | Path = "dataset",
+    user_column: str | None = None,
+    item_column: str | None = None,
+    rating_column: str | None = None,
+    label_column: str | None = None,
+    time_column: str | None = None,
+    items_id_column: str | None = None,
+    users_id_column: str | None = None,
+    text_columns: Sequence[str] | None = None,
+    user_text_columns: Sequence[str] | None = None,
+    threshold: float | None = None,
+    keep_negatives: bool = False,
+    duplicates: str = "last",
+    order: str = "auto",
+    time_unit: str | None = None,
+    bad_rows: str = "error",
+    keep_html: bool = False,
+    separator: str | None = None,
+    quoting: str = "auto",
+    encoding: str = "utf-8",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> ImportReport:
+    """Write ``data_path/dataset`` with RecBole's atomic files, a YAML with the columns to load, and the report as JSON.
+
+    Columns that are not named are found by their names and contents; ``""`` says that there is none.
+
+    Args:
+        interactions: a file of CSV, TSV, JSON Lines (each also gzip) or Parquet, a row per interaction.
+        dataset: RecBole's name for the result.
+        items: a file of the same kinds, a row per item.
+        users: a file of the same kinds, a row per user.
+        data_path: the folder that gets the dataset's folder.
+        user_column: the interactions' column of users; the ids are kept as written.
+        item_column: the interactions' column of items; the ids are kept as written.
+        rating_column: the interactions' column of ratings.
+        label_column: the interactions' column of 0 and 1.
+        time_column: the interactions' column of times: seconds, milli-, micro- or nanoseconds since 1970, or ISO dates.
+        items_id_column: the id column of ``items``.
+        users_id_column: the id column of ``users``.
+        text_columns: the columns of ``items`` that make an item's text.
+        user_text_columns: the columns of ``users`` that make a user's text.
+        threshold: ratings below it are no interactions.
+        keep_negatives: write them, and rows of label 0, with ``label`` 0 instead of dropping them.
+        duplicates: of rows with the same user and item keep the ``last`` (in time), the ``first``, or ``keep`` all. The
+            last or first is chosen before the threshold is applied, and after rows of label 0 are dropped.
+        order: of the rows written: ``file``, ``time``, or ``auto``, which is time where float32 merges times.
+        time_unit: ``s``, ``ms``, ``us``, ``ns`` or ``iso``.
+        bad_rows: ``error`` or ``drop`` (and count) rows that cannot be read.
+        keep_html: leave HTML in texts.
+        separator: between the cells of CSV.
+        quoting: ``csv``, ``none`` or ``auto``.
+        encoding: of text files.
+        overwrite: replace the dataset's folder.
+        progress: show a progress bar on a terminal.
+
+    Returns:
+        What became of every row.
+
+    Raises:
+        ValueError: on a wrong argument or a file that cannot be read; names the file and the lines.
+    """
+    started = time.perf_counter()
+    _check_arguments(dataset, threshold, duplicates, order, time_unit, bad_rows, label_column)
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ValueError("import needs pyarrow: pip install 'recbole-llm[import]'.")
+    from recbole_llm.importing.entities import EntityRules, import_entities
+    from recbole_llm.importing.interactions import InteractionRules, import_interactions
+    from recbole_llm.importing.sources import open_source
+
+    files = {"interactions": interactions, "items": items, "users": users}
+    sources = {
+        kind: open_source(path, separator=separator, quoting=quoting, encoding=encoding)
+        for kind, path in files.items()
+        if path is not None
+    }
+    for name, kind, given in (
+        ("text_columns", "items", text_columns),
+        ("user_text_columns", "users", user_text_columns),
+    ):
+        if given and kind not in sources:
+            raise ValueError(f"{name} needs {kind}, and no such file was given.")
+    folder = Path(data_path) / dataset
+    with _new_folder(folder, overwrite) as temporary:
+        rules = InteractionRules(threshold, keep_negatives, duplicates, bad_rows, order, time_unit)
+        flags = {
+            "user": user_column,
+            "item": item_column,
+            "rating": rating_column,
+            "label": "" if label_column is None and threshold is not None else label_column,
+            "time": time_column,
+        }
+        found = import_interactions(sources["interactions"], temporary / f"{dataset}.inter", flags, rules, progress)
+        report = ImportReport(dataset, folder, folder / f"{dataset}.yaml", found.report, notes=found.notes)
+        report.n_users, report.n_items = len(found.user_kept), len(found.item_kept)
+        columns = {target.split(":")[0]: name for name, target in found.report.columns.items()}
+        taken = ["user_id", "item_id", "rating", "label", "timestamp"]
+        first_or_last = "first" if duplicates == "first" else "last"
+        if items is not None:
+            rule = EntityRules(
+                "item", items_id_column, columns["item_id"], text_columns, taken, first_or_last, bad_rows, keep_html
+            )
+            report.items = import_entities(
+                sources["items"], temporary / f"{dataset}.item", found.items, found.item_kept, rule, progress
+            )
+            taken += [target.split(":")[0] for target in report.items.columns.values()]
+        if users is not None:
+            rule = EntityRules(
+                "user",
+                users_id_column,
+                columns["user_id"],
+                user_text_columns,
+                taken,
+                first_or_last,
+                bad_rows,
+                keep_html,
+            )
+            report.users = import_entities(
+                sources["users"], temporary / f"{dataset}.user", found.users, found.user_kept, rule, progress
+            )
+        report.notes += _notes(report)
+        (temporary / f"{dataset}.yaml").write_text(_settings(report, data_path, found.fields), encoding="utf-8")
+        report.seconds = time.perf_counter() - started
+        text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
+        (temporary / "import_report.json").write_text(text + "\n", encoding="utf-8")
+    return report
+
+
+def _check_arguments(
+    dataset: str,
+    threshold: float | None,
+    duplicates: str,
+    order: str,
+    time_unit: str | None,
+    bad_rows: str,
+    label_column: str | None,
+) -> None:
+    if not re.fullmatch(r"\w[\w.-]*", dataset):
+        raise ValueError(f"dataset must be a name of letters, digits, '_', '-' and '.', and {dataset!r} was given.")
+    if dataset in RESERVED_NAMES:
+        raise ValueError(
+            f"dataset: RecBole reads files of its own for the name {dataset!r}. Choose another, such as my-{dataset}."
+        )
+    choices: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "duplicates": (duplicates, ("last", "first", "keep")),
+        "order": (order, ("auto", "file", "time")),
+        "time_unit": (time_unit, (None, "s", "ms", "us", "ns", "iso")),
+        "bad_rows": (bad_rows, ("error", "drop")),
+    }
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(k for k in known if k)}, and {value!r} was given.")
+    if threshold is not None and label_column:
+        raise ValueError("threshold makes 0/1 labels of ratings, and label_column names labels: give one of them.")
+    if threshold is not None and threshold != threshold:
+        raise ValueError("threshold must be a number, and NaN was given.")
+
+
+@contextmanager
+def _new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A hidden folder beside ``folder`` that takes its name when the block ends well, and is removed when it does not.
+
+    A process that is killed leaves the hidden folder; the next import of this dataset removes it, told by its lock that
+    nobody works in it any more.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; choose another dataset name or data_path.")
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"{folder} exists. Give --overwrite to replace it, or another --dataset or --data_path.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        prefix = _TEMPORARY.format(name=folder.name)
+        for stale in folder.parent.glob(f"{prefix}*"):
+            _remove_if_abandoned(stale)
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    except OSError as error:
+        raise ValueError(f"data_path: cannot write in {folder.parent}: {error}.") from error
+    lock = os.open(temporary, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        _move(temporary, folder)
+    finally:
+        os.close(lock)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move(temporary: Path, folder: Path) -> None:
+    if not folder.exists() or not any(folder.iterdir()):
+        os.replace(temporary, folder)
+        return
+    aside = temporary.with_name(temporary.name + "-old")
+    os.replace(folder, aside)
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        os.replace(aside, folder)
+        raise
+    shutil.rmtree(aside)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    with suppress(OSError):
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+        finally:
+            os.close(lock)
+
+
+def _notes(report: ImportReport) -> list[str]:
+    notes = []
+    for table, what in ((report.items, "items"), (report.users, "users")):
+        if table is None:
+            continue
+        interacting = report.n_items if what == "items" else report.n_users
+        if table.added == interacting and table.rows_kept:
+            notes.append(
+                f"no id of the interactions is in {table.file}: check that both files write ids alike (1 and 1.0 are "
+                f"different), or give --{what}-id-column."
+            )
+        if not table.text_fields:
+            notes.append(
+                f"no column of {table.file} looks like text; name some with "
+                f"--{'' if what == 'items' else 'user-'}text-columns."
+            )
+    if report.items is None:
+        notes.append(
+            "no items were given: without texts LLMTwoTower learns from ids alone (encoder is empty in the YAML)."
+        )
+    return notes
+
+
+def _settings(report: ImportReport, data_path: str | Path, fields: Sequence[str]) -> str:
+    """The YAML to run RecBole with, in the form of recbole_llm/properties/LLMTwoTower.yaml."""
+    import yaml
+
+    def show(value: Any) -> str:
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+        return text.removesuffix("...\n").strip()
+
+    lines = [
+        "# Written by recbole-llm import.",
+        f"# recbole-llm run --dataset {report.dataset} --config_files {report.config_file}",
+        f"data_path: {show(str(data_path))}",
+        'field_separator: "\\t"',
+        'seq_separator: " "',
+        "USER_ID_FIELD: user_id",
+        "ITEM_ID_FIELD: item_id",
+        "load_col:",
+        f"  inter: {show(list(fields))}",
+    ]
+    if "rating" in fields:
+        lines.append("RATING_FIELD: rating")
+    if "timestamp" in fields:
+        lines.append("TIME_FIELD: timestamp")
+    if "label" in fields:
+        lines.append("LABEL_FIELD: label")
+    if report.items is not None and report.items.text_fields:
+        lines.append(f"item_text_fields: {show(report.items.text_fields)}")
+    else:
+        lines.append("encoder: ~                      # no item texts")
+    if report.users is not None and report.users.text_fields:
+        lines.append(f"user_text_fields: {show(report.users.text_fields)}")
+    return "\n".join(lines) + "\n"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``recbole-llm import``."""
+    add = parser.add_argument
+    add("interactions", help="CSV, TSV, JSON Lines (also .gz) or Parquet, a row per interaction")
+    add("--items", metavar="FILE", help="a row per item, with its texts")
+    add("--users", metavar="FILE", help="a row per user")
+    add("--dataset", "-d", required=True, help="RecBole's name for the result")
+    add(
+        "--data_path", default="dataset", metavar="FOLDER", help="gets a folder named as the dataset (default: dataset)"
+    )
+    columns = parser.add_argument_group(
+        "columns", "found by name and content where not given; an empty name says that there is none"
+    )
+    for role in ("user", "item", "rating", "label", "time"):
+        columns.add_argument(f"--{role}-column", metavar="NAME")
+    columns.add_argument("--items-id-column", metavar="NAME", help="in the items' file")
+    columns.add_argument("--users-id-column", metavar="NAME", help="in the users' file")
+    columns.add_argument(
+        "--text-columns", nargs="+", metavar="NAME", help="that make an item's text; commas separate too"
+    )
+    columns.add_argument("--user-text-columns", nargs="+", metavar="NAME", help="that make a user's text")
+    rows = parser.add_argument_group("rows")
+    rows.add_argument("--threshold", type=float, help="ratings below it are no interactions")
+    rows.add_argument("--keep-negatives", action="store_true", help="write them, and label 0, as rows of label 0")
+    rows.add_argument(
+        "--duplicates", choices=("last", "first", "keep"), default="last", help="rows of the same user and item"
+    )
+    rows.add_argument(
+        "--order", choices=("auto", "file", "time"), default="auto", help="auto: of time where float32 loses it"
+    )
+    rows.add_argument("--time-unit", choices=("s", "ms", "us", "ns", "iso"), help="found if not given")
+    rows.add_argument("--bad-rows", choices=("error", "drop"), default="error", help="rows that cannot be read")
+    rows.add_argument("--keep-html", action="store_true", help="leave HTML in texts")
+    files = parser.add_argument_group("files")
+    files.add_argument("--separator", help=r"between cells; '\t' for a tab; found from the header if not given")
+    files.add_argument(
+        "--quoting", choices=("auto", "csv", "none"), default="auto", help="none: quotes are plain characters"
+    )
+    files.add_argument("--encoding", default="utf-8")
+    files.add_argument("--overwrite", action="store_true", help="replace the dataset's folder")
+    files.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run_import(options: argparse.Namespace) -> int:
+    """Run ``recbole-llm import`` with the parsed options of :func:`add_arguments` and print the report.
+
+    Raises:
+        ValueError: as :func:`import_dataset`.
+    """
+    values = vars(options)
+    named = {name: values[name] for name in import_dataset.__kwdefaults__ or {} if name in values}
+    for name in ("text_columns", "user_text_columns"):
+        if named[name] is not None:
+            named[name] = [part.strip() for value in named[name] for part in value.split(",") if part.strip()]
+    if named["separator"] == r"\t":
+        named["separator"] = "\t"
+    report = import_dataset(options.interactions, options.dataset, progress=not options.quiet, **named)
+    print("\n".join(report.lines()))  # noqa: T201
+    print(f"next: recbole-llm run --dataset {report.dataset} --config_files {report.config_file}")  # noqa: T201
+    return 0

@@ -1,0 +1,1 @@
+"""The parts of ``recbole_llm.importer``: files as tables, columns, values, rows, the report."""

@@ -1,0 +1,231 @@
+"""Items and users to ``.item`` and ``.user`` files: one row per id, texts in one line each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from recbole_llm.content.text import AtomicTable, choose_text_fields
+from recbole_llm.importing.columns import ITEM_NAMES, USER_NAMES, field_names, id_column, is_number_column, require
+from recbole_llm.importing.report import EXAMPLES, EntityReport
+from recbole_llm.importing.rows import RowFile
+from recbole_llm.importing.table import Batch, OneKind, Source
+from recbole_llm.importing.values import (
+    ID_PROBLEMS,
+    UNUSABLE,
+    IdTable,
+    clean_text,
+    numbers,
+    protected,
+    quantiles,
+    trimmed,
+)
+
+# values per column from which its type and whether it is text are told
+SAMPLE = 1000
+
+
+@dataclass(frozen=True)
+class EntityRules:
+    """How to read items or users.
+
+    Attributes:
+        kind: ``item`` or ``user``.
+        id_column: the column of the ids; found if ``None``.
+        interaction_column: the interactions' column of these ids.
+        text_columns: columns that make the text; found if ``None``.
+        taken: fields of the other atomic files: RecBole knows a field by its name alone.
+        duplicates: which row of an id to keep, ``last`` or ``first``.
+        bad_rows: ``error`` or ``drop`` rows that cannot be read.
+        keep_html: leave HTML in texts.
+    """
+
+    kind: str
+    id_column: str | None
+    interaction_column: str
+    text_columns: Sequence[str] | None
+    taken: Sequence[str]
+    duplicates: str = "last"
+    bad_rows: str = "error"
+    keep_html: bool = False
+
+
+@dataclass
+class _Column:
+    """What a first pass learns about a column."""
+
+    numeric: bool = True
+    number_like: list[str] = field(default_factory=list)
+    sample: list[str] = field(default_factory=list)
+    filled: int = 0
+
+
+def import_entities(
+    source: Source, target: Path, known: IdTable, kept: np.ndarray, rules: EntityRules, progress: bool = False
+) -> EntityReport:
+    """Write ``target``, a RecBole ``.item`` or ``.user`` file: a row for each id of the source and of the interactions.
+
+    The file is read twice: columns' types must be known before a line is written.
+
+    Args:
+        source: the items or users.
+        target: the file to write.
+        known: ids met in the interactions; ids of this file are added.
+        kept: codes of the ids that have an interaction, ascending.
+        rules: how to read.
+        progress: show a progress bar on a terminal.
+
+    Raises:
+        ValueError: on columns that are missing and rows that cannot be read (unless dropped).
+    """
+    first = next(source.batches(), None)
+    if first is None:
+        first = Batch({name: pa.array([], pa.string()) for name in source.names}, range(0))
+    report = EntityReport(source.path.name, source.unit)
+    flag = f"--{rules.kind}s-id-column"
+    if rules.id_column is not None:
+        id_name = require(source, flag, rules.id_column)
+    else:
+        aliases = ITEM_NAMES if rules.kind == "item" else USER_NAMES
+        id_name = id_column(source, first, known, rules.interaction_column, aliases, flag)
+    profile = _profile(source, id_name, rules.keep_html)
+    unused = {**source.unused, **{name: "no name" for name in source.names if name.startswith("unnamed ")}}
+    unused |= {name: "empty" for name, column in profile.items() if not column.filled and name not in unused}
+    asked = list(rules.text_columns or ())
+    for name in asked:
+        if name not in profile:
+            require(source, "--text-columns", name)
+        unused.pop(name, None)
+    columns = [name for name in profile if name not in unused]
+    fields = field_names(columns, [f"{rules.kind}_id", *rules.taken], f"{rules.kind}_", source)
+    types = {fields[name]: _type_of(name, profile[name]) for name in columns}
+    text_fields = [fields[name] for name in asked] or _looks_like_text(target, fields, types, profile)
+    for name in columns:
+        if fields[name] in text_fields and not _is_category(profile[name].sample):
+            types[fields[name]] = "token_seq"
+    report.columns = {id_name: f"{rules.kind}_id:token", **{n: f"{fields[n]}:{types[fields[n]]}" for n in columns}}
+    report.unused_columns = unused
+    report.text_fields = text_fields
+    kinds = ["text" if fields[name] in text_fields else types[fields[name]] for name in columns]
+    writer = _Writer(source, id_name, columns, kinds, rules, report)
+    writer.run(target, known, kept, progress)
+    report.blank_lines, report.multiline_cells = source.blank_lines, source.multiline_cells
+    return report
+
+
+def _profile(source: Source, id_name: str, keep_html: bool) -> dict[str, _Column]:
+    profile: dict[str, _Column] = {}
+    for batch in source.batches():
+        for name, cells in batch.columns.items():
+            if name != id_name:
+                _learn(profile.setdefault(name, _Column()), trimmed(cells), keep_html)
+    for name in sorted(source.late_names):  # keys that JSON shows late: once more, for them alone
+        profile[name] = _Column()
+    if source.late_names:
+        for batch in source.batches(sorted(source.late_names)):
+            for name, cells in batch.columns.items():
+                _learn(profile[name], trimmed(cells), keep_html)
+    return profile
+
+
+def _learn(column: _Column, cells: pa.Array, keep_html: bool) -> None:
+    filled = cells.drop_null()
+    column.filled += len(filled)
+    if not len(filled):
+        return
+    if column.numeric:
+        column.numeric = bool(np.isfinite(numbers(filled)).all())
+        column.number_like += filled.slice(0, SAMPLE).to_pylist() if len(column.number_like) < SAMPLE else []
+    if len(column.sample) < SAMPLE:
+        column.sample += [clean_text(cell, keep_html) for cell in filled.slice(0, SAMPLE).to_pylist()]
+
+
+def _is_category(sample: list[str]) -> bool:
+    """Whether a text is a value from a list (a brand, a language), which RecBole's other models read as one token."""
+    words = sum(len(text.split()) for text in sample)
+    return words <= 3 * len(sample) and len(set(sample)) < 0.8 * len(sample)
+
+
+def _type_of(name: str, column: _Column) -> str:
+    return "float" if column.numeric and column.filled and is_number_column(name, column.number_like) else "token"
+
+
+def _looks_like_text(
+    target: Path, fields: dict[str, str], types: dict[str, str], profile: dict[str, _Column]
+) -> list[str]:
+    cells = {field: profile[name].sample for name, field in fields.items()}
+    try:
+        return list(choose_text_fields(AtomicTable(target, "", types, {}, cells, 0)))
+    except ValueError:  # no column looks like text: the report says so
+        return []
+
+
+class _Writer:
+    def __init__(
+        self,
+        source: Source,
+        id_name: str,
+        columns: list[str],
+        kinds: list[str],
+        rules: EntityRules,
+        report: EntityReport,
+    ) -> None:
+        self.source, self.id_name, self.columns, self.kinds = source, id_name, columns, kinds
+        self.rules, self.report = rules, report
+        self.id_kind = OneKind(source, id_name)
+
+    def run(self, target: Path, known: IdTable, kept: np.ndarray, progress: bool) -> None:
+        """Write all rows, then leave out repeated ids and add ids that have no row."""
+        report = self.report
+        header = list(report.columns.values())
+        with RowFile(target, header, {"code": np.int32, "length": np.int64}) as rows:
+            for batch in self.source.batches([self.id_name, *self.columns], progress):
+                self._take(batch, known, rows)
+            code, length = rows.column("code"), rows.column("length")
+            keep = np.zeros(len(code), dtype=bool)
+            # np.unique gives the first of equal values
+            at = (
+                np.unique(code, return_index=True)[1]
+                if self.rules.duplicates == "first"
+                else len(code) - 1 - np.unique(code[::-1], return_index=True)[1]
+            )
+            keep[at] = True
+            report.drop(f"duplicate id ({self.rules.duplicates} one kept)", len(code) - int(keep.sum()))
+            absent = np.setdiff1d(kept, code)
+            empty = "\t" * len(self.columns) + "\n"
+            rows.finish(keep, extra="".join(known.ids[c] + empty for c in absent.tolist()).encode())
+        report.rows_kept, report.added = int(keep.sum()), len(absent)
+        if report.text_fields:
+            report.without_text = int((length[keep] == 0).sum()) + len(absent)
+            report.text_length = quantiles(length[keep][length[keep] > 0])
+
+    def _take(self, batch: Batch, known: IdTable, rows: RowFile) -> None:
+        report, rules = self.report, self.rules
+        report.rows_read += len(batch.lines) + len(batch.rejected)
+        for line, reason in batch.rejected:
+            report.refuse(reason, [line], rules.bad_rows)
+        self.id_kind.check(batch)
+        codes = known.codes(batch.columns[self.id_name])
+        for problem, reason in ID_PROBLEMS.items():
+            hit = np.flatnonzero(codes == problem)
+            if len(hit):
+                places = [batch.lines[int(i)] for i in hit[:EXAMPLES]]
+                if problem == UNUSABLE:
+                    report.refuse(f"{rules.kind} {reason}", places, rules.bad_rows, len(hit))
+                else:
+                    report.drop(f"{rules.kind} {reason}", len(hit), places)
+        length = np.zeros(len(batch.lines), dtype=np.int64)
+        cells = [batch.columns[self.id_name]]
+        for name, kind in zip(self.columns, self.kinds, strict=True):
+            if kind == "float":
+                cells.append(trimmed(batch.columns[name]))
+                continue
+            clean = [
+                None if cell is None else clean_text(cell, rules.keep_html) for cell in batch.columns[name].to_pylist()
+            ]
+            if kind == "text":
+                length += np.fromiter((len(cell or "") for cell in clean), dtype=np.int64, count=len(clean))
+            cells.append(pa.array([None if cell is None else protected(cell) for cell in clean], pa.string()))
+        rows.write(cells, codes >= 0, {"code": codes, "length": length})

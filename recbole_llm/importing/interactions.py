@@ -1,0 +1,307 @@
+"""Interactions to an ``.inter`` file: streamed, with a few numbers per row kept to find duplicates and sort."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recbole_llm.importing.columns import interaction_columns
+from recbole_llm.importing.report import EXAMPLES, TableReport
+from recbole_llm.importing.rows import RowFile
+from recbole_llm.importing.table import Batch, OneKind, Source
+from recbole_llm.importing.values import (
+    ID_PROBLEMS,
+    UNUSABLE,
+    IdTable,
+    TimeReader,
+    labels,
+    number_strings,
+    numbers,
+    trimmed,
+)
+
+DUPLICATES = ("last", "first", "keep")
+BAD_ROWS = ("error", "drop")
+ORDERS = ("auto", "file", "time")
+
+
+@dataclass(frozen=True)
+class InteractionRules:
+    """What to do with rows.
+
+    Attributes:
+        threshold: ratings below it are no interactions.
+        keep_negatives: write those, and label 0, as rows with ``label`` 0 instead of dropping them.
+        duplicates: of one user and item keep the ``last`` row (by time, then place), the ``first``, or ``keep`` all.
+        bad_rows: ``error`` or ``drop`` rows that cannot be read.
+        order: of the ``file``, of ``time``, or ``auto``: of time where RecBole's float32 cannot tell times apart.
+        time_unit: ``s``, ``ms``, ``us``, ``ns``, ``iso``; found if ``None``.
+    """
+
+    threshold: float | None = None
+    keep_negatives: bool = False
+    duplicates: str = "last"
+    bad_rows: str = "error"
+    order: str = "auto"
+    time_unit: str | None = None
+
+
+@dataclass
+class Interactions:
+    """What was written.
+
+    Attributes:
+        users: all ids met, and ``user_kept`` the codes of those written, ascending.
+        items: likewise.
+        fields: the fields of the file, in order.
+        notes: for the report.
+    """
+
+    report: TableReport
+    users: IdTable
+    items: IdTable
+    user_kept: np.ndarray
+    item_kept: np.ndarray
+    fields: list[str]
+    notes: list[str] = field(default_factory=list)
+
+
+def import_interactions(
+    source: Source, target: Path, flags: Mapping[str, str | None], rules: InteractionRules, progress: bool = False
+) -> Interactions:
+    """Write ``target``, a RecBole ``.inter`` file.
+
+    Args:
+        source: the interactions.
+        target: the file to write; ``target`` with ``.rows`` added is used on the way.
+        flags: see :func:`recbole_llm.importing.columns.interaction_columns`.
+        rules: what to do with rows.
+        progress: show a progress bar on a terminal.
+
+    Raises:
+        ValueError: on columns that are missing, rows that cannot be read (unless dropped), or when no row is left.
+    """
+    return _Importer(source, flags, rules).run(target, progress)
+
+
+class _Check:
+    """The rows of a batch that are still kept."""
+
+    def __init__(self, batch: Batch, report: TableReport, bad_rows: str) -> None:
+        self.batch, self.report, self.bad_rows = batch, report, bad_rows
+        self.alive = np.ones(len(batch.lines), dtype=bool)
+        report.rows_read += len(batch.lines) + len(batch.rejected)
+        for line, reason in batch.rejected:
+            report.refuse(reason, [line], bad_rows)
+
+    def reject(self, mask: np.ndarray, reason: str, refused: str = "") -> None:
+        """Drop rows, or, where ``refused`` names the column with a value that cannot be read, refuse them."""
+        hit = np.flatnonzero(mask & self.alive)
+        if not len(hit):
+            return
+        self.alive[hit] = False
+        places = [self.batch.lines[int(at)] for at in hit[:EXAMPLES]]
+        if refused:
+            value = self.batch.columns[refused][int(hit[0])].as_py()
+            self.report.refuse(reason, places, self.bad_rows, len(hit), value)
+        else:
+            self.report.drop(reason, len(hit), places)
+
+
+def _is_null(values: pa.Array) -> np.ndarray:
+    return values.is_null().to_numpy(zero_copy_only=False)
+
+
+class _Importer:
+    def __init__(self, source: Source, flags: Mapping[str, str | None], rules: InteractionRules) -> None:
+        first = next(source.batches(), Batch({}, range(0)))
+        if not first.columns or not len(first.lines):
+            first = Batch({name: pa.array([], pa.string()) for name in source.names}, range(0))
+        self.source, self.rules = source, rules
+        self.columns = columns = interaction_columns(source, first, flags)
+        if rules.threshold is not None and not columns.rating:
+            raise source.error("a threshold needs ratings, and no column holds them. Give --rating-column.")
+        self.time: TimeReader | None = None
+        if columns.time:
+            self.time = TimeReader.detect(trimmed(first.columns[columns.time]), rules.time_unit)
+            if self.time is None and len(first.lines):
+                raise source.error(
+                    f"--time-column {columns.time!r}: most of its first values are neither numbers nor dates such as "
+                    f"2024-05-31T12:00:00 (the first is {first.columns[columns.time][0].as_py()!r})."
+                )
+            self.time = self.time or TimeReader("s")
+        self.labelled = bool(columns.label) or rules.threshold is not None
+        self.report = TableReport(source.path.name, source.unit)
+        self.users, self.items = IdTable(), IdTable()
+        self.id_kinds = [OneKind(source, column) for column in (columns.user, columns.item)]
+        self.without_rating = 0
+
+    def run(self, target: Path, progress: bool) -> Interactions:
+        """Read all, then settle duplicates, threshold and order."""
+        columns, keep_label = self.columns, self.labelled and self.rules.keep_negatives
+        fields = {columns.user: "user_id:token", columns.item: "item_id:token"}
+        if columns.rating:
+            fields[columns.rating] = "rating:float"
+        header = list(fields.values())
+        if keep_label:
+            header.append("label:float")
+        if columns.label:
+            fields[columns.label] = "label:float" if keep_label else "(label 1 only)"
+        if self.time:
+            fields[columns.time] = "timestamp:float"
+            header.append("timestamp:float")
+        self.report.columns = fields
+        with RowFile(target, header, {"user": np.int32, "item": np.int32, "low": np.bool_, "time": np.float64}) as rows:
+            for batch in self.source.batches(columns.used(), progress):
+                self._take(batch, rows, keep_label)
+            keep = np.ones(len(rows), dtype=bool)
+            user, item, low, time = (rows.column(name) for name in ("user", "item", "low", "time"))
+            if self.rules.duplicates != "keep":
+                keep &= ~_repeats(user, item, time if self.time else None, self.rules.duplicates == "first")
+                self.report.drop(
+                    f"duplicate user and item ({self.rules.duplicates} one kept)", len(rows) - int(keep.sum())
+                )
+            below = keep & low
+            self.report.drop(
+                f"rating below {self.rules.threshold:g}" if self.rules.threshold is not None else "", int(below.sum())
+            )
+            keep &= ~low
+            if not keep.any():
+                raise self.source.error(
+                    f"no row is left of {self.report.rows_read}: {self.report.dropped or 'it has only a header'}."
+                )
+            order = self._order(time, keep)
+            rows.finish(keep, order)
+            self.report.rows_kept = int(keep.sum())
+            kept = [np.unique(codes[keep]) for codes in (user, item)]
+        self._finish_report()
+        names = [name.split(":")[0] for name in header]
+        return Interactions(
+            self.report, self.users, self.items, kept[0], kept[1], names, self._notes(order is not None, time, keep)
+        )
+
+    def _take(self, batch: Batch, rows: RowFile, keep_label: bool) -> None:
+        """Check the rows of a batch and write those that can be kept."""
+        columns, rules, n = self.columns, self.rules, len(batch.lines)
+        check = _Check(batch, self.report, rules.bad_rows)
+        for kind in self.id_kinds:
+            kind.check(batch)
+        codes = {}
+        for role, column, table in (("user", columns.user, self.users), ("item", columns.item, self.items)):
+            codes[role] = table.codes(batch.columns[column])
+            for problem, reason in ID_PROBLEMS.items():
+                check.reject(codes[role] == problem, f"{role} {reason}", column if problem == UNUSABLE else "")
+        cells = [batch.columns[columns.user], batch.columns[columns.item]]
+        label, low, seconds = np.ones(n, dtype=np.int8), np.zeros(n, dtype=bool), np.zeros(n)
+        if columns.rating:
+            ratings, label = self._ratings(check)
+            cells.append(ratings)
+            low = (label == 0) & (not rules.keep_negatives)
+        if columns.label:
+            label = self._labels(check)
+        if keep_label:
+            cells.append(pc.cast(pa.array(label), pa.string()))
+        if self.time:
+            text = trimmed(batch.columns[columns.time])
+            seconds = self.time.seconds(text)
+            check.reject(_is_null(text), "time missing")
+            check.reject(np.isnan(seconds), f"time is no {_TIME_WORDS[self.time.unit]}", columns.time)
+            cells.append(text if self.time.unit == "s" else number_strings(seconds))
+        rows.write(cells, check.alive, {**codes, "low": low, "time": seconds})
+
+    def _ratings(self, check: "_Check") -> tuple[pa.Array, np.ndarray]:
+        """Ratings as they are written, and 1 for those not below the threshold."""
+        text = trimmed(check.batch.columns[self.columns.rating])
+        value, absent = numbers(text), _is_null(text)
+        check.reject(np.isnan(value) & ~absent, "rating is not a number", self.columns.rating)
+        if self.rules.threshold is None:
+            self.without_rating += int((absent & check.alive).sum())
+            return text, np.ones(len(text), dtype=np.int8)
+        check.reject(absent, "rating missing")
+        return text, (value >= self.rules.threshold).astype(np.int8)
+
+    def _labels(self, check: "_Check") -> np.ndarray:
+        text = trimmed(check.batch.columns[self.columns.label])
+        label = labels(text)
+        check.reject(_is_null(text), "label missing")
+        check.reject(label < 0, "label is neither 0 nor 1", self.columns.label)
+        if not self.rules.keep_negatives:
+            check.reject(label == 0, "label 0")
+        return label
+
+    def _order(self, time: np.ndarray, keep: np.ndarray) -> np.ndarray | None:
+        """The order to write rows in; ``None`` for that of the file."""
+        if not self.time or self.rules.order == "file":
+            return None
+        if self.rules.order == "auto" and (time.astype(np.float32) == time)[keep].all():
+            return None
+        return None if (np.diff(time[keep]) >= 0).all() else np.argsort(time, kind="stable")
+
+    def _finish_report(self) -> None:
+        source, report = self.source, self.report
+        report.blank_lines, report.multiline_cells = source.blank_lines, source.multiline_cells
+        others = [name for name in source.names if name not in self.columns.used()] + sorted(source.late_names)
+        report.unused_columns = {**dict.fromkeys(others, "not an interaction's field"), **source.unused}
+
+    def _notes(self, sorted_by_time: bool, time: np.ndarray, keep: np.ndarray) -> list[str]:
+        notes = []
+        if self.time and not (time.astype(np.float32) == time)[keep].all():
+            step = float(np.spacing(np.float32(np.abs(time[keep]).max())))
+            notes.append(
+                f"RecBole holds times as float32, here in steps of up to {step:g} s, and sorts them stably: rows are "
+                + (
+                    "written in order of time, so that a split by time is exact."
+                    if sorted_by_time or self.rules.order != "file"
+                    else "in the file's order: a split by time may swap rows within a step. --order time prevents it."
+                )
+            )
+        if self.time and self.time.without_zone:
+            notes.append(f"{self.time.without_zone:,} times name no zone and are read as UTC.")
+        if self.columns.rating and not self.labelled:
+            notes.append("every rating counts as a positive interaction; --threshold 4 would take ratings from 4 on.")
+        if self.without_rating:
+            notes.append(f"{self.without_rating:,} ratings are missing; RecBole fills in the mean if it loads them.")
+        for name, table in (("user", self.users), ("item", self.items)):
+            pairs = table.look_alikes()
+            if pairs:
+                notes.append(
+                    f"{len(pairs):,} {name} ids differ from another only in white space around them or in Unicode form "
+                    f"and stay different ids, such as {pairs[0][0]!a} and {pairs[0][1]!a}."
+                )
+        return notes
+
+
+_TIME_WORDS = {
+    "iso": "date such as 2024-05-31T12:00:00Z",
+    "s": "number of seconds like the first ones",
+    "ms": "number of milliseconds like the first ones",
+    "us": "number of microseconds like the first ones",
+    "ns": "number of nanoseconds like the first ones",
+}
+
+
+def _repeats(user: np.ndarray, item: np.ndarray, time: np.ndarray | None, first: bool) -> np.ndarray:
+    """Bool ``[rows]``: true where another row of the same user and item is kept instead."""
+    key = user.astype(np.int64) << 32
+    key |= item
+    order = np.argsort(key, kind="stable")
+    key = key[order]
+    same = key[1:] == key[:-1]
+    repeats = np.zeros(len(user), dtype=bool)
+    if not same.any():
+        return repeats
+    member = np.zeros(len(key), dtype=bool)
+    member[1:] = same
+    member[:-1] |= same
+    rows, keys = order[member], key[member]  # few, as a rule: only these are sorted by time
+    if time is not None:
+        by_time = np.lexsort((rows, time[rows], keys))
+        rows, keys = rows[by_time], keys[by_time]
+    repeats[rows] = True
+    edge = keys[1:] != keys[:-1]
+    kept = np.concatenate([[True], edge]) if first else np.concatenate([edge, [True]])
+    repeats[rows[kept]] = False
+    return repeats
