@@ -1,0 +1,99 @@
+"""Attribute filters as boolean masks over the catalogue."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+COMPARISONS = {"gt": np.greater, "gte": np.greater_equal, "lt": np.less, "lte": np.less_equal}
+
+
+class AttributeIndex:
+    """Rows by attribute value: an inverted list for ``token`` and ``tokens``, a column for ``number``.
+
+    Args:
+        kinds: declared attributes with their kinds.
+        rows: the attributes of rows 0, 1, ...
+    """
+
+    def __init__(self, kinds: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
+        self.kinds = dict(kinds)
+        self._lists: dict[str, dict[str, np.ndarray]] = {}
+        self._columns: dict[str, np.ndarray] = {}
+        for name, kind in self.kinds.items():
+            if kind == "number":
+                self._columns[name] = np.array([row.get(name, np.nan) for row in rows], np.float64)
+            else:
+                found: dict[str, list[int]] = {}
+                for row, attributes in enumerate(rows):
+                    for value in _values(attributes.get(name)):
+                        found.setdefault(value, []).append(row)
+                self._lists[name] = {value: np.array(where, np.int64) for value, where in found.items()}
+        self._changed: dict[int, Mapping[str, Any]] = {}
+
+    def put(self, row: int, attributes: Mapping[str, Any]) -> None:
+        """Replace a row's attributes, or add the row."""
+        self._changed[row] = attributes
+
+    def mask(self, condition: Mapping[str, Any], n_rows: int) -> np.ndarray:
+        """Rows for which every part of ``condition`` holds, ``[n_rows]`` bool.
+
+        Args:
+            condition: attribute to a value, a list of values (any of them), or for numbers bounds such as
+                ``{"gte": 1990, "lt": 2000}``.
+            n_rows: rows of the catalogue.
+
+        Raises:
+            ValueError: on an undeclared attribute, or a condition that does not fit its kind.
+        """
+        result = np.ones(n_rows, bool)
+        for name, wanted in condition.items():
+            kind = self.kinds.get(name)
+            if kind is None:
+                known = ", ".join(f"{n} ({k})" for n, k in self.kinds.items()) or "none"
+                raise ValueError(f"filter: unknown attribute {name[:64]!r}; the export declares: {known}.")
+            result &= self._numbers(name, wanted, n_rows) if kind == "number" else self._tokens(name, wanted, n_rows)
+        return result
+
+    def _tokens(self, name: str, wanted: Any, n_rows: int) -> np.ndarray:
+        values = wanted if isinstance(wanted, list) else [wanted]
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"filter: {name} is compared with a string or a list of strings.")
+        mask = np.zeros(n_rows, bool)
+        for value in values:
+            rows = self._lists[name].get(value)
+            if rows is not None:
+                mask[rows] = True
+        accepted = set(values)
+        for row, attributes in self._changed.items():
+            mask[row] = not accepted.isdisjoint(_values(attributes.get(name)))
+        return mask
+
+    def _numbers(self, name: str, wanted: Any, n_rows: int) -> np.ndarray:
+        column = np.full(n_rows, np.nan)
+        column[: len(self._columns[name])] = self._columns[name]
+        for row, attributes in self._changed.items():
+            column[row] = attributes.get(name, np.nan)
+        if isinstance(wanted, Mapping):
+            if not wanted or not all(key in COMPARISONS and _is_number(value) for key, value in wanted.items()):
+                raise ValueError(
+                    f"filter: {name} is a number; compare it with {', '.join(COMPARISONS)} and a number each."
+                )
+            mask = ~np.isnan(column)
+            for key, value in wanted.items():
+                mask &= COMPARISONS[key](column, value)
+            return mask
+        values = wanted if isinstance(wanted, list) else [wanted]
+        if not all(_is_number(value) for value in values):
+            raise ValueError(f"filter: {name} is a number; give a number, a list of numbers, or bounds.")
+        return np.isin(column, values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _values(value: Any) -> Sequence[str]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else value

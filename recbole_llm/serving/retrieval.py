@@ -1,0 +1,180 @@
+"""Exact top-k of <q, w_i> + b_i over tables in memory.
+
+    threshold = the k-th largest of the maxima over blocks of 256 scores; what reaches it is sorted
+
+reads the scores once and sorts a handful. Scores of a batch are made in tiles of items, so that ``[B, N]`` is never
+allocated. The few candidates are scored again in float64, each row by itself: an answer does not depend on what else
+was in its batch.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+BLOCK = 256
+TILE = 16_384  # items; 64 queries x 16,384 float32 scores are 4 MiB
+# candidates beyond k that are scored again: float32 products of 600 dimensions reorder near-equal scores only
+MARGIN = 16
+# an allow-list below this share of the catalogue is gathered, not masked
+GATHER_SHARE = 0.05
+
+
+class Segment(NamedTuple):
+    """Rows of the catalogue that lie in one array; the first is row ``start``.
+
+    Attributes:
+        start: catalogue row of the first.
+        vector: ``[n, D]`` float32.
+        bias: ``[n]`` float32; -inf for rows that may not be recommended.
+    """
+
+    start: int
+    vector: np.ndarray
+    bias: np.ndarray
+
+
+class Hits(NamedTuple):
+    """A ranking, best first: catalogue rows int64 and scores float64, ``[k]`` or shorter where fewer are allowed."""
+
+    rows: np.ndarray
+    scores: np.ndarray
+
+
+class Retriever(Protocol):
+    """Anything that finds the best rows for queries."""
+
+    def search(
+        self,
+        query: np.ndarray,
+        k: Sequence[int],
+        exclude: Sequence[np.ndarray],
+        allow: Sequence[np.ndarray | None],
+    ) -> list[Hits]:
+        """The ``k[b]`` best rows for each query ``[B, D]``, without rows ``exclude[b]``, among ``allow[b]`` (bool)."""
+
+
+def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
+    """Positions of at least the k largest finite scores, unsorted; more where the k-th is tied."""
+    n = len(scores)
+    if k >= n:
+        return np.flatnonzero(scores > -np.inf)
+    blocks = n // BLOCK
+    if blocks < 2 * k:
+        threshold = np.partition(scores, n - k)[n - k]
+    else:
+        maxima = scores[: blocks * BLOCK].reshape(blocks, BLOCK).max(1)
+        threshold = np.partition(maxima, blocks - k)[blocks - k]
+    if threshold == -np.inf:
+        return np.flatnonzero(scores > -np.inf)
+    return np.flatnonzero(scores >= threshold)
+
+
+def best(rows: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
+    """Positions of the k best, by descending score, ties to the smaller row."""
+    return np.lexsort((rows, -scores))[:k]
+
+
+class ExactRetriever:
+    """Scores everything.
+
+    Args:
+        segments: the catalogue, in row order.
+    """
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        for segment in segments:
+            # a float64 operand would silently halve the speed
+            if segment.vector.dtype != np.float32 or segment.bias.dtype != np.float32:
+                raise ValueError(f"vector is {segment.vector.dtype} and bias {segment.bias.dtype}; expected float32.")
+        self.segments = list(segments)
+
+    def search(
+        self,
+        query: np.ndarray,
+        k: Sequence[int],
+        exclude: Sequence[np.ndarray],
+        allow: Sequence[np.ndarray | None],
+    ) -> list[Hits]:
+        """The best rows for each query.
+
+        Args:
+            query: ``[B, D]`` float32.
+            k: how many, per query.
+            exclude: rows without a place, per query; any order, repeats allowed.
+            allow: ``[N]`` bool per query, or ``None`` for all rows.
+
+        Returns:
+            One :class:`Hits` per query: exact up to scores that float32 cannot tell apart.
+        """
+        found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in k]
+        dense = []
+        for b, mask in enumerate(allow):
+            kept = None if mask is None else np.flatnonzero(mask)
+            if kept is not None and len(kept) < GATHER_SHARE * len(mask):  # type: ignore[arg-type]
+                self._gather(query[b], k[b], exclude[b], kept, found[b])
+            else:
+                dense.append(b)
+        for segment in self.segments:
+            step = len(segment.vector) if len(dense) == 1 else TILE
+            for first in range(0, len(segment.vector), max(step, 1)):
+                self._tile(segment, first, step, dense, query, k, exclude, allow, found)
+        return [self._finish(query[b], k[b], found[b]) for b in range(len(k))]
+
+    @staticmethod
+    def _gather(
+        query: np.ndarray, k: int, exclude: np.ndarray, kept: np.ndarray, found: list[tuple[np.ndarray, np.ndarray]]
+    ) -> None:
+        rows = np.setdiff1d(kept, exclude)
+        # positions are only candidates here; _finish scores them
+        found.append((rows, np.zeros(len(rows), np.float32)))
+
+    def _tile(
+        self,
+        segment: Segment,
+        first: int,
+        step: int,
+        dense: list[int],
+        query: np.ndarray,
+        k: Sequence[int],
+        exclude: Sequence[np.ndarray],
+        allow: Sequence[np.ndarray | None],
+        found: list[list[tuple[np.ndarray, np.ndarray]]],
+    ) -> None:
+        vector, bias = segment.vector[first : first + step], segment.bias[first : first + step]
+        start = segment.start + first
+        stop = start + len(vector)
+        scores = (vector @ query[dense[0]])[None] if len(dense) == 1 else query[dense] @ vector.T
+        scores += bias
+        for row, b in zip(scores, dense, strict=True):
+            hidden = exclude[b]
+            if len(hidden):
+                row[hidden[(hidden >= start) & (hidden < stop)] - start] = -np.inf
+            mask = allow[b]
+            if mask is not None:
+                row[~mask[start:stop]] = -np.inf
+            at = top_rows(row, k[b] + MARGIN)
+            found[b].append((at + start, row[at]))
+
+    def _finish(self, query: np.ndarray, k: int, found: list[tuple[np.ndarray, np.ndarray]]) -> Hits:
+        rows = np.concatenate([rows for rows, _ in found]) if found else np.zeros(0, np.int64)
+        scores = np.concatenate([scores for _, scores in found]) if found else np.zeros(0, np.float32)
+        if len(found) > 1 and len(rows) > k + MARGIN:
+            rows = rows[best(rows, scores, k + MARGIN)]
+        exact = self.score(query, rows)
+        live = exact > -np.inf
+        rows, exact = rows[live], exact[live]
+        order = best(rows, exact, k)
+        return Hits(rows[order], exact[order])
+
+    def score(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """<q, w_i> + b_i in float64, ``[n]``, each row summed by itself."""
+        scores = np.empty(len(rows), np.float64)
+        wide = query.astype(np.float64)
+        for segment in self.segments:
+            here = (rows >= segment.start) & (rows < segment.start + len(segment.vector))
+            local = rows[here] - segment.start
+            for part in np.array_split(np.arange(len(local)), max(len(local) // TILE, 1)):
+                at = local[part]
+                scores[np.flatnonzero(here)[part]] = (segment.vector[at] * wide).sum(1) + segment.bias[at]
+        return scores

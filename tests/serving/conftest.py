@@ -1,0 +1,30 @@
+"""Fixtures of serving; ``made_export`` beside this file is importable from its tests."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from made_export import make_contents
+
+from recbole_llm.serving.artifact import load_export
+from recbole_llm.serving.artifact_writer import write_artifact
+
+
+@pytest.fixture
+def contents():
+    return make_contents()
+
+
+@pytest.fixture
+def export_folder(tmp_path, contents):
+    folder = tmp_path / "export"
+    write_artifact(folder, contents)
+    return folder
+
+
+@pytest.fixture
+def export(export_folder):
+    return load_export(export_folder)

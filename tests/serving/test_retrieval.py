@@ -1,0 +1,82 @@
+"""Exact top-k against a full sort."""
+
+import numpy as np
+import pytest
+
+from recbole_llm.serving import retrieval
+from recbole_llm.serving.retrieval import ExactRetriever, Segment, top_rows
+
+NONE = np.zeros(0, np.int64)
+
+
+def oracle(query, vector, bias, k, exclude, allow):
+    scores = (vector.astype(np.float64) * query.astype(np.float64)).sum(1) + bias
+    scores[exclude] = -np.inf
+    if allow is not None:
+        scores[~allow] = -np.inf
+    order = np.lexsort((np.arange(len(scores)), -scores))
+    order = order[scores[order] > -np.inf][:k]
+    return order, scores[order]
+
+
+# (items, cut between segments, tile): below a block; ragged; several tiles; a second segment; a tile per block
+@pytest.mark.parametrize(
+    ("n", "cut", "tile"), [(5, 5, 16384), (300, 300, 16384), (5000, 5000, 512), (5000, 4990, 1000), (700, 0, 256)]
+)
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("k", [1, 10, 1000])
+def test_equals_a_full_sort(monkeypatch, n, cut, tile, batch, k):
+    monkeypatch.setattr(retrieval, "TILE", tile)
+    rng = np.random.default_rng(n + batch + k)
+    vector = rng.standard_normal((n, 12)).astype(np.float32)
+    vector[n // 2 :] = vector[: n - n // 2]  # exact ties throughout
+    bias = np.zeros(n, np.float32)
+    bias[rng.integers(0, n, n // 5)] = -np.inf
+    query = rng.standard_normal((batch, 12)).astype(np.float32)
+    exclude = [rng.integers(0, n, rng.integers(0, n)) for _ in range(batch)]
+    share = [None, 0.5, 0.02, 0.0]
+    allow = [None if share[b % 4] is None else rng.random(n) < share[b % 4] for b in range(batch)]
+    hits = ExactRetriever([Segment(0, vector[:cut], bias[:cut]), Segment(cut, vector[cut:], bias[cut:])]).search(
+        query, [k] * batch, exclude, allow
+    )
+    for b, (rows, scores) in enumerate(hits):
+        expected_rows, expected = oracle(query[b], vector, bias, k, exclude[b], allow[b])
+        np.testing.assert_array_equal(rows, expected_rows)
+        np.testing.assert_allclose(scores, expected, rtol=1e-12)
+
+
+def test_an_answer_does_not_depend_on_its_batch():
+    rng = np.random.default_rng(0)
+    vector, bias = rng.standard_normal((3000, 64)).astype(np.float32), np.zeros(3000, np.float32)
+    query = rng.standard_normal((33, 64)).astype(np.float32)
+    retriever = ExactRetriever([Segment(0, vector, bias)])
+    together = retriever.search(query, [10] * 33, [NONE] * 33, [None] * 33)
+    for b in range(33):
+        alone = retriever.search(query[b : b + 1], [10], [NONE], [None])[0]
+        np.testing.assert_array_equal(alone.rows, together[b].rows)
+        np.testing.assert_array_equal(alone.scores, together[b].scores)
+
+
+def test_everything_masked_gives_nothing():
+    vector, bias = np.ones((600, 2), np.float32), np.full(600, -np.inf, np.float32)
+    assert len(ExactRetriever([Segment(0, vector, bias)]).search(vector[:1], [3], [NONE], [None])[0].rows) == 0
+
+
+def test_top_rows_keeps_ties():
+    scores = np.zeros(2000, np.float32)
+    scores[[3, 900, 1999]] = 1
+    assert set(top_rows(scores, 2)) >= {3, 900, 1999}
+    assert len(top_rows(scores, 4)) == 2000
+    assert len(top_rows(np.full(10, -np.inf, np.float32), 3)) == 0
+
+
+def test_top_rows_finds_all_k_where_each_is_alone_in_its_block():
+    scores = np.random.default_rng(0).uniform(0, 1, 256 * 40 + 7).astype(np.float32)
+    best = np.arange(9) * 256 * 4 + 11
+    scores[best] = np.arange(9) + 2
+    assert set(best) <= set(top_rows(scores, 9))
+
+
+def test_float64_tables_are_refused():
+    with pytest.raises(ValueError, match="float64"):
+        ExactRetriever([Segment(0, np.ones((2, 2)), np.zeros(2, np.float32))])
