@@ -85,14 +85,18 @@ def _write_json(path: str, content: Mapping[str, Any]) -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "-m", default="LLMTwoTower", help="LLMTwoTower or any model of RecBole")
-    parser.add_argument("--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data_path")
+    parser.add_argument(
+        "--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data_path"
+    )
     parser.add_argument("--config_files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
     parser.add_argument("--nproc", type=int, default=1, help="processes in this group")
     parser.add_argument("--ip", default="localhost", help="address of the master process")
     parser.add_argument("--port", default="5678", help="port of the master process")
     parser.add_argument("--world_size", type=int, default=-1, help="processes in all groups; -1: this group only")
     parser.add_argument("--group_offset", type=int, default=0, help="rank of this group's first process")
-    parser.add_argument("--output", default=None, metavar="FILE", help="write configuration, metrics, seconds, versions")
+    parser.add_argument(
+        "--output", default=None, metavar="FILE", help="write configuration, metrics, seconds, versions"
+    )
 
 
 def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -1,24 +1,32 @@
 """LLMTwoTower: P(i|u) = sigmoid(<x_u, w_i> + b_i), items described by their content, users by their history."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import EvaluatorType, InputType
-from recbole_llm_kernels import catalog_bce, catalog_ce, pair_bce, pair_dot, sampled_bce
 from torch import Tensor, nn
 
 from recbole_llm.bridge.options import Options
+from recbole_llm.closed_form import Selection, fit_closed_form
+from recbole_llm.selection import BLEND_WEIGHTS, LinearScorer, Scorer, choose_blend, user_metric
 from recbole_llm.towers import FrozenTensor, ItemTower, Rows, UserTower, history_weights, pool
+from recbole_llm_kernels import catalog_bce, catalog_ce, pair_bce, pair_dot, sampled_bce
 
 NOT_IN_CATALOGUE = float("-inf")  # the kernels' mark for an item that no loss, gradient or ranking may see
+MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
+DEFAULT_LEARNED_SHARE = 0.35  # without validation data; the median of what validation chose on three datasets
 
 
 class LLMTwoTower(GeneralRecommender):
     """Two-tower model over frozen text vectors, trained inside RecBole.
 
-    Shapes: B users or interactions of a batch, N items with padding row 0, D ``embedding_size``.
+    Source vectors, target vectors and bias are a concatenation of blocks (``blocks``), so that a score stays one dot product:
+    ``closed_form`` is fitted at once (:mod:`recbole_llm.closed_form`), ``learned`` by gradient descent.
+
+    Shapes: B users or interactions of a batch, N items with padding row 0, D ``embedding_size``, d rank of the closed form.
 
     Args:
         config: RecBole's ``Config``; our keys are described in ``properties/LLMTwoTower.yaml``.
@@ -43,30 +51,45 @@ class LLMTwoTower(GeneralRecommender):
         count = torch.bincount(history.ids, minlength=self.n_items)
         self._trained = FrozenTensor(count > 0)
 
-        sources = {name: (FrozenTensor(t.vectors), FrozenTensor(t.present)) for name, t in dataset.item_features.items()}
-        make_items = dict(
-            n_items=self.n_items, dim=options.embedding_size, sources=sources, hidden=options.adapter_hidden_size
-        )
-        self.target_tower = ItemTower(use_id=options.use_item_id, **make_items)
-        self.source_tower = (
-            self.target_tower if options.share_parameters else ItemTower(use_id=options.use_item_id, **make_items)
-        )
-        user_text = dataset.user_features.get("text") if "text" in options.user_tower else None
-        self.user_tower = UserTower(
-            self.n_users,
-            options.embedding_size,
-            options.user_tower,
-            options.history_exponent,
-            None if user_text is None else (FrozenTensor(user_text.vectors), FrozenTensor(user_text.present)),
-            options.adapter_hidden_size,
-        )
+        features = {
+            name: (FrozenTensor(t.vectors), FrozenTensor(t.present)) for name, t in dataset.item_features.items()
+        }
+        self._features = features
+        self._make_towers(features if options.tower_features else {}, dataset)
         self.log_scale = nn.Parameter(torch.tensor(options.scale_init).log())
         # logit of the share of users who have the item: a model that knows nothing else starts calibrated
         share = (count / max(int((history.sizes > 0).sum()), 1)).clamp(1e-4, 0.99)
         self.item_bias = nn.Parameter(torch.logit(share), requires_grad=options.use_item_bias)
         if not options.use_item_bias:
             nn.init.zeros_(self.item_bias)
+
+        self._closed_source: FrozenTensor | None = None
+        self._closed_target: FrozenTensor | None = None  # None beside a source: the identity
+        self.block_scales = (0.0, 1.0)  # of the closed form and the learned block
         self._ranking_cache: tuple[Any, Tensor, Tensor, Tensor] | None = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LLMTwoTower":
+        for tensors in self._features.values():  # those that no tower holds
+            for tensor in tensors:
+                tensor._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def _make_towers(self, features: dict[str, tuple[FrozenTensor, FrozenTensor]], dataset: Any) -> None:
+        options = self.options
+        make_items: Callable[[], ItemTower] = lambda: ItemTower(  # noqa: E731
+            self.n_items, options.embedding_size, features, options.adapter_hidden_size, options.use_item_id
+        )
+        self.target_tower = make_items()
+        self.source_tower = self.target_tower if options.share_parameters else make_items()
+        text = dataset.user_features.get("text") if "text" in options.user_tower else None
+        self.user_tower = UserTower(
+            self.n_users,
+            options.embedding_size,
+            options.user_tower,
+            options.history_exponent,
+            None if text is None else (FrozenTensor(text.vectors), FrozenTensor(text.present)),
+            options.adapter_hidden_size,
+        )
 
     # ------------------------------------------------------------------ users
 
@@ -102,23 +125,23 @@ class LLMTwoTower(GeneralRecommender):
         user, of_pair = torch.unique(users, return_inverse=True)
         history = self._drop(self.history.select(user))
         weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights
-        used, position = torch.unique(history.ids, return_inverse=True)
+        # an entry that matches no key, so that every pair finds one to look at
+        used, position = torch.unique(F.pad(history.ids, (0, 1)), return_inverse=True)
         source = self.source_tower(used)
         row = history.row_of_entry()
-        total = pool(source, Rows(history.offsets, position), weights)
+        total = pool(source, Rows(history.offsets, position[:-1]), weights)
         mass = weights.new_zeros(len(user)).index_add_(0, row, weights)
 
-        key, wanted = row * self.n_items + history.ids, of_pair * self.n_items + items
-        at = torch.searchsorted(key, wanted).clamp(max=max(len(key) - 1, 0))
-        present = key[at] == wanted if len(key) else torch.zeros_like(wanted, dtype=torch.bool)
-        own = torch.where(present, weights[at], 0.0) if len(key) else torch.zeros_like(wanted, dtype=torch.float32)
-        own_vector = source[position[at]] if len(key) else source.new_zeros(len(wanted), self.options.embedding_size)
-        left = history.sizes[of_pair] - present.long()
+        key = F.pad(row * self.n_items + history.ids, (0, 1), value=len(user) * self.n_items)
+        wanted = of_pair * self.n_items + items
+        at = torch.searchsorted(key, wanted)
+        own = F.pad(weights, (0, 1))[at] * (key[at] == wanted)
+        left = history.sizes[of_pair] - (own > 0).long()
         norm = (mass[of_pair] - own).clamp(min=torch.finfo(torch.float32).tiny).pow(-self.options.history_exponent)
-        pooled = (total[of_pair] - own[:, None] * own_vector) * (norm * (left > 0))[:, None]
+        pooled = (total[of_pair] - own[:, None] * source[position[at]]) * (norm * (left > 0))[:, None]
         return self._scaled(self.user_tower(users, pooled))
 
-    # ------------------------------------------------------------------ training
+    # ------------------------------------------------------------------ training the learned block
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Training loss of a batch in nats, a float32 scalar.
@@ -138,12 +161,13 @@ class LLMTwoTower(GeneralRecommender):
     def _catalog_loss(self, users: Tensor) -> Tensor:
         targets = self.history.select(users)
         query = self._queries_of_users(users, self._drop(targets), self.source_tower())
-        shared = dict(item_bias=self._training_bias(), reduction="sum", backend=self.options.kernel_backend)
+        bias, backend = self._training_bias(), self.options.kernel_backend
         arguments = (query, self._candidates(), targets.offsets, targets.ids)
         if self.options.loss_type == "catalog_ce":
-            loss = catalog_ce(*arguments, **shared)
+            loss = catalog_ce(*arguments, item_bias=bias, reduction="sum", backend=backend)
         else:
-            loss = catalog_bce(*arguments, neg_weight=self.options.neg_weight, **shared)
+            weight = self.options.neg_weight
+            loss = catalog_bce(*arguments, item_bias=bias, neg_weight=weight, reduction="sum", backend=backend)
         return loss / max(len(targets.ids), 1)
 
     def _interaction_loss(self, interaction: Any) -> Tensor:
@@ -152,8 +176,15 @@ class LLMTwoTower(GeneralRecommender):
         row = torch.arange(len(users), device=users.device)
         if self.options.loss_type == "pair_bce":
             used, item_row = torch.unique(items, return_inverse=True)
-            shared = dict(item_bias=self._training_bias(used), backend=self.options.kernel_backend)
-            return pair_bce(query, self._candidates(used), row, item_row, interaction[self.LABEL], **shared)
+            return pair_bce(
+                query,
+                self._candidates(used),
+                row,
+                item_row,
+                interaction[self.LABEL],
+                item_bias=self._training_bias(used),
+                backend=self.options.kernel_backend,
+            )
         negatives = interaction[self.NEG_ITEM_ID]
         used, rows = torch.unique(torch.cat([items[:, None], negatives], 1), return_inverse=True)
         return sampled_bce(
@@ -167,10 +198,107 @@ class LLMTwoTower(GeneralRecommender):
             backend=self.options.kernel_backend,
         )
 
+    # ------------------------------------------------------------------ what is fitted at once
+
+    @torch.no_grad()
+    def fit_closed_form(self, selection: Selection | None, log: Callable[[str], None]) -> None:
+        """Fit the closed-form block on the training interactions and take over its vectors.
+
+        Args:
+            selection: validation data by which its constants and rank are chosen; ``None`` for the documented constants.
+            log: called with one sentence per step.
+        """
+        features, present = next(iter(self._features.values()), (None, None))
+        block = fit_closed_form(
+            self.history,
+            self.n_items,
+            None if features is None else features.value,
+            None if present is None else present.value,
+            selection,
+            dim=self.options.closed_form_dim,
+            log=log,
+        )
+        self._set_closed_form(block.source, block.target)
+        self.block_scales = (1.0, 1.0)
+
+    def _set_closed_form(self, source: Tensor | None, target: Tensor | None) -> None:
+        self._closed_source = None if source is None else FrozenTensor(source.to(self.item_bias.device))
+        self._closed_target = None if target is None else FrozenTensor(target.to(self.item_bias.device))
+        self._ranking_cache = None
+
+    def rank_by_learned_block(self) -> None:
+        """Leave the closed form out of the score until :meth:`choose_blend` weighs it in."""
+        self.block_scales = (0.0, 1.0)
+
+    @torch.no_grad()
+    def choose_blend(self, selection: Selection | None) -> float:
+        """Weigh the closed form and the learned block, each scaled by the deviation of its scores.
+
+        Args:
+            selection: validation data; without it the learned block's share is ``DEFAULT_LEARNED_SHARE``.
+
+        Returns:
+            The learned block's share of the score, in [0, 1]; a model of one block has nothing to weigh.
+        """
+        if self._closed_source is None or "learned" not in self.options.blocks:
+            self.block_scales = (1.0, 0.0) if self.has_closed_form else (0.0, 1.0)
+            return self.block_scales[1]
+        rated = self.history if selection is None else selection.targets
+        users = torch.nonzero(rated.sizes).squeeze(1)
+        if len(users) > MAX_BLEND_USERS:
+            users = users[torch.linspace(0, len(users) - 1, MAX_BLEND_USERS, dtype=torch.float64).long()]
+        closed = LinearScorer(self.history.select(users), self._closed_source.value, self._closed_value())
+        learned: Callable[[Tensor], Tensor] = lambda rows: self._learned_logits(users[rows])  # noqa: E731
+        trained = self._trained.value
+
+        def value(scorer: Scorer) -> float:
+            assert selection is not None
+            targets, seen = selection.targets.select(users), selection.seen.select(users)
+            return float(user_metric(scorer, targets, seen, self.n_items, selection.metric, excluded=~trained).mean())
+
+        blend = choose_blend(
+            closed,
+            learned,
+            torch.arange(len(users), device=users.device),
+            self.n_items,
+            value if selection is not None and len(users) else lambda scorer: 0.0,
+            weights=BLEND_WEIGHTS if selection is not None and len(users) else (DEFAULT_LEARNED_SHARE,),
+            columns=trained,
+        )
+        self.block_scales = blend.scales
+        return blend.weight
+
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether the closed form has been fitted or loaded."""
+        return self._closed_source is not None
+
+    def _closed_value(self) -> Tensor | None:
+        return None if self._closed_target is None else self._closed_target.value
+
+    def other_parameter(self) -> dict[str, Any]:
+        """What was fitted and is no parameter, as plain tensors and numbers for the checkpoint.
+
+        While the learned block trains, the closed form is left out: it would be written again with every improvement, and
+        a run that resumes fits it again.
+        """
+        source = self._closed_source if self._closed_counts else None
+        return {
+            "closed_form_source": None if source is None else source.value,
+            "closed_form_target": None if source is None else self._closed_value(),
+            "block_scales": self.block_scales,
+        }
+
+    def load_other_parameter(self, para: dict[str, Any] | None) -> None:
+        """Take over what :meth:`other_parameter` gave."""
+        if para:
+            self._set_closed_form(para["closed_form_source"], para["closed_form_target"])
+            self.block_scales = tuple(para["block_scales"])
+
     # ------------------------------------------------------------------ ranking and prediction
 
     def _ranking_tables(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Source ``[N, D]``, candidates ``[N, D]`` and bias ``[N]`` as ranking sees them, computed once per state.
+        """Learned source ``[N, D]``, candidates ``[N, D]`` and bias ``[N]`` as ranking sees them, computed once per state.
 
         An item without a training interaction has no trained ID vector and no trained bias: it gets the map of its
         content, and the lowest trained bias.
@@ -182,7 +310,9 @@ class LLMTwoTower(GeneralRecommender):
             trained = self._trained.value
             parts = self.target_tower.parts()
             residual = parts.pop("id", None)
-            w = sum(parts.values()) if parts else torch.zeros_like(residual)
+            w = torch.zeros(self.n_items, self.options.embedding_size, device=trained.device)
+            for part in parts.values():
+                w = w + part
             if residual is not None:
                 w = w + residual * trained[:, None]
             if self.options.scoring == "cosine":
@@ -200,15 +330,55 @@ class LLMTwoTower(GeneralRecommender):
 
     @torch.no_grad()
     def user_vectors(self, users: Tensor) -> Tensor:
-        """Queries x_u of known users, ``[B]`` int64 -> ``[B, D]``; the score's factor is in them."""
+        """Queries x_u of known users, ``[B]`` int64 -> ``[B, d + D]``; every factor of the score is in them."""
         source, _, _ = self._ranking_tables()
-        return self._queries_of_users(users, self.history.select(users), source)
+        history = self.history.select(users)
+        x = self._queries_of_users(users, history, source) * self.block_scales[1]
+        if self._closed_source is None:
+            return x
+        return torch.cat([self._closed_query(history) * self.block_scales[0], x], 1)
 
     @torch.no_grad()
     def item_vectors(self) -> tuple[Tensor, Tensor]:
-        """Target vectors w_i ``[N, D]`` and biases b_i ``[N]``; the padding item's bias is -inf."""
+        """Target vectors w_i ``[N, d + D]`` and biases b_i ``[N]``; the padding item's bias is -inf.
+
+        The full form's targets are the identity: d = N.
+        """
         _, w, bias = self._ranking_tables()
-        return w, bias
+        bias = bias * self.block_scales[1] if self._learned_counts else torch.where(bias.isinf(), bias, 0.0)
+        if self._closed_source is None:
+            return w, bias
+        target = torch.eye(self.n_items, device=w.device) if self._closed_target is None else self._closed_target.value
+        return torch.cat([target, w], 1), bias
+
+    def _closed_query(self, history: Rows) -> Tensor:
+        assert self._closed_source is not None
+        weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights
+        return pool(self._closed_source.value, history, weights)
+
+    def _learned_logits(self, users: Tensor) -> Tensor:
+        source, w, bias = self._ranking_tables()
+        return torch.addmm(bias, self._queries_of_users(users, self.history.select(users), source), w.T)
+
+    @property
+    def _learned_counts(self) -> bool:
+        return "learned" in self.options.blocks and self.block_scales[1] != 0
+
+    @property
+    def _closed_counts(self) -> bool:
+        return self._closed_source is not None and self.block_scales[0] != 0
+
+    def _logits(self, users: Tensor) -> Tensor:
+        """Scores of every item, ``[B, N]`` in a fresh tensor; -inf for padding."""
+        if self._learned_counts:
+            scores = self._learned_logits(users).mul_(self.block_scales[1])
+        else:
+            scores = torch.zeros(len(users), self.n_items, device=users.device)
+            scores[:, 0] = NOT_IN_CATALOGUE
+        if self._closed_counts:
+            query, target = self._closed_query(self.history.select(users)), self._closed_value()
+            scores.add_(query if target is None else query @ target.T, alpha=self.block_scales[0])
+        return scores
 
     @torch.no_grad()
     def predict(self, interaction: Any) -> Tensor:
@@ -218,12 +388,26 @@ class LLMTwoTower(GeneralRecommender):
         """
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
         user, row = torch.unique(users, return_inverse=True)
-        w, bias = self.item_vectors()
-        logit = pair_dot(self.user_vectors(user), w, row, items, item_bias=bias, backend=self.options.kernel_backend)
+        backend = self.options.kernel_backend
+        logit = torch.zeros(len(users), device=users.device)
+        logit[items == 0] = NOT_IN_CATALOGUE
+        if self._learned_counts:
+            source, w, bias = self._ranking_tables()
+            query = self._queries_of_users(user, self.history.select(user), source)
+            logit += self.block_scales[1] * pair_dot(query, w, row, items, item_bias=bias, backend=backend)
+        if self._closed_counts:
+            target = self._closed_value()
+            if target is not None:
+                query = self._closed_query(self.history.select(user))
+                logit += self.block_scales[0] * pair_dot(query, target, row, items, backend=backend)
+            else:  # the full form: a query is the user's scores of all items, so a few users at a time
+                for few in torch.arange(len(user), device=users.device).split(max(1, 2**23 // self.n_items)):
+                    here = (row >= few[0]) & (row <= few[-1])
+                    query = self._closed_query(self.history.select(user[few]))
+                    logit[here] += self.block_scales[0] * query[row[here] - few[0], items[here]]
         return torch.sigmoid(logit) if self._gives_probabilities else logit
 
     @torch.no_grad()
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Logits of every item for each user, flattened, ``[B * N]``; the padding item scores -inf."""
-        w, bias = self.item_vectors()
-        return torch.addmm(bias, self.user_vectors(interaction[self.USER_ID]), w.T).view(-1)
+        return self._logits(interaction[self.USER_ID]).view(-1)

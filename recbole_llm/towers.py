@@ -39,6 +39,7 @@ class FrozenTensor(nn.Module):
         return self
 
     def extra_repr(self) -> str:
+        """Shape and dtype, for the model's printout."""
         return f"{tuple(self.value.shape)}, {self.value.dtype}"
 
 
@@ -247,7 +248,9 @@ class UserTower(nn.Module):
     ) -> None:
         super().__init__()
         if "text" in parts and text is None:
-            raise ValueError("user_tower contains text, but there are no user texts: add a .user file with text columns.")
+            raise ValueError(
+                "user_tower contains text, but there are no user texts: add a .user file with text columns."
+            )
         self.uses_history = "history" in parts
         self.exponent = exponent
         self.offset = nn.Parameter(torch.zeros(dim))

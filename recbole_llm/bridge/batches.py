@@ -61,7 +61,9 @@ class NegativeSampler:
         if self._cumulative is None:
             return self.candidates[torch.randint(len(self.candidates), (n,), generator=generator)]
         point = torch.rand(n, generator=generator, dtype=torch.float64) * self._cumulative[-1]
-        return self.candidates[torch.searchsorted(self._cumulative, point, right=True).clamp(max=len(self.candidates) - 1)]
+        return self.candidates[
+            torch.searchsorted(self._cumulative, point, right=True).clamp(max=len(self.candidates) - 1)
+        ]
 
     def sample(self, user_id: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
         """``[B, k]`` int64: for each user of ``user_id`` (``[B]``), k independent negatives (repeats possible)."""
@@ -85,6 +87,8 @@ class NegativeSampler:
 
 class _RowsDataLoader(AbstractDataLoader):
     """Batches cut from a permutation of rows; no item column is ever copied into them."""
+
+    step: int
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
         self.logger = getLogger()

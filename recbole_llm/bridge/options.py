@@ -5,7 +5,7 @@ is never an error, however similar it looks to one of ours (``reg_weight`` is 0.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from logging import getLogger
@@ -17,6 +17,7 @@ import yaml
 LOSS_TYPES = ("catalog_bce", "catalog_ce", "sampled_bce", "pair_bce")
 CATALOG_LOSSES = ("catalog_bce", "catalog_ce")
 USER_TOWER_PARTS = ("history", "id", "text")
+BLOCKS = ("closed_form", "learned")
 # at this similarity an unknown key is taken for a misspelt one of ours
 MISSPELLING_RATIO = 0.85
 
@@ -67,6 +68,9 @@ class Options:
     encoder_dtype: str
     feature_cache_dir: str | None
     feature_transform: str
+    blocks: tuple[str, ...]
+    closed_form_dim: int | str
+    tower_features: bool
     embedding_size: int
     adapter_hidden_size: int | None
     use_item_id: bool
@@ -100,7 +104,10 @@ class Options:
         external = getattr(config, "external_config_dict", None)
         if external is not None:
             reject_misspelt_keys(external)
-        return cls(**{name: _READERS[name](name, config[name]) for name in (f.name for f in fields(cls))})
+        values: dict[str, Any] = {name: _READERS[name](name, config[name]) for name in (f.name for f in fields(cls))}
+        if values["tower_features"] is None:  # the closed form already carries the text
+            values["tower_features"] = "closed_form" not in values["blocks"] or not values["use_item_id"]
+        return cls(**values)
 
 
 def _fail(name: str, value: Any, expected: str, hint: str = "") -> ValueError:
@@ -184,18 +191,36 @@ def _share(name: str, value: Any) -> float:
     raise _fail(name, value, "a number in [0, 1)")
 
 
-def _parts(name: str, value: Any) -> tuple[str, ...]:
-    parts = [p.strip() for p in value.split("+")] if isinstance(value, str) else value
-    known = ", ".join(USER_TOWER_PARTS)
-    if not isinstance(parts, (list, tuple)) or not parts:
-        raise _fail(name, value, f"one of {known}, or a sum such as history+id")
-    unknown = [p for p in parts if p not in USER_TOWER_PARTS]
-    if unknown:
-        raise _fail(name, value, f"one of {known}, or a sum such as history+id", f"Unknown: {unknown}.")
-    return tuple(dict.fromkeys(parts))
+def _auto_flag(name: str, value: Any) -> bool | None:
+    if value == "auto" or isinstance(value, bool):
+        return None if value == "auto" else value
+    raise _fail(name, value, "auto, true or false")
 
 
-_READERS = {
+def _rank(name: str, value: Any) -> int | str:
+    if value in ("auto", "full"):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise _fail(name, value, "auto, full or an integer of at least 1")
+
+
+def _sum_of(known: tuple[str, ...]) -> Callable[[str, Any], tuple[str, ...]]:
+    expected = f"one of {', '.join(known)}, or a sum such as {'+'.join(known[:2])}"
+
+    def read(name: str, value: Any) -> tuple[str, ...]:
+        parts = [p.strip() for p in value.split("+")] if isinstance(value, str) else value
+        if not isinstance(parts, (list, tuple)) or not parts:
+            raise _fail(name, value, expected)
+        unknown = [p for p in parts if p not in known]
+        if unknown:
+            raise _fail(name, value, expected, f"Unknown: {unknown}.")
+        return tuple(dict.fromkeys(parts))
+
+    return read
+
+
+_READERS: dict[str, Callable[[str, Any], Any]] = {
     "item_text_fields": _names,
     "item_text_template": _text,
     "user_text_fields": _names,
@@ -211,11 +236,14 @@ _READERS = {
     "encoder_dtype": _choice,
     "feature_cache_dir": _text,
     "feature_transform": _choice,
+    "blocks": _sum_of(BLOCKS),
+    "closed_form_dim": _rank,
+    "tower_features": _auto_flag,
     "embedding_size": _count,
     "adapter_hidden_size": _hidden,
     "use_item_id": _flag,
     "use_item_bias": _flag,
-    "user_tower": _parts,
+    "user_tower": _sum_of(USER_TOWER_PARTS),
     "history_dropout": _share,
     "history_exponent": _not_negative,
     "history_decay": _optional_positive,
@@ -240,7 +268,9 @@ def stock_keys() -> frozenset[str]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         names.update(key for key in content or () if isinstance(key, str))
     # read by Config and the quick-start functions, in no list
-    return frozenset(names | {"model", "dataset", "config_files", "nproc", "world_size", "ip", "port", "offset", "local_rank"})
+    return frozenset(
+        names | {"model", "dataset", "config_files", "nproc", "world_size", "ip", "port", "offset", "local_rank"}
+    )
 
 
 def reject_misspelt_keys(given: Iterable[str]) -> None:

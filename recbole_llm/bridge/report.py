@@ -30,10 +30,10 @@ def environment() -> dict[str, Any]:
     """
     import recbole.config  # noqa: F401  # the first import of a submodule applies the repairs
     import torch
-    from recbole_llm_kernels import default_backend
 
     from recbole_llm.bridge.compat import repair_report
     from recbole_llm.content.features import FeatureStore
+    from recbole_llm_kernels import default_backend
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {

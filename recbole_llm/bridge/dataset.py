@@ -1,0 +1,145 @@
+"""RecBole's dataset with the content of its items and users: raw text read from the atomic files, vectors from the store."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.dataset import Dataset
+
+from recbole_llm.bridge.options import Options
+from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.features import FeatureStore, FeatureTable, apply_transform, encode_texts, load_features
+from recbole_llm.content.text import choose_text_fields, read_atomic_table, texts_of_tokens
+from recbole_llm.towers import Rows, rows_from_pairs
+
+_CONTENT = ("_item_features", "_user_features")
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Leave every random stream as found: a run that encodes and a run that reads the cache must train alike."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+class LLMTwoTowerDataset(Dataset):
+    """``Dataset`` with ``item_features`` and ``user_features``: one :class:`FeatureTable` per modality.
+
+    The tables are aligned to internal ids (row 0 is padding), made when first asked for and never pickled: a saved dataset
+    stays small, and reading it back finds the vectors in the feature store.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in _CONTENT}
+
+    def copy(self, new_inter_feat: Any) -> "LLMTwoTowerDataset":
+        """The same dataset with other interactions; shares the content."""
+        content = {key: self.__dict__[key] for key in _CONTENT if key in self.__dict__}
+        twin = super().copy(new_inter_feat)
+        twin.__dict__.update(content)
+        return twin
+
+    @property
+    def item_features(self) -> dict[str, FeatureTable]:
+        """Vectors of the items by modality; empty where ``encoder`` and ``item_features_file`` are empty."""
+        if "_item_features" not in self.__dict__:
+            options = Options.from_config(self.config)
+            tokens = self._tokens(self.iid_field)
+            if options.item_features_file:
+                table = load_features(options.item_features_file, tokens)
+            elif options.encoder:
+                table = self._encoded(
+                    "item", self.iid_field, options.item_text_fields, options.item_text_template, options
+                )
+            else:
+                table = None
+            self._item_features = {} if table is None else {"text": apply_transform(table, options.feature_transform)}
+        return self._item_features
+
+    @property
+    def user_features(self) -> dict[str, FeatureTable]:
+        """Vectors of the users' own texts (``.user`` columns) by modality; no interaction enters them."""
+        if "_user_features" not in self.__dict__:
+            options = Options.from_config(self.config)
+            table = None
+            if "text" in options.user_tower and options.encoder:
+                table = self._encoded("user", self.uid_field, options.user_text_fields, None, options)
+            self._user_features = {} if table is None else {"text": apply_transform(table, options.feature_transform)}
+        return self._user_features
+
+    def training_rows(self, decay: float | None = None) -> Rows:
+        """The items of every user in this split, ``user_num`` rows in CSR form.
+
+        Args:
+            decay: tau of :func:`recbole_llm.towers.rows_from_pairs`, in positions; needs interactions ordered by time.
+
+        Raises:
+            ValueError: if ``decay`` is given and the split is not ordered by time, or has no time column.
+        """
+        time = None
+        if decay is not None:
+            if self.config["eval_args"]["order"] != "TO":
+                raise ValueError(
+                    "history_decay needs a split that is ordered by time, or later interactions would explain earlier ones: "
+                    f"set eval_args.order to TO (it is {self.config['eval_args']['order']}), or leave history_decay empty."
+                )
+            if self.time_field not in self.inter_feat:
+                raise ValueError(
+                    f"history_decay needs the time column {self.time_field!r}: add it to load_col.inter, "
+                    "or leave history_decay empty."
+                )
+            time = self.inter_feat[self.time_field]
+        users, items = self.inter_feat[self.uid_field].long(), self.inter_feat[self.iid_field].long()
+        return rows_from_pairs(users, items, self.user_num, time, decay)
+
+    def _tokens(self, field: str) -> list[str | None]:
+        """External ids in internal order; ``None`` for padding."""
+        return [None, *map(str, self.field2id_token[field][1:])]
+
+    def _encoded(
+        self, suffix: str, id_field: str, fields: Sequence[str] | None, template: str | None, options: Options
+    ) -> FeatureTable:
+        path = Path(self.dataset_path) / f"{self.dataset_name}.{suffix}"
+        if not path.is_file():
+            raise ValueError(
+                f"{options.encoder!r} needs texts, and there is no {path.name} in {path.parent}. Add that file with a text column, "
+                f"give {suffix}_features_file, or set encoder to empty for a model of IDs alone."
+                if suffix == "item"
+                else f"user_tower contains text, and there is no {path.name} in {path.parent}. Add it, or leave text out."
+            )
+        log = getLogger()
+        table = read_atomic_table(path, id_field, separator=self.config["field_separator"])
+        texts, report = texts_of_tokens(
+            table, self._tokens(id_field), choose_text_fields(table, fields, template), template
+        )
+        for line in report.lines():
+            log.info(line)
+        with _random_state_kept():
+            encoder = load_encoder(
+                str(options.encoder),
+                revision=options.encoder_revision,
+                pooling=options.encoder_pooling,
+                prompt=options.encoder_prompt,
+                max_tokens=options.encoder_max_tokens,
+                overflow=options.encoder_overflow,
+                dim=options.encoder_dim,
+                dtype=options.encoder_dtype,
+                device=self.config["device"],
+            )
+            return encode_texts(
+                texts,
+                encoder,
+                FeatureStore(options.feature_cache_dir),
+                batch_size=options.encoder_batch_size,
+                show_progress=self.config["show_progress"],
+            )

@@ -1,0 +1,110 @@
+"""A made dataset whose texts and interactions agree, and a tiny encoder: end-to-end tests without a download."""
+
+import os
+import random
+
+import pytest
+
+# before torch is loaded: with contended cores, spinning OpenMP threads slow loops of small operations several times
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+TOPICS = {
+    "space": ["star", "rocket", "alien", "planet", "moon"],
+    "farm": ["cow", "tractor", "barn", "field", "hay"],
+    "sea": ["ship", "whale", "island", "storm", "harbour"],
+    "crime": ["detective", "murder", "heist", "police", "alibi"],
+}
+
+
+def write_dataset(folder, name="toy", n_users=60, n_items=48, per_user=14, seed=0):
+    """RecBole atomic files in ``folder/name``: each user likes one topic, each item's title is made of its topic's words.
+
+    The last four items have no interaction; item i7 has no text.
+    """
+    rng = random.Random(seed)
+    topics = list(TOPICS)
+    target = folder / name
+    target.mkdir(parents=True)
+    kind = {i: topics[i % len(topics)] for i in range(n_items)}
+    lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
+    for u in range(n_users):
+        liked = topics[u % len(topics)]
+        pool = [i for i in range(n_items - 4) if kind[i] == liked] * 4 + list(range(n_items - 4))
+        seen = []
+        while len(seen) < per_user:
+            i = rng.choice(pool)
+            if i not in seen:
+                seen.append(i)
+        lines += [f"u{u}\ti{i}\t{rng.randint(1, 5)}\t{1000 * u + t}" for t, i in enumerate(seen)]
+    (target / f"{name}.inter").write_text("\n".join(lines) + "\n")
+    items = ["item_id:token\ttitle:token_seq\tyear:float"]
+    for i in range(n_items):
+        words = " ".join(rng.choices(TOPICS[kind[i]], k=4))
+        items.append(f"i{i}\t{'' if i == 7 else f'A {kind[i]} story of {words}'}\t{1980 + i}")
+    (target / f"{name}.item").write_text("\n".join(items) + "\n")
+    users = ["user_id:token\tbio:token_seq"]
+    users += [f"u{u}\tlikes {topics[u % len(topics)]} and {rng.choice(TOPICS[topics[u % 4]])}" for u in range(n_users)]
+    (target / f"{name}.user").write_text("\n".join(users) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_path(tmp_path_factory):
+    """The folder to give as ``data_path``; the dataset's name is ``toy``."""
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory):
+    """A two-layer BERT of 32 dimensions with random weights and a word-level tokenizer, saved as a local folder."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    words = sorted(
+        {w for topic, ws in TOPICS.items() for w in (topic, *ws)} | {"a", "story", "of", "likes", "and", "title"}
+    )
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {w: i for i, w in enumerate(special + words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=32,
+    ).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+        BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=40, **shape)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run_config(toy_path, tiny_encoder, tmp_path, monkeypatch):
+    """A configuration dictionary for a quick run on the made dataset; everything it writes lands in ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+    return {
+        "data_path": str(toy_path),
+        "encoder": str(tiny_encoder),
+        "feature_cache_dir": str(tmp_path / "features"),
+        "checkpoint_dir": str(tmp_path / "saved"),
+        "gpu_id": "",
+        "epochs": 3,
+        "embedding_size": 16,
+        "train_batch_size": 32,
+        "show_progress": False,
+        "state": "WARNING",
+        "metrics": ["Recall", "NDCG"],
+        "topk": [5, 10],
+        "valid_metric": "NDCG@10",
+    }
