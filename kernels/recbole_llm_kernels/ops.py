@@ -38,8 +38,8 @@ def _formed(like: Tensor, *grads: Tensor | None) -> tuple[Tensor, ...]:
 
 
 def _present(*grads: Tensor) -> tuple[Tensor | None, ...]:
-    """The inverse of ``_formed``."""
-    return tuple(None if g.numel() == 0 else g for g in grads)
+    """The inverse of ``_formed``; a matrix without rows is present."""
+    return tuple(None if g.ndim == 1 and g.numel() == 0 else g for g in grads)
 
 
 def _empty(inputs: tuple[Tensor | None, ...], dtype: torch.dtype | None = None) -> Tensor:

@@ -48,7 +48,8 @@ def pair_sigmoid(
 ) -> Tensor:
     """P(i|u) = sigma(s_p)."""
     s, inside = _inside((user[user_id.long()] * item[item_id.long()]).sum(-1), item_bias, item_id)
-    return torch.where(inside, torch.sigmoid(s), 0)
+    # PyTorch's own sigmoid has the slope p (1 - p), in which a confident p cancels
+    return torch.where(inside, logsigmoid(s).exp(), 0)
 
 
 def pair_bce(

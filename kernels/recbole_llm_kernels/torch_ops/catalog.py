@@ -253,8 +253,9 @@ def catalog_ce_bwd(
     targets = group_targets(target_offsets, target_ids, len(q), len(item), q.dtype)
     scale = row_scale(weight, reduction, len(query), query) * grad
     scaled = q * scale[:, None] if need[1] else q
-    # a negative's slope is T_b exp(s - log Z_b); without targets log T_b is -inf and the slope 0
-    shift = (log_z - target_offsets.diff().to(q.dtype).log())[:, None]
+    # a negative's slope is T_b exp(s - log Z_b); without targets it is 0, whatever log Z_b is
+    count = target_offsets.diff().to(q.dtype)
+    shift = torch.where(count == 0, torch.inf, log_z - count.log())[:, None]
     slope = target_slope.index_select(0, targets.order)
 
     def work(sums: Sums, rows: range, cols_range: range) -> None:

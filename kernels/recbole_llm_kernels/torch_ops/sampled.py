@@ -195,8 +195,9 @@ def shared_bce_bwd(
             rows = torch.cat([user.index_select(0, user_id).to(slope.dtype), grad_vectors])
             value = torch.cat([slope, grad.expand(len(neg_id))])
             grad_item = sum_segments(by_item, torch.arange(len(ids), device=ids.device), value, rows, item.dtype)
-        if need[2] and grad_shift is not None and item_bias is not None:
-            grad_bias = sum_values(by_item, torch.cat([slope, grad_shift * grad]), item_bias.dtype)
+        if need[2] and item_bias is not None:
+            shifts = slope[:0] if grad_shift is None else grad_shift * grad  # None: there are no negatives
+            grad_bias = sum_values(by_item, torch.cat([slope, shifts]), item_bias.dtype)
     return grad_user, grad_item, grad_bias
 
 

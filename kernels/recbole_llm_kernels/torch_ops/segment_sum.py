@@ -6,13 +6,14 @@ As a matrix, out = S source with S sparse [n_out, n_source]: nothing of shape [P
 ``out_id`` fixes the order of every sum, so results are bitwise repeatable.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-LONGEST_SUM = 512  # terms added one after another in float32; a longer segment is summed in pieces, then the pieces
+LONGEST_SUM = 64  # terms added one after another; 100,000 equal terms: 1e-6 off, at 512 7e-6, uncut 1e-3
 GATHERED = 1 << 19  # elements of a float16 or bfloat16 source converted to float32 at a time: 2 MiB
 
 
@@ -43,15 +44,12 @@ def sum_segments(segments: Segments, in_id: Tensor, value: Tensor, source: Tenso
     """``[n_out, D]`` weighted sums of ``source`` rows, accumulated in float32 (float64), rounded once to ``dtype``."""
     order, offsets = segments
     in_id, value = in_id.index_select(0, order), value.index_select(0, order)
-    pieces = _pieces(offsets) if order.numel() > LONGEST_SUM else None
-    bounds = offsets if pieces is None else pieces.offsets
-    if source.dtype == accumulator(source.dtype):
-        sums = _bag(in_id, source, bounds, value)
-    else:
-        sums = _bag_converted(in_id, source, bounds, value)
-    if pieces is not None:
-        first = torch.arange(len(sums), device=sums.device)
-        sums = _bag(first, sums, pieces.owner_offsets, torch.ones_like(sums[:, 0]))
+    bag = _bag if source.dtype == accumulator(source.dtype) else _bag_converted
+    sums = bag(in_id, source, offsets, value)
+    if order.numel() > LONGEST_SUM and offsets.device.type == "cpu":
+        length = offsets.diff()
+        if (rows := (length > LONGEST_SUM).nonzero()[:, 0]).numel():
+            sums[rows] = _sum_in_pieces(length, rows, in_id, value, source, bag)
     return sums.to(dtype)
 
 
@@ -67,23 +65,20 @@ def segment_sum(out_id: Tensor, in_id: Tensor, value: Tensor, source: Tensor, n_
     return sum_segments(sort_segments(out_id, n_out), in_id, value, source, dtype)
 
 
-class _Pieces(NamedTuple):
-    offsets: Tensor  # [pieces + 1] bounds of the pieces in the sorted terms
-    owner_offsets: Tensor  # [n_out + 1] bounds of each row's pieces
-
-
-def _pieces(offsets: Tensor) -> _Pieces | None:
-    """Cut segments longer than LONGEST_SUM; None when there is none (on a GPU the cut is always made: no sync)."""
-    length = offsets.diff()
-    if offsets.device.type == "cpu" and int(length.max()) <= LONGEST_SUM:
-        return None
-    count = (length + LONGEST_SUM - 1).div(LONGEST_SUM, rounding_mode="floor").clamp(min=1)
-    owner_offsets = torch.zeros_like(offsets)
-    torch.cumsum(count, 0, out=owner_offsets[1:])
+def _sum_in_pieces(
+    length: Tensor, rows: Tensor, in_id: Tensor, value: Tensor, source: Tensor, bag: Callable[..., Tensor]
+) -> Tensor:
+    """Sums of long segments once more, in pieces: rounding errors grow with a piece's length, not a segment's."""
+    terms = torch.repeat_interleave(length > LONGEST_SUM, length).nonzero()[:, 0]
+    length = length[rows]
+    count = (length + LONGEST_SUM - 1).div(LONGEST_SUM, rounding_mode="floor")
     owner = torch.repeat_interleave(count)
-    rank = torch.arange(len(owner), device=offsets.device) - owner_offsets[:-1][owner]
-    begin = offsets[:-1][owner] + rank * LONGEST_SUM
-    return _Pieces(torch.cat([begin, offsets[-1:]]), owner_offsets)
+    rank = torch.arange(len(owner)) - (count.cumsum(0) - count)[owner]
+    begin = (length.cumsum(0) - length)[owner] + rank * LONGEST_SUM
+    offsets = torch.cat([begin, begin.new_tensor([len(terms)])])
+    pieces = bag(in_id.index_select(0, terms), source, offsets, value.index_select(0, terms))
+    ones = pieces.new_ones(len(pieces))
+    return sum_segments(sort_segments(owner, len(rows)), torch.arange(len(pieces)), ones, pieces, pieces.dtype)
 
 
 def _bag(in_id: Tensor, source: Tensor, offsets: Tensor, value: Tensor) -> Tensor:
@@ -110,7 +105,7 @@ def _bag_converted(in_id: Tensor, source: Tensor, offsets: Tensor, value: Tensor
     begin, end = offsets[touched], offsets[touched + 1]
     row = 0
     while row < len(touched):
-        # as many whole segments as fit; one that does not fit alone is at most LONGEST_SUM long
+        # as many whole segments as fit; one that does not fit alone is that long
         stop = max(row + 1, int(torch.searchsorted(end, begin[row] + chunk, right=True)))
         lo, hi = int(begin[row]), int(end[stop - 1])
         local = torch.cat([begin[row:stop], end[stop - 1 : stop]]) - lo

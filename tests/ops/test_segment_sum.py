@@ -1,0 +1,48 @@
+"""segment_sum: the sums behind every gather's gradient."""
+
+import pytest
+import torch
+from ops_cases import DEVICE, LOW, generator, ids, names, rows
+
+from recbole_llm_kernels.torch_ops import segment_sum as torch_impl
+
+# (terms, outputs, source rows, dim): repeats; a hot row longer than any piece; every row empty but one; no terms
+SHAPES = [(500, 40, 30, 16), (5000, 3, 7, 5), (1500, 900, 4, 64), (0, 5, 3, 2), (3, 5, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "P{}-R{}-S{}-D{}".format(*s))
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW, torch.float64], ids=names)
+@pytest.mark.parametrize("id_dtype", [torch.int32, torch.int64], ids=names)
+def test_against_index_add(shape, dtype, id_dtype):
+    P, n_out, n_in, D = shape
+    out_id, in_id = ids(n_out, (P,), 0, id_dtype), ids(n_in, (P,), 1, id_dtype)
+    accumulator = torch_impl.accumulator(dtype)
+    value, source = torch.randn(P, generator=generator(2)).to(DEVICE, accumulator), rows(n_in, D, dtype, 3)
+    got = torch_impl.segment_sum(out_id, in_id, value, source, n_out, dtype)
+    terms = value.double()[:, None] * source.double()[in_id.long()]
+    zero = torch.zeros(n_out, D, dtype=torch.float64, device=DEVICE)
+    want, size = zero.index_add(0, out_id.long(), terms), zero.index_add(0, out_id.long(), terms.abs())
+    bound = 4 * torch.finfo(accumulator).eps * size + torch.finfo(dtype).eps / 2 * want.abs()
+    assert got.dtype == dtype and ((got.double() - want).abs() <= bound + torch.finfo(dtype).tiny).all()
+
+
+def test_a_long_sum_does_not_drift():
+    """100,000 equal terms: added one after another in float32 they are off by 1e-3."""
+    P = 100_000
+    zero = torch.zeros(P, dtype=torch.long)
+    value = torch.full((P,), 0.1)
+    total = torch_impl.segment_sum(zero, zero, value, torch.ones(1, 1), 1, torch.float32)
+    assert abs(total.item() / (P * value[0].double().item()) - 1) < 2e-6
+    segments = torch_impl.sort_segments(zero, 1)
+    assert (
+        abs(torch_impl.sum_values(segments, value, torch.float64).item() / (P * value[0].double().item()) - 1) < 1e-12
+    )
+
+
+def test_terms_that_are_not_live_are_left_out():
+    out_id, value = torch.tensor([0, 1, 1, 2]), torch.tensor([1.0, torch.nan, 2.0, 3.0])
+    segments = torch_impl.sort_segments(out_id, 3, torch.tensor([True, False, True, True]))
+    source = torch.tensor([[1.0], [torch.nan], [10.0], [100.0]])
+    got = torch_impl.sum_segments(segments, torch.arange(4), value, source, torch.float32)
+    assert got[:, 0].tolist() == [1.0, 20.0, 300.0]
+    assert torch_impl.sum_values(segments, value, torch.float32).tolist() == [1.0, 2.0, 3.0]
