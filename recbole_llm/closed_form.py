@@ -19,12 +19,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from recbole_llm.factors import FACTOR_FORMS, FactorForm, factorise
+from recbole_llm.factors import FACTOR_FORMS, FactorForm, factorise, gram_product, sharpen
 from recbole_llm.selection import DEFAULT_METRIC, LinearScorer, Scorer, TopKMetric, user_metric
 from recbole_llm.towers import Rows
 
 AUTO_DIMS = (512, 1024, 2048)
 RANK_TOLERANCE = 0.01  # of the full form's validation value, what a smaller rank may cost
+SHARPEN_ABOVE = 0.002  # loss from which factors are sharpened
+MAX_ITEMS_FOR_ALL_FORMS = 8192  # beyond, only the cheapest of the factor forms, then sharpened
 RIDGE_RANGE = (0.25, 512.0)
 HOPELESS = 0.95  # a kernel whose first value is below this share of the best so far gets no further ridge
 
@@ -372,7 +374,9 @@ def fit_closed_form(
         say(f"closed form: {chosen} is best of {len(trials)} settings, {subset.metric} {full_value:.4f} at full rank")
     assert best_matrix is not None
     result = ClosedForm(best_matrix, None, catalogue.warm, chosen, None, full_value, full_value, tuple(trials))
-    result = _choose_rank(result, gram, dim, None if subset is None else value_of, max_table_bytes, n_items, say)
+    weights = user_weights(catalogue.train, base.user_exponent)
+    ranks = _Ranks(result, catalogue.train, weights, gram, None if subset is None else value_of)
+    result = _choose_rank(ranks, dim, max_table_bytes, n_items, say)
     if result.target is not None:
         return replace(result, source=catalogue.expand(result.source), target=catalogue.expand(result.target))
     full = torch.zeros(n_items, n_items, device=gram.device)
@@ -409,53 +413,72 @@ def _value(subset: Selection, catalogue: _Catalogue, source: Tensor, target: Ten
     return float(total) / max(1, int((subset.targets.sizes > 0).sum()))
 
 
-def _choose_rank(
-    full: ClosedForm,
-    gram: Tensor,
-    dim: int | str,
-    value: Callable[[Tensor, Tensor | None], float] | None,
-    max_table_bytes: int,
-    n_items: int,
-    say: Log,
-) -> ClosedForm:
+@dataclass(frozen=True)
+class _Ranks:
+    """What a choice of rank reads: the full form over the n warm items, and the data it came from."""
+
+    full: ClosedForm
+    train: Rows
+    weights: Tensor
+    gram: Tensor
+    value: Callable[[Tensor, Tensor | None], float] | None
+
+    def loss(self, value: float | None) -> float:
+        """Share of the full form's validation value that is lost; 0 where there is nothing to compare."""
+        return 1 - value / self.full.value if value is not None and self.full.value else 0.0
+
+    def factored(self, dim: int) -> ClosedForm:
+        """The best factors of one rank: the best of ``FACTOR_FORMS``, sharpened if that loses too much."""
+        metric = gram_product(self.train, self.weights, self.gram)
+        forms = (
+            FACTOR_FORMS if self.value is not None and len(self.gram) <= MAX_ITEMS_FOR_ALL_FORMS else FACTOR_FORMS[:1]
+        )
+        best: ClosedForm | None = None
+        for form in forms:
+            source, target = factorise(
+                self.full.source, dim, metric if form.metric == "data" else None, form.free_diagonal
+            )
+            best = self._better(best, source, target, form)
+        assert best is not None and best.target is not None and best.form is not None
+        if self.value is not None and self.loss(best.value) <= SHARPEN_ABOVE:
+            return best
+        source, target = sharpen(
+            self.full.source, best.source, best.target, self.train, self.weights, metric, self.gram.diagonal()
+        )
+        return self._better(best, source, target, replace(best.form, sharpened=True))
+
+    def _better(self, best: ClosedForm | None, source: Tensor, target: Tensor, form: FactorForm) -> ClosedForm:
+        value = None if self.value is None else self.value(source, target)
+        if best is not None and value is not None and best.value is not None and value <= best.value:
+            return best
+        return replace(self.full, source=source, target=target, form=form, value=value)
+
+
+def _choose_rank(ranks: _Ranks, dim: int | str, max_table_bytes: int, n_items: int, say: Log) -> ClosedForm:
     """The full form, or its factors of the rank that ``dim`` asks for."""
-    n = len(gram)
+    full, n = ranks.full, len(ranks.gram)
     if dim == "full" or (isinstance(dim, int) and dim >= n):
         return full
     if isinstance(dim, int):
-        return _factor(full, gram, dim, value)
-    fits = 4 * n_items**2 <= max_table_bytes
+        return _told(ranks, ranks.factored(dim), say)
     # beyond n / 2 two tables of rank d are larger than the matrix
     dims = [d for d in AUTO_DIMS if 2 * d <= n and 8 * n_items * d <= max_table_bytes]
-    if value is None:
-        return _factor(full, gram, dims[0], value) if dims else full
-    best = None
-    for d in dims:
-        factored = _factor(full, gram, d, value)
-        assert factored.value is not None and full.value is not None
-        loss = 1 - factored.value / full.value if full.value else 0.0
-        say(f"closed form: rank {d} ({factored.form}) has {factored.value:.4f}, {loss:.1%} below full rank")
-        if best is None or factored.value > (best.value or 0.0):
-            best = factored
-        if loss <= RANK_TOLERANCE:
+    best: ClosedForm | None = None
+    for d in dims if ranks.value is not None else dims[:1]:
+        factored = _told(ranks, ranks.factored(d), say)
+        if ranks.loss(factored.value) <= RANK_TOLERANCE:
             return factored
-    if fits or best is None:
+        if best is None or (factored.value or 0.0) > (best.value or 0.0):
+            best = factored
+    if best is None or 4 * n_items**2 <= max_table_bytes:
         say(f"closed form: the full item-item matrix is kept ({4 * n_items**2 / 2**20:.0f} MiB)")
         return full
     return best
 
 
-def _factor(
-    full: ClosedForm, gram: Tensor, dim: int, value: Callable[[Tensor, Tensor | None], float] | None
-) -> ClosedForm:
-    """The best of the factor forms at one rank; the first form without validation data."""
-    best: ClosedForm | None = None
-    for form in FACTOR_FORMS if value is not None else FACTOR_FORMS[:1]:
-        source, target = factorise(
-            full.source, dim, gram if form.metric == "data" else None, free_diagonal=form.free_diagonal
-        )
-        reached = None if value is None else value(source, target)
-        if best is None or (reached or 0.0) > (best.value or 0.0):
-            best = replace(full, source=source, target=target, form=form, value=reached)
-    assert best is not None
-    return best
+def _told(ranks: _Ranks, factored: ClosedForm, say: Log) -> ClosedForm:
+    cost = (
+        "" if factored.value is None else f" has {factored.value:.4f}, {ranks.loss(factored.value):.1%} below full rank"
+    )
+    say(f"closed form: rank {factored.dim} ({factored.form}){cost}")
+    return factored

@@ -16,7 +16,7 @@ from recbole_llm.closed_form import (
     user_weights,
     weighted_gram,
 )
-from recbole_llm.factors import FACTOR_FORMS, factorise
+from recbole_llm.factors import FACTOR_FORMS, Incidence, factorise, gram_product, sharpen
 from recbole_llm.selection import TopKMetric, user_metric
 from recbole_llm.towers import Rows, rows_from_pairs
 
@@ -128,7 +128,7 @@ def test_factors_are_the_best_of_their_metric(form, dim):
         if form.free_diagonal:
             T.diagonal().copy_(((T @ V) * V).sum(1))
     best = error(T, T @ V @ V.T)
-    source, target = factorise(B, dim, M if form.metric == "data" else None, form.free_diagonal, steps=200)
+    source, target = factorise(B, dim, M.matmul if form.metric == "data" else None, form.free_diagonal, steps=200)
     torch.testing.assert_close(target.T @ target, torch.eye(dim).double())
     if not form.free_diagonal:
         assert error(B, source @ target.T) <= best * (1 + 1e-6) + 1e-9
@@ -139,6 +139,97 @@ def test_factors_are_the_best_of_their_metric(form, dim):
     # strongest first: the first columns are the factors of a lower rank
     energy = ((M @ source) * source).sum(0)
     assert (energy[:-1] >= energy[1:] * (1 - 1e-9)).all()
+
+
+def test_incidence_is_the_dense_product_both_ways():
+    _, _, X = interactions(seed=2)
+    X[7] = False
+    incidence, X = Incidence(rows_of(X), 25), X.double()
+    items, users, values = torch.randn(25, 3).double(), torch.randn(60, 3).double(), torch.randn(int(X.sum())).double()
+    weighted = torch.zeros_like(X)
+    weighted[X.bool()] = values
+    torch.testing.assert_close(incidence.to_rows(items), X @ items)
+    torch.testing.assert_close(incidence.to_items(users), X.T @ users)
+    torch.testing.assert_close(incidence.to_rows(items, values), weighted @ items)
+    torch.testing.assert_close(incidence.to_items(users, values), weighted.T @ users)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.5])  # from the histories, from the matrix
+def test_gram_product_is_the_gram_matrix(density):
+    X = torch.rand(80, 90, generator=torch.Generator().manual_seed(0)) < density
+    weights = user_weights(rows_of(X), 0.5)
+    gram = (X.double().T * weights.double()) @ X.double()
+    product = gram_product(rows_of(X), weights, gram)
+    assert (product == gram.matmul) == (density == 0.5)
+    table = torch.randn(90, 4).double()
+    torch.testing.assert_close(product(table), gram @ table)
+
+
+def sharpening_problem(n=60, n_users=150, dim=6):
+    generator = torch.Generator().manual_seed(1)
+    X = torch.rand(n_users, n, generator=generator) < 0.12
+    X[0] = False
+    B = torch.randn(n, n, generator=generator).double()
+    B.fill_diagonal_(0.0)
+    weights = user_weights(rows_of(X), 0.5)
+    gram = (X.double().T * weights.double()) @ X.double()
+    return rows_of(X), X.double(), B, weights, gram, factorise(B, dim, gram.matmul, False)
+
+
+def sharpening_objective(X, B, weights, gram, P, Q, places=5, emphasis=30.0, single=0.2):
+    rows = torch.cat([X[1:], torch.eye(len(B)).double()])
+    w = torch.cat([weights[1:].double(), torch.full((len(B),), single * float(gram.diagonal().mean()))])
+    full = rows @ B
+    masked = full.masked_fill(rows.bool(), -torch.inf)
+    counts = torch.zeros_like(full).scatter_(1, masked.topk(places).indices, emphasis) + 1
+    return float((w[:, None] * counts * (full - rows @ P @ Q.T).square()).sum())
+
+
+def test_sharpening_descends_to_the_minimum_of_its_objective():
+    train, X, B, weights, gram, (P, Q) = sharpening_problem()
+
+    def sharpened(sweeps, steps):
+        return sharpen(B, P, Q, train, weights, gram.matmul, gram.diagonal(), places=5, sweeps=sweeps, steps=steps)
+
+    def objective(factors):
+        return sharpening_objective(X, B, weights, gram, *factors)
+
+    start, once, twice = objective((P, Q)), objective(sharpened(1, 3)), objective(sharpened(2, 3))
+    assert twice < once < start
+    # one sweep with many steps is the exact solution of the systems in Q: no change of Q can improve on it
+    source, target = sharpened(1, 60)
+    best = objective((source, target))
+    direction = torch.randn(target.shape, generator=torch.Generator().manual_seed(5)).double()
+    for step in (1e-3, -1e-3):
+        assert objective((source, target + step * direction)) > best
+    torch.testing.assert_close(target.T @ target, torch.eye(6).double())
+
+
+def test_sharpening_keeps_more_of_the_first_places():
+    """Thirty groups of items in eight directions: too few for an even approximation."""
+    train, _, X = interactions(n_users=400, n_items=120, groups=30, seed=14)
+    X, train = X[:, 1:-1], rows_of(X[:, 1:-1])
+    B = fit_closed_form(train, 118, dim="full", setting=PLAIN).source
+    weights = user_weights(train, 0.5)
+    gram = weighted_gram(train, weights, 118)
+
+    def kept(P, Q):
+        def top(scores):
+            return scores.masked_fill(X, -torch.inf).topk(5).indices
+
+        return float((top(X.float() @ B)[:, :, None] == top(X.float() @ P @ Q.T)[:, None]).sum())
+
+    P, Q = factorise(B, 8, gram.matmul, False)
+    assert kept(*sharpen(B, P, Q, train, weights, gram.matmul, gram.diagonal(), places=10)) > 1.2 * kept(P, Q)
+
+
+def test_sharpening_thins_out_its_rows_and_survives_short_catalogues(monkeypatch):
+    train, X, B, weights, gram, (P, Q) = sharpening_problem()
+    monkeypatch.setattr("recbole_llm.factors.MAX_PAIRS", 500)  # 100 of 209 rows
+    thin = sharpen(B, P, Q, train, weights, gram.matmul, gram.diagonal(), places=5)
+    assert sharpening_objective(X, B, weights, gram, *thin) < sharpening_objective(X, B, weights, gram, P, Q)
+    every_place = sharpen(B, P, Q, train, weights, gram.matmul, gram.diagonal(), places=1000)
+    assert every_place[0].isfinite().all()
 
 
 def test_the_diagonal_never_changes_a_masked_ranking():
