@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_llm.content.resolve import DEFAULT_ENCODER, ModelFiles, file_digest, relevant_config, resolve_encoder
@@ -141,7 +141,7 @@ class TextEncoder:
         self._config = self._inner.json("config.json")
         if not self._config:
             raise ValueError(f"encoder {files.name!r}: there is no config.json in {self._inner.folder}.")
-        self.head = read_head(files, pooling, _is_decoder(self._config) if pooling == "auto" else False)
+        self.head = read_head(files, pooling, lambda: _is_decoder(self._config))
         self.prompt = self._choose_prompt(prompt)
         self.max_tokens = self._choose_max_tokens(max_tokens)
         self._dim = dim
@@ -289,6 +289,8 @@ class TextEncoder:
 
     def prepare(self, raw: Sequence[str]) -> list[TokenizedText]:
         """Tokenise texts and lay them out in windows of at most ``max_tokens`` tokens."""
+        if not raw:
+            return []
         before, after, prompt = self._frame
         encoded = self._tokenizer(
             [self.prompt + text for text in raw],

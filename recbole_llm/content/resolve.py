@@ -4,7 +4,8 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -121,24 +122,32 @@ def resolve_encoder(name: str, revision: str | None = None) -> ModelFiles:
     if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or "\\" in name:
         raise EncoderNotFoundError(f"encoder {name!r}: no such folder. Give an existing folder or a name on the hub.")
     cached = _in_hub_cache(name, revision)
-    if cached is not None:
+    if cached is not None and _has_whole_recipe(cached, revision):
         return cached
     packaged = _in_offline_package(name, revision)
     if packaged is not None:
         return packaged
-    return _from_hub(name, revision)
+    try:
+        return _from_hub(name, revision)
+    except EncoderNotFoundError:
+        if cached is None:
+            raise
+    return replace(cached, source=f"{cached.source}; the hub was not reached to ask for its modules.json")
 
 
 def _in_hub_cache(name: str, revision: str | None) -> ModelFiles | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, FileNotFoundError):
-        return None
+        # not snapshot_download(local_files_only=True): it refuses a snapshot without the files that we do not fetch
+        found = [try_to_load_from_cache(name, file, revision=revision) for file in ("config.json", "modules.json")]
     except HFValidationError as error:
         raise EncoderNotFoundError(f"encoder {name!r} is neither a folder nor a name on the hub: {error}") from error
+    folders = [Path(path).parent for path in found if isinstance(path, str)]
+    if not folders:
+        return None
+    folder = folders[0]
     files = ModelFiles(name, folder, f"hub cache, commit {folder.name[:12]}")
     try:
         inner = files.transformer()
@@ -146,6 +155,14 @@ def _in_hub_cache(name: str, revision: str | None) -> ModelFiles | None:
     except ValueError:
         return None
     return files if whole else None
+
+
+def _has_whole_recipe(files: ModelFiles, revision: str | None) -> bool:
+    """Whether a cached model's pooling is known; a cache filled by transformers lacks it."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    known = try_to_load_from_cache(files.name, "modules.json", revision=revision)
+    return known is _CACHED_NO_EXIST or (files.folder / "modules.json").is_file()
 
 
 def _in_offline_package(name: str, revision: str | None) -> ModelFiles | None:
@@ -197,8 +214,9 @@ def _digest(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def _from_hub(name: str, revision: str | None) -> ModelFiles:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         GatedRepoError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -210,6 +228,10 @@ def _from_hub(name: str, revision: str | None) -> ModelFiles:
         siblings = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT).siblings or []
         wanted = _files_to_fetch([sibling.rfilename for sibling in siblings])
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        if "modules.json" not in wanted:
+            # the cache remembers that there is none, so that the next run need not ask
+            with suppress(EntryNotFoundError):
+                hf_hub_download(name, "modules.json", revision=revision)
     except GatedRepoError as error:
         raise EncoderNotFoundError(
             f"encoder {name!r} is gated on the hub: accept its licence there and log in (hf auth login), or choose "

@@ -5,12 +5,13 @@ honoured here without that library.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_llm.content.resolve import ModelFiles, file_digest
@@ -90,23 +91,22 @@ class _Normalize(nn.Module):
         return F.normalize(vectors, dim=-1)
 
 
-def read_head(files: ModelFiles, pooling: str, decoder: bool) -> SentenceHead:
+def read_head(files: ModelFiles, pooling: str, is_decoder: Callable[[], bool]) -> SentenceHead:
     """The layers after the transformer.
 
     Args:
         files: the model's folder.
         pooling: ``auto`` (from the model's files, else by architecture), or one of :data:`POOLINGS`, which replaces the
             model's pooling and keeps its dense layers and normalisation.
-        decoder: whether the transformer reads from left to right: its last token has seen the whole text.
+        is_decoder: asked where the files name no pooling: whether the transformer reads from left to right, so that its
+            last token alone has seen the whole text.
 
     Raises:
         ValueError: on an unknown pooling, or a module that is not known here.
     """
     if pooling not in ("auto", *POOLINGS):
         raise ValueError(f"encoder_pooling must be one of auto, {', '.join(POOLINGS)}, got {pooling!r}.")
-    head = SentenceHead(
-        ("last",) if decoder else ("mean",), "last token of a decoder" if decoder else "no modules.json"
-    )
+    head = SentenceHead((), "")
     for module in files.json("modules.json").get("", [])[1:]:
         kind, path = module["type"].rpartition(".")[2], module.get("path", "")
         config = files.json(f"{path}/config.json")
@@ -128,6 +128,10 @@ def read_head(files: ModelFiles, pooling: str, decoder: bool) -> SentenceHead:
             )
     if pooling != "auto":
         head.pooling, head.source = (pooling,), "encoder_pooling"
+    elif not head.pooling:
+        last = is_decoder()
+        head.pooling = ("last",) if last else ("mean",)
+        head.source = f"the architecture ({'decoder' if last else 'encoder'}); the model's files name none"
     return head
 
 

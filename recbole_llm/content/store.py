@@ -203,7 +203,8 @@ class Shards:
         path = self.folder / "manifest.json"
         try:
             current = json.loads(path.read_text(encoding="utf-8"))
-            if all(current.get(key) == self._manifest[key] for key in ("format", "modality", "fingerprint", "dim")):
+            keys = ("format", "modality", "fingerprint", "dim")
+            if isinstance(current, dict) and all(current.get(key) == self._manifest[key] for key in keys):
                 return
             log.warning("Feature store: %s does not describe its encoder; written again", path)
         except FileNotFoundError:

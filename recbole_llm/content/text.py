@@ -149,8 +149,8 @@ def _parse_header(header: str, path: Path, separator: str) -> dict[str, str]:
         raise ValueError(f"{path.name} is empty: its first line must hold name:type for every column.")
     types: dict[str, str] = {}
     for cell in header.split(separator):
-        name, colon, kind = cell.strip().rpartition(":")
-        if not (name and colon and kind in FIELD_TYPES):
+        name, _, kind = cell.strip().partition(":")
+        if not name or kind not in FIELD_TYPES:
             raise ValueError(
                 f"{path.name}: the header cell {cell!r} is not name:type with a type of {', '.join(FIELD_TYPES)}. "
                 f"Columns are split at field_separator, which is {separator!r}."

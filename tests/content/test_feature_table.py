@@ -1,0 +1,212 @@
+"""Transforms of vectors and vectors made elsewhere."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from recbole_llm.content.feature_table import FeatureTable, apply_transform
+from recbole_llm.content.vector_files import load_features
+
+
+def made_table(n=200, dim=12, rank=None, absent=(0, 5)):
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(rank or dim, dim, generator=generator)
+    vectors = torch.randn(n, rank or dim, generator=generator) @ mixing + 3
+    present = torch.ones(n, dtype=torch.bool)
+    present[list(absent)] = False
+    vectors[~present] = 0
+    return FeatureTable(vectors, present, "text", "abc")
+
+
+class TestTransforms:
+    def test_center_uses_the_present_rows_alone(self):
+        table = made_table()
+        centred = apply_transform(table, "center")
+        rows = table.vectors[table.present]
+        torch.testing.assert_close(centred.vectors[table.present], rows - rows.mean(0), rtol=0, atol=1e-5)
+        assert centred.vectors[~table.present].abs().sum() == 0
+        assert centred.fingerprint == "abc:center"
+
+    def test_none_changes_nothing(self):
+        table = made_table()
+        assert apply_transform(table, "none") is table
+
+    def test_standardize_gives_equal_variances(self):
+        table = made_table()
+        rows = apply_transform(table, "standardize").vectors[table.present]
+        variance = rows.var(0, correction=0)
+        # the floor adds a thousandth of the mean variance to each
+        assert variance.max() / variance.min() < 1.05
+        centred = apply_transform(table, "center").vectors
+        torch.testing.assert_close(rows.square().sum(), centred.square().sum(), rtol=1e-5, atol=0)
+
+    def test_whiten_gives_a_multiple_of_the_identity(self):
+        table = made_table()
+        rows = apply_transform(table, "whiten").vectors[table.present].double()
+        covariance = rows.T @ rows / len(rows)
+        mean = covariance.diagonal().mean()
+        # directions of small variance are a few per cent short, by the floor
+        assert (covariance / mean - torch.eye(12)).abs().max() < 0.3
+        raw = apply_transform(table, "center").vectors[table.present].double()
+        raw = raw.T @ raw / len(raw)
+        assert (raw / raw.diagonal().mean() - torch.eye(12)).abs().max() > 1
+
+    @pytest.mark.parametrize("kind", ["standardize", "whiten"])
+    @pytest.mark.parametrize(("n", "rank"), [(200, 3), (8, 12), (3, 12)])
+    def test_rank_deficiency(self, kind, n, rank):
+        """Directions without variance must stay without: dividing by their root would show rounding as content."""
+        table = made_table(n=n, rank=rank, absent=(0,))
+        rows = apply_transform(table, kind).vectors[table.present]
+        assert rows.isfinite().all()
+        spectrum = torch.linalg.svdvals(rows.double())
+        assert spectrum[min(rank, n - 2) :].max() < 1e-3 * spectrum[0]
+
+    @pytest.mark.parametrize("kind", ["center", "standardize", "whiten"])
+    def test_equal_rows_and_no_rows(self, kind):
+        same = FeatureTable(torch.ones(4, 3), torch.ones(4, dtype=torch.bool), "text", "")
+        assert apply_transform(same, kind).vectors.abs().max() == 0
+        none = FeatureTable(torch.zeros(4, 3), torch.zeros(4, dtype=torch.bool), "text", "")
+        assert apply_transform(none, kind).vectors.abs().max() == 0
+
+    def test_unknown(self):
+        with pytest.raises(
+            ValueError, match="feature_transform must be one of center, none, standardize, whiten, got 'pca'"
+        ):
+            apply_transform(made_table(), "pca")
+
+    def test_table_checks_its_shapes(self):
+        with pytest.raises(ValueError, match=r"vectors must be float32 \[3, dim\]"):
+            FeatureTable(torch.zeros(4, 3), torch.ones(3, dtype=torch.bool), "text", "")
+        with pytest.raises(ValueError, match=r"present must be bool"):
+            FeatureTable(torch.zeros(4, 3), torch.ones(4), "text", "")
+
+
+VECTORS = np.arange(12, dtype=np.float32).reshape(4, 3)
+IDS = ["a", "b", "c", "7"]
+
+
+def write_npy(folder):
+    np.save(folder / "v.npy", VECTORS)
+    (folder / "v.ids.txt").write_text("\n".join(IDS) + "\n")
+    return folder / "v.npy"
+
+
+def write_float64(folder):
+    np.save(folder / "v.npy", VECTORS.astype(np.float64))
+    (folder / "v.txt").write_text("\r\n".join(IDS))
+    return folder / "v.npy"
+
+
+def write_safetensors(folder):
+    save_file({"vectors": torch.from_numpy(VECTORS)}, folder / "v.safetensors", metadata={"ids": json.dumps(IDS)})
+    return folder / "v.safetensors"
+
+
+def write_half(folder):
+    save_file({"embedding": torch.from_numpy(VECTORS).bfloat16()}, folder / "v.safetensors")
+    (folder / "v.ids.txt").write_text("\n".join(IDS))
+    return folder / "v.safetensors"
+
+
+def write_atomic(folder):
+    rows = [f"{token}\t{' '.join(map(str, row))}" for token, row in zip(IDS, VECTORS, strict=True)]
+    (folder / "toy.itememb").write_text("iid:token\tvector:float_seq\n" + "\n".join(rows) + "\n")
+    return folder / "toy.itememb"
+
+
+def write_parquet(folder):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"id": IDS, "vector": list(VECTORS)}), folder / "v.parquet")
+    return folder / "v.parquet"
+
+
+def write_wide_parquet(folder):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {f"d{i}": VECTORS[:, i] for i in range(3)}
+    parquet.write_table(pyarrow.table({"id": IDS, **columns}), folder / "v.parquet")
+    return folder / "v.parquet"
+
+
+FORMS = [write_npy, write_float64, write_safetensors, write_half, write_atomic, write_parquet, write_wide_parquet]
+
+
+class TestFiles:
+    @pytest.mark.parametrize("write", FORMS)
+    def test_aligned_to_the_ids(self, tmp_path, write, caplog):
+        caplog.set_level(logging.INFO)
+        table = load_features(write(tmp_path), [None, "7", "nowhere", "a"])
+        assert table.present.tolist() == [False, True, False, True]
+        assert table.vectors.dtype == torch.float32
+        assert table.vectors.tolist() == [[0, 0, 0], [9, 10, 11], [0, 0, 0], [0, 1, 2]]
+        assert "dimension 3; 2 of 3 ids have one; 2 of its ids are not in the data, 0 repeat" in caplog.text
+
+    def test_integer_ids(self, tmp_path):
+        save_file({"x": torch.from_numpy(VECTORS), "ids": torch.tensor([5, 6, 7, 8])}, tmp_path / "v.safetensors")
+        assert load_features(tmp_path / "v.safetensors", ["7"]).vectors.tolist() == [[6, 7, 8]]
+
+    def test_first_of_a_repeated_id_counts(self, tmp_path, caplog):
+        caplog.set_level(logging.INFO)
+        np.save(tmp_path / "v.npy", VECTORS)
+        (tmp_path / "v.txt").write_text("a\nb\na\nb\n")
+        assert load_features(tmp_path / "v.npy", ["a", "b"]).vectors.tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert "2 repeat an earlier one" in caplog.text
+
+    def test_fingerprint_is_of_the_content(self, tmp_path):
+        (tmp_path / "other").mkdir()
+        one, same = load_features(write_npy(tmp_path), ["a"]), load_features(write_npy(tmp_path / "other"), ["a"])
+        assert one.fingerprint == same.fingerprint
+        np.save(tmp_path / "v.npy", VECTORS + 1)
+        assert load_features(tmp_path / "v.npy", ["a"]).fingerprint != one.fingerprint
+
+    def broken(self, folder, array=VECTORS, ids=IDS):
+        np.save(folder / "v.npy", array)
+        if ids is not None:
+            (folder / "v.txt").write_text("\n".join(ids))
+        return folder / "v.npy"
+
+    @pytest.mark.parametrize(
+        ("fault", "message"),
+        [
+            ({"ids": None}, "needs its ids, one per line, in v.ids.txt or v.txt"),
+            ({"ids": ["a"]}, "4 vectors and 1 ids"),
+            ({"array": VECTORS[0], "ids": ["a", "b", "c"]}, r"expected numbers \[n, dim\], got float32 \(3,\)"),
+            ({"array": np.array([["x"] * 3] * 4)}, r"expected numbers \[n, dim\]"),
+            ({"array": np.array([[None] * 3] * 4)}, "is not a .npy array of numbers"),
+            ({"ids": ["p", "q", "r", "s"]}, r"none of its 4 ids \('p', 'q', 'r', ...\) is one of the 1 wanted \('a'\)"),
+            ({"array": np.full((4, 3), np.nan, np.float32)}, "1 vectors have NaN or infinite values, of ids 'a'"),
+        ],
+        ids=["no ids", "too few ids", "one dimension", "strings", "pickle", "other ids", "nan"],
+    )
+    def test_faults_are_named(self, tmp_path, fault, message):
+        path = self.broken(tmp_path, **fault)
+        with pytest.raises(ValueError, match=message):
+            load_features(path, ["a"])
+
+    def test_no_file_and_unknown_form(self, tmp_path):
+        with pytest.raises(ValueError, match=r"item_features_file .*nowhere.npy'?: no such file"):
+            load_features(tmp_path / "nowhere.npy", ["a"])
+        (tmp_path / "v.csv").write_text("id,x,y\na,1,2\n")
+        with pytest.raises(ValueError, match=r"known are .npy, .safetensors, .parquet and RecBole's atomic files"):
+            load_features(tmp_path / "v.csv", ["a"])
+        (tmp_path / "v.safetensors").write_bytes(b"nothing")
+        with pytest.raises(ValueError, match="is not a safetensors file"):
+            load_features(tmp_path / "v.safetensors", ["a"])
+
+    def test_vectors_of_different_lengths(self, tmp_path):
+        (tmp_path / "v.emb").write_text("iid:token\tv:float_seq\na\t1 2\nb\t1\n")
+        with pytest.raises(ValueError, match="different lengths .2 at first, another for 'b'"):
+            load_features(tmp_path / "v.emb", ["a"])
+
+    def test_parquet_without_pyarrow(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+        (tmp_path / "v.parquet").write_bytes(b"")
+        with pytest.raises(ValueError, match="pip install pyarrow"):
+            load_features(tmp_path / "v.parquet", ["a"])
