@@ -1,6 +1,6 @@
 """LLMTwoTower: P(i|u) = sigmoid(<x_u, w_i> + b_i), items described by their content, users by their history."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from recbole.utils import EvaluatorType, InputType
 from torch import Tensor, nn
 
 from recbole_llm.bridge.options import Options
+from recbole_llm.calibration import fit_platt
 from recbole_llm.closed_form import Selection, fit_closed_form
 from recbole_llm.selection import BLEND_WEIGHTS, LinearScorer, Scorer, choose_blend, user_metric
 from recbole_llm.towers import FrozenTensor, ItemTower, Rows, UserTower, history_weights, pool
@@ -17,6 +18,7 @@ from recbole_llm_kernels import catalog_bce, catalog_ce, pair_bce, pair_dot, sam
 
 NOT_IN_CATALOGUE = float("-inf")  # the kernels' mark for an item that no loss, gradient or ranking may see
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
+MAX_CALIBRATION_USERS = 5_000  # two numbers are fitted to millions of pairs
 DEFAULT_LEARNED_SHARE = 0.35  # without validation data; the median of what validation chose on three datasets
 
 
@@ -66,6 +68,7 @@ class LLMTwoTower(GeneralRecommender):
         self._closed_source: FrozenTensor | None = None
         self._closed_target: FrozenTensor | None = None  # None beside a source: the identity
         self.block_scales = (0.0, 1.0)  # of the closed form and the learned block
+        self.calibration = (1.0, 0.0)  # slope > 0 and offset of the score
         self._ranking_cache: tuple[Any, Tensor, Tensor, Tensor] | None = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LLMTwoTower":
@@ -228,7 +231,7 @@ class LLMTwoTower(GeneralRecommender):
 
     def rank_by_learned_block(self) -> None:
         """Leave the closed form out of the score until :meth:`choose_blend` weighs it in."""
-        self.block_scales = (0.0, 1.0)
+        self.block_scales, self.calibration = (0.0, 1.0), (1.0, 0.0)
 
     @torch.no_grad()
     def choose_blend(self, selection: Selection | None) -> float:
@@ -268,6 +271,37 @@ class LLMTwoTower(GeneralRecommender):
         self.block_scales = blend.scales
         return blend.weight
 
+    @torch.no_grad()
+    def calibrate(self, selection: Selection) -> tuple[float, float]:
+        """Fit slope and offset of the score, so that sigmoid(score) is a probability.
+
+        The event is the one validation holds: of the items that a user has not touched in training, those that turn up in
+        the user's validation interactions. Only items with a training interaction count.
+
+        Args:
+            selection: validation data.
+
+        Returns:
+            Slope and offset; (1, 0) where validation has no target.
+        """
+        self.calibration = (1.0, 0.0)
+        users = torch.nonzero(selection.targets.sizes).squeeze(1)
+        if len(users) > MAX_CALIBRATION_USERS:
+            users = users[torch.linspace(0, len(users) - 1, MAX_CALIBRATION_USERS, dtype=torch.float64).long()]
+        trained = self._trained.value
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for few in users.split(max(1, 2**22 // self.n_items)):
+                targets, seen = selection.targets.select(few), selection.seen.select(few)
+                label = torch.zeros(len(few), self.n_items, dtype=torch.bool, device=few.device)
+                label[targets.row_of_entry(), targets.ids] = True
+                counts = trained.expand(len(few), -1).clone()
+                counts[seen.row_of_entry(), seen.ids] = False
+                yield self._logits(few)[counts], label[counts]
+
+        self.calibration = fit_platt(batches)
+        return self.calibration
+
     @property
     def has_closed_form(self) -> bool:
         """Whether the closed form has been fitted or loaded."""
@@ -287,6 +321,7 @@ class LLMTwoTower(GeneralRecommender):
             "closed_form_source": None if source is None else source.value,
             "closed_form_target": None if source is None else self._closed_value(),
             "block_scales": self.block_scales,
+            "calibration": self.calibration,
         }
 
     def load_other_parameter(self, para: dict[str, Any] | None) -> None:
@@ -294,6 +329,7 @@ class LLMTwoTower(GeneralRecommender):
         if para:
             self._set_closed_form(para["closed_form_source"], para["closed_form_target"])
             self.block_scales = tuple(para["block_scales"])
+            self.calibration = tuple(para["calibration"])
 
     # ------------------------------------------------------------------ ranking and prediction
 
@@ -333,10 +369,11 @@ class LLMTwoTower(GeneralRecommender):
         """Queries x_u of known users, ``[B]`` int64 -> ``[B, d + D]``; every factor of the score is in them."""
         source, _, _ = self._ranking_tables()
         history = self.history.select(users)
-        x = self._queries_of_users(users, history, source) * self.block_scales[1]
+        slope, _ = self.calibration
+        x = self._queries_of_users(users, history, source) * (slope * self.block_scales[1])
         if self._closed_source is None:
             return x
-        return torch.cat([self._closed_query(history) * self.block_scales[0], x], 1)
+        return torch.cat([self._closed_query(history) * (slope * self.block_scales[0]), x], 1)
 
     @torch.no_grad()
     def item_vectors(self) -> tuple[Tensor, Tensor]:
@@ -345,7 +382,9 @@ class LLMTwoTower(GeneralRecommender):
         The full form's targets are the identity: d = N.
         """
         _, w, bias = self._ranking_tables()
+        slope, offset = self.calibration
         bias = bias * self.block_scales[1] if self._learned_counts else torch.where(bias.isinf(), bias, 0.0)
+        bias = slope * bias + offset
         if self._closed_source is None:
             return w, bias
         target = torch.eye(self.n_items, device=w.device) if self._closed_target is None else self._closed_target.value
@@ -378,7 +417,8 @@ class LLMTwoTower(GeneralRecommender):
         if self._closed_counts:
             query, target = self._closed_query(self.history.select(users)), self._closed_value()
             scores.add_(query if target is None else query @ target.T, alpha=self.block_scales[0])
-        return scores
+        slope, offset = self.calibration
+        return scores.mul_(slope).add_(offset)
 
     @torch.no_grad()
     def predict(self, interaction: Any) -> Tensor:
@@ -405,6 +445,8 @@ class LLMTwoTower(GeneralRecommender):
                     here = (row >= few[0]) & (row <= few[-1])
                     query = self._closed_query(self.history.select(user[few]))
                     logit[here] += self.block_scales[0] * query[row[here] - few[0], items[here]]
+        slope, offset = self.calibration
+        logit = slope * logit + offset
         return torch.sigmoid(logit) if self._gives_probabilities else logit
 
     @torch.no_grad()

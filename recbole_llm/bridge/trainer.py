@@ -20,7 +20,8 @@ class LLMTwoTowerTrainer(Trainer):
     1. The closed form is fitted: its constants and its rank.
     2. The learned block trains in RecBole's ordinary loop. The validation scores it prints, early stopping and the checkpoints
        are those of the learned block alone: stopping by the blend would stop it before it has something to add.
-    3. The best state is weighed against the closed form; the checkpoint and the result of ``fit`` are of the whole model.
+    3. The best state is weighed against the closed form, and the score is calibrated to a probability; the checkpoint and the
+       result of ``fit`` are of the whole model.
 
     Without validation data the documented constants apply.
     """
@@ -42,9 +43,7 @@ class LLMTwoTowerTrainer(Trainer):
             self.model.fit_closed_form(selection, log)
         if "learned" in blocks:
             self.model.rank_by_learned_block()
-            score, result = super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
-            if "closed_form" not in blocks:
-                return score, result
+            super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
         else:
             self.eval_collector.data_collect(train_data)
         if saved and os.path.isfile(self.saved_model_file):
@@ -53,12 +52,14 @@ class LLMTwoTowerTrainer(Trainer):
         self.model.eval()
         share = self.model.choose_blend(selection)
         log(f"share of the learned block in the score: {share:g}")
+        if selection is not None:
+            slope, offset = self.model.calibrate(selection)
+            log(f"P(i|u) = sigmoid({slope:.4g} score {offset:+.4g}), fitted on validation")
+        score, result = self.best_valid_score, None
         if valid_data:
             score, result = self._valid_epoch(valid_data, show_progress=show_progress)
-            log(set_color("blend: valid result", "blue") + ": \n" + dict2str(result))
+            log(set_color("whole model: valid result", "blue") + ": \n" + dict2str(result))
             self.best_valid_result = result
-        else:
-            score, result = self.best_valid_score, None
         if saved:
             self._save_whole_model(verbose)
         return score, result
