@@ -75,7 +75,7 @@ def fit_platt(batches: Batches) -> tuple[float, float]:
 
 
 def _offset_alone(batches: Batches, positives: int) -> float:
-    """c with sum sigmoid(s + c) = number of positives, by bisection."""
+    """The c with sum sigmoid(s + c) = number of positives, by bisection."""
     low, high = -1e4, 1e4
     for _ in range(60):
         middle = (low + high) / 2
