@@ -126,7 +126,7 @@ def import_dataset(
         }
         found = import_interactions(sources["interactions"], temporary / f"{dataset}.inter", flags, rules, progress)
         report = ImportReport(dataset, folder, folder / f"{dataset}.yaml", found.report, notes=found.notes)
-        report.n_users, report.n_items = len(found.user_kept), len(found.item_kept)
+        report.n_users, report.n_items = len(found.users), len(found.items)
         columns = {target.split(":")[0]: name for name, target in found.report.columns.items()}
         taken = ["user_id", "item_id", "rating", "label", "timestamp"]
         first_or_last = "first" if duplicates == "first" else "last"
@@ -134,9 +134,7 @@ def import_dataset(
             rule = EntityRules(
                 "item", items_id_column, columns["item_id"], text_columns, taken, first_or_last, bad_rows, keep_html
             )
-            report.items = import_entities(
-                sources["items"], temporary / f"{dataset}.item", found.items, found.item_kept, rule, progress
-            )
+            report.items = import_entities(sources["items"], temporary / f"{dataset}.item", found.items, rule, progress)
             taken += [target.split(":")[0] for target in report.items.columns.values()]
         if users is not None:
             rule = EntityRules(
@@ -149,9 +147,7 @@ def import_dataset(
                 bad_rows,
                 keep_html,
             )
-            report.users = import_entities(
-                sources["users"], temporary / f"{dataset}.user", found.users, found.user_kept, rule, progress
-            )
+            report.users = import_entities(sources["users"], temporary / f"{dataset}.user", found.users, rule, progress)
         report.notes += _notes(report)
         (temporary / f"{dataset}.yaml").write_text(_settings(report, data_path, found.fields), encoding="utf-8")
         report.seconds = time.perf_counter() - started

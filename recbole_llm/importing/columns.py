@@ -5,9 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from recbole_llm.importing.table import Batch, Source
-from recbole_llm.importing.values import IdTable, TimeReader, labels, numbers, trimmed
+from recbole_llm.importing.values import TimeReader, labels, numbers, trimmed
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -131,7 +133,7 @@ def _holds(role: str, first: Batch, name: str) -> bool:
     return 2 * int(np.isfinite(numbers(values)).sum()) > len(values)
 
 
-def id_column(source: Source, first: Batch, known: IdTable, same_name: str, aliases: Sequence[str], flag: str) -> str:
+def id_column(source: Source, first: Batch, known: pa.Array, same_name: str, aliases: Sequence[str], flag: str) -> str:
     """The id column of items or users: that of the interactions' name, that with the most known ids, or by its name.
 
     Args:
@@ -145,7 +147,7 @@ def id_column(source: Source, first: Batch, known: IdTable, same_name: str, alia
     Raises:
         ValueError: if none is found.
     """
-    hits = {name: sum(known.code_of.get(v, -1) >= 0 for v in first.columns[name].to_pylist()) for name in source.names}
+    hits = {name: pc.sum(pc.is_in(first.columns[name], value_set=known)).as_py() or 0 for name in source.names}
     most = max(hits.values())
     candidates = [
         name for name in [same_name, *_by_name(source.names, aliases), *source.names] if hits.get(name) == most

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recbole_llm.content.text import AtomicTable, choose_text_fields
 from recbole_llm.importing.columns import ITEM_NAMES, USER_NAMES, field_names, id_column, is_number_column, require
+from recbole_llm.importing.ids import ID_PROBLEMS, UNUSABLE, IdColumn
 from recbole_llm.importing.report import EXAMPLES, EntityReport
 from recbole_llm.importing.rows import RowFile
 from recbole_llm.importing.table import Batch, OneKind, Source
 from recbole_llm.importing.values import (
-    ID_PROBLEMS,
-    UNUSABLE,
-    IdTable,
     clean_text,
     numbers,
     protected,
@@ -63,7 +62,7 @@ class _Column:
 
 
 def import_entities(
-    source: Source, target: Path, known: IdTable, kept: np.ndarray, rules: EntityRules, progress: bool = False
+    source: Source, target: Path, known: pa.Array, rules: EntityRules, progress: bool = False
 ) -> EntityReport:
     """Write ``target``, a RecBole ``.item`` or ``.user`` file: a row for each id of the source and of the interactions.
 
@@ -72,8 +71,7 @@ def import_entities(
     Args:
         source: the items or users.
         target: the file to write.
-        known: ids met in the interactions; ids of this file are added.
-        kept: codes of the ids that have an interaction, ascending.
+        known: the ids that have an interaction, a ``string`` array.
         rules: how to read.
         progress: show a progress bar on a terminal.
 
@@ -110,7 +108,7 @@ def import_entities(
     report.text_fields = text_fields
     kinds = ["text" if fields[name] in text_fields else types[fields[name]] for name in columns]
     writer = _Writer(source, id_name, columns, kinds, rules, report)
-    writer.run(target, known, kept, progress)
+    writer.run(target, known, progress)
     report.blank_lines, report.multiline_cells = source.blank_lines, source.multiline_cells
     return report
 
@@ -175,15 +173,16 @@ class _Writer:
         self.source, self.id_name, self.columns, self.kinds = source, id_name, columns, kinds
         self.rules, self.report = rules, report
         self.id_kind = OneKind(source, id_name)
+        self.ids = IdColumn()
 
-    def run(self, target: Path, known: IdTable, kept: np.ndarray, progress: bool) -> None:
+    def run(self, target: Path, known: pa.Array, progress: bool) -> None:
         """Write all rows, then leave out repeated ids and add ids that have no row."""
         report = self.report
         header = list(report.columns.values())
-        with RowFile(target, header, {"code": np.int32, "length": np.int64}) as rows:
+        with RowFile(target, header, {"length": np.int64}) as rows:
             for batch in self.source.batches([self.id_name, *self.columns], progress):
-                self._take(batch, known, rows)
-            code, length = rows.column("code"), rows.column("length")
+                self._take(batch, rows)
+            code, length = self.ids.finish(), rows.column("length")
             keep = np.zeros(len(code), dtype=bool)
             # np.unique gives the first of equal values
             at = (
@@ -193,23 +192,23 @@ class _Writer:
             )
             keep[at] = True
             report.drop(f"duplicate id ({self.rules.duplicates} one kept)", len(code) - int(keep.sum()))
-            absent = np.setdiff1d(kept, code)
+            absent = known.filter(pc.invert(pc.is_in(known, value_set=self.ids.ids)))
             empty = "\t" * len(self.columns) + "\n"
-            rows.finish(keep, extra="".join(known.ids[c] + empty for c in absent.tolist()).encode())
+            rows.finish(keep, extra="".join(value + empty for value in absent.to_pylist()).encode())
         report.rows_kept, report.added = int(keep.sum()), len(absent)
         if report.text_fields:
             report.without_text = int((length[keep] == 0).sum()) + len(absent)
             report.text_length = quantiles(length[keep][length[keep] > 0])
 
-    def _take(self, batch: Batch, known: IdTable, rows: RowFile) -> None:
+    def _take(self, batch: Batch, rows: RowFile) -> None:
         report, rules = self.report, self.rules
         report.rows_read += len(batch.lines) + len(batch.rejected)
         for line, reason in batch.rejected:
             report.refuse(reason, [line], rules.bad_rows)
         self.id_kind.check(batch)
-        codes = known.codes(batch.columns[self.id_name])
+        problems, ids = self.ids.problems(batch.columns[self.id_name])
         for problem, reason in ID_PROBLEMS.items():
-            hit = np.flatnonzero(codes == problem)
+            hit = np.flatnonzero(problems == problem)
             if len(hit):
                 places = [batch.lines[int(i)] for i in hit[:EXAMPLES]]
                 if problem == UNUSABLE:
@@ -228,4 +227,5 @@ class _Writer:
             if kind == "text":
                 length += np.fromiter((len(cell or "") for cell in clean), dtype=np.int64, count=len(clean))
             cells.append(pa.array([None if cell is None else protected(cell) for cell in clean], pa.string()))
-        rows.write(cells, codes >= 0, {"code": codes, "length": length})
+        self.ids.append(ids, problems == 0)
+        rows.write(cells, problems == 0, {"length": length})

@@ -9,13 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recbole_llm.importing.columns import interaction_columns
+from recbole_llm.importing.ids import ID_PROBLEMS, UNUSABLE, IdColumn, look_alikes
 from recbole_llm.importing.report import EXAMPLES, TableReport
 from recbole_llm.importing.rows import RowFile
 from recbole_llm.importing.table import Batch, OneKind, Source
 from recbole_llm.importing.values import (
-    ID_PROBLEMS,
-    UNUSABLE,
-    IdTable,
     TimeReader,
     labels,
     number_strings,
@@ -54,17 +52,15 @@ class Interactions:
     """What was written.
 
     Attributes:
-        users: all ids met, and ``user_kept`` the codes of those written, ascending.
+        users: the ids written, a ``string`` array in order of appearance.
         items: likewise.
         fields: the fields of the file, in order.
         notes: for the report.
     """
 
     report: TableReport
-    users: IdTable
-    items: IdTable
-    user_kept: np.ndarray
-    item_kept: np.ndarray
+    users: pa.Array
+    items: pa.Array
     fields: list[str]
     notes: list[str] = field(default_factory=list)
 
@@ -135,7 +131,7 @@ class _Importer:
             self.time = self.time or TimeReader("s")
         self.labelled = bool(columns.label) or rules.threshold is not None
         self.report = TableReport(source.path.name, source.unit)
-        self.users, self.items = IdTable(), IdTable()
+        self.ids = {"user": IdColumn(), "item": IdColumn()}
         self.id_kinds = [OneKind(source, column) for column in (columns.user, columns.item)]
         self.without_rating = 0
 
@@ -154,11 +150,12 @@ class _Importer:
             fields[columns.time] = "timestamp:float"
             header.append("timestamp:float")
         self.report.columns = fields
-        with RowFile(target, header, {"user": np.int32, "item": np.int32, "low": np.bool_, "time": np.float64}) as rows:
+        with RowFile(target, header, {"low": np.bool_, "time": np.float64}) as rows:
             for batch in self.source.batches(columns.used(), progress):
                 self._take(batch, rows, keep_label)
             keep = np.ones(len(rows), dtype=bool)
-            user, item, low, time = (rows.column(name) for name in ("user", "item", "low", "time"))
+            user, item = (column.finish() for column in self.ids.values())
+            low, time = rows.column("low"), rows.column("time")
             if self.rules.duplicates != "keep":
                 keep &= ~_repeats(user, item, time if self.time else None, self.rules.duplicates == "first")
                 self.report.drop(
@@ -176,12 +173,10 @@ class _Importer:
             order = self._order(time, keep)
             rows.finish(keep, order)
             self.report.rows_kept = int(keep.sum())
-            kept = [np.unique(codes[keep]) for codes in (user, item)]
+            users, items = (_met(self.ids[role].ids, codes[keep]) for role, codes in (("user", user), ("item", item)))
         self._finish_report()
         names = [name.split(":")[0] for name in header]
-        return Interactions(
-            self.report, self.users, self.items, kept[0], kept[1], names, self._notes(order is not None, time, keep)
-        )
+        return Interactions(self.report, users, items, names, self._notes(order is not None, time, keep))
 
     def _take(self, batch: Batch, rows: RowFile, keep_label: bool) -> None:
         """Check the rows of a batch and write those that can be kept."""
@@ -189,11 +184,11 @@ class _Importer:
         check = _Check(batch, self.report, rules.bad_rows)
         for kind in self.id_kinds:
             kind.check(batch)
-        codes = {}
-        for role, column, table in (("user", columns.user, self.users), ("item", columns.item, self.items)):
-            codes[role] = table.codes(batch.columns[column])
+        ids = {}
+        for role, column in (("user", columns.user), ("item", columns.item)):
+            problems, ids[role] = self.ids[role].problems(batch.columns[column])
             for problem, reason in ID_PROBLEMS.items():
-                check.reject(codes[role] == problem, f"{role} {reason}", column if problem == UNUSABLE else "")
+                check.reject(problems == problem, f"{role} {reason}", column if problem == UNUSABLE else "")
         cells = [batch.columns[columns.user], batch.columns[columns.item]]
         label, low, seconds = np.ones(n, dtype=np.int8), np.zeros(n, dtype=bool), np.zeros(n)
         if columns.rating:
@@ -210,7 +205,9 @@ class _Importer:
             check.reject(_is_null(text), "time missing")
             check.reject(np.isnan(seconds), f"time is no {_TIME_WORDS[self.time.unit]}", columns.time)
             cells.append(text if self.time.unit == "s" else number_strings(seconds))
-        rows.write(cells, check.alive, {**codes, "low": low, "time": seconds})
+        for role, id_column in self.ids.items():
+            id_column.append(ids[role], check.alive)
+        rows.write(cells, check.alive, {"low": low, "time": seconds})
 
     def _ratings(self, check: "_Check") -> tuple[pa.Array, np.ndarray]:
         """Ratings as they are written, and 1 for those not below the threshold."""
@@ -264,8 +261,8 @@ class _Importer:
             notes.append("every rating counts as a positive interaction; --threshold 4 would take ratings from 4 on.")
         if self.without_rating:
             notes.append(f"{self.without_rating:,} ratings are missing; RecBole fills in the mean if it loads them.")
-        for name, table in (("user", self.users), ("item", self.items)):
-            pairs = table.look_alikes()
+        for name, column in self.ids.items():
+            pairs = look_alikes(column.ids)
             if pairs:
                 notes.append(
                     f"{len(pairs):,} {name} ids differ from another only in white space around them or in Unicode form "
@@ -283,11 +280,18 @@ _TIME_WORDS = {
 }
 
 
+def _met(ids: pa.Array, codes: np.ndarray) -> pa.Array:
+    """The ids that have one of ``codes``."""
+    met = np.zeros(len(ids), dtype=bool)
+    met[codes] = True
+    return ids.filter(pa.array(met))
+
+
 def _repeats(user: np.ndarray, item: np.ndarray, time: np.ndarray | None, first: bool) -> np.ndarray:
     """Bool ``[rows]``: true where another row of the same user and item is kept instead."""
     key = user.astype(np.int64) << 32
     key |= item
-    order = np.argsort(key, kind="stable")
+    order = np.argsort(key)
     key = key[order]
     same = key[1:] == key[:-1]
     repeats = np.zeros(len(user), dtype=bool)
@@ -296,10 +300,9 @@ def _repeats(user: np.ndarray, item: np.ndarray, time: np.ndarray | None, first:
     member = np.zeros(len(key), dtype=bool)
     member[1:] = same
     member[:-1] |= same
-    rows, keys = order[member], key[member]  # few, as a rule: only these are sorted by time
-    if time is not None:
-        by_time = np.lexsort((rows, time[rows], keys))
-        rows, keys = rows[by_time], keys[by_time]
+    rows, keys = order[member], key[member]  # few, as a rule: only these are sorted by time and place
+    by_time = np.lexsort((rows, keys) if time is None else (rows, time[rows], keys))
+    rows, keys = rows[by_time], keys[by_time]
     repeats[rows] = True
     edge = keys[1:] != keys[:-1]
     kept = np.concatenate([[True], edge]) if first else np.concatenate([edge, [True]])

@@ -10,7 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from recbole_llm.importing.table import BATCH_ROWS, Batch, Source, joined
+from recbole_llm.importing.table import Batch, Source, joined
+
+# rows of a batch; of all columns, among which may be long texts, fewer
+ROWS = 1 << 16
 
 
 class ParquetSource(Source):
@@ -39,7 +42,7 @@ class ParquetSource(Source):
     def batches(self, names: Sequence[str] | None = None, progress: bool = False) -> Iterator[Batch]:
         """See :meth:`Source.batches`."""
         wanted = self.names if names is None else list(names)
-        size = BATCH_ROWS if names is not None else BATCH_ROWS // 16
+        size = ROWS if names is not None else ROWS // 16
         start, total = 1, self._file.metadata.num_rows
         bar = tqdm(
             total=total,

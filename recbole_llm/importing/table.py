@@ -7,10 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 
-# rows of a batch at most, and characters of text: they bound the memory of reading
-BATCH_ROWS = 1 << 16
-BATCH_CHARACTERS = 1 << 23
-
 
 class Number(str):
     """A number of a JSON file, digit for digit as written; a plain ``str`` was in quotes."""

@@ -1,7 +1,9 @@
 """CSV, TSV and JSON Lines, also compressed with gzip, as tables of strings.
 
-CSV is split into cells by ``csv.reader(strict=True)``: it refuses a quote that is not closed and names the line, where
-pyarrow's parser joins all rows up to the next quote and says nothing (benchmarks/import_speed.py has both, and others).
+A block of CSV without quotes is read by pyarrow. From the first quote on ``csv.reader(strict=True)`` reads: it refuses
+a quote that is not closed and names the line, where pyarrow's parser joins all rows up to the next quote and says
+nothing. It also reads each block in which pyarrow finds a fault, to name the lines. benchmarks/import_speed.py has the
+speeds.
 """
 
 import codecs
@@ -12,20 +14,25 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.csv
 from tqdm import tqdm
 
-from recbole_llm.importing.table import BATCH_CHARACTERS, BATCH_ROWS, Batch, Number, Source, joined
+from recbole_llm.importing.table import Batch, Number, Source, joined
 
 DELIMITERS = (",", "\t", ";", "|")
 # rows of the first batch, by which columns are told apart
 FIRST_ROWS = 1000
+# bytes that pyarrow reads at once; 1 MiB took 1.3 times as long
+BLOCK_BYTES = 1 << 22
+# rows that Python reads at once, unless they hold more than BLOCK_BYTES; 2^16 took twice as long
+ROWS = 1 << 12
 # a longer cell is more likely an unclosed quote than a text
 MAX_CELL = 1 << 24
 
@@ -37,68 +44,51 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 class _TextSource(Source):
-    """Lines of text, counted, with a progress bar over the bytes of the file."""
+    """Bytes of a text file, with a progress bar over them."""
 
     def __init__(self, path: Path, encoding: str, compressed: bool) -> None:
         super().__init__(path)
         self.encoding = encoding
         self.compressed = compressed
-        self._strict = codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig")
-        self._characters = 0
+        self.is_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
 
     @contextmanager
-    def _lines(self, progress: bool) -> Iterator[Iterator[str]]:
-        """Lines with their ends. Bytes that are not UTF-8 come as surrogates, which no array of strings accepts."""
-        with (
-            self.path.open("rb") as raw,
-            tqdm(
-                total=self.path.stat().st_size,
-                unit="B",
-                unit_scale=True,
-                desc=self.path.name,
-                disable=None if progress else True,
-                leave=False,
-            ) as bar,
-        ):
-            binary: BinaryIO = gzip.GzipFile(fileobj=raw) if self.compressed else raw  # type: ignore[assignment]
-            text = io.TextIOWrapper(
-                binary, self.encoding, errors="strict" if self._strict else "surrogateescape", newline=""
-            )
+    def _stream(self, progress: bool = False) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
+        """The file's bytes, and a function that moves the progress bar up to what has been read."""
+        size = self.path.stat().st_size
+        bar = tqdm(
+            total=size, unit="B", unit_scale=True, desc=self.path.name, leave=False, disable=None if progress else True
+        )
+        with self.path.open("rb") as raw, bar:
+            stream: Any = gzip.GzipFile(fileobj=raw) if self.compressed else raw
             try:
-                yield self._counted(text, raw, bar)
+                yield stream, lambda: bar.update(raw.tell() - bar.n)
             except UnicodeDecodeError as error:
-                raise self.error(f"not {self.encoding}: {error.reason} at byte {error.start} of a block.") from error
+                raise self.error(f"not {self.encoding}: {error.reason}.") from error
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise self.error(f"the compressed file is damaged or cut off ({error}).") from error
 
-    def _counted(self, text: io.TextIOWrapper, raw: BinaryIO, bar: Any) -> Iterator[str]:
-        for number, line in enumerate(text):
-            if number == 0:
-                line = line.removeprefix("\ufeff")
-            self._characters += len(line)
-            if not number % BATCH_ROWS:
-                bar.update(raw.tell() - bar.n)
-            yield line
-
-    def _next_size(self, size: int, characters: int) -> int:
-        """Rows of the next batch, so that it holds about ``BATCH_CHARACTERS``."""
-        return max(min(BATCH_ROWS, 4 * size, size * BATCH_CHARACTERS // max(characters, 1)), 16)
+    def _text(self, stream: BinaryIO) -> io.TextIOWrapper:
+        """Lines with their ends. Bytes that are not UTF-8 come as surrogates, which no array of strings accepts."""
+        if self.is_utf8:
+            return io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+        return io.TextIOWrapper(stream, self.encoding, newline="")
 
     def _array(self, cells: Sequence[str | None], lines: Sequence[int]) -> pa.Array:
         try:
             return pa.array(cells, pa.string())
         except UnicodeEncodeError:
             for line, cell in zip(lines, cells, strict=True):
-                if cell is not None and _has_surrogates(cell):
-                    byte = next(
-                        (f"byte 0x{ord(c) - 0xDC00:02x}" for c in cell if 0xDC80 <= ord(c) <= 0xDCFF),
-                        "half of a surrogate pair",
-                    )
-                    raise self.error(
-                        f"line {line} is not {self.encoding}: {byte} in {cell[:60]!a}. Give the file's "
-                        "encoding (--encoding latin-1, cp1252, ...), or convert it to UTF-8."
-                    ) from None
+                if cell is not None and any(0xD800 <= ord(character) <= 0xDFFF for character in cell):
+                    raise self._not_text(line, cell) from None
             raise
+
+    def _not_text(self, line: int, cell: str) -> ValueError:
+        foreign = [f"byte 0x{ord(c) - 0xDC00:02x}" for c in cell if 0xDC80 <= ord(c) <= 0xDCFF]
+        return self.error(
+            f"line {line} is not {self.encoding}: {foreign[0] if foreign else 'half of a surrogate pair'} in "
+            f"{cell[:60]!a}. Give the file's encoding (--encoding latin-1, cp1252, ...), or convert it to UTF-8."
+        )
 
 
 class CsvSource(_TextSource):
@@ -107,67 +97,123 @@ class CsvSource(_TextSource):
     def __init__(self, path: Path, encoding: str, compressed: bool, separator: str | None, quoting: str) -> None:
         super().__init__(path, encoding, compressed)
         self.quoting = quoting
-        with self._lines(False) as lines:
-            header = next((line for line in lines if line.strip("\r\n")), None)
-        if header is None:
+        with self._stream() as (stream, _):
+            line = next((line for line in self._text(stream) if line.strip("\r\n")), None)
+        if line is None:
             raise self.error("the file has only blank lines.")
-        if "\0" in header:
-            raise self.error("the first line contains NUL bytes: this is not a text file in that encoding.")
-        self.separator = separator or max(DELIMITERS, key=header.count)
-        with _cell_limit(), self._lines(False) as lines:
-            self._header = self._read_header(self._reader(lines))
-        self.names = self._header
+        if "\0" in line:
+            raise self.error("the first line contains NUL bytes: this is not text in that encoding.")
+        self.separator = separator or max(DELIMITERS, key=line.count)
+        with _cell_limit(), self._stream() as (stream, _):
+            reader = self._reader(self._text(stream))
+            header = self._rows(reader, 1)[0]
+            while not header:
+                header = self._rows(reader, 1)[0]
+            self._header_lines = reader.line_num
+        self._array(header, [self._header_lines] * len(header))
+        names = [_ATOMIC_TYPE.sub("", name.strip()) for name in header]
+        repeated = [name for name, count in Counter(names).items() if count > 1 and name]
+        if repeated:
+            raise self.error(f"the header names {', '.join(map(repr, repeated))} more than once. Rename one.")
+        self.names = [name or f"unnamed {at}" for at, name in enumerate(names, start=1)]
 
     def _reader(self, lines: Iterator[str]) -> Any:
         if self.quoting == "none":
             return csv.reader(lines, delimiter=self.separator, quoting=csv.QUOTE_NONE, strict=True)
         return csv.reader(lines, delimiter=self.separator, strict=True)
 
-    def _read_header(self, reader: Any) -> list[str]:
-        header = next(filter(None, self._rows(reader)))
-        self._array(header, [1] * len(header))
-        names = [_ATOMIC_TYPE.sub("", name.strip()) for name in header]
-        repeated = [name for name, count in Counter(names).items() if count > 1 and name]
-        if repeated:
-            raise self.error(f"the header names {', '.join(map(repr, repeated))} more than once. Rename one.")
-        return [name or f"unnamed {at}" for at, name in enumerate(names, start=1)]
-
-    def _rows(self, reader: Any) -> Iterator[list[str]]:
+    def _rows(self, reader: Any, count: int, first_line: int = 0) -> list[list[str]]:
         try:
-            yield from reader
+            return list(islice(reader, count))
         except csv.Error as error:
             raise self.error(
-                f"line {reader.line_num}: {error}. A double quote opens or closes in the wrong place (or a cell is "
-                f"longer than {MAX_CELL} characters). If quotes are plain characters in this file, give --quoting none."
+                f"line {first_line + reader.line_num}: {error}. A double quote opens or closes in the wrong place (or a "
+                f"cell is longer than {MAX_CELL} characters). If quotes are plain characters here, give --quoting none."
             ) from error
 
     def batches(self, names: Sequence[str] | None = None, progress: bool = False) -> Iterator[Batch]:
         """See :meth:`Source.batches`."""
-        self.blank_lines = self.multiline_cells = self._characters = 0
-        size = FIRST_ROWS
+        self.blank_lines = self.multiline_cells = 0
         wanted = self.names if names is None else list(names)
-        at = [self.names.index(name) for name in wanted]
-        with _cell_limit(), self._lines(progress) as lines:
-            reader = self._reader(lines)
-            rows_left = self._rows(reader)
-            for header in rows_left:
-                if header:
-                    break
-                self.blank_lines += 1
-            while True:
-                before, self._characters = reader.line_num, 0
-                rows = list(islice(rows_left, size))
-                if not rows:
+        with _cell_limit(), self._stream(progress) as (stream, advance):
+            line = 0
+            if self.is_utf8:
+                for _ in range(self._header_lines):
+                    stream.readline()
+                line = self._header_lines if self._is_plain_so_far(stream) else 0
+            begin = stream.tell() if line else 0
+            while line:
+                block = _block(stream, BLOCK_BYTES)
+                if not block:
                     return
-                yield self._batch(rows, before, reader.line_num, wanted, at)
-                size = self._next_size(size, self._characters)
+                batch = self._plain_batch(block, line, wanted)
+                if batch is None:  # a quote: the end of the block may lie inside a cell
+                    break
+                yield batch
+                line += _count_lines(block)
+                begin += len(block)
+                advance()
+            stream.seek(begin)
+            yield from self._quoted_batches(stream, line, wanted, advance)
 
-    def _batch(self, rows: list[list[str]], before: int, after: int, wanted: list[str], at: list[int]) -> Batch:
+    def _is_plain_so_far(self, stream: BinaryIO) -> bool:
+        """Whether the header is one physical line for bytes as it is for text: no quote, no lone carriage return."""
+        end = stream.tell()
+        stream.seek(0)
+        header = stream.read(end)
+        stream.seek(end)
+        return b'"' not in header and header.count(b"\r") == header.count(b"\r\n")
+
+    def _plain_batch(self, block: bytes, line: int, wanted: list[str]) -> Batch | None:
+        """The rows of whole lines of bytes; ``None`` if a quote may join lines, or a line does not end."""
+        if (self.quoting != "none" and b'"' in block) or len(block) > 2 * MAX_CELL:
+            return None
+        lines = _count_lines(block)
+        if block.count(b"\r") == block.count(b"\r\n"):
+            try:
+                table = pyarrow.csv.read_csv(
+                    pa.BufferReader(block),
+                    read_options=pyarrow.csv.ReadOptions(
+                        column_names=self.names, block_size=len(block) + 1, use_threads=False
+                    ),
+                    parse_options=pyarrow.csv.ParseOptions(delimiter=self.separator, quote_char=False),
+                    convert_options=pyarrow.csv.ConvertOptions(
+                        column_types=dict.fromkeys(wanted, pa.string()),
+                        include_columns=wanted,
+                        strings_can_be_null=False,
+                    ),
+                )
+            except pa.ArrowInvalid:
+                table = None
+            if table is not None and table.num_rows == lines:
+                columns = {name: table.column(name).combine_chunks() for name in wanted}
+                return Batch(columns, range(line + 1, line + lines + 1))
+        # a line has a fault: name it
+        reader = self._reader(io.StringIO(block.decode("utf-8", "surrogateescape"), newline=""))
+        return self._batch(self._rows(reader, lines + block.count(b"\r"), line), line, line + reader.line_num, wanted)
+
+    def _quoted_batches(
+        self, stream: BinaryIO, line: int, wanted: list[str], advance: Callable[[], None]
+    ) -> Iterator[Batch]:
+        reader = self._reader(self._text(stream))
+        if not line:
+            while not self._rows(reader, 1)[0]:
+                self.blank_lines += 1
+        size, begin = FIRST_ROWS, stream.tell()
+        before = reader.line_num
+        while rows := self._rows(reader, size, line):
+            yield self._batch(rows, line + before, line + reader.line_num, wanted)
+            before, read = reader.line_num, max(stream.tell() - begin, 1)
+            begin += read
+            size = max(min(ROWS, size * BLOCK_BYTES // read), 16)
+            advance()
+
+    def _batch(self, rows: list[list[str]], before: int, after: int, wanted: list[str]) -> Batch:
         places: Sequence[int] = range(before + 1, after + 1)
         if after - before != len(rows):
             places = self._places(rows, before)
         rejected: list[tuple[int, str]] = []
-        width = len(self._header)
+        width = len(self.names)
         if set(map(len, rows)) != {width}:
             good, good_places = [], []
             for row, place in zip(rows, places, strict=True):
@@ -180,9 +226,8 @@ class CsvSource(_TextSource):
                     self.blank_lines += 1
             rows, places = good, good_places
         cells = list(zip(*rows, strict=True)) or [()] * width
-        return Batch(
-            {name: self._array(cells[i], places) for name, i in zip(wanted, at, strict=True)}, places, rejected
-        )
+        at = {name: self.names.index(name) for name in wanted}
+        return Batch({name: self._array(cells[at[name]], places) for name in wanted}, places, rejected)
 
     def _places(self, rows: list[list[str]], before: int) -> list[int]:
         """The line where each row begins, when cells contain line breaks."""
@@ -201,8 +246,8 @@ class JsonSource(_TextSource):
     def __init__(self, path: Path, encoding: str, compressed: bool) -> None:
         super().__init__(path, encoding, compressed)
         seen: dict[str, None] = {}
-        with self._lines(False) as lines:
-            for number, line in enumerate(islice(lines, FIRST_ROWS), start=1):
+        with self._stream() as (stream, _):
+            for number, line in enumerate(islice(self._text(stream), FIRST_ROWS), start=1):
                 if number == 1 and line.lstrip().startswith("["):
                     raise self.error("the file is a JSON array; write one object a line (jq -c '.[]' does it).")
                 row = _json_object(line)
@@ -210,44 +255,58 @@ class JsonSource(_TextSource):
                     seen.update(dict.fromkeys(row))
         if not seen:
             raise self.error(f"no line among the first {FIRST_ROWS} holds a JSON object with a key.")
-        for name in seen:
-            self._array([name], [1])
+        self._array(list(seen), [1] * len(seen))
         self.names = list(seen)
 
     def batches(self, names: Sequence[str] | None = None, progress: bool = False) -> Iterator[Batch]:
         """See :meth:`Source.batches`."""
-        self.blank_lines = self.multiline_cells = self._characters = 0
+        self.blank_lines = 0
         wanted = self.names if names is None else list(names)
-        known, size, line_number = set(self.names), FIRST_ROWS, 0
-        with self._lines(progress) as lines:
+        size, line = FIRST_ROWS, 0
+        with self._stream(progress) as (stream, advance):
+            lines = self._text(stream)
+            begin = 0
             while block := list(islice(lines, size)):
-                rows, places, rejected = [], [], []
-                for line in block:
-                    line_number += 1
-                    row = _json_object(line)
-                    if row is not None:
-                        if not known.issuperset(row):
-                            self.late_names.update(set(row) - known)
-                        rows.append(row)
-                        places.append(line_number)
-                    elif line.strip():
-                        self._array([line], [line_number])
-                        rejected.append((line_number, NOT_AN_OBJECT))
-                    else:
-                        self.blank_lines += 1
-                columns, kinds = {}, {}
-                for name in wanted:
-                    cells = [row.get(name) for row in rows]
-                    kinds[name] = set(map(type, cells))
-                    if not kinds[name] <= {str, Number, type(None)}:
-                        cells = [_json_cell(cell) for cell in cells]
-                    columns[name] = self._array(cells, places)
-                yield Batch(columns, places, rejected, kinds)
-                size, self._characters = self._next_size(size, self._characters), 0
+                yield self._batch(block, line, wanted)
+                line += len(block)
+                read = max(stream.tell() - begin, 1)
+                begin += read
+                size = max(min(ROWS, size * BLOCK_BYTES // read), 16)
+                advance()
+
+    def _batch(self, block: list[str], line: int, wanted: list[str]) -> Batch:
+        rows, places, rejected = [], [], []
+        known = set(self.names)
+        for place, text in enumerate(block, start=line + 1):
+            row = _json_object(text)
+            if row is not None:
+                if not known.issuperset(row):
+                    self.late_names.update(set(row) - known)
+                rows.append(row)
+                places.append(place)
+            elif text.strip():
+                self._array([text], [place])
+                rejected.append((place, NOT_AN_OBJECT))
+            else:
+                self.blank_lines += 1
+        columns, kinds = {}, {}
+        for name in wanted:
+            cells = [row.get(name) for row in rows]
+            kinds[name] = set(map(type, cells))
+            if not kinds[name] <= {str, Number, type(None)}:
+                cells = [_json_cell(cell) for cell in cells]
+            columns[name] = self._array(cells, places)
+        return Batch(columns, places, rejected, kinds)
 
 
-def _has_surrogates(text: str) -> bool:
-    return any(0xD800 <= ord(character) <= 0xDFFF for character in text)
+def _block(stream: BinaryIO, size: int) -> bytes:
+    """At least one line, and as many as fit about ``size`` bytes."""
+    block = stream.read(size)
+    return block if len(block) < size else block + stream.readline(2 * MAX_CELL)
+
+
+def _count_lines(block: bytes) -> int:
+    return block.count(b"\n") + (not block.endswith(b"\n"))
 
 
 _DECODER = json.JSONDecoder(

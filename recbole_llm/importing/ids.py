@@ -1,0 +1,98 @@
+"""Ids of users and items: kept as written, checked against what an atomic file and RecBole's reader keep."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recbole_llm.importing.values import NA_STRINGS
+
+# RecBole's name for row 0
+PADDING = "[PAD]"
+
+MISSING, MISSING_WORD, UNUSABLE = 1, 2, 3
+ID_PROBLEMS = {
+    MISSING: "id missing",
+    MISSING_WORD: "id is a word that RecBole reads as missing (NA, null, None, ...)",
+    UNUSABLE: "id with a tab, line break or control character, a quote in front, or [PAD]: not for atomic files",
+}
+# control characters, and what some readers take for the end of a line; a quote in front is read as quoting
+_NOT_IN_IDS = '^"|[\\x{00}-\\x{1f}\\x{7f}-\\x{9f}\\x{2028}\\x{2029}]'
+# bytes of ASCII that need no closer look
+_PLAIN_BYTES = np.zeros(256, dtype=bool)
+_PLAIN_BYTES[0x21:0x7F] = True
+_PLAIN_BYTES[ord('"')] = False
+
+
+class IdColumn:
+    """The ids of rows in memory: the distinct ones once per batch, and a number per row.
+
+    Attributes:
+        ids: ``string`` array of the distinct ids, in order of appearance, after :meth:`finish`.
+    """
+
+    def __init__(self) -> None:
+        self.ids = pa.array([], pa.string())
+        self._chunks: list[pa.DictionaryArray] = []
+
+    def problems(self, values: pa.Array) -> tuple[np.ndarray, pa.DictionaryArray]:
+        """What is wrong with ids.
+
+        Args:
+            values: ``string`` array ``[rows]``.
+
+        Returns:
+            int8 ``[rows]``, 0 or a key of ``ID_PROBLEMS``, and the ids to give to :meth:`append`.
+        """
+        encoded = values.dictionary_encode()
+        table = np.append(_problems(encoded.dictionary), np.int8(MISSING))
+        absent = len(encoded.dictionary)
+        return table[encoded.indices.fill_null(absent).to_numpy(zero_copy_only=False)], encoded
+
+    def append(self, encoded: pa.DictionaryArray, alive: np.ndarray) -> None:
+        """Keep the ids of the rows where ``alive``, bool ``[rows]``."""
+        self._chunks.append(encoded if alive.all() else encoded.filter(pa.array(alive)))
+
+    def finish(self) -> np.ndarray:
+        """A code per row, int32: the place of its id in ``ids``, which is set."""
+        if not self._chunks:
+            return np.empty(0, dtype=np.int32)
+        chunks = pa.chunked_array(self._chunks).unify_dictionaries().chunks
+        self._chunks = []
+        self.ids = chunks[-1].dictionary
+        return np.concatenate([chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks])
+
+
+def _problems(ids: pa.Array) -> np.ndarray:
+    found = np.zeros(len(ids), dtype=np.int8)
+    offsets = np.frombuffer(ids.buffers()[1], dtype=np.int32)[ids.offset : ids.offset + len(ids) + 1]
+    data = ids.buffers()[2]
+    used = np.frombuffer(data, dtype=np.uint8)[offsets[0] : offsets[-1]] if data else np.empty(0, dtype=np.uint8)
+    if not _PLAIN_BYTES[used].all():
+        found[_true(pc.match_substring_regex(ids, _NOT_IN_IDS))] = UNUSABLE
+        found[_true(pc.equal(pc.utf8_trim_whitespace(ids), ""))] = MISSING
+    found[offsets[1:] == offsets[:-1]] = MISSING
+    found[_true(pc.is_in(ids, value_set=pa.array(sorted(NA_STRINGS))))] = MISSING_WORD
+    found[_true(pc.equal(ids, PADDING))] = UNUSABLE
+    return found
+
+
+def _true(mask: pa.Array) -> np.ndarray:
+    return mask.to_numpy(zero_copy_only=False)
+
+
+def look_alikes(ids: pa.Array) -> list[tuple[str, str]]:
+    """Pairs of different ids that are equal without the white space around them and in Unicode's form NFC."""
+    plain = pc.utf8_normalize(pc.utf8_trim_whitespace(ids), form="NFC")
+    changed = pc.not_equal(plain, ids)
+    if not pc.any(changed).as_py():
+        return []
+    first: dict[str, str] = {}
+    pairs = []
+    unusual, simple = ids.filter(changed), plain.filter(changed)
+    is_id = pc.is_in(simple, value_set=ids)
+    for value, form, taken in zip(unusual.to_pylist(), simple.to_pylist(), is_id.to_pylist(), strict=True):
+        other = form if taken else first.get(form)
+        if other is not None:
+            pairs.append((other, value))
+        first.setdefault(form, value)
+    return pairs
