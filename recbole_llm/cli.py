@@ -5,7 +5,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,11 @@ import recbole_llm
 
 PROGRAM = "recbole-llm"
 TRACEBACK_VARIABLE = "RECBOLE_LLM_TRACEBACK"
+_EXTRAS = {
+    "pyarrow": "import",
+    "hyperopt": "tune",
+    "matplotlib": "bench",
+}  # optional modules and the extra that brings them
 
 
 def _split_overrides(rest: Sequence[str], command: str) -> list[str]:
@@ -26,10 +33,8 @@ def _split_overrides(rest: Sequence[str], command: str) -> list[str]:
     return list(rest)
 
 
-def _config_files(value: str | None) -> list[str] | None:
-    if not value:
-        return None
-    files = value.split()
+def _config_files(value: str | None) -> list[str]:
+    files = (value or "").split()
     for file in files:
         if not os.path.isfile(file):
             raise ValueError(f"config_files: {file!r} does not exist. Give existing YAML files, separated by spaces.")
@@ -99,19 +104,18 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    sys.argv = [PROGRAM, *_split_overrides(rest, "run")]  # where RecBole's Config reads --key=value
-    files = _config_files(options.config_files)
+def _run(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[str]) -> int:
+    sys.argv = [PROGRAM, *overrides]  # where RecBole's Config reads --key=value
     from recbole.config import Config
     from recbole.quick_start import run
 
-    config = Config(model=options.model, dataset=options.dataset, config_file_list=files)
+    config = Config(model=options.model, dataset=options.dataset, config_file_list=list(files))
     _require_dataset(config)
     started = time.perf_counter()
     result = run(
         options.model,
         options.dataset,
-        config_file_list=files,
+        config_file_list=list(files),
         nproc=options.nproc,
         world_size=options.world_size,
         ip=options.ip,
@@ -144,9 +148,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
-def _info(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    if rest:
-        raise ValueError(f"'{PROGRAM} info' takes no {rest[0]!r}; '{PROGRAM} info --help' lists the options.")
+def _info(options: argparse.Namespace) -> int:
     from recbole_llm.bridge.report import environment, render
 
     report = environment()
@@ -154,20 +156,69 @@ def _info(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace, Sequence[str]], int]]
+@dataclass(frozen=True)
+class Command:
+    """One command; its module is imported only when it is asked for.
+
+    Attributes:
+        summary: one line for the list of commands.
+        module: where ``add`` and ``run`` are.
+        add: name of the function that adds its options to a parser.
+        run: name of the function that runs it with the parsed options; gives the exit code.
+        configures: whether it takes ``--config_files`` and ``--key=value``, and ``run`` takes both after the options.
+    """
+
+    summary: str
+    module: str
+    add: str
+    run: str
+    configures: bool = False
+
+
 COMMANDS: dict[str, Command] = {
-    "run": ("train, evaluate and print the table", _add_run, _run),
-    "info": ("versions, device, kernel backend, repairs applied to RecBole, caches", _add_info, _info),
+    "run": Command("train, evaluate and print the table", "recbole_llm.cli", "_add_run", "_run", True),
+    "compare": Command(
+        "several models on one split: spread over seeds, paired significance over users",
+        "recbole_llm.bridge.compare",
+        "add_arguments",
+        "run_compare",
+        True,
+    ),
+    "tune": Command(
+        "search hyper-parameters on validation; resumable",
+        "recbole_llm.bridge.tuning",
+        "add_arguments",
+        "run_tune",
+        True,
+    ),
+    "import": Command(
+        "CSV, TSV, JSON Lines or Parquet to a RecBole dataset, with a report of every row",
+        "recbole_llm.importer",
+        "add_arguments",
+        "run_import",
+    ),
+    "export": Command(
+        "a trained model as a folder of safe files for serving",
+        "recbole_llm.serving.export",
+        "add_export_arguments",
+        "run_export",
+    ),
+    "info": Command(
+        "versions, device, kernel backend, repairs applied to RecBole, caches", "recbole_llm.cli", "_add_info", "_info"
+    ),
 }
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The parser with the options of the chosen command alone: those of the others would load their modules."""
     parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {recbole_llm.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (summary, add, _) in COMMANDS.items():
+    for name, command in COMMANDS.items():
         # an abbreviated option would swallow a configuration value such as --data=...
-        add(commands.add_parser(name, help=summary, description=summary, allow_abbrev=False))
+        sub = commands.add_parser(name, help=command.summary, description=command.summary, allow_abbrev=False)
+        if name == chosen:
+            getattr(import_module(command.module), command.add)(sub)
     return parser
 
 
@@ -177,11 +228,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; ``None`` for those of the process.
     """
-    options, rest = _parser().parse_known_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     try:
-        return COMMANDS[options.command][2](options, rest)
+        options, rest = _parser(chosen).parse_known_args(arguments)
+        command = COMMANDS[options.command]
+        run = getattr(import_module(command.module), command.run)
+        if command.configures:
+            overrides = _split_overrides(rest, options.command)
+            return run(options, _config_files(options.config_files), overrides)
+        if rest:
+            raise ValueError(
+                f"{rest[0]!r} is not an option of '{PROGRAM} {options.command}'; "
+                f"'{PROGRAM} {options.command} --help' lists them."
+            )
+        return run(options)
     except (ValueError, OSError) as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
         print(f"{PROGRAM}: error: {error}\n(set {TRACEBACK_VARIABLE}=1 for the traceback)", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        extra = _EXTRAS[error.name]
+        print(f"{PROGRAM}: error: this needs {error.name}: pip install 'recbole-llm[{extra}]'", file=sys.stderr)
         return 2

@@ -1,0 +1,114 @@
+"""The comparison's table from known trainings, and the command on the made data."""
+
+import json
+
+import numpy as np
+import pytest
+
+import recbole_llm  # noqa: F401
+
+pytest.importorskip("recbole")
+from recbole_llm.bridge import compare as module
+from recbole_llm.bridge.experiment import Experiment, Outcome, Training, run_isolated
+
+USERS = np.arange(1, 301)
+
+
+def trained(seed, values):
+    values = np.asarray(values, dtype=float)
+    metrics = {"ndcg@10": float(values.mean()), "hit@10": 0.5}
+    return Training(seed, values.mean(), metrics, metrics, 2.0, 0.1, USERS, {"ndcg@10": values})
+
+
+def fake(results):
+    def run(experiment):
+        if experiment.model not in results:
+            return Outcome(experiment, error="ValueError: no such model | at all")
+        return Outcome(
+            experiment, tuple(trained(s, results[experiment.model][s]) for s in experiment.seeds), peak_bytes=2**30
+        )
+
+    return run
+
+
+@pytest.fixture
+def table():
+    rng = np.random.default_rng(0)
+    base = rng.random(300) * 0.4
+    results = {
+        "Weak": [base, base + 0.02],
+        "Strong": [base + 0.1, base + 0.12 + 0.05 * rng.standard_normal(300)],
+        "Twin": [base + 1e-3 * rng.standard_normal(300), base + 0.02],
+    }
+    return module.compare(["Weak", "Strong", "Absent", "Twin"], "made", seeds=2, run=fake(results))
+
+
+def test_rows_are_ordered_by_the_metric_and_failures_come_last_with_their_reason(table):
+    assert table.rows[0].model == "Strong"
+    assert table.rows[-1].model == "Absent"
+    assert "no such model" in table.rows[-1].error
+    assert table.metric == "ndcg@10"
+
+
+def test_mean_and_spread_are_over_seeds_and_the_difference_over_users(table):
+    rows = {row.model: row for row in table.rows}
+    assert rows["Weak"].spread["ndcg@10"] == pytest.approx(0.02 / 2**0.5)
+    assert rows["Weak"].difference is None
+    assert rows["Strong"].difference.low > 0.08
+    assert rows["Strong"].p < 0.01 < rows["Twin"].p
+
+
+def test_the_table_is_written_in_every_form(table, tmp_path):
+    markdown = module.as_markdown(table)
+    assert len({line.count("|") - line.count("\\|") for line in markdown.splitlines()}) == 1
+    latex = module.as_latex(table)
+    assert latex.count(r"\textbf") == 1 + 3  # hit@10 is equal for the three
+    json.dumps(module.as_json(table))
+    pytest.importorskip("matplotlib")
+    module.draw(table, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5_000
+
+
+def test_rows_of_other_users_are_shown_untested():
+    def run(experiment):
+        values = np.linspace(0, 1, 300)
+        training = trained(0, values)
+        if experiment.model == "Other":
+            training = Training(**{**vars(training), "user_ids": USERS + 1})
+        return Outcome(experiment, (training,))
+
+    rows = {row.model: row for row in module.compare(["Base", "Other"], "made", run=run).rows}
+    assert rows["Other"].difference is None
+    assert rows["Other"].mean
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"models": []}, "at least one"),
+        ({"models": ["A", "A"]}, "different names"),
+        ({"models": ["A"], "seeds": 0}, "seeds must be at least 1"),
+        ({"models": ["A"], "reference": "B"}, "reference must be one of A"),
+    ],
+)
+def test_mistakes_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        module.compare(dataset="made", run=fake({}), **arguments)
+
+
+def test_a_real_training_keeps_per_user_metrics_whose_mean_is_recboles(run_config):
+    config = {**run_config, "topk": [5, 10], "blocks": "learned"}
+    outcome = run_isolated(Experiment("LLMTwoTower", "toy", (), config, seeds=(0, 1), per_user=True))
+    assert outcome.error == ""
+    first, second = outcome.trainings
+    for name, values in first.user_metrics.items():
+        assert values.mean() == pytest.approx(first.test[name], abs=5.1e-5)  # RecBole rounds to four digits
+    assert set(first.user_metrics) == set(first.test)
+    assert first.test != second.test  # another seed, the same split
+    assert np.array_equal(first.user_ids, second.user_ids)
+
+
+def test_a_process_that_dies_is_a_failed_row(run_config, monkeypatch):
+    outcome = run_isolated(Experiment("LLMTwoTower", "toy", (), {**run_config, "embedding_size": 0}))
+    assert "embedding_size must be an integer of at least 1" in outcome.error
+    assert outcome.trainings == ()
