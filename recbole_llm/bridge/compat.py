@@ -293,6 +293,27 @@ def _fillna(module: ModuleType) -> None:
     module.__dict__["pd"] = ModuleView(pd, {"read_csv": read_csv})
 
 
+# ---------------------------------------------------------------- warnings
+
+
+@repair(
+    "recbole.data.dataset.dataset",
+    "recbole.trainer.trainer",
+    upstream="data/dataset/dataset.py:501 (chained fillna), :2202 (tensor of a read-only column); trainer/trainer.py:235 (amp)",
+    issues="none found",
+    until="the lines are changed upstream",
+    condition=always("three warnings of every run concern lines that are repaired here, or harmless"),
+)
+def _warnings(module: ModuleType) -> None:
+    """RecBole's own lines do not fill the screen: the fill that :func:`_fillna` did before, a column that is only read."""
+    import pandas as pd
+
+    inside = r"recbole\.(data\.dataset\.dataset|trainer\.trainer)"
+    warnings.filterwarnings("ignore", category=pd.errors.ChainedAssignmentError, module=inside)
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable", module=inside)
+    warnings.filterwarnings("ignore", message=r"`torch\.cuda\.amp\.GradScaler", module=inside)
+
+
 # ---------------------------------------------------------------- hyperopt
 
 
@@ -413,3 +434,56 @@ def _dgcf(module: ModuleType) -> None:
         return __init__
 
     override(module.DGCF, "__init__", make)
+
+
+class _SparseGraph:
+    """A dataset that gives its collaborative knowledge graph as a sparse matrix where a DGL graph is asked for."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
+
+    def ckg_graph(self, form: str = "coo", value_field: str | None = None) -> Any:
+        return self._dataset.ckg_graph("coo" if form == "dgl" else form, value_field)
+
+
+@repair(
+    "recbole.model.knowledge_aware_recommender.kgat",
+    upstream="model/knowledge_aware_recommender/kgat.py:87,146-157 and data/dataset/kg_dataset.py:557 (DGL, undeclared)",
+    issues="none found",
+    until="KGAT builds its initial attention from the sparse matrix that the dataset gives",
+    condition=always("KGAT needs DGL for one step, and calls it by names that DGL has dropped (preserve_nodes)"),
+)
+def _kgat(module: ModuleType) -> None:
+    """KGAT runs without DGL, which it uses only to cut the graph into its relations."""
+    import numpy as np
+    import torch
+    from scipy.sparse import coo_matrix, diags
+
+    def make_init(stock: Callable[..., None]) -> Callable[..., None]:
+        def __init__(self: Any, config: Any, dataset: Any) -> None:  # noqa: N807
+            stock(self, config, _SparseGraph(dataset))
+
+        return __init__
+
+    def make_init_graph(stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def init_graph(self: Any) -> Any:
+            graph = self.ckg
+            adjacency = coo_matrix(graph.shape, dtype=np.float64)
+            for relation in range(1, self.n_relations):
+                edges = graph.data == relation
+                part = coo_matrix((np.ones(edges.sum()), (graph.row[edges], graph.col[edges])), shape=graph.shape)
+                degree = np.asarray(part.sum(1)).ravel()
+                inverse = np.divide(1.0, degree, out=np.zeros_like(degree), where=degree > 0)
+                adjacency = adjacency + diags(inverse) @ part
+            adjacency = adjacency.tocoo()
+            indices = torch.from_numpy(np.stack([adjacency.row, adjacency.col]).astype(np.int64))
+            values = torch.from_numpy(adjacency.data).float()
+            return torch.sparse_coo_tensor(indices, values, self.matrix_size).to(self.device)
+
+        return init_graph
+
+    override(module.KGAT, "__init__", make_init)
+    override(module.KGAT, "init_graph", make_init_graph)

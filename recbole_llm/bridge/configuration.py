@@ -167,7 +167,6 @@ def _command_line(module: ModuleType) -> None:
 _TREES = ("lightgbm", "xgboost")  # RecBole's package of the two models imports both libraries
 # what RecBole imports in the middle of a run without declaring it
 NEEDED_MODULES = {
-    "KGAT": ("dgl",),
     "KGIN": ("torch_scatter",),
     "LightGBM": _TREES,
     "MCCLK": ("torch_scatter",),
@@ -188,20 +187,23 @@ def known_models() -> list[str]:
         "xgboost": "XGBoost",
         "lightgbm": "LightGBM",
     }  # the YAML files of these two are not named like their classes
-    without_yaml = ("Random", "AsymKNN")
-    return sorted({*(proper.get(file.stem, file.stem) for file in files), *without_yaml, *registered_models()})
+    stock = {proper.get(file.stem, file.stem) for file in files}
+    return sorted({*stock, "Random", *registered_models()})  # Random has no YAML file
 
 
 def _require_modules(model: str) -> None:
     missing = [
-        module
-        for module in NEEDED_MODULES.get(model, ())
-        if module not in sys.modules and importlib.util.find_spec(module) is None
+        module for module in NEEDED_MODULES.get(model, ()) if module not in sys.modules and not _is_importable(module)
     ]
     if missing:
         install = " ".join(_DISTRIBUTIONS.get(module, module) for module in missing)
         message = f"{model} needs {' and '.join(missing)}, which RecBole does not install: pip install {install}"
         raise ModuleNotFoundError(message, name=missing[0])
+
+
+def _is_importable(module: str) -> bool:
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.loader is not None  # a folder of that name on the path has no loader
 
 
 def _unknown_model(name: str) -> ValueError:

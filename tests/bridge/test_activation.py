@@ -168,7 +168,8 @@ def test_without_recbole_the_package_imports_and_says_what_to_install():
 
 def test_a_probe_for_recbole_finds_nothing_where_there_is_nothing(tmp_path):
     code = (
-        "import sys, recbole_llm, importlib.util\nsys.path[:] = [p for p in sys.path if 'site-packages' not in p]\n"
+        "import os, sys, recbole_llm, importlib.util\n"
+        "sys.path[:] = [p for p in sys.path if not os.path.isdir(os.path.join(p, 'recbole'))]\n"
         "print(importlib.util.find_spec('recbole'))"
     )
     assert python(code).stdout.strip() == "None"
