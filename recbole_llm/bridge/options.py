@@ -18,6 +18,7 @@ LOSS_TYPES = ("catalog_bce", "catalog_ce", "sampled_bce", "pair_bce")
 CATALOG_LOSSES = ("catalog_bce", "catalog_ce")
 USER_TOWER_PARTS = ("history", "id", "text")
 BLOCKS = ("closed_form", "learned")
+EVAL_BACKENDS = ("streamed", "stock")
 # at this similarity an unknown key is taken for a misspelt one of ours
 MISSPELLING_RATIO = 0.85
 
@@ -29,6 +30,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "scoring": ("dot", "cosine"),
     "loss_type": LOSS_TYPES,
     "kernel_backend": ("auto", "triton", "torch"),
+    "eval_backend": EVAL_BACKENDS,
 }
 
 # keys that change what the dataset carries: a saved dataset made with other values is stale
@@ -85,6 +87,8 @@ class Options:
     loss_type: str
     neg_weight: float
     kernel_backend: str
+    eval_backend: str
+    resume_from: str | None
 
     @property
     def trains_on_users(self) -> bool:
@@ -253,6 +257,8 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "loss_type": _choice,
     "neg_weight": _not_negative,
     "kernel_backend": _choice,
+    "eval_backend": _choice,
+    "resume_from": _text,
 }
 OWN_KEYS = tuple(_READERS)
 

@@ -229,6 +229,17 @@ def _flops(module: ModuleType) -> None:
     override(module, "get_flops", make)
 
 
+def _evaluation(module: ModuleType) -> None:
+    """Trainer.evaluate (trainer/trainer.py:559) streams where the configuration key ``eval_backend`` says so."""
+
+    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
+        from recbole_llm.bridge.evaluation import streaming
+
+        return streaming(stock)
+
+    override(module.Trainer, "evaluate", make)
+
+
 # ---------------------------------------------------------------- other processes
 
 
@@ -260,6 +271,7 @@ def _entry_points(module: ModuleType) -> None:
 
 HOOKS: dict[str, Callable[[ModuleType], None]] = {
     "recbole.trainer": _trainers,
+    "recbole.trainer.trainer": _evaluation,
     "recbole.data.dataset": _datasets,
     MODEL_PACKAGE: _models,
     "recbole.config.configurator": _defaults,
