@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from recbole_llm.content.resolve import DEFAULT_ENCODER, ModelFiles, file_digest, relevant_config, resolve_encoder
 from recbole_llm.content.sentence_modules import content_digest, pool, read_head
+from recbole_llm.content.static import StaticEncoder, is_static
 
 OVERFLOWS = ("truncate", "chunk_mean", "head_tail")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -409,7 +410,7 @@ def load_encoder(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
-) -> TextEncoder:
+) -> TextEncoder | StaticEncoder:
     """Find a text encoder and read its settings; the weights are loaded with the first text.
 
     Args:
@@ -428,8 +429,16 @@ def load_encoder(
         EncoderNotFoundError: if the model is nowhere to be had; names the ways out.
         ValueError: on a bad setting or a model that is not understood.
     """
+    files = resolve_encoder(name, revision)
+    if is_static(files):
+        if pooling not in ("auto", "mean") or dtype != "float32":
+            raise ValueError(
+                f"encoder {name!r} is a static model, a float32 mean of token vectors: encoder_pooling {pooling!r} and "
+                f"encoder_dtype {dtype!r} have no meaning for it. Leave them empty."
+            )
+        return StaticEncoder(files, prompt=prompt, max_tokens=max_tokens, overflow=overflow, dim=dim)
     return TextEncoder(
-        resolve_encoder(name, revision),
+        files,
         pooling=pooling,
         prompt=prompt,
         max_tokens=max_tokens,

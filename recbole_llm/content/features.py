@@ -101,6 +101,8 @@ class _Job:
     def run(self) -> None:
         """Fill ``vectors`` and ``cut``."""
         self._read(np.arange(len(self.keys)))
+        if self.shards is not None:
+            self.shards.touch()
         missing = int((~self.have).sum())
         if not missing:
             return
@@ -114,7 +116,7 @@ class _Job:
         self.seconds = time.perf_counter() - start
         if self.shards is not None:
             # the run uses what is stored, also where another process stored a text first
-            self.shards = type(self.shards)(self.shards.folder, self.encoder)
+            self.shards = Shards(self.shards.folder, self.encoder)
             self._read(np.arange(len(self.keys)))
 
     def _read(self, at: np.ndarray) -> None:

@@ -151,7 +151,7 @@ def _in_hub_cache(name: str, revision: str | None) -> ModelFiles | None:
     files = ModelFiles(name, folder, f"hub cache, commit {folder.name[:12]}")
     try:
         inner = files.transformer()
-        whole = bool(inner.json("config.json") and inner.weights() and inner.tokenizer())
+        whole = bool(inner.weights() and inner.tokenizer())
     except ValueError:
         return None
     return files if whole else None

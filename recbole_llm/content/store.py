@@ -12,6 +12,7 @@ a damaged shard does not bear its own name: it is thrown away and its texts are 
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 import uuid
@@ -31,6 +32,9 @@ KEY_BYTES = 32
 SUFFIX = ".safetensors"
 # a temporary file of this age belongs to a process that was killed: writing one takes seconds
 ABANDONED_AFTER = 3600.0
+
+_ENCODER_FOLDER = re.compile(r"[a-z]+-[0-9a-f]{32}")
+_SHARD_FILE = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 log = getLogger(__name__)
 
@@ -69,8 +73,8 @@ class FeatureStore:
 
     def describe(self) -> str:
         """One line for a report: where, how many encoders, shards and bytes."""
-        folders = [path for path in _scan(self.folder) if path.is_dir()]
-        sizes = [file.stat().st_size for folder in folders for file in _scan(folder) if file.suffix == SUFFIX]
+        folders = encoder_folders(self.folder)
+        sizes = [file.stat().st_size for folder in folders for file in shard_files(folder)]
         return f"{self.folder}: {len(folders)} encoders, {len(sizes)} shards, {sum(sizes) / 2**20:.1f} MiB"
 
 
@@ -102,7 +106,7 @@ class Shards:
 
     def refresh(self) -> None:
         """Take in the shards that have appeared; of a key in several the oldest counts."""
-        fresh = [path for path in _scan(self.folder) if path.suffix == SUFFIX and path.stem not in self._known]
+        fresh = [path for path in shard_files(self.folder) if path.stem not in self._known]
         for path in sorted(fresh, key=_age):
             self._known.add(path.stem)
             try:
@@ -117,6 +121,13 @@ class Shards:
                 continue
             for row, key in enumerate(keys):
                 self._place.setdefault(key.tobytes(), (path.stem, row))
+
+    def touch(self) -> None:
+        """Note that the vectors were used: pruning goes by the time of the last use."""
+        try:
+            os.utime(self.folder / "manifest.json")
+        except OSError:  # nothing stored yet, or a store that may only be read
+            return
 
     def read(self, keys: Sequence[bytes], vectors: np.ndarray, cut: np.ndarray) -> np.ndarray:
         """Copy what is stored into rows of ``vectors`` and ``cut``; every shard that is used is verified.
@@ -194,10 +205,6 @@ class Shards:
             log.warning(
                 "Feature store: %s cannot be written (%s); the vectors are used and not kept", self.folder, error
             )
-            return
-        self._known.add(shard)
-        for row, key in enumerate(keys):
-            self._place.setdefault(key, (shard, row))
 
     def _prepare_folder(self) -> None:
         path = self.folder / "manifest.json"
@@ -215,6 +222,16 @@ class Shards:
             if old.suffix == ".tmp" and time.time() - _age(old)[0] / 1e9 > ABANDONED_AFTER:
                 old.unlink(missing_ok=True)
         _replace(path, (json.dumps(self._manifest, indent=2) + "\n").encode())
+
+
+def encoder_folders(store: Path) -> list[Path]:
+    """The folders of a store that hold an encoder's vectors; whatever else lies there is not ours."""
+    return sorted(path for path in _scan(store) if _ENCODER_FOLDER.fullmatch(path.name) and path.is_dir())
+
+
+def shard_files(folder: Path) -> Iterator[Path]:
+    """The shards in an encoder's folder: files named by a sha256."""
+    return (path for path in _scan(folder) if _SHARD_FILE.fullmatch(path.name))
 
 
 def _scan(folder: Path) -> Iterator[Path]:
