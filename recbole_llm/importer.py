@@ -7,6 +7,7 @@ or not at all.
 
 import argparse
 import fcntl
+import glob
 import importlib.util
 import json
 import os
@@ -23,7 +24,7 @@ from recbole_llm.importing.report import ImportReport
 
 # RecBole reads its own files for the first, and its own settings for the others
 RESERVED_NAMES = ("ml-100k", "sample", "url", "kg_url")
-_TEMPORARY = ".{name}.importing-"
+_TEMPORARY, _OLD = ".{name}.importing-", "-old"
 
 
 def import_dataset(
@@ -193,41 +194,62 @@ def _new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     A process that is killed leaves the hidden folder; the next import of this dataset removes it, told by its lock that
     nobody works in it any more.
     """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        prefix = _TEMPORARY.format(name=folder.name)
+        for stale in folder.parent.glob(f"{glob.escape(prefix)}*"):
+            _clear_up(stale, folder)
+    except OSError as error:
+        raise ValueError(f"data_path: cannot write in {folder.parent}: {error}.") from error
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another dataset name or data_path.")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} exists. Give --overwrite to replace it, or another --dataset or --data_path.")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        prefix = _TEMPORARY.format(name=folder.name)
-        for stale in folder.parent.glob(f"{prefix}*"):
-            _remove_if_abandoned(stale)
         temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     except OSError as error:
         raise ValueError(f"data_path: cannot write in {folder.parent}: {error}.") from error
-    lock = os.open(temporary, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        _move(temporary, folder)
+        with _locked(temporary):
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            _move(temporary, folder)
     finally:
-        os.close(lock)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _move(temporary: Path, folder: Path) -> None:
-    if not folder.exists() or not any(folder.iterdir()):
-        os.replace(temporary, folder)
-        return
-    aside = temporary.with_name(temporary.name + "-old")
-    os.replace(folder, aside)
+    """Give ``temporary`` the name ``folder``; what stood there is removed after that."""
+    aside = temporary.with_name(temporary.name + _OLD)
     try:
-        os.replace(temporary, folder)
-    except OSError:
-        os.replace(aside, folder)
-        raise
-    shutil.rmtree(aside)
+        if not folder.exists():
+            os.replace(temporary, folder)
+            return
+        with _locked(folder):  # the lock stays with the folder under its new name
+            os.replace(folder, aside)
+            try:
+                os.replace(temporary, folder)
+            except OSError:
+                os.replace(aside, folder)
+                raise
+            shutil.rmtree(aside)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written, or another import wrote it meanwhile: {error}.") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which ends with the process.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:
@@ -236,14 +258,13 @@ def _umask() -> int:
     return mask
 
 
-def _remove_if_abandoned(folder: Path) -> None:
-    with suppress(OSError):
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
-        finally:
-            os.close(lock)
+def _clear_up(stale: Path, folder: Path) -> None:
+    """Remove what a killed import left, unless an import is at work in it; put a dataset that it set aside back."""
+    with suppress(OSError), _locked(stale):
+        if stale.name.endswith(_OLD) and not folder.exists():
+            os.replace(stale, folder)
+        else:
+            shutil.rmtree(stale)
 
 
 def _notes(report: ImportReport) -> list[str]:

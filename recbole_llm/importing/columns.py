@@ -122,7 +122,7 @@ def interaction_columns(source: Source, first: Batch, flags: Mapping[str, str | 
 
 
 def _holds(role: str, first: Batch, name: str) -> bool:
-    """Whether most of the first values of a column are ratings, labels or times."""
+    """Whether half of the first values of a column are ratings, labels or times."""
     values = trimmed(first.columns[name]).drop_null()
     if not len(values):
         return False
@@ -130,7 +130,7 @@ def _holds(role: str, first: Batch, name: str) -> bool:
         return TimeReader.detect(values) is not None
     if role == "label":
         return bool((labels(values) >= 0).all())
-    return 2 * int(np.isfinite(numbers(values)).sum()) > len(values)
+    return 2 * int(np.isfinite(numbers(values)).sum()) >= len(values)
 
 
 def id_column(source: Source, first: Batch, known: pa.Array, same_name: str, aliases: Sequence[str], flag: str) -> str:
@@ -180,11 +180,9 @@ def field_names(columns: Sequence[str], taken: Iterable[str], prefix: str, sourc
     return found
 
 
-def is_number_column(name: str, values: Sequence[str]) -> bool:
-    """Whether numbers are amounts, to be stored as float, and not codes (ids, postal codes, 007) or years."""
+def is_amount(name: str, sample: Sequence[str]) -> bool:
+    """Whether numbers are amounts, to be stored as float, and neither codes (ids, postal codes) nor years."""
     simple = simple_name(name)
-    coded = simple.endswith(("id", "code", "zip", "isbn", "phone", "sku")) or any(
-        len(v) > 1 and v[0] == "0" and v.isdigit() for v in values
-    )
-    years = "year" in simple and all(map(_YEAR.fullmatch, values))
+    coded = simple.endswith(("id", "code", "zip", "isbn", "phone", "sku", "ean", "upc", "gtin"))
+    years = "year" in simple and all(map(_YEAR.fullmatch, sample))
     return not coded and not years

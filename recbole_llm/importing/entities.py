@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recbole_llm.content.text import AtomicTable, choose_text_fields
-from recbole_llm.importing.columns import ITEM_NAMES, USER_NAMES, field_names, id_column, is_number_column, require
+from recbole_llm.importing.columns import ITEM_NAMES, USER_NAMES, field_names, id_column, is_amount, require
 from recbole_llm.importing.ids import ID_PROBLEMS, UNUSABLE, IdColumn
 from recbole_llm.importing.report import EXAMPLES, EntityReport
 from recbole_llm.importing.rows import RowFile
@@ -56,7 +56,7 @@ class _Column:
     """What a first pass learns about a column."""
 
     numeric: bool = True
-    number_like: list[str] = field(default_factory=list)
+    leading_zero: bool = False
     sample: list[str] = field(default_factory=list)
     filled: int = 0
 
@@ -91,10 +91,10 @@ def import_entities(
     profile = _profile(source, id_name, rules.keep_html)
     unused = {**source.unused, **{name: "no name" for name in source.names if name.startswith("unnamed ")}}
     unused |= {name: "empty" for name, column in profile.items() if not column.filled and name not in unused}
-    asked = list(rules.text_columns or ())
+    asked = list(dict.fromkeys(rules.text_columns or ()))
     for name in asked:
         if name not in profile:
-            require(source, "--text-columns", name)
+            require(source, "--text-columns" if rules.kind == "item" else "--user-text-columns", name)
         unused.pop(name, None)
     columns = [name for name in profile if name not in unused]
     fields = field_names(columns, [f"{rules.kind}_id", *rules.taken], f"{rules.kind}_", source)
@@ -135,7 +135,7 @@ def _learn(column: _Column, cells: pa.Array, keep_html: bool) -> None:
         return
     if column.numeric:
         column.numeric = bool(np.isfinite(numbers(filled)).all())
-        column.number_like += filled.slice(0, SAMPLE).to_pylist() if len(column.number_like) < SAMPLE else []
+        column.leading_zero |= bool(pc.any(pc.match_substring_regex(filled, r"^0\d")).as_py())
     if len(column.sample) < SAMPLE:
         column.sample += [clean_text(cell, keep_html) for cell in filled.slice(0, SAMPLE).to_pylist()]
 
@@ -147,7 +147,8 @@ def _is_category(sample: list[str]) -> bool:
 
 
 def _type_of(name: str, column: _Column) -> str:
-    return "float" if column.numeric and column.filled and is_number_column(name, column.number_like) else "token"
+    amount = column.numeric and column.filled and not column.leading_zero and is_amount(name, column.sample)
+    return "float" if amount else "token"
 
 
 def _looks_like_text(

@@ -27,7 +27,7 @@ class IdColumn:
     """The ids of rows in memory: the distinct ones once per batch, and a number per row.
 
     Attributes:
-        ids: ``string`` array of the distinct ids, in order of appearance, after :meth:`finish`.
+        ids: ``string`` array of the distinct ids after :meth:`finish`; also some that no row kept has.
     """
 
     def __init__(self) -> None:

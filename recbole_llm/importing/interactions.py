@@ -176,7 +176,8 @@ class _Importer:
             users, items = (_met(self.ids[role].ids, codes[keep]) for role, codes in (("user", user), ("item", item)))
         self._finish_report()
         names = [name.split(":")[0] for name in header]
-        return Interactions(self.report, users, items, names, self._notes(order is not None, time, keep))
+        notes = [*self._notes(order is not None, time, keep), *_look_alike_notes({"user": users, "item": items})]
+        return Interactions(self.report, users, items, names, notes)
 
     def _take(self, batch: Batch, rows: RowFile, keep_label: bool) -> None:
         """Check the rows of a batch and write those that can be kept."""
@@ -261,14 +262,19 @@ class _Importer:
             notes.append("every rating counts as a positive interaction; --threshold 4 would take ratings from 4 on.")
         if self.without_rating:
             notes.append(f"{self.without_rating:,} ratings are missing; RecBole fills in the mean if it loads them.")
-        for name, column in self.ids.items():
-            pairs = look_alikes(column.ids)
-            if pairs:
-                notes.append(
-                    f"{len(pairs):,} {name} ids differ from another only in white space around them or in Unicode form "
-                    f"and stay different ids, such as {pairs[0][0]!a} and {pairs[0][1]!a}."
-                )
         return notes
+
+
+def _look_alike_notes(ids: Mapping[str, pa.Array]) -> list[str]:
+    notes = []
+    for name, values in ids.items():
+        pairs = look_alikes(values)
+        if pairs:
+            notes.append(
+                f"{len(pairs):,} {name} ids differ from another only in white space around them or in Unicode form and "
+                f"stay different ids, such as {pairs[0][0]!a} and {pairs[0][1]!a}."
+            )
+    return notes
 
 
 _TIME_WORDS = {

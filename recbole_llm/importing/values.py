@@ -1,6 +1,7 @@
 """Values of cells: ids, numbers, labels, times, texts; what RecBole's reader would lose is told from what it keeps."""
 
 import html
+import html.entities
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -53,7 +54,7 @@ def labels(values: pa.Array) -> np.ndarray:
 
 TIME_UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 # a count of seconds is below 1e11 until the year 5138; of milliseconds above it from 1973 on; and so on by 1000
-_UNIT_BOUNDS = {"s": (-np.inf, 1e11), "ms": (1e11, 1e14), "us": (1e14, 1e17), "ns": (1e17, np.inf)}
+_UNIT_SIZES = [1e11, 1e14, 1e17]
 _ZONE = r":\d\d(\.\d+)?Z$|:\d\d(\.\d+)?[+-]\d\d(:?\d\d)?$"
 
 
@@ -81,12 +82,12 @@ class TimeReader:
             return None
         found = numbers(values)
         found = found[~np.isnan(found)]
-        if 2 * len(found) > len(values):
-            size = np.median(np.abs(found))
-            return cls(next(name for name, (low, high) in _UNIT_BOUNDS.items() if low <= size < high))
+        if 2 * len(found) >= len(values):
+            units = np.searchsorted(_UNIT_SIZES, np.abs(found[found != 0]), side="right")
+            return cls(list(TIME_UNITS)[np.bincount(units, minlength=1).argmax()])
         reader = cls("iso")
         dates = int(np.isfinite(reader.seconds(values)).sum())
-        return cls("iso") if 2 * dates > len(values) else None
+        return cls("iso") if 2 * dates >= len(values) else None
 
     def seconds(self, values: pa.Array) -> np.ndarray:
         """Float64 ``[rows]`` of trimmed strings; NaN where one is missing, no time, or of another unit's size."""
@@ -94,9 +95,8 @@ class TimeReader:
             return self._dates(values)
         found = numbers(values)
         if not self.fixed:
-            low, high = _UNIT_BOUNDS[self.unit]
-            size = np.abs(found)
-            found = np.where((size < high) & ((size >= low) | (found == 0)), found, np.nan)
+            unit = np.searchsorted(_UNIT_SIZES, np.abs(found), side="right")
+            found = np.where((unit == list(TIME_UNITS).index(self.unit)) | (found == 0), found, np.nan)
         return found / TIME_UNITS[self.unit]
 
     def _dates(self, values: pa.Array) -> np.ndarray:
@@ -156,11 +156,17 @@ def _without_html(text: str) -> str:
     for _ in range(2):  # twice: shops store "&lt;br&gt;" and "&amp;eacute;"
         text = _HIDDEN.sub(" ", text)
         text = _TAG.sub(lambda tag: "" if _INLINE.match(tag.group()) else " ", text)
-        plain = _ENTITY.sub(lambda entity: html.unescape(entity.group()), text)
+        plain = _ENTITY.sub(_character, text)
         if plain == text:
             break
         text = plain
     return text
+
+
+def _character(entity: re.Match[str]) -> str:
+    name = entity.group()[1:]
+    # html.unescape alone reads "&nothing;" as "&not" and "hing;"
+    return html.unescape(entity.group()) if name.startswith("#") else html.entities.html5.get(name, entity.group())
 
 
 def protected(cell: str) -> str:
