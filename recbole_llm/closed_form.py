@@ -140,22 +140,26 @@ def weighted_gram(train: Rows, weights: Tensor, n_items: int, chunk_bytes: int =
     return gram
 
 
-def text_directions(features: Tensor, present: Tensor) -> Tensor:
-    """Text vectors centred on the rows present, at unit length.
+def text_centre(features: Tensor, present: Tensor) -> Tensor:
+    """Mean of the rows present, ``[f]`` float32; zero if there is none."""
+    return features[present].double().mean(0).nan_to_num().float()
+
+
+def text_directions(features: Tensor, present: Tensor, centre: Tensor) -> Tensor:
+    """Text vectors seen from their centre, at unit length.
 
     Args:
         features: ``[n_items, f]``.
         present: ``[n_items]`` bool, items that have a text.
+        centre: ``[f]``, from ``text_centre``.
 
     Returns:
-        ``[n_items, f]`` float32; zero for items without a text or exactly at the centre.
+        ``[n_items, f]`` float32; zero for items without a text or at the centre itself.
     """
-    if not present.any():
-        return torch.zeros(features.shape, device=features.device)
-    centred = features.double() - features[present].double().mean(0)
-    centred = torch.where(present[:, None], centred, 0.0)
+    centred = torch.where(present[:, None], features.float() - centre, 0.0)
     norm = centred.norm(dim=1, keepdim=True)
-    return torch.where(norm > 1e-9 * norm.max(), centred / norm, 0.0).float()
+    at_centre = norm <= 1e-5 * centre.norm()  # what float32 leaves of identical texts
+    return torch.where(at_centre, 0.0, centred / norm.clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def _add_text_kernel(A: Tensor, text: Tensor, weight: float, power: int) -> None:
@@ -266,7 +270,8 @@ def _catalogue(train: Rows, features: Tensor | None, present: Tensor | None, n_i
     if features is None:
         text = torch.zeros(n_items, 1, device=train.ids.device)
     else:
-        text = text_directions(features, torch.ones_like(warm) if present is None else present)
+        present = torch.ones_like(warm) if present is None else present
+        text = text_directions(features, present, text_centre(features, present))
     return _Catalogue(items, warm, Rows(train.offsets, position[train.ids]), text[items])
 
 

@@ -141,11 +141,7 @@ def factorise(
         MY = Y if metric is None else metric(Y)
         if free_diagonal and 2 <= iteration < iterations - 1:
             source, target = _leading(Y, V, MY, dim)
-            old = T.diagonal().clone()
             T.diagonal().copy_((source * target).sum(1))
-            change = (T.diagonal() - old)[:, None] * V
-            Y += change
-            MY += change if metric is None else metric(change)
     return _leading(Y, V, MY, dim)
 
 

@@ -12,11 +12,12 @@ from recbole_llm.closed_form import (
     fit_closed_form,
     search_setting,
     solve,
+    text_centre,
     text_directions,
     user_weights,
     weighted_gram,
 )
-from recbole_llm.factors import FACTOR_FORMS, Incidence, factorise, gram_product, sharpen
+from recbole_llm.factors import FACTOR_FORMS, Incidence, _top_places, factorise, gram_product, sharpen
 from recbole_llm.selection import TopKMetric, user_metric
 from recbole_llm.towers import Rows, rows_from_pairs
 
@@ -226,8 +227,18 @@ def test_sharpening_keeps_more_of_the_first_places():
 def test_sharpening_thins_out_its_rows_and_survives_short_catalogues(monkeypatch):
     train, X, B, weights, gram, (P, Q) = sharpening_problem()
     monkeypatch.setattr("recbole_llm.factors.MAX_PAIRS", 500)  # 100 of 209 rows
+    emphasis = []
+
+    def top_places(matrix, rows, row_weights, places):
+        emphasis.append((len(row_weights), float(row_weights.sum())))
+        return _top_places(matrix, rows, row_weights, places)
+
+    monkeypatch.setattr("recbole_llm.factors._top_places", top_places)
     thin = sharpen(B, P, Q, train, weights, gram.matmul, gram.diagonal(), places=5)
     assert sharpening_objective(X, B, weights, gram, *thin) < sharpening_objective(X, B, weights, gram, P, Q)
+    assert emphasis[0][0] == 100
+    everyone = 30 * (float(weights[1:].sum()) + 60 * 0.2 * float(gram.diagonal().mean()))
+    assert emphasis[0][1] == pytest.approx(everyone, rel=0.1), "the rows kept stand for all"
     every_place = sharpen(B, P, Q, train, weights, gram.matmul, gram.diagonal(), places=1000)
     assert every_place[0].isfinite().all()
 
@@ -340,7 +351,7 @@ def test_an_indefinite_kernel_still_gives_the_formula():
     E = torch.randn(23, 3, generator=torch.Generator().manual_seed(2))
     present = torch.ones(23, dtype=torch.bool)
     setting = Setting(ridge=8.0, text_weight=5.0, text_power=2)
-    text = text_directions(E, present)
+    text = text_directions(E, present, text_centre(E, present))
     gram = weighted_gram(rows_of(X), user_weights(rows_of(X), 0.5), 23)
     K = text @ text.T
     A = gram + 40 * gram.diagonal().mean() * K * K.abs()

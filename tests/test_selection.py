@@ -146,6 +146,8 @@ def test_blend_finds_the_weight_and_goes_beyond_the_grid_edge():
 def test_blend_takes_the_smaller_of_equal_weights_and_skips_a_constant_block():
     scores, constant = torch.randn(4, 5), torch.ones(4, 5)
     rows = torch.arange(4)
-    assert choose_blend(scorer_of(scores), scorer_of(scores), rows, 5, lambda scorer: 0.0).weight == 0.0
+    tied = choose_blend(scorer_of(scores), scorer_of(scores), rows, 5, lambda scorer: 0.0)
+    assert tied.weight == 0.0
+    assert len(tied.trials) == 7
     assert choose_blend(scorer_of(scores), scorer_of(constant), rows, 5, lambda scorer: 0.0).scales[1] == 0.0
     assert choose_blend(scorer_of(constant), scorer_of(scores), rows, 5, lambda scorer: 0.0).weight == 1.0
