@@ -25,6 +25,14 @@ def export_folder(tmp_path, contents):
     return folder
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """The same export for tests that leave it as it is."""
+    folder = tmp_path_factory.mktemp("shared") / "export"
+    write_artifact(folder, make_contents())
+    return folder
+
+
 @pytest.fixture
 def export(export_folder):
     return load_export(export_folder)

@@ -1,0 +1,460 @@
+"""The routes. Validation by pydantic, answers as bytes by orjson; what a route does is in ``service.py``."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+from fastapi import FastAPI, Query, Response
+from fastapi import Path as PathParam
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+import recbole_llm
+from recbole_llm.serving import schemas
+from recbole_llm.serving.artifact import Manifest
+from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
+from recbole_llm.serving.catalog import ItemState
+from recbole_llm.serving.command import reload_on_hangup
+from recbole_llm.serving.errors import ExportError, UnknownItemError, UnknownUserError
+from recbole_llm.serving.items import Writer
+from recbole_llm.serving.limits import Gate
+from recbole_llm.serving.overlay import OverlayError
+from recbole_llm.serving.problem import MEDIA_TYPE, Problem, echo
+from recbole_llm.serving.recommend import Recommendation, Recommended, Request
+from recbole_llm.serving.service import NotYetApplied, ReloadRunning, Service, Versioned
+from recbole_llm.serving.settings import Settings
+from recbole_llm.serving.text import EncoderUnavailable, SentenceEncoder, TransformerEncoder
+
+STATIC = Path(__file__).parent / "static"
+MAX_SEQ = 2**53
+
+ItemId = Annotated[str, PathParam(min_length=1, max_length=schemas.MAX_ID_CHARACTERS, description="May hold slashes.")]
+_PROBLEM = {
+    "model": schemas.ProblemOut,
+    "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}},
+}
+_MEANINGS = {
+    400: "The request cannot be read.",
+    401: "No valid key.",
+    403: "Not allowed: key, host, origin, or a read-only service.",
+    404: "Unknown user or item.",
+    408: "The body came too slowly.",
+    409: "A reload is running.",
+    413: "The body is too large.",
+    415: "The body is not application/json.",
+    422: "The request does not fit the schema or the model.",
+    429: "Too many requests.",
+    503: "At the limit, or not ready; try again.",
+    504: "Not done in time.",
+}
+
+
+class _AnyId(Convertor[str]):
+    """Everything up to the end of the path or of its last part: ids may hold slashes and line breaks."""
+
+    regex = "(?s:.+)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", _AnyId())
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    always = (400, 401, 403, 422, 429, 503)
+    return {
+        status: {"description": _MEANINGS[status], "content": _PROBLEM["content"]}
+        for status in sorted({*always, *statuses})
+    }
+
+
+class _OrjsonRequest(HttpRequest):
+    """Strict JSON: no NaN, no Infinity."""
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            self._json = orjson.loads(await self.body())
+        return self._json
+
+
+class _Route(APIRoute):
+    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def with_orjson(request: HttpRequest) -> Response:
+            return await handler(_OrjsonRequest(request.scope, request.receive))
+
+        return with_orjson
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+def _recommended(item: Recommended) -> dict[str, Any]:
+    out: dict[str, Any] = {"id": item.id, "title": item.title, "score": item.score, "cold": item.cold}
+    if item.reasons is not None:
+        out["reasons"] = [
+            {"id": reason.id, "title": reason.title, "contribution": reason.contribution} for reason in item.reasons
+        ]
+        out["rest"], out["bias"] = item.rest, item.bias
+    return out
+
+
+def _recommendation(answer: Recommendation) -> dict[str, Any]:
+    return {
+        "items": [_recommended(item) for item in answer.items],
+        "source": answer.source,
+        "unknown": list(answer.unknown),
+    }
+
+
+def _state(answer: Versioned) -> dict[str, Any]:
+    return {"model": answer.model, "overlay_seq": answer.overlay_seq}
+
+
+def _item(state: ItemState) -> dict[str, Any]:
+    record = state.record
+    return {
+        "id": state.id,
+        "title": record.title,
+        "text": record.text,
+        "attributes": dict(record.attributes),
+        "cold": state.cold,
+        "added_at": state.added_at,
+    }
+
+
+def problem_of(error: BaseException) -> Problem | None:
+    """The problem that an error of the service is to a caller; ``None`` for a fault of ours."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, UnknownUserError):
+        return Problem(404, f"No user {echo(str(error))}; give items, or fallback 'popular'.")
+    if isinstance(error, UnknownItemError):
+        return Problem(404, f"No item {echo(str(error))}.")
+    if isinstance(error, QueueFull):
+        return Problem(503, "The service is at its limit; try again.", retry_after=1)
+    if isinstance(error, DeadlineExceeded):
+        return Problem(504, "The answer was not ready in time.")
+    if isinstance(error, NotYetApplied):
+        return Problem(503, "This process has not seen that change yet.", retry_after=1)
+    if isinstance(error, ReloadRunning):
+        return Problem(409, "An export is being loaded already.")
+    if isinstance(error, ExportError):
+        return Problem(422, str(error))
+    if isinstance(error, OverlayError):
+        return Problem(503, "The log of changes cannot be written; nothing was changed.", retry_after=10)
+    if isinstance(error, EncoderUnavailable):
+        return Problem(503, str(error), retry_after=5) if error.retry else Problem(422, str(error))
+    if isinstance(error, ValueError):
+        return Problem(422, str(error))
+    return None
+
+
+def _invalid(error: RequestValidationError) -> Problem:
+    errors = [
+        {"loc": [part if isinstance(part, int) else str(part)[:64] for part in e["loc"]], "msg": e["msg"][:200]}
+        for e in error.errors()[:20]
+    ]
+    where = ".".join(map(str, errors[0]["loc"])) if errors else "body"
+    message = errors[0]["msg"] if errors else "the request cannot be read"
+    return Problem(422, f"{where[:128]}: {message}", errors)
+
+
+def create_app(
+    settings: Settings, make_encoder: Callable[[Path, Manifest], SentenceEncoder] = TransformerEncoder
+) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        settings: how it is set up.
+        make_encoder: makes the encoder of an export; by default a transformer.
+
+    Returns:
+        The application; ``app.state.service`` is its :class:`Service`, started with the application.
+    """
+    service = Service(settings, make_encoder)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        reload_on_hangup(service, asyncio.get_running_loop())
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="recbole-llm",
+        version=recbole_llm.__version__,
+        description="Recommendations from an exported LLMTwoTower. Every answer names the export that made it.",
+        lifespan=lifespan,
+        docs_url=None,  # its pages load scripts from elsewhere
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    app.router.route_class = _Route
+    app.state.service = service
+    app.add_middleware(Gate, settings=settings, metrics=service.metrics)
+    if settings.cors_origins:  # around the gate, so that its refusals can be read too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["content-type", "x-api-key", "authorization", "x-min-seq", "x-request-id"],
+        )
+    _add_error_handlers(app)
+    _add_reading(app, service)
+    _add_items(app, service)
+    _add_writing(app, service)
+    _add_operations(app, service)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    return app
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    def answer(problem: Problem) -> Response:
+        return Response(problem.body(), problem.status, problem.headers(), MEDIA_TYPE)
+
+    async def invalid(request: HttpRequest, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return answer(_invalid(error))
+
+    async def http(request: HttpRequest, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        details = {404: "No such route.", 405: "This route does not take that method.", 400: "The body cannot be read."}
+        response = answer(Problem(error.status_code, details.get(error.status_code, "The request was refused.")))
+        response.headers.update(error.headers or {})
+        return response
+
+    async def known(request: HttpRequest, error: Exception) -> Response:
+        problem = problem_of(error)
+        if problem is None:
+            raise error
+        return answer(problem)
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    for kind in (
+        Problem, LookupError, ValueError, QueueFull, DeadlineExceeded, NotYetApplied, ReloadRunning, OverlayError,
+        EncoderUnavailable,
+    ):  # fmt: skip
+        app.add_exception_handler(kind, known)
+
+
+async def _asked(service: Service, body: Any, vector: Any = None) -> tuple[Request, int]:
+    """A body as a request, its text encoded, and whether the text was cut."""
+    common = {
+        "k": body.k,
+        "exclude": body.exclude,
+        "exclude_seen": body.exclude_seen,
+        "filter": {
+            name: value.model_dump(exclude_none=True) if isinstance(value, schemas.Bounds) else value
+            for name, value in body.filter.items()
+        },
+        "explain": body.explain,
+        "fallback": body.fallback,
+    }
+    if isinstance(body, schemas.UserRequest):
+        return Request(user=body.user, **common), 0
+    if isinstance(body, schemas.ItemsRequest):
+        return Request(items=body.items, weights=body.weights, **common), 0
+    (encoded,) = await service.text.encode([body.text], service.settings.limits.request_seconds)
+    return Request(text_vector=encoded.vector, **common), int(encoded.cut > 0)
+
+
+async def _insist(service: Service, request: HttpRequest) -> None:
+    """Honour ``X-Min-Seq``: an answer that knows at least that change."""
+    wanted = request.headers.get("x-min-seq")
+    if wanted is None:
+        return
+    if not (wanted.isdigit() and wanted.isascii() and int(wanted) <= MAX_SEQ):
+        raise Problem(422, "X-Min-Seq must be the seq of a change.")
+    await service.wait_for(int(wanted))
+
+
+def _add_reading(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/v1/recommend",
+        response_model=schemas.RecommendationOut,
+        responses=_problems(404, 408, 413, 415, 504),
+        summary="Recommend for a known user, for items, or for a text",
+    )
+    async def recommend(body: schemas.RecommendBody, request: HttpRequest) -> Response:
+        await _insist(service, request)
+        asked, truncated = await _asked(service, body)
+        answer = await service.recommend(asked)
+        content = {**_recommendation(answer.value), **_state(answer)}
+        if truncated:
+            content["truncated"] = truncated
+        return _json(content)
+
+    @app.post(
+        "/v1/recommend/batch",
+        response_model=schemas.BatchOut,
+        responses=_problems(408, 413, 415, 504),
+        summary="Several requests; one that fails does not fail the rest",
+    )
+    async def recommend_batch(body: schemas.BatchBody, request: HttpRequest) -> Response:
+        await _insist(service, request)
+        results: list[dict[str, Any]] = []
+        ready: list[tuple[int, Request]] = []
+        for asked in body.requests:
+            try:
+                ready.append((len(results), (await _asked(service, asked))[0]))
+                results.append({})
+            except Exception as error:
+                results.append({"error": _content_of(error)})
+        answer = await service.ask_many([asked for _, asked in ready])
+        for (at, _), value in zip(ready, answer.value, strict=True):
+            results[at] = {"error": _content_of(value)} if isinstance(value, Exception) else _recommendation(value)
+        return _json({"results": results, **_state(answer)})
+
+    def _content_of(error: Exception) -> dict[str, Any]:
+        problem = problem_of(error)
+        if problem is None:
+            raise error
+        return problem.content()
+
+
+def _add_items(app: FastAPI, service: Service) -> None:
+    @app.get(
+        "/v1/items/{item_id:any}/similar",
+        response_model=schemas.RecommendationOut,
+        responses=_problems(404, 504),
+        summary="Items like this one",
+    )
+    async def similar(
+        item_id: ItemId, request: HttpRequest, k: Annotated[int, Query(ge=1, le=schemas.MAX_K)] = 10
+    ) -> Response:
+        await _insist(service, request)
+        answer = await service.ask(lambda recommender: recommender.similar(item_id, k))
+        return _json({**_recommendation(answer.value), **_state(answer)})
+
+    @app.get(
+        "/v1/items/{item_id:any}",
+        response_model=schemas.ItemOut,
+        responses=_problems(404, 504),
+        summary="An item with its attributes",
+    )
+    async def item(item_id: ItemId, request: HttpRequest) -> Response:
+        await _insist(service, request)
+        answer = await service.ask(lambda recommender: recommender.catalog.state(recommender.catalog.row(item_id)))
+        return _json({**_item(answer.value), **_state(answer)})
+
+    @app.get("/v1/items", response_model=schemas.FoundOut, responses=_problems(504), summary="Items by their title")
+    async def search(
+        search: Annotated[str, Query(min_length=1, max_length=schemas.MAX_ID_CHARACTERS)],
+        limit: Annotated[int, Query(ge=1, le=100)] = 10,
+    ) -> Response:
+        answer = await service.ask(lambda recommender: recommender.catalog.find(search, limit))
+        return _json({"items": [_item(state) for state in answer.value], **_state(answer)})
+
+
+def _add_writing(app: FastAPI, service: Service) -> None:
+    writer = Writer(service)
+
+    @app.put(
+        "/v1/items/{item_id:any}",
+        response_model=schemas.PutOut,
+        responses=_problems(408, 413, 415, 504),
+        summary="Add an item by its text, or change it; live in the next request",
+    )
+    async def put(item_id: ItemId, body: schemas.ItemBody) -> Response:
+        (written,) = await writer.write([(item_id, body)])
+        answer = await service.ask(lambda recommender: _cold(recommender, item_id))
+        return _json(
+            {
+                "id": item_id,
+                "created": written.created,
+                "seq": written.seq,
+                "cold": answer.value,
+                "truncated": int(written.cut > 0),
+                **_state(answer),
+            }
+        )
+
+    @app.delete(
+        "/v1/items/{item_id:any}",
+        response_model=schemas.DeleteOut,
+        responses=_problems(404, 408, 413, 415, 504),
+        summary="Take an item out of every answer",
+    )
+    async def delete(item_id: ItemId) -> Response:
+        (written,) = await writer.write([(item_id, None)])
+        answer = await service.ask(lambda recommender: None)
+        return _json({"id": item_id, "seq": written.seq, **_state(answer)})
+
+    @app.post(
+        "/v1/items/batch",
+        response_model=schemas.ItemsBatchOut,
+        responses=_problems(404, 408, 413, 415, 504),
+        summary="Several changes, all or none",
+    )
+    async def batch(body: schemas.ItemsBatchBody) -> Response:
+        entries = [(entry.id, None if isinstance(entry, schemas.DeleteEntry) else entry) for entry in body.items]
+        written = await writer.write(entries)
+        answer = await service.ask(lambda recommender: None)
+        truncated = sum(one.cut > 0 for one in written)
+        return _json({"seq": written[-1].seq, "count": len(written), "truncated": truncated, **_state(answer)})
+
+
+def _cold(recommender: Any, item_id: str) -> bool:
+    row = recommender.catalog.row_of.get(item_id)
+    return row is None or recommender.catalog.is_cold(row)
+
+
+def _add_operations(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/model", responses=_problems(504), summary="The export's manifest, less its files")
+    async def model() -> Response:
+        answer = await service.ask(lambda recommender: recommender.export.manifest.to_json())
+        content = {name: value for name, value in answer.value.items() if name != "files"}
+        return _json({**content, **_state(answer), "encoder_state": service.text.state})
+
+    @app.post(
+        "/v1/admin/reload",
+        response_model=schemas.ReloadOut,
+        responses=_problems(408, 409, 413, 415),
+        summary="Load the newest export, or one by name; no request is dropped",
+    )
+    async def reload(body: schemas.ReloadBody) -> Response:
+        swap = await service.reload(body.export)
+        return _json({"from": swap.before, "to": swap.after, "seconds": swap.seconds})
+
+    @app.get("/health/live", response_model=schemas.HealthOut, summary="The process answers")
+    async def live() -> Response:
+        return _json({"status": "ok"})
+
+    @app.get("/health/ready", response_model=schemas.HealthOut, summary="The catalogue is in, the log applied")
+    async def ready() -> Response:
+        return _json({"status": "ok", "model": service.export_id, "encoder": service.text.state})
+
+    @app.get("/metrics", summary="Prometheus text", responses={200: {"content": {"text/plain": {}}}, **_problems()})
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return Response((STATIC / "index.html").read_bytes(), media_type="text/html; charset=utf-8")
+
+
+def app_from_environment() -> FastAPI:
+    """The application of a worker process, whose settings the parent put into its environment."""
+    import os
+
+    return create_app(Settings.from_json(os.environ[SETTINGS_VARIABLE]))
+
+
+SETTINGS_VARIABLE = "RECBOLE_LLM_SERVE_SETTINGS"
+__all__: Sequence[str] = ("app_from_environment", "create_app")

@@ -1,0 +1,191 @@
+"""Batches without a timer: whatever waits when the worker is free is the next batch.
+
+A lone request is served at once; under load batches grow by themselves. Results, errors and deadlines are per entry: one
+bad entry, or a fault of the whole batch, leaves no caller waiting.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+X = TypeVar("X")
+
+
+class QueueFull(Exception):  # noqa: N818
+    """More waits already than the worker gets done within a deadline."""
+
+
+class DeadlineExceeded(Exception):  # noqa: N818
+    """The answer did not come in time."""
+
+
+class _Entry:
+    __slots__ = ("expires", "future", "item", "since")
+
+    def __init__(self, item: Any, future: "asyncio.Future[Any]", since: float, expires: float) -> None:
+        self.item, self.future, self.since, self.expires = item, future, since, expires
+
+
+class _Call:
+    __slots__ = ("function", "future")
+
+    def __init__(self, function: Callable[[], Any], future: "asyncio.Future[Any]") -> None:
+        self.function, self.future = function, future
+
+
+class Batcher(Generic[T, R]):
+    """Runs a function over batches on one thread of its own.
+
+    Args:
+        run: items to results, as many; a result that is an exception is raised to its caller.
+        max_batch: most items of one batch.
+        max_queue: most entries that wait.
+        observe: called with (batch size, seconds waited by each entry) before each batch.
+        name: of the thread.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[T]], Sequence[R | BaseException]],
+        *,
+        max_batch: int = 64,
+        max_queue: int = 256,
+        observe: Callable[[int, list[float]], None] | None = None,
+        name: str = "batcher",
+    ) -> None:
+        self._run, self._observe = run, observe
+        self.max_batch, self.max_queue = max_batch, max_queue
+        self._pending: deque[_Entry | _Call] = deque()
+        self._running: list[_Entry] = []
+        self._busy = False
+        self._closed = False
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    @property
+    def waiting(self) -> int:
+        """Entries that wait."""
+        return len(self._pending)
+
+    async def submit(self, item: T, seconds: float) -> R:
+        """The result for one item.
+
+        Args:
+            item: what ``run`` takes.
+            seconds: until the deadline; an entry that is late is not computed.
+
+        Raises:
+            QueueFull: at once, if ``max_queue`` entries wait.
+            DeadlineExceeded: if the deadline passes.
+        """
+        if len(self._pending) >= self.max_queue or self._closed:
+            raise QueueFull
+        now = time.monotonic()
+        entry = _Entry(item, asyncio.get_running_loop().create_future(), now, now + seconds)
+        self._pending.append(entry)
+        self._kick()
+        if not entry.future.done() and self._sweeper is None:
+            self._sweep()
+        return await entry.future
+
+    async def call(self, function: Callable[[], X]) -> X:
+        """Run ``function`` on the worker's thread, alone, after what waits already; never refused."""
+        call = _Call(function, asyncio.get_running_loop().create_future())
+        self._pending.append(call)
+        self._kick()
+        return await call.future
+
+    def _kick(self) -> None:
+        if self._busy:
+            return
+        now = time.monotonic()
+        batch: list[_Entry] = []
+        while self._pending and len(batch) < self.max_batch:
+            head = self._pending[0]
+            if isinstance(head, _Call):
+                if not batch:
+                    self._pending.popleft()
+                    self._start(head.function, partial(_settle, head.future))
+                    return
+                break
+            self._pending.popleft()
+            if head.future.done():
+                continue
+            if head.expires <= now:
+                head.future.set_exception(DeadlineExceeded())
+                continue
+            batch.append(head)
+        if not batch:
+            return
+        if self._observe is not None:
+            self._observe(len(batch), [now - entry.since for entry in batch])
+        self._running = batch
+        items = [entry.item for entry in batch]
+        self._start(partial(self._run, items), self._finish)
+
+    def _start(self, function: Callable[[], Any], finish: Callable[[Any], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self._busy = True
+
+        def work() -> None:
+            try:
+                result = function()
+            except BaseException as error:  # the thread must live, and the callers must hear of it
+                result = error
+            loop.call_soon_threadsafe(done, result)
+
+        def done(result: Any) -> None:
+            self._busy = False
+            try:
+                finish(result)
+            finally:
+                self._kick()
+
+        self._thread.submit(work)
+
+    def _finish(self, results: Any) -> None:
+        batch, self._running = self._running, []
+        if not isinstance(results, BaseException) and len(results) != len(batch):
+            results = RuntimeError(f"{len(results)} results for a batch of {len(batch)}")
+        if isinstance(results, BaseException):
+            results = [results] * len(batch)
+        for entry, result in zip(batch, results, strict=True):
+            _settle(entry.future, result)
+
+    def _sweep(self) -> None:
+        """Tell late callers so, though the worker may be stuck in a batch."""
+        self._sweeper = None
+        now = time.monotonic()
+        nearest = None
+        for entry in (*self._running, *self._pending):
+            if isinstance(entry, _Call) or entry.future.done():
+                continue
+            if entry.expires <= now:
+                entry.future.set_exception(DeadlineExceeded())
+            else:
+                nearest = entry.expires if nearest is None else min(nearest, entry.expires)
+        if nearest is not None:
+            # not for every entry: deadlines are kept to 50 ms
+            self._sweeper = asyncio.get_running_loop().call_later(max(nearest - now, 0.05), self._sweep)
+
+    def close(self) -> None:
+        """Refuse new entries and let the thread end after what it is doing."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _settle(future: "asyncio.Future[Any]", result: Any) -> None:
+    if future.done():
+        return
+    if isinstance(result, BaseException):
+        future.set_exception(result if isinstance(result, Exception) else RuntimeError(repr(result)))
+    else:
+        future.set_result(result)

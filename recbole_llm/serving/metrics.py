@@ -1,0 +1,140 @@
+"""Counters, gauges and histograms in Prometheus' text format; no dependency, one process."""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+PREFIX = "recbole_llm_"
+COVERAGE_WINDOW = 10_000  # answers
+
+
+class Counter:
+    """A number per combination of labels that only rises."""
+
+    kind = "counter"
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[tuple[str, str], ...], float] = {}
+
+    def add(self, amount: float = 1, **labels: str) -> None:
+        """Raise the number of these labels."""
+        key = tuple(labels.items())
+        self.values[key] = self.values.get(key, 0) + amount
+
+    def lines(self, name: str) -> Iterable[str]:
+        """The metric in text."""
+        return (f"{name}{_labels(key)} {value:g}" for key, value in sorted(self.values.items()))
+
+
+class Histogram:
+    """How often a value fell below each bound."""
+
+    kind = "histogram"
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def lines(self, name: str) -> Iterable[str]:
+        """The metric in text."""
+        running = 0
+        for bound, count in zip((*self.bounds, "+Inf"), self.counts, strict=True):
+            running += count
+            yield f'{name}_bucket{{le="{bound}"}} {running}'
+        yield f"{name}_sum {self.total:.6f}"
+        yield f"{name}_count {running}"
+
+
+class Gauge:
+    """Numbers that are asked for when they are read."""
+
+    kind = "gauge"
+
+    def __init__(self, read: Callable[[], Mapping[tuple[tuple[str, str], ...], float]]) -> None:
+        self.read = read
+
+    def lines(self, name: str) -> Iterable[str]:
+        """The metric in text."""
+        return (f"{name}{_labels(key)} {value:g}" for key, value in self.read().items())
+
+
+def _labels(key: tuple[tuple[str, str], ...]) -> str:
+    if not key:
+        return ""
+    escape = lambda text: text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")  # noqa: E731
+    return "{" + ",".join(f'{name}="{escape(value)}"' for name, value in key) + "}"
+
+
+class Metrics:
+    """What the service counts."""
+
+    def __init__(self) -> None:
+        self.requests = Counter()
+        self.rejected = Counter()
+        self.swaps = Counter()
+        self.unknown_ids = Counter()
+        self.truncated_texts = Counter()
+        self.recommended = Counter()
+        self.seconds = Histogram(SECONDS)
+        self.queue_seconds = Histogram(SECONDS)
+        self.encode_seconds = Histogram(SECONDS)
+        self.batch_size = Histogram(SIZES)
+        self.gauges: dict[str, tuple[str, Gauge]] = {}
+        self._window: deque[tuple[str, ...]] = deque()
+        self._shown: dict[str, int] = {}
+
+    def batch(self, size: int, waited: list[float]) -> None:
+        """Count a batch of the scorer."""
+        self.batch_size.observe(size)
+        for seconds in waited:
+            self.queue_seconds.observe(seconds)
+
+    def answer(self, ids: tuple[str, ...], cold: int) -> None:
+        """Count an answer's items."""
+        if cold:
+            self.recommended.add(cold, kind="cold")
+        if len(ids) > cold:
+            self.recommended.add(len(ids) - cold, kind="warm")
+        self._window.append(ids)
+        for item_id in ids:
+            self._shown[item_id] = self._shown.get(item_id, 0) + 1
+        if len(self._window) > COVERAGE_WINDOW:
+            for item_id in self._window.popleft():
+                if self._shown[item_id] == 1:
+                    del self._shown[item_id]
+                else:
+                    self._shown[item_id] -= 1
+
+    @property
+    def distinct_shown(self) -> int:
+        """Different items in the last answers."""
+        return len(self._shown)
+
+    def text(self) -> str:
+        """Everything, in Prometheus' text format."""
+        table: list[tuple[str, str, Counter | Histogram | Gauge]] = [
+            ("requests_total", "Requests by route and status.", self.requests),
+            ("request_seconds", "Time from the request's head to the answer's end.", self.seconds),
+            ("queue_seconds", "Time a request waited for the scorer.", self.queue_seconds),
+            ("batch_size", "Requests scored together.", self.batch_size),
+            ("encode_seconds", "Time a batch of texts took to encode.", self.encode_seconds),
+            ("rejected_total", "Requests turned away, by reason.", self.rejected),
+            ("swaps_total", "Exports loaded, by result.", self.swaps),
+            ("unknown_ids_total", "Ids in requests that no item or user has.", self.unknown_ids),
+            ("truncated_texts_total", "Texts longer than the encoder reads.", self.truncated_texts),
+            ("recommended_items_total", "Items in answers, by kind.", self.recommended),
+            *((name, help_text, gauge) for name, (help_text, gauge) in self.gauges.items()),
+        ]
+        lines: list[str] = []
+        for name, help_text, metric in table:
+            lines += [f"# HELP {PREFIX}{name} {help_text}", f"# TYPE {PREFIX}{name} {metric.kind}"]
+            lines += metric.lines(PREFIX + name)
+        return "\n".join(lines) + "\n"

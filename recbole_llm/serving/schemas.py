@@ -1,0 +1,278 @@
+"""Bodies of requests, strictly read, and of answers, for the documentation."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StringConstraints, Tag
+
+MAX_K = 1000
+MAX_ITEMS = 1000
+MAX_EXCLUDE = 10_000
+MAX_ID_CHARACTERS = 256
+MAX_TEXT_CHARACTERS = 8192
+MAX_BATCH_REQUESTS = 256
+MAX_BATCH_ITEMS = 1000
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 10.0 is the integer 10."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARACTERS)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
+Word = Annotated[str, StringConstraints(max_length=MAX_ID_CHARACTERS)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(_whole)]
+
+
+class Strict(BaseModel):
+    """No conversion, no unknown field."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class Bounds(Strict):
+    """Bounds of a number; all that are given must hold."""
+
+    gt: Number | None = None
+    gte: Number | None = None
+    lt: Number | None = None
+    lte: Number | None = None
+
+
+FilterValue = (
+    Word
+    | Number
+    | Bounds
+    | Annotated[list[Word], Field(max_length=1000)]
+    | Annotated[list[Number], Field(max_length=1000)]
+)
+Filter = Annotated[dict[Word, FilterValue], Field(max_length=16)]
+AttributeValue = Word | Number | Annotated[list[Word], Field(max_length=256)]
+Attributes = Annotated[dict[Word, AttributeValue], Field(max_length=64)]
+
+
+class _Asked(Strict):
+    k: Annotated[Count, Field(ge=1, le=MAX_K, description="How many items; fewer come where fewer are allowed.")] = 10
+    exclude: Annotated[list[Id], Field(max_length=MAX_EXCLUDE)] = []
+    exclude_seen: Annotated[bool, Field(description="Leave out what the history holds.")] = True
+    filter: Annotated[Filter, Field(description="Conditions on attributes, all of which must hold.")] = {}
+    explain: Annotated[Count, Field(ge=0, le=100, description="Reasons per item.")] = 0
+    fallback: Annotated[Literal["none", "popular"], Field(description="For unknown users and items.")] = "none"
+
+
+class UserRequest(_Asked):
+    """For a user of the training data."""
+
+    user: Id
+
+
+class ItemsRequest(_Asked):
+    """For anyone who likes these items; oldest first, where the model weighs by recency."""
+
+    items: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS)]
+    weights: Annotated[list[Annotated[Number, Field(ge=0, le=1e6)]], Field(max_length=MAX_ITEMS)] | None = None
+
+
+class TextRequest(_Asked):
+    """For a description in words."""
+
+    text: Text
+
+
+def _kind(body: Any) -> str | None:
+    """Which of the three a body is, by the key that is there, so that an error names one model and not all."""
+    given = [
+        key for key in ("user", "items", "text") if (key in body if isinstance(body, dict) else hasattr(body, key))
+    ]
+    return given[0] if given else None
+
+
+RecommendBody = Annotated[
+    Annotated[UserRequest, Tag("user")] | Annotated[ItemsRequest, Tag("items")] | Annotated[TextRequest, Tag("text")],
+    Discriminator(
+        _kind,
+        custom_error_type="no_subject",
+        custom_error_message="Give exactly one of user, items and text.",
+    ),
+]
+
+
+class BatchBody(Strict):
+    """Several requests; each has its own answer or error."""
+
+    requests: Annotated[list[RecommendBody], Field(min_length=1, max_length=MAX_BATCH_REQUESTS)]
+
+
+class ItemBody(Strict):
+    """An item to add or change; what is left out stays as it was."""
+
+    title: Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARACTERS)] | None = None
+    text: Annotated[Text | None, Field(description="What the encoder reads.")] = None
+    fields: Annotated[
+        dict[Word, Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARACTERS)]] | None,
+        Field(max_length=64, description="Columns of the training data, instead of text."),
+    ] = None
+    attributes: Attributes | None = None
+    refit: Annotated[bool, Field(description="Give a trained item the vectors of its text.")] = False
+
+
+class PutEntry(ItemBody):
+    """An item of a batch of changes."""
+
+    id: Id
+    op: Literal["put"] = "put"
+
+
+class DeleteEntry(Strict):
+    """An item of a batch to take out."""
+
+    id: Id
+    op: Literal["delete"]
+
+
+def _operation(entry: Any) -> str:
+    op = entry.get("op", "put") if isinstance(entry, dict) else getattr(entry, "op", "put")
+    return "delete" if op == "delete" else "put"
+
+
+class ItemsBatchBody(Strict):
+    """Changes in one transaction: all or none."""
+
+    items: Annotated[
+        list[
+            Annotated[
+                Annotated[PutEntry, Tag("put")] | Annotated[DeleteEntry, Tag("delete")], Discriminator(_operation)
+            ]
+        ],
+        Field(min_length=1, max_length=MAX_BATCH_ITEMS),
+    ]
+
+
+class ReloadBody(Strict):
+    """Which export to load."""
+
+    export: Annotated[Id | None, Field(description="Name of a folder among the exports; none: the newest.")] = None
+
+
+# ------------------------------------------------------------------ answers
+
+
+class ReasonOut(BaseModel):
+    """What one item of the history adds to the score."""
+
+    id: str
+    title: str
+    contribution: float
+
+
+class RecommendedOut(BaseModel):
+    """An item of an answer; reasons, rest and bias add up to the score, and are there when asked for."""
+
+    id: str
+    title: str
+    score: float
+    cold: bool
+    reasons: list[ReasonOut] = []
+    rest: float = 0.0
+    bias: float = 0.0
+
+
+class State(BaseModel):
+    """What an answer was made from."""
+
+    model: str
+    overlay_seq: int
+
+
+class RecommendationOut(State):
+    """An answer; ``source`` says which path made it."""
+
+    items: list[RecommendedOut]
+    source: Literal["history", "items", "text", "popular", "similar"]
+    unknown: list[str]
+    truncated: int = 0
+
+
+class ProblemOut(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, Any]] = []
+
+
+class BatchEntryOut(BaseModel):
+    """An answer without its state, or an error."""
+
+    items: list[RecommendedOut] = []
+    source: str = ""
+    unknown: list[str] = []
+    error: ProblemOut | None = None
+
+
+class BatchOut(State):
+    """Answers in the order of the requests."""
+
+    results: list[BatchEntryOut]
+
+
+class ItemOut(State):
+    """An item."""
+
+    id: str
+    title: str
+    text: str | None = None
+    attributes: dict[str, Any]
+    cold: bool
+    added_at: str | None = None
+
+
+class FoundOut(State):
+    """Items by title."""
+
+    items: list[dict[str, Any]]
+
+
+class PutOut(State):
+    """An item that is live."""
+
+    id: str
+    created: bool
+    seq: int
+    cold: bool
+    truncated: int
+
+
+class DeleteOut(State):
+    """An item that is out."""
+
+    id: str
+    seq: int
+
+
+class ItemsBatchOut(State):
+    """Changes that are live."""
+
+    seq: int
+    count: int
+    truncated: int
+
+
+class ReloadOut(BaseModel):
+    """A swap of exports."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    before: Annotated[str, Field(alias="from")]
+    after: Annotated[str, Field(alias="to")]
+    seconds: float
+
+
+class HealthOut(BaseModel):
+    """State of the service."""
+
+    status: str
+    model: str | None = None
+    encoder: str | None = None

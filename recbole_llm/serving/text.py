@@ -1,0 +1,224 @@
+"""Texts to vectors for requests: the encoder loads in a thread of its own, and texts are encoded in batches.
+
+torch and transformers are imported here alone on the request's path, inside that thread.
+"""
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from recbole_llm.serving.artifact import ENCODER_FOLDER, Manifest
+from recbole_llm.serving.batching import Batcher
+from recbole_llm.serving.metrics import Metrics
+
+MAX_BATCH = 32
+CACHED_TEXTS = 4096
+
+log = getLogger(__name__)
+
+
+class EncoderUnavailable(RuntimeError):  # noqa: N818
+    """Texts cannot be encoded now; ``retry`` says whether waiting helps."""
+
+    def __init__(self, message: str, retry: bool) -> None:
+        super().__init__(message)
+        self.retry = retry
+
+
+class SentenceEncoder(Protocol):
+    """Anything that turns texts into vectors."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that changes a vector."""
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors ``[n, F]`` float32, and how many tokens of each text were not read ``[n]`` int64."""
+
+
+class EncodedText(NamedTuple):
+    """A text's vector ``[F]`` float32 and how many of its tokens the encoder did not read."""
+
+    vector: np.ndarray
+    cut: int
+
+
+class TransformerEncoder:
+    """The encoder that an export names, with its weights loaded.
+
+    Args:
+        folder: the export.
+        manifest: its manifest, with an encoder.
+
+    Raises:
+        ValueError: if the encoder cannot be found, or gives other vectors than the model was trained on.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        import torch
+
+        from recbole_llm.content.encoders import load_encoder
+
+        spec = manifest.encoder
+        assert spec is not None
+        torch.set_num_threads(1)
+        name = str(folder / ENCODER_FOLDER) if spec.bundled else spec.name
+        self._encoder = load_encoder(name, revision=None if spec.bundled else spec.revision, **dict(spec.settings))
+        self.fingerprint = self._encoder.fingerprint
+        if self.fingerprint != spec.fingerprint:
+            raise ValueError(
+                f"encoder {spec.name!r} here differs from the one the model was trained with: "
+                "install that revision, or export with --bundle-encoder."
+            )
+        self.encode(["warm up"])
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """As :class:`SentenceEncoder` says; texts of like length share a forward pass."""
+        import torch
+
+        samples = self._encoder.prepare(list(texts))
+        order = sorted(range(len(samples)), key=lambda at: samples[at].size)
+        vectors = np.empty((len(samples), self._encoder.dim), np.float32)
+        limit = self._encoder.batch_cost or 1 << 30
+        start = 0
+        with torch.inference_mode():
+            while start < len(order):
+                stop = start + 1
+                while stop < len(order) and (stop + 1 - start) * samples[order[stop]].size <= limit:
+                    stop += 1
+                batch = order[start:stop]
+                vectors[batch] = self._encoder.encode([samples[at] for at in batch]).float().cpu().numpy()
+                start = stop
+        return vectors, np.array([sample.cut for sample in samples], np.int64)
+
+
+class TextEncoding:
+    """Encodes texts of requests.
+
+    Args:
+        load: makes the encoder; called once, in a thread. ``None``: there is none.
+        metrics: to count in.
+        max_queue: most texts that wait.
+        reason: why there is none.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], SentenceEncoder] | None,
+        metrics: Metrics,
+        max_queue: int = 64,
+        reason: str = "This export names no encoder: texts cannot be used.",
+    ) -> None:
+        self._load, self._metrics = load, metrics
+        self._encoder: SentenceEncoder | None = None
+        self._failure: str | None = None if load is not None else reason
+        self._cache: OrderedDict[str, EncodedText] = OrderedDict()
+        self._batcher: Batcher[str, EncodedText] = Batcher(
+            self._encode, max_batch=MAX_BATCH, max_queue=max_queue, name="encoder"
+        )
+        self._ready = threading.Event()
+
+    @property
+    def state(self) -> str:
+        """``none``, ``loading``, ``ready`` or ``failed``."""
+        if self._load is None:
+            return "none"
+        if self._encoder is not None:
+            return "ready"
+        return "loading" if self._failure is None else "failed"
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the loaded encoder."""
+        return None if self._encoder is None else self._encoder.fingerprint
+
+    def start(self, when_ready: Callable[[], object] | None = None) -> None:
+        """Begin to load; ``when_ready`` is called in the loading thread."""
+        if self._load is None:
+            return
+
+        def load() -> None:
+            assert self._load is not None
+            try:
+                self._encoder = self._load()
+            except Exception as error:
+                self._failure = "The encoder could not be loaded; the service's log says why."
+                log.error("The encoder could not be loaded: %s", error)
+            self._ready.set()
+            if self._encoder is not None and when_ready is not None:
+                when_ready()
+
+        threading.Thread(target=load, name="encoder-loading", daemon=True).start()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it is loaded or failed; whether it is loaded."""
+        self._ready.wait(seconds)
+        return self._encoder is not None
+
+    def encode_now(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors ``[n, F]`` in the calling thread; for loading an export.
+
+        Raises:
+            EncoderUnavailable: if it is not loaded.
+        """
+        self._check()
+        assert self._encoder is not None
+        parts = [texts[at : at + MAX_BATCH] for at in range(0, len(texts), MAX_BATCH)]
+        return np.concatenate([self._encoder.encode(part)[0] for part in parts])
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise EncoderUnavailable(self._failure, retry=False)
+        if self._encoder is None:
+            raise EncoderUnavailable("The encoder is still loading.", retry=True)
+
+    async def encode(self, texts: Sequence[str], seconds: float) -> list[EncodedText]:
+        """Vectors of texts.
+
+        Args:
+            texts: any number.
+            seconds: until the deadline.
+
+        Raises:
+            EncoderUnavailable: if there is no encoder (now).
+            QueueFull: if too many texts wait.
+            DeadlineExceeded: if the deadline passes.
+        """
+        self._check()
+        known = {text: self._cache[text] for text in texts if text in self._cache}
+        missing = list(dict.fromkeys(text for text in texts if text not in known))
+        for first in range(0, len(missing), MAX_BATCH):  # a long list takes turns with other requests
+            part = missing[first : first + MAX_BATCH]
+            results = await asyncio.gather(
+                *(self._batcher.submit(text, seconds) for text in part), return_exceptions=True
+            )
+            for text, result in zip(part, results, strict=True):
+                if isinstance(result, BaseException):
+                    raise result
+                known[text] = result
+        for text, found in known.items():
+            self._cache[text] = found
+            self._cache.move_to_end(text)
+        while len(self._cache) > CACHED_TEXTS:
+            self._cache.popitem(last=False)
+        answers = [known[text] for text in texts]
+        self._metrics.truncated_texts.add(sum(found.cut > 0 for found in answers))
+        return answers
+
+    def _encode(self, texts: list[str]) -> list[EncodedText]:
+        assert self._encoder is not None
+        started = time.perf_counter()
+        vectors, cut = self._encoder.encode(texts)
+        self._metrics.encode_seconds.observe(time.perf_counter() - started)
+        return [EncodedText(vector, int(n)) for vector, n in zip(vectors, cut, strict=True)]
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._batcher.close()

@@ -1,0 +1,203 @@
+"""The batcher: what is asked alone and what is asked together have the same answer, and nobody waits for ever."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from recbole_llm.serving.batching import Batcher, DeadlineExceeded, QueueFull
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 20))
+
+
+def square(items):
+    return [ValueError(f"bad {item}") if item < 0 else item * item for item in items]
+
+
+@pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 200])
+def test_together_as_alone(n):
+    async def work():
+        batcher = Batcher(square, max_queue=1000)
+        answers = await asyncio.gather(*(batcher.submit(i, 5) for i in range(n)))
+        batcher.close()
+        return answers
+
+    assert run(work()) == [i * i for i in range(n)]
+
+
+def test_a_lone_entry_does_not_wait_for_company():
+    async def work():
+        batcher = Batcher(square)
+        await batcher.submit(1, 5)  # starts the thread
+        started = time.perf_counter()
+        for _ in range(50):
+            await batcher.submit(3, 5)
+        return (time.perf_counter() - started) / 50
+
+    assert run(work()) < 0.02
+
+
+def test_what_waits_is_one_batch_and_no_larger_than_allowed():
+    sizes, gate = [], threading.Event()
+
+    def slow(items):
+        sizes.append(len(items))
+        gate.wait(5)
+        return items
+
+    async def work():
+        batcher = Batcher(slow, max_batch=8, max_queue=100)
+        tasks = [asyncio.create_task(batcher.submit(0, 5))]
+        await asyncio.sleep(0.05)
+        tasks += [asyncio.create_task(batcher.submit(i, 5)) for i in range(1, 21)]
+        await asyncio.sleep(0.05)
+        gate.set()
+        return await asyncio.gather(*tasks)
+
+    assert run(work()) == list(range(21))
+    assert sizes == [1, 8, 8, 4]
+
+
+def test_an_error_is_its_own_entrys_alone():
+    async def work():
+        batcher = Batcher(square)
+        return await asyncio.gather(*(batcher.submit(i, 5) for i in (2, -1, 3)), return_exceptions=True)
+
+    two, error, three = run(work())
+    assert (two, three) == (4, 9) and str(error) == "bad -1"
+
+
+@pytest.mark.parametrize("fault", [TypeError("dtype"), SystemExit("no"), "short"])
+def test_a_fault_of_the_batch_reaches_every_caller_and_the_next_batch_works(fault):
+    faults = [fault]
+
+    def run_once(items):
+        if faults:
+            fault = faults.pop()
+            if fault == "short":
+                return items[:-1]
+            raise fault
+        return items
+
+    async def work():
+        batcher = Batcher(run_once)
+        first = await asyncio.gather(*(batcher.submit(i, 5) for i in range(5)), return_exceptions=True)
+        return first, await batcher.submit(7, 5)
+
+    first, then = run(work())
+    # the first entry starts alone; it meets the fault, the others the mended function
+    assert isinstance(first[0], Exception) and first[1:] == [1, 2, 3, 4] and then == 7
+
+
+def test_a_fault_reaches_all_of_a_large_batch():
+    gate = threading.Event()
+
+    def run_batch(items):
+        gate.wait(5)
+        if len(items) > 1:
+            raise RuntimeError("whole batch")
+        return items
+
+    async def work():
+        batcher = Batcher(run_batch)
+        tasks = [asyncio.create_task(batcher.submit(i, 5)) for i in range(10)]
+        await asyncio.sleep(0.05)
+        gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, *others = run(work())
+    assert first == 0 and len(others) == 9 and all(str(e) == "whole batch" for e in others)
+
+
+def test_a_cancelled_caller_costs_nothing_and_harms_no_other():
+    seen, gate = [], threading.Event()
+
+    def slow(items):
+        seen.extend(items)
+        gate.wait(5)
+        return items
+
+    async def work():
+        batcher = Batcher(slow)
+        running, waiting, last = (asyncio.create_task(batcher.submit(i, 5)) for i in range(3))
+        await asyncio.sleep(0.05)
+        running.cancel()
+        waiting.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        return await last
+
+    assert run(work()) == 2
+    assert seen == [0, 2]
+
+
+def test_late_entries_are_told_so_and_not_computed():
+    seen, gate = [], threading.Event()
+
+    def slow(items):
+        seen.extend(items)
+        gate.wait(5)
+        return items
+
+    async def work():
+        batcher = Batcher(slow)
+        tasks = [asyncio.create_task(batcher.submit(i, 0.1)) for i in range(2)]
+        started = time.perf_counter()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        waited = time.perf_counter() - started
+        gate.set()
+        return results, waited, await batcher.submit(9, 5)
+
+    results, waited, then = run(work())
+    assert all(isinstance(r, DeadlineExceeded) for r in results) and waited < 2  # though the thread is stuck
+    assert then == 9 and seen == [0, 9]
+
+
+def test_a_full_queue_refuses_at_once():
+    gate = threading.Event()
+
+    def slow(items):
+        gate.wait(5)
+        return items
+
+    async def work():
+        batcher = Batcher(slow, max_queue=3)
+        first = asyncio.create_task(batcher.submit(0, 5))
+        await asyncio.sleep(0.05)
+        tasks = [asyncio.create_task(batcher.submit(i, 5)) for i in range(1, 6)]
+        await asyncio.sleep(0)
+        refused = [task for task in tasks if task.done()]
+        gate.set()
+        results = await asyncio.gather(first, *tasks, return_exceptions=True)
+        return len(refused), results
+
+    refused, results = run(work())
+    assert refused == 2 and results[:4] == [0, 1, 2, 3]
+    assert all(isinstance(r, QueueFull) for r in results[4:])
+
+
+def test_calls_run_alone_and_in_order():
+    order = []
+
+    def note(items):
+        order.append(list(items))
+        time.sleep(0.02)
+        return items
+
+    async def work():
+        batcher = Batcher(note)
+        jobs = [
+            batcher.submit(1, 5),
+            batcher.submit(2, 5),
+            batcher.call(lambda: order.append("call")),
+            batcher.submit(3, 5),
+        ]
+        await asyncio.gather(*map(asyncio.ensure_future, jobs))
+        with pytest.raises(ZeroDivisionError):
+            await batcher.call(lambda: 1 / 0)
+
+    run(work())
+    assert order == [[1], [2], "call", [3]]
