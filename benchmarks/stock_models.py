@@ -32,6 +32,7 @@ DATASET = "ml-150"
 USERS = 150
 BASE = ("ray", "numpy", "torch_load")
 OPTIONAL = ("dok", "agg_len", "fillna", "flops", "ksr", "dgcf", "kgat")
+OF_ONE_MODEL = {"ksr": "KSR", "dgcf": "DGCF", "kgat": "KGAT"}
 MODELS_PER_WORKER = 8
 PACKAGES = (
     "recbole",
@@ -142,7 +143,7 @@ def run_model(model: str) -> dict[str, Any]:
     from recbole.quick_start import run_recbole
     from recbole.utils import get_model
 
-    start = time.perf_counter()
+    start = time.process_time()
     kind = None
     try:
         kind = get_model(model).type.name
@@ -155,7 +156,7 @@ def run_model(model: str) -> dict[str, Any]:
         outcome = {"result": f"needs {error.name}", "error": str(error)}
     except Exception as error:
         outcome = {"result": "failed", "error": f"{type(error).__name__}: {error}"[:300]}
-    return {"model": model, "type": kind, **outcome, "seconds": round(time.perf_counter() - start, 1)}
+    return {"model": model, "type": kind, **outcome, "cpu_seconds": round(time.process_time() - start, 1)}
 
 
 def list_models() -> list[str]:
@@ -218,7 +219,7 @@ class Worker:
         self.stop()
         seconds = round(time.perf_counter() - start, 1)
         reason = f"no answer in {timeout:.0f} s" if seconds >= timeout else "the process ended"
-        return {"model": model, "type": None, "result": "failed", "error": reason, "seconds": seconds}
+        return {"model": model, "type": None, "result": "failed", "error": reason, "cpu_seconds": seconds}
 
     def _start(self) -> None:
         paths = [] if self.stock else [str(ROOT), str(ROOT / "kernels")]
@@ -259,7 +260,8 @@ def needed_repairs(row: dict[str, Any], workers: dict[str, Worker], timeout: flo
 
     if not changes(workers["all"]):
         return []
-    return [name for name, worker in workers.items() if name != "all" and changes(worker)]
+    candidates = [name for name in OPTIONAL if OF_ONE_MODEL.get(name, model) == model]
+    return [name for name in candidates if changes(workers[name])]
 
 
 def versions(python: str) -> dict[str, str]:
@@ -274,10 +276,20 @@ def versions(python: str) -> dict[str, str]:
     return json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Run the models and return the whole content of the result file."""
+def measure(options: argparse.Namespace) -> None:
+    """Run the models, and write the result file after each."""
     names = options.models.split(",") if options.models else list_models()
-    rows = []
+    content = {
+        "data": f"first {USERS} users of ml-100k, one epoch, one thread",
+        "machine": platform.processor() or platform.machine(),
+        "versions": versions(options.python),
+        "needed_by_all": [] if options.stock else list(BASE),
+        "models": [],
+    }
+    output = Path(options.output) if options.output else None
+    kept = {}
+    if output is not None and options.update:
+        kept = {row["model"]: row for row in json.loads(output.read_text(encoding="utf-8"))["models"]}
     with tempfile.TemporaryDirectory() as folder:
         make_slice(Path(folder))
         main = Worker(options.python, Path(folder), options.stock)
@@ -291,32 +303,30 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 row["repairs"] = needed_repairs(row, workers, options.timeout)
             if name in SPECIAL:
                 row["configuration"] = SPECIAL[name]
-            rows.append(row)
+            kept[name] = row
+            content["models"] = [kept[model] for model in list_models() if model in kept]
+            if output is not None:
+                output.parent.mkdir(parents=True, exist_ok=True)
+                output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             print(
-                f"{name:12} {row['result']:22} {row['seconds']:6.1f} s  {', '.join(row.get('repairs', []))}", flush=True
+                f"{name:12} {row['result']:22} {row['cpu_seconds']:6.1f} s  {', '.join(row.get('repairs', []))}",
+                flush=True,
             )
             for worker in (main, *workers.values()):  # memory grows with every model
                 if worker.models >= MODELS_PER_WORKER:
                     worker.stop()
         for worker in (main, *workers.values()):
             worker.stop()
-    return {
-        "data": f"first {USERS} users of ml-100k, one epoch, one thread",
-        "machine": platform.processor() or platform.machine(),
-        "versions": versions(options.python),
-        "needed_by_all": [] if options.stock else list(BASE),
-        "models": rows,
-    }
 
 
 def report(path: str, old: str | None) -> None:
     """Print a result file as Markdown, beside the numbers of another one."""
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     other = {r["model"]: r for r in json.loads(Path(old).read_text(encoding="utf-8"))["models"]} if old else {}
-    print("| model | type | result | s | repairs beside the common ones |" + (" old libraries |" if old else ""))
+    print("| model | type | result | CPU s | repairs beside the common ones |" + (" old libraries |" if old else ""))
     print("|---|---|---|---|---|" + ("---|" if old else ""))
     for row in content["models"]:
-        line = f"| {row['model']} | {(row['type'] or '').lower()} | {row['result']} | {row['seconds']} "
+        line = f"| {row['model']} | {(row['type'] or '').lower()} | {row['result']} | {row['cpu_seconds']} "
         line += f"| {', '.join(row.get('repairs', []))} |"
         if old:
             line += f" {compare(row, other.get(row['model']))} |"
@@ -336,6 +346,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", help="names, separated by commas; default: all")
     parser.add_argument("--output", help="JSON file to write")
+    parser.add_argument("--update", action="store_true", help="keep the rows of models not run in an existing file")
     parser.add_argument("--timeout", type=float, default=300, help="seconds for a model")
     parser.add_argument("--python", default=sys.executable, help="interpreter to run the models with")
     parser.add_argument("--stock", action="store_true", help="RecBole alone, without this project")
@@ -347,10 +358,7 @@ def main() -> None:
     elif options.report:
         report(options.report[0], options.report[1] if len(options.report) > 1 else None)
     else:
-        content = measure(options)
-        if options.output:
-            Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-            Path(options.output).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        measure(options)
 
 
 if __name__ == "__main__":

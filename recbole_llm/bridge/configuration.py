@@ -56,6 +56,34 @@ def _literals(module: ModuleType) -> None:
     override(module.Config, "_convert_config_dict", make)
 
 
+# ---------------------------------------------------------------- defaults
+
+
+@repair(
+    "recbole.config.configurator",
+    upstream="config/configurator.py:241 (properties/model/XGBoost.yaml; the wheel has xgboost.yaml, and lightgbm.yaml)",
+    issues="none found",
+    until="the two files are named like their models",
+    condition=always("XGBoost and LightGBM start without their defaults where file names are case-sensitive"),
+)
+def _tree_defaults(module: ModuleType) -> None:
+    """A model's YAML file is found under its name in lower case where there is no other."""
+
+    def make(stock: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+        def _update_internal_config_dict(self: Any, file: str) -> Any:
+            result = stock(self, file)
+            folder = Path(file).parent / "model"
+            lower = folder / f"{self.model.lower()}.yaml"
+            # a file system that ignores case has found it already
+            if Path(file).name == "overall.yaml" and lower.is_file() and not (folder / f"{self.model}.yaml").is_file():
+                stock(self, str(lower))
+            return result
+
+        return _update_internal_config_dict
+
+    override(module.Config, "_update_internal_config_dict", make)
+
+
 # ---------------------------------------------------------------- command line
 
 

@@ -152,6 +152,15 @@ def probe_model_name():
     return get_model("LightGCM")
 
 
+def probe_tree_defaults():
+    from recbole.config import Config
+
+    for name in ("lightgbm", "xgboost"):
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].Booster = type("Booster", (), {})
+    return str(Config("XGBoost", "toy", config_dict=settings(**CONTEXT))["xgb_num_boost_round"])
+
+
 def probe_hyper():
     from recbole.trainer import HyperTuning
 
@@ -272,6 +281,7 @@ SHOWN = {
     "dgcf": ("ValueError: Sample larger than population", "ran: recall@10"),
     "hyper": ("AttributeError", "3 trials, best 0.3"),
     "model_name": ("ModuleNotFoundError: No module named", "ValueError: `model_name` [LightGCM] is not the name"),
+    "tree_defaults": ("None", "100"),  # last: it leaves stubs of two libraries behind
 }
 
 
