@@ -197,6 +197,12 @@ COMMANDS: dict[str, Command] = {
         "add_arguments",
         "run_import",
     ),
+    "split": Command(
+        "benchmark files in which a share of the items has no training interaction",
+        "recbole_llm.splitting",
+        "add_arguments",
+        "run_split",
+    ),
     "export": Command(
         "a trained model as a folder of safe files for serving",
         "recbole_llm.serving.export",

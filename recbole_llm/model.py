@@ -1,6 +1,7 @@
 """LLMTwoTower: P(i|u) = sigmoid(<x_u, w_i> + b_i), items described by their content, users by their history."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from recbole_llm.bridge.options import Options
 from recbole_llm.calibration import fit_platt
 from recbole_llm.closed_form import Selection, fit_closed_form
+from recbole_llm.cold_map import ColdBoost, choose_cold_boost, deviation_direction, fit_cold_map
 from recbole_llm.selection import BLEND_WEIGHTS, LinearScorer, Scorer, choose_blend, user_metric
 from recbole_llm.towers import FrozenTensor, ItemTower, Rows, UserTower, history_weights, pool
 from recbole_llm_kernels import catalog_bce, catalog_ce, pair_bce, pair_dot, sampled_bce
@@ -20,6 +22,30 @@ NOT_IN_CATALOGUE = float("-inf")  # the kernels' mark for an item that no loss, 
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
 MAX_CALIBRATION_USERS = 5_000  # two numbers are fitted to millions of pairs
 DEFAULT_LEARNED_SHARE = 0.35  # without validation data; the median of what validation chose on three datasets
+
+
+@dataclass(frozen=True)
+class ColdItems:
+    """Items without a training interaction, placed by their texts.
+
+    Attributes:
+        ids: ``[C]`` int64.
+        closed: their targets in the closed form, ``[C, d]``.
+        learned: their targets in the learned block, ``[C, D]``.
+        bias: ``[C]``, in the learned block's units.
+        joint: whether they take part in the ranking of all items.
+    """
+
+    ids: Tensor
+    closed: Tensor
+    learned: Tensor
+    bias: Tensor
+    joint: bool
+
+    def to(self, device: torch.device | str) -> "ColdItems":
+        """The same on another device."""
+        tensors = (t.to(device) for t in (self.ids, self.closed, self.learned, self.bias))
+        return ColdItems(*tensors, self.joint)
 
 
 class LLMTwoTower(GeneralRecommender):
@@ -69,6 +95,7 @@ class LLMTwoTower(GeneralRecommender):
         self._closed_target: FrozenTensor | None = None  # None beside a source: the identity
         self.block_scales = (0.0, 1.0)  # of the closed form and the learned block
         self.calibration = (1.0, 0.0)  # slope > 0 and offset of the score
+        self._cold: ColdItems | None = None
         self._ranking_cache: tuple[Any, Tensor, Tensor, Tensor] | None = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LLMTwoTower":
@@ -232,6 +259,7 @@ class LLMTwoTower(GeneralRecommender):
     def rank_by_learned_block(self) -> None:
         """Leave the closed form out of the score until :meth:`choose_blend` weighs it in."""
         self.block_scales, self.calibration = (0.0, 1.0), (1.0, 0.0)
+        self._set_cold(None)
 
     @torch.no_grad()
     def choose_blend(self, selection: Selection | None) -> float:
@@ -270,6 +298,97 @@ class LLMTwoTower(GeneralRecommender):
         )
         self.block_scales = blend.scales
         return blend.weight
+
+    def _set_cold(self, cold: ColdItems | None) -> None:
+        self._cold, self._ranking_cache = cold, None
+
+    @property
+    def cold(self) -> Tensor:
+        """Items without a training interaction, ``[N]`` bool; padding is none."""
+        cold = ~self._trained.value
+        cold[0] = False
+        return cold
+
+    @torch.no_grad()
+    def place_cold_items(self, selection: Selection | None, log: Callable[[str], None]) -> None:
+        """Give the items without a training interaction vectors from their texts, and a place beside the trained ones.
+
+        Their targets and bias come from a kernel ridge map of text to trained items; ``cold_boost: auto`` chooses factor
+        and offset of their scores by the joint ranking of validation, under a floor for the trained items' quality.
+
+        Args:
+            selection: validation data; without a cold item among its targets there is nothing to choose by, and cold
+                items are left out of the joint ranking.
+            log: called with one sentence per finding.
+        """
+        self._set_cold(None)
+        self.calibration = (1.0, 0.0)  # deviations are measured in the score's own units; calibrate anew afterwards
+        cold = self.cold
+        if not bool(cold.any()):
+            return
+        features, present = next(iter(self._features.values()), (None, None))
+        n_cold = int(cold.sum())
+        if features is None or present is None or self.options.cold_map == "none":
+            log(
+                f"{n_cold} items have no training interaction, and nothing to place them by (cold_map {self.options.cold_map})"
+            )
+            return
+        placed = torch.nonzero(cold & present.value).squeeze(1)
+        log(f"{n_cold} items have no training interaction; {len(placed)} of them have a text and are placed by it")
+        if not len(placed) or not bool((self._trained.value & present.value).any()):
+            return
+        _, w, bias = self._ranking_tables()
+        blocks = [w, bias.nan_to_num(neginf=0.0)[:, None]]
+        if self.has_closed_form:
+            target = self._closed_value()
+            blocks.insert(0, torch.eye(self.n_items, device=w.device) if target is None else target)
+        values = torch.cat(blocks, 1)
+        popularity = torch.bincount(self._history_ids.value, minlength=self.n_items)
+        mapped = fit_cold_map(features.value, present.value, self._trained.value, values, popularity)
+        predicted = mapped(features.value[placed])
+        d = values.shape[1] - w.shape[1] - 1
+        boost = self._choose_cold_boost(selection, placed, predicted, d)
+        log(str(boost))
+        self._set_cold(self._boosted(placed, predicted, d, boost))
+
+    def _boosted(self, ids: Tensor, predicted: Tensor, d: int, boost: ColdBoost) -> ColdItems:
+        scaled = predicted * boost.kappa
+        closed, learned, bias = scaled[:, :d], scaled[:, d:-1], scaled[:, -1]
+        if boost.offset:
+            few = torch.nonzero(self.history.sizes).squeeze(1)[:MAX_CALIBRATION_USERS]
+            deviations = torch.cat([self._trained_deviation(rows) for rows in few.split(max(1, 2**22 // self.n_items))])
+            history = self.history.select(few)
+            queries = self._queries_of_users(few, history, self._ranking_tables()[0]) * self.block_scales[1]
+            if d:
+                queries = torch.cat([self._closed_query(history) * self.block_scales[0], queries], 1)
+            direction = boost.offset * deviation_direction(queries, deviations)
+            closed, learned = closed + direction[:d], learned + direction[d:]
+        # a value-based metric asks for the score of a pair, wherever a ranking would place it
+        return ColdItems(ids, closed, learned, bias, boost.joint or self._gives_probabilities)
+
+    def _trained_deviation(self, users: Tensor) -> Tensor:
+        """Deviation of each user's scores over the trained items, ``[B]``."""
+        return self._logits(users)[:, self._trained.value].std(1, correction=0)
+
+    def _choose_cold_boost(self, selection: Selection | None, ids: Tensor, predicted: Tensor, d: int) -> ColdBoost:
+        if self.options.cold_boost != "auto":
+            return ColdBoost(joint=True, kappa=float(self.options.cold_boost))
+        cold = torch.zeros_like(self._trained.value)
+        cold[ids] = True
+        if selection is None or not bool(cold[selection.targets.ids].any()):
+            return ColdBoost(joint=False)
+        self._set_cold(self._boosted(ids, predicted, d, ColdBoost(joint=True)))
+        users = torch.nonzero(selection.targets.sizes).squeeze(1)
+        deviations = torch.cat([self._trained_deviation(rows) for rows in users.split(max(1, 2**22 // self.n_items))])
+        return choose_cold_boost(
+            lambda rows: self._logits(users[rows]),
+            selection.targets.select(users),
+            selection.seen.select(users),
+            cold,
+            selection.metric,
+            deviations,
+            excluded=~(self._trained.value | cold),
+        )
 
     @torch.no_grad()
     def calibrate(self, selection: Selection) -> tuple[float, float]:
@@ -322,6 +441,7 @@ class LLMTwoTower(GeneralRecommender):
             "closed_form_target": None if source is None else self._closed_value(),
             "block_scales": self.block_scales,
             "calibration": self.calibration,
+            "cold": None if self._cold is None else vars(self._cold),
         }
 
     def load_other_parameter(self, para: dict[str, Any] | None) -> None:
@@ -330,14 +450,16 @@ class LLMTwoTower(GeneralRecommender):
             self._set_closed_form(para["closed_form_source"], para["closed_form_target"])
             self.block_scales = tuple(para["block_scales"])
             self.calibration = tuple(para["calibration"])
+            cold = None if para["cold"] is None else ColdItems(**para["cold"])
+            self._set_cold(None if cold is None else cold.to(self.item_bias.device))
 
     # ------------------------------------------------------------------ ranking and prediction
 
     def _ranking_tables(self) -> tuple[Tensor, Tensor, Tensor]:
         """Learned source ``[N, D]``, candidates ``[N, D]`` and bias ``[N]`` as ranking sees them, computed once per state.
 
-        An item without a training interaction has no trained ID vector and no trained bias: it gets the map of its
-        content, and the lowest trained bias.
+        An item without a training interaction has no trained ID vector and no trained bias. Until
+        :meth:`place_cold_items`, and where it has no text, it gets the map of its content and the lowest trained bias.
         """
         state = (self.training, *((id(p), p._version) for p in self.parameters()))
         if self._ranking_cache is not None and self._ranking_cache[0] == state:
@@ -356,6 +478,10 @@ class LLMTwoTower(GeneralRecommender):
             floor = self.item_bias[trained].min() if bool(trained.any()) else self.item_bias.new_zeros(())
             bias = torch.where(trained, self.item_bias, floor)
             bias[0] = NOT_IN_CATALOGUE
+            if self._cold is not None:
+                w = w.index_copy(0, self._cold.ids, self._cold.learned)
+                place = self._cold.bias if self._cold.joint else torch.full_like(self._cold.bias, NOT_IN_CATALOGUE)
+                bias = bias.index_copy(0, self._cold.ids, place)
             self._ranking_cache = (state, self.source_tower(), w, bias)
         return self._ranking_cache[1:]
 
@@ -366,14 +492,19 @@ class LLMTwoTower(GeneralRecommender):
 
     @torch.no_grad()
     def user_vectors(self, users: Tensor) -> Tensor:
-        """Queries x_u of known users, ``[B]`` int64 -> ``[B, d + D]``; every factor of the score is in them."""
-        source, _, _ = self._ranking_tables()
+        """Queries x_u of known users, ``[B]`` int64 -> ``[B, d + D]``; every factor of the score is in them.
+
+        A block without a share of the score has no columns here and in :meth:`item_vectors`.
+        """
         history = self.history.select(users)
         slope, _ = self.calibration
-        x = self._queries_of_users(users, history, source) * (slope * self.block_scales[1])
-        if self._closed_source is None:
-            return x
-        return torch.cat([self._closed_query(history) * (slope * self.block_scales[0]), x], 1)
+        blocks = []
+        if self._closed_counts:
+            blocks.append(self._closed_query(history) * (slope * self.block_scales[0]))
+        if self._learned_counts or not blocks:
+            source, _, _ = self._ranking_tables()
+            blocks.append(self._queries_of_users(users, history, source) * (slope * self.block_scales[1]))
+        return torch.cat(blocks, 1)
 
     @torch.no_grad()
     def item_vectors(self) -> tuple[Tensor, Tensor]:
@@ -384,16 +515,37 @@ class LLMTwoTower(GeneralRecommender):
         _, w, bias = self._ranking_tables()
         slope, offset = self.calibration
         bias = bias * self.block_scales[1] if self._learned_counts else torch.where(bias.isinf(), bias, 0.0)
-        bias = slope * bias + offset
-        if self._closed_source is None:
-            return w, bias
-        target = torch.eye(self.n_items, device=w.device) if self._closed_target is None else self._closed_target.value
-        return torch.cat([target, w], 1), bias
+        blocks = []
+        if self._closed_counts:
+            blocks.append(self._closed_table())
+        if self._learned_counts or not blocks:
+            blocks.append(w)
+        return torch.cat(blocks, 1), slope * bias + offset
+
+    def _closed_table(self) -> Tensor:
+        """Targets of the closed form as ranking sees them, ``[N, d]``."""
+        target = self._closed_value()
+        if target is None:
+            target = torch.eye(self.n_items, device=self.item_bias.device)
+        return target if self._cold is None else target.index_copy(0, self._cold.ids, self._cold.closed)
+
+    @property
+    def has_item_vectors(self) -> bool:
+        """Whether the targets are stored vectors, and not the full closed form's identity matrix."""
+        return not (self._closed_counts and self._closed_target is None)
 
     def _closed_query(self, history: Rows) -> Tensor:
         assert self._closed_source is not None
         weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights
         return pool(self._closed_source.value, history, weights)
+
+    def _closed_scores(self, query: Tensor) -> Tensor:
+        """The closed form's scores of every item, ``[B, N]``."""
+        if self.has_item_vectors:
+            return query @ self._closed_table().T
+        if self._cold is None:  # targets are the identity: the pooled sources are the scores
+            return query
+        return query.index_copy(1, self._cold.ids, query @ self._cold.closed.T)
 
     def _learned_logits(self, users: Tensor) -> Tensor:
         source, w, bias = self._ranking_tables()
@@ -415,8 +567,8 @@ class LLMTwoTower(GeneralRecommender):
             scores = torch.zeros(len(users), self.n_items, device=users.device)
             scores[:, 0] = NOT_IN_CATALOGUE
         if self._closed_counts:
-            query, target = self._closed_query(self.history.select(users)), self._closed_value()
-            scores.add_(query if target is None else query @ target.T, alpha=self.block_scales[0])
+            closed = self._closed_scores(self._closed_query(self.history.select(users)))
+            scores.add_(closed, alpha=self.block_scales[0])
         slope, offset = self.calibration
         return scores.mul_(slope).add_(offset)
 
@@ -435,16 +587,14 @@ class LLMTwoTower(GeneralRecommender):
             source, w, bias = self._ranking_tables()
             query = self._queries_of_users(user, self.history.select(user), source)
             logit += self.block_scales[1] * pair_dot(query, w, row, items, item_bias=bias, backend=backend)
-        if self._closed_counts:
-            target = self._closed_value()
-            if target is not None:
-                query = self._closed_query(self.history.select(user))
-                logit += self.block_scales[0] * pair_dot(query, target, row, items, backend=backend)
-            else:  # the full form: a query is the user's scores of all items, so a few users at a time
-                for few in torch.arange(len(user), device=users.device).split(max(1, 2**23 // self.n_items)):
-                    here = (row >= few[0]) & (row <= few[-1])
-                    query = self._closed_query(self.history.select(user[few]))
-                    logit[here] += self.block_scales[0] * query[row[here] - few[0], items[here]]
+        if self._closed_counts and self.has_item_vectors:
+            query = self._closed_query(self.history.select(user))
+            logit += self.block_scales[0] * pair_dot(query, self._closed_table(), row, items, backend=backend)
+        elif self._closed_counts:  # a query is the user's scores of all items, so a few users at a time
+            for few in torch.arange(len(user), device=users.device).split(max(1, 2**23 // self.n_items)):
+                here = (row >= few[0]) & (row <= few[-1])
+                scores = self._closed_scores(self._closed_query(self.history.select(user[few])))
+                logit[here] += self.block_scales[0] * scores[row[here] - few[0], items[here]]
         slope, offset = self.calibration
         logit = slope * logit + offset
         return torch.sigmoid(logit) if self._gives_probabilities else logit

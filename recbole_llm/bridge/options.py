@@ -27,6 +27,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "encoder_overflow": ("truncate", "chunk_mean", "head_tail"),
     "encoder_dtype": ("float32", "bfloat16", "float16"),
     "feature_transform": ("center", "none", "standardize", "whiten"),
+    "cold_map": ("ridge", "none"),
     "scoring": ("dot", "cosine"),
     "loss_type": LOSS_TYPES,
     "kernel_backend": ("auto", "triton", "torch"),
@@ -82,6 +83,8 @@ class Options:
     history_exponent: float
     history_decay: float | None
     share_parameters: bool
+    cold_map: str
+    cold_boost: float | str
     scoring: str
     scale_init: float
     loss_type: str
@@ -201,6 +204,14 @@ def _auto_flag(name: str, value: Any) -> bool | None:
     raise _fail(name, value, "auto, true or false")
 
 
+def _boost(name: str, value: Any) -> float | str:
+    if value == "auto":
+        return value
+    if _is_number(value) and 0 < value < float("inf"):
+        return float(value)
+    raise _fail(name, value, "auto or a number above 0")
+
+
 def _rank(name: str, value: Any) -> int | str:
     if value in ("auto", "full"):
         return value
@@ -252,6 +263,8 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "history_exponent": _not_negative,
     "history_decay": _optional_positive,
     "share_parameters": _flag,
+    "cold_map": _choice,
+    "cold_boost": _boost,
     "scoring": _choice,
     "scale_init": _positive,
     "loss_type": _choice,

@@ -7,14 +7,40 @@ from typing import Any
 
 import torch
 from recbole.trainer import Trainer
-from recbole.utils import dict2str, set_color
+from recbole.trainer.trainer import AbstractTrainer
+from recbole.utils import dict2str, get_gpu_usage, set_color
+from torch import Tensor
+from torch.nn.utils.clip_grad import clip_grad_norm_
+from tqdm import tqdm
 
+from recbole_llm.bridge import distributed
+from recbole_llm.bridge.checkpoint import (
+    best_file,
+    data_fingerprint,
+    last_file,
+    plain,
+    random_state,
+    read_checkpoint,
+    remove_unfinished,
+    set_random_state,
+    write_checkpoint,
+)
+from recbole_llm.bridge.interruption import Interruption
 from recbole_llm.closed_form import Selection
 from recbole_llm.selection import TopKMetric
 from recbole_llm.towers import rows_from_pairs
 
+STEPS_PER_CHECK = 100  # a NaN stays in the sum of losses, so the sum is looked at now and then and not every loss
 
-class LLMTwoTowerTrainer(Trainer):
+
+class _Unwrapped(AbstractTrainer):
+    """Takes the place of ``AbstractTrainer``, whose DistributedDataParallel broadcasts and copies what we need not."""
+
+    def __init__(self, config: Any, model: Any) -> None:
+        self.config, self.model = config, model
+
+
+class LLMTwoTowerTrainer(Trainer, _Unwrapped):
     """RecBole's ``Trainer`` in three stages, each of whose choices is made on the validation split by ``valid_metric``.
 
     1. The closed form is fitted: its constants and its rank.
@@ -24,7 +50,33 @@ class LLMTwoTowerTrainer(Trainer):
        result of ``fit`` are of the whole model.
 
     Without validation data the documented constants apply.
+
+    After every epoch of stage 2 the whole state is in ``<name>-last.pth`` beside the best one's ``<name>.pth``. A run that is
+    killed at any moment and resumed from it ends, on a CPU with the same number of threads, with the same numbers as one that
+    was left alone: stage 1 is repeated, stage 2 goes on, stage 3 follows.
     """
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
+        self.saved_model_file = distributed.agreed(_unused_name(self.saved_model_file))
+        distributed.broadcast_parameters(model)
+        self._epochs_done = 0
+        self._train_data: Any = None
+        self._saves = False
+        self._random_state: dict[str, Any] | None = None  # to be taken over before the next epoch
+        self._interruption = Interruption()
+
+    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
+        """RecBole's optimizer, in its fused form where there is one: the update is a third of a sparse model's step."""
+        optimizer = super()._build_optimizer(**kwargs)
+        if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+            return optimizer
+        try:
+            groups = [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in optimizer.param_groups]
+            return type(optimizer)(groups, fused=True)
+        except (RuntimeError, ValueError):  # a dtype or device without it
+            return optimizer
 
     def fit(
         self,
@@ -35,23 +87,44 @@ class LLMTwoTowerTrainer(Trainer):
         show_progress: bool = False,
         callback_fn: Any = None,
     ) -> tuple[float, dict[str, float] | None]:
-        """Train on ``train_data``; arguments and result as those of RecBole's ``Trainer.fit``."""
+        """Train on ``train_data``; arguments and result as those of RecBole's ``Trainer.fit``.
+
+        SIGTERM and Ctrl-C end it where a resume can begin: they wait for a checkpoint that is being written.
+        """
+        self._train_data, self._saves = train_data, saved
+        try:
+            with self._interruption:
+                if self.config["resume_from"] and not self._epochs_done:
+                    self.resume_checkpoint(self.config["resume_from"])
+                return self._fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+        except (KeyboardInterrupt, SystemExit):
+            last = last_file(self.saved_model_file)
+            if saved and os.path.isfile(last):
+                self.logger.warning("Stopped. To go on: recbole-llm run --resume %s", last)
+            raise
+
+    def _fit(
+        self, train_data: Any, valid_data: Any, verbose: bool, saved: bool, show_progress: bool, callback_fn: Any
+    ) -> tuple[float, dict[str, float] | None]:
         blocks = self.model.options.blocks
         selection = self._make_selection(valid_data)
         log: Callable[[str], None] = getLogger().info if verbose else (lambda text: None)
         if "closed_form" in blocks and not self.model.has_closed_form:
             self.model.fit_closed_form(selection, log)
+            self.model.load_other_parameter(distributed.agreed(self.model.other_parameter()))
         if "learned" in blocks:
             self.model.rank_by_learned_block()
             super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+            self._restore_random_state()
+            self._save_last()
         else:
             self.eval_collector.data_collect(train_data)
         if saved and os.path.isfile(self.saved_model_file):
-            checkpoint = torch.load(self.saved_model_file, map_location=self.device, weights_only=False)
-            self.model.load_state_dict(checkpoint["state_dict"])
+            self.model.load_state_dict(read_checkpoint(self.saved_model_file, self.device)["state_dict"])
         self.model.eval()
         share = self.model.choose_blend(selection)
         log(f"share of the learned block in the score: {share:g}")
+        self.model.place_cold_items(selection, log)
         if selection is not None:
             slope, offset = self.model.calibrate(selection)
             log(f"P(i|u) = sigmoid({slope:.4g} score {offset:+.4g}), fitted on validation")
@@ -63,19 +136,6 @@ class LLMTwoTowerTrainer(Trainer):
         if saved:
             self._save_whole_model(verbose)
         return score, result
-
-    def _save_whole_model(self, verbose: bool) -> None:
-        """Write the blend into the best checkpoint, or a checkpoint of its own where no epoch made one."""
-        if not self.config["single_spec"] and self.config["local_rank"] != 0:
-            return
-        if not os.path.isfile(self.saved_model_file):
-            self._save_checkpoint(-1, verbose=verbose)
-            return
-        checkpoint = torch.load(self.saved_model_file, map_location="cpu", weights_only=False)
-        checkpoint["other_parameter"] = self.model.other_parameter()
-        temporary = f"{self.saved_model_file}.tmp-{os.getpid()}"
-        torch.save(checkpoint, temporary, pickle_protocol=4)
-        os.replace(temporary, self.saved_model_file)
 
     def _make_selection(self, valid_data: Any) -> Selection | None:
         if not valid_data:
@@ -91,3 +151,190 @@ class LLMTwoTowerTrainer(Trainer):
         history = self.model.history
         targets = rows_from_pairs(users, items, len(history.offsets) - 1)
         return Selection(history=history, targets=targets, seen=history, metric=metric)
+
+    # ------------------------------------------------------------------ an epoch
+
+    def _train_epoch(
+        self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
+    ) -> float:
+        """One pass over ``train_data``; the sum of its batches' losses, which the device adds up on its own."""
+        self._restore_random_state()
+        if epoch_idx > self.start_epoch or not epoch_idx:
+            self._save_last()
+        self.model.train()
+        loss_func = loss_func or self.model.calculate_loss
+        description = set_color(f"Train {epoch_idx:>5}", "pink")
+        batches = tqdm(train_data, total=len(train_data), ncols=100, desc=description) if show_progress else train_data
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for step, interaction in enumerate(batches, 1):
+            total += self._step(interaction.to(self.device), loss_func)
+            if step % STEPS_PER_CHECK == 0:
+                self._check_nan(total)
+            if self.gpu_available and show_progress:
+                batches.set_postfix_str(set_color("GPU RAM: " + get_gpu_usage(self.device), "yellow"))
+        total = distributed.sum_over_ranks(total)
+        self._check_nan(total)
+        self._epochs_done = epoch_idx + 1
+        return float(total)
+
+    def _step(self, interaction: Any, loss_func: Any) -> Tensor:
+        """One update; this process's share of the batch's loss, detached."""
+        self.optimizer.zero_grad(set_to_none=True)
+        share = self._share_of_batch(interaction)
+        loss = torch.zeros((), device=self.device)
+        if len(interaction):
+            with torch.autocast(self.device.type, dtype=self._amp_dtype, enabled=self.enable_amp):
+                loss = loss_func(interaction)
+            loss = loss if share is None else loss * share
+            self.scaler.scale(loss).backward()
+        if share is not None:
+            distributed.sum_gradients(self.model.parameters())
+        if self.clip_grad_norm:
+            self.scaler.unscale_(self.optimizer)  # the limit is meant for the gradients, not for their scaled copies
+            clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def _share_of_batch(self, interaction: Any) -> Tensor | None:
+        """The part of the batch's terms that this process has; ``None`` for one process.
+
+        The loss is a mean over the targets of a batch of users, or over a batch of interactions.
+        """
+        if not distributed.active():
+            return None
+        terms = torch.tensor(float(len(interaction)), device=self.device)
+        if self.model.options.trains_on_users and len(interaction):
+            terms = self.model.history.sizes[interaction[self.model.USER_ID]].sum().float()
+        return terms / distributed.sum_over_ranks(terms).clamp(min=1)
+
+    @property
+    def _amp_dtype(self) -> torch.dtype:
+        """float16 where losses are scaled (``enable_scaler``); bfloat16, which needs no scaling, elsewhere."""
+        return torch.float16 if self.enable_scaler else torch.bfloat16
+
+    def _check_nan(self, loss: Tensor) -> None:
+        if torch.isnan(loss):
+            raise ValueError(
+                f"Training loss is nan, in epoch {self._epochs_done}. Lower learning_rate or set clip_grad_norm; "
+                "the checkpoints hold the epochs before it."
+            )
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _state(self, epoch: int) -> dict[str, Any]:
+        history = self.model.history
+        return {
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "best_valid_result": plain(self.best_valid_result),
+            "train_loss_dict": plain(self.train_loss_dict),
+            "state_dict": dict(self.model.state_dict()),
+            "other_parameter": self.model.other_parameter(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random_states": distributed.gather_objects(
+                random_state(None if self._train_data is None else self._train_data.generator)
+            ),
+            "data": data_fingerprint(history.offsets, history.ids),
+        }
+
+    def _write(self, file: str, state: dict[str, Any]) -> None:
+        """Write on one process of each machine; the others wait until the file is there."""
+        if self.config["local_rank"] in (None, 0):
+            with self._interruption.held():
+                write_checkpoint(file, state, self.config)
+        distributed.barrier()
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        """Write the best state; epoch -1, where RecBole has nothing left to train, only where there is none."""
+        file = kwargs.pop("saved_model_file", self.saved_model_file)
+        if epoch < 0 and os.path.isfile(file):
+            return
+        self._write(file, self._state(epoch))
+        if verbose:
+            self.logger.info(set_color("Saving current", "blue") + f": {file}")
+
+    def _save_last(self) -> None:
+        """Write the state after ``_epochs_done`` epochs."""
+        if self._saves:
+            self._write(last_file(self.saved_model_file), self._state(self._epochs_done - 1))
+
+    def _save_whole_model(self, verbose: bool) -> None:
+        """Write the blend into the best checkpoint, or a checkpoint of its own where no epoch made one."""
+        if not os.path.isfile(self.saved_model_file):
+            self._save_checkpoint(-1, verbose=verbose)
+            return
+        state = read_checkpoint(self.saved_model_file)
+        distributed.barrier()  # every process has read it
+        self._write(
+            self.saved_model_file,
+            {key: state[key] for key in self._state(-1)} | {"other_parameter": self.model.other_parameter()},
+        )
+
+    def resume_checkpoint(self, resume_file: str | os.PathLike[str]) -> None:
+        """Take over a checkpoint: ``*-last.pth`` to go on as if never stopped, or the best epoch's ``*.pth``.
+
+        Args:
+            resume_file: the file. New checkpoints take its name.
+
+        Raises:
+            ValueError: if the file is damaged, not ours, or of other data or another shape of model.
+        """
+        file = str(resume_file)
+        state = read_checkpoint(file, self.device)
+        history = self.model.history
+        if state["data"] != data_fingerprint(history.offsets, history.ids):
+            raise ValueError(
+                f"resume_from: {file!r} was trained on other interactions than this run's training split. Give it the data, "
+                "the split and the seed it was written under; recbole-llm run --resume takes them from the checkpoint."
+            )
+        try:
+            self.model.load_state_dict(state["state_dict"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"resume_from: {file!r} holds a model of another shape ({error}). Keep the options that it was written under; "
+                "recbole-llm run --resume takes them from the checkpoint."
+            ) from error
+        self.model.load_other_parameter(state["other_parameter"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.start_epoch = self._epochs_done = state["epoch"] + 1
+        self.cur_step, self.best_valid_score = state["cur_step"], state["best_valid_score"]
+        self.best_valid_result, self.train_loss_dict = state["best_valid_result"], state["train_loss_dict"]
+        self._take_file(file)
+        states = state["random_states"]
+        if len(states) == distributed.world_size():
+            self._random_state = states[distributed.rank()]
+        else:
+            self.logger.warning("The checkpoint is of %d processes: random numbers start afresh.", len(states))
+        self.logger.info("Checkpoint loaded. Resume training from epoch %d", self.start_epoch)
+        if self.cur_step > self.stopping_step:
+            self.logger.info("Its training had stopped early.")
+            self.start_epoch = max(self.epochs, self.start_epoch)
+
+    def _take_file(self, file: str) -> None:
+        self.saved_model_file = best_file(file)
+        if self.best_valid_result is not None and not os.path.isfile(self.saved_model_file):
+            raise ValueError(
+                f"resume_from: the file of the best epoch, {self.saved_model_file!r}, is not beside {file!r}. Put it there."
+            )
+        if distributed.rank() == 0:
+            for name in (self.saved_model_file, last_file(self.saved_model_file)):
+                remove_unfinished(name)
+
+    def _restore_random_state(self) -> None:
+        if self._random_state is not None:
+            set_random_state(self._random_state, self._train_data.generator)
+            self._random_state = None
+
+
+def _unused_name(file: str) -> str:
+    """``file``, or with a number where a run that began in the same second has taken it."""
+    stem, number = file.removesuffix(".pth"), 1
+    while os.path.exists(file) or os.path.exists(last_file(file)):
+        number += 1
+        file = f"{stem}-{number}.pth"
+    return file

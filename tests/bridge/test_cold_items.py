@@ -1,0 +1,99 @@
+"""Items without a training interaction: placed by their texts, or left out, and never by an untrained vector."""
+
+import logging
+
+import pytest
+import torch
+
+import recbole_llm  # noqa: F401
+
+pytest.importorskip("recbole")
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, get_trainer, init_seed
+
+from recbole_llm.selection import TopKMetric, user_metric
+from recbole_llm.splitting import split_dataset
+from recbole_llm.towers import rows_from_pairs
+
+
+@pytest.fixture
+def cold_config(run_config, tmp_path, toy_path):
+    import shutil
+
+    shutil.copytree(toy_path / "toy", tmp_path / "data" / "toy")
+    split_dataset("toy", "cold", cold_items=0.25, seed=1, data_path=tmp_path / "data")
+    changes = {"data_path": str(tmp_path / "data"), "benchmark_filename": ["train", "valid", "test"], "epochs": 8}
+    return run_config | changes
+
+
+def train(config_dict):
+    config = Config(model="LLMTwoTower", dataset="cold", config_dict=dict(config_dict))
+    init_seed(config["seed"], True)
+    train_data, valid, test = data_preparation(config, create_dataset(config))
+    model = get_model(config["model"])(config, train_data._dataset)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    trainer.fit(train_data, valid, saved=True, show_progress=False)
+    result = trainer.evaluate(test, load_best_model=True)
+    return model.eval(), test, result
+
+
+def cold_only(model, test):
+    inter = test._dataset.inter_feat
+    targets = rows_from_pairs(inter["user_id"], inter["item_id"], model.n_users)
+    targets = targets.keep(model.cold[targets.ids])
+    users = torch.nonzero(targets.sizes).squeeze(1)
+
+    def scores(rows):
+        return model._logits(users[rows])
+
+    targets, seen = targets.select(users), model.history.select(users)
+    value = user_metric(scores, targets, seen, model.n_items, TopKMetric("ndcg", 5), excluded=~model.cold)
+    return float(value.mean()), len(users)
+
+
+@pytest.mark.parametrize("blocks", ["closed_form+learned", "closed_form", "learned"])
+def test_cold_items_are_ranked_by_their_texts(cold_config, blocks):
+    well_trained = {"epochs": 40, "learning_rate": 0.02, "weight_decay": 0.01, "stopping_step": 40}
+    model, test, _ = train(cold_config | well_trained | {"blocks": blocks, "cold_boost": 1.0})
+    assert int(model.cold.sum()) == 11
+    placed = cold_only(model, test)[0]
+    generator = torch.Generator().manual_seed(0)
+    model._set_cold(None)
+    noise = torch.randn(model.n_users, model.n_items, generator=generator)
+    model._logits = lambda users: noise[users].clone()
+    # the encoder's weights are random, so that little of a text but its words is left in its vector
+    assert placed > 1.2 * cold_only(model, test)[0]
+
+
+def test_left_out_items_have_no_place_and_come_back_from_a_checkpoint(cold_config, caplog):
+    with caplog.at_level(logging.INFO):
+        model, _, _ = train(cold_config)
+    assert "11 items have no training interaction; 11 of them have a text" in caplog.text
+    assert "cold items" in caplog.text
+    assert model._cold is not None
+    state, other = model.state_dict(), model.other_parameter()
+    users = torch.arange(1, 20)
+    before = model._logits(users)
+    model._set_cold(None)
+    model.load_state_dict(state)
+    model.load_other_parameter(other)
+    torch.testing.assert_close(model._logits(users), before)
+
+
+def test_vectors_and_scores_agree_for_cold_items_too(cold_config):
+    model, _, _ = train(cold_config | {"cold_boost": 0.7})
+    users = torch.arange(1, 20)
+    w, bias = model.item_vectors()
+    torch.testing.assert_close(model.user_vectors(users) @ w.T + bias, model._logits(users), rtol=1e-4, atol=1e-4)
+    items = torch.nonzero(model.cold).squeeze(1)[:5]
+    pairs = {"user_id": users[:5], "item_id": items}
+    torch.testing.assert_close(
+        model.predict(pairs), model._logits(users[:5])[torch.arange(5), items], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_without_a_map_the_log_says_how_many_items_have_no_place(cold_config, caplog):
+    with caplog.at_level(logging.INFO):
+        train(cold_config | {"cold_map": "none"})
+    assert "11 items have no training interaction, and nothing to place them by (cold_map none)" in caplog.text
