@@ -154,9 +154,12 @@ def tune(
         with ThreadPoolExecutor(workers) as pool:  # each trial is a process of its own
             list(pool.map(settle, _proposals(params_file, algorithm, max_evals, seed)))
     order: list[Trial] = []
-    _search(
-        params_file, algorithm, max_evals, early_stop, seed, lambda params: order.append(settle(params)) or order[-1]
-    )
+
+    def settle_in_order(params: Mapping[str, Any]) -> Trial:
+        order.append(settle(params))
+        return order[-1]
+
+    _search(params_file, algorithm, max_evals, early_stop, seed, settle_in_order)
     return order
 
 
