@@ -73,6 +73,7 @@ def compare(
     reference: str | None = None,
     config_files: Sequence[str] = (),
     overrides: Sequence[str] = (),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
     run: Callable[[Experiment], Outcome] = run_isolated,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
@@ -86,6 +87,7 @@ def compare(
         reference: the model to test the others against; ``None`` for the first of ``models``.
         config_files: YAML files.
         overrides: ``--key=value`` arguments.
+        settings: values of one model alone, by its name.
         run: how an experiment is run.
         progress: told of each model's start and end.
 
@@ -104,7 +106,13 @@ def compare(
         progress(f"[{number}/{len(models)}] {model}")
         outcome = run(
             Experiment(
-                model, dataset, tuple(config_files), {}, tuple(overrides), seeds=tuple(range(seeds)), per_user=True
+                model,
+                dataset,
+                tuple(config_files),
+                dict((settings or {}).get(model, {})),
+                tuple(overrides),
+                seeds=tuple(range(seeds)),
+                per_user=True,
             )
         )
         outcomes.append(outcome)
