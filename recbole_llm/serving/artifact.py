@@ -3,8 +3,8 @@
     EXPORT/                  immutable once written
       manifest.json          schema, sizes and sha256 of every other file, the model's constants
       vectors.safetensors    item.vector f32[N,D]  item.source f32[N,D]  item.bias f32[N]  item.trained u8[N]
-                             user.offset f32[D]  [user.part f32[U,D]]            row 0 is the first item: no padding row
-      history.safetensors    offsets i64[U+1]  items i32[nnz]  weight f32[nnz]   training histories
+                             item.listed u8[N]  user.offset f32[D]  [user.part f32[U,D]]; row 0 is the first item: no padding
+    history.safetensors    offsets i64[U+1]  items i32[nnz]  weight f32[nnz]   training histories
       text_map.safetensors   only where texts can be mapped: see text_map.py
       item_ids.txt  user_ids.txt   one JSON string a line; line number = row
       items.jsonl            {"title", "text", "attributes"} a line; line number = row
@@ -189,6 +189,7 @@ class Export:
         source: ``[N, D]`` float32 sources v_j.
         bias: ``[N]`` float32.
         trained: ``[N]`` bool; the others are cold, known by their text alone.
+        listed: ``[N]`` bool; the others have no place in answers.
         offset: ``[D]`` float32 of every user.
         user_part: ``[U, D]`` float32 of each user, or ``None``.
         history_offsets: ``[U + 1]`` int64.
@@ -206,6 +207,7 @@ class Export:
     source: np.ndarray
     bias: np.ndarray
     trained: np.ndarray
+    listed: np.ndarray
     offset: np.ndarray
     user_part: np.ndarray | None
     history_offsets: np.ndarray
@@ -324,6 +326,7 @@ def load_export(folder: str | Path, *, verify: bool = True) -> Export:
     source = take(tensors, VECTORS, "item.source", np.float32, (N, D))
     bias = take(tensors, VECTORS, "item.bias", np.float32, (N,))
     trained = take(tensors, VECTORS, "item.trained", np.uint8, (N,)).astype(bool)
+    listed = take(tensors, VECTORS, "item.listed", np.uint8, (N,)).astype(bool)
     offset = take(tensors, VECTORS, "user.offset", np.float32, (D,))
     part = take(tensors, VECTORS, "user.part", np.float32, (U, D)) if "user.part" in tensors else None
     _nothing_left(tensors, VECTORS)
@@ -348,6 +351,7 @@ def load_export(folder: str | Path, *, verify: bool = True) -> Export:
         source=source,
         bias=bias,
         trained=trained,
+        listed=listed,
         offset=offset,
         user_part=part,
         history_offsets=offsets,

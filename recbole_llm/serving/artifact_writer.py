@@ -51,6 +51,7 @@ class ExportContents:
         source: ``[N, D]`` float32 sources.
         bias: ``[N]`` float32.
         trained: ``[N]`` bool.
+        listed: ``[N]`` bool, items that may be recommended; ``None`` for all.
         blocks: the columns.
         history_offsets: ``[U + 1]`` int64.
         history_items: ``[nnz]`` rows, ascending and unique within a user.
@@ -82,6 +83,7 @@ class ExportContents:
     history_items: np.ndarray
     history_weight: np.ndarray | None = None
     records: Sequence[ItemRecord] | None = None
+    listed: np.ndarray | None = None
     offset: np.ndarray | None = None
     user_part: np.ndarray | None = None
     text_map: TextMap | None = None
@@ -145,6 +147,9 @@ def _write_files(folder: Path, contents: ExportContents) -> None:
         "item.source": float32(contents.source),
         "item.bias": float32(contents.bias),
         "item.trained": np.ascontiguousarray(contents.trained, dtype=np.uint8),
+        "item.listed": np.asarray(
+            np.ones(len(contents.bias)) if contents.listed is None else contents.listed, dtype=np.uint8, order="C"
+        ),
         "user.offset": np.zeros(D, np.float32) if contents.offset is None else float32(contents.offset),
     }
     if contents.user_part is not None:

@@ -66,7 +66,8 @@ class Catalog:
         self.records: list[ItemRecord] = list(export.records)
         self.added_at: dict[int, str] = {}
         self.successor: dict[int, int] = {}
-        self._base_bias = export.bias.copy()
+        self._listed_bias = np.where(export.listed, export.bias, np.float32(-np.inf))
+        self._base_bias = self._listed_bias.copy()
         self._trained = export.trained
         self._vector = np.empty((0, export.manifest.dim), np.float32)
         self._source = np.empty((0, export.manifest.dim), np.float32)
@@ -86,11 +87,17 @@ class Catalog:
         return sum(int((segment.bias > -np.inf).sum()) for segment in self.segments())
 
     def counts(self) -> dict[str, int]:
-        """Items by kind: warm, cold, deleted."""
+        """Items by kind: warm, cold, unlisted (the model does not rank them), deleted."""
         live = np.concatenate([segment.bias > -np.inf for segment in self.segments()])
         warm = live & np.concatenate([self._trained, np.zeros(len(self) - self.n_base, bool)])
-        gone = len(self) - int(live.sum()) - len(self.successor)
-        return {"warm": int(warm.sum()), "cold": int(live.sum()) - int(warm.sum()), "deleted": gone}
+        unlisted = int((~self.export.listed).sum()) - sum(not self.export.listed[row] for row in self.successor)
+        gone = len(self) - int(live.sum()) - len(self.successor) - unlisted
+        return {
+            "warm": int(warm.sum()),
+            "cold": int(live.sum()) - int(warm.sum()),
+            "unlisted": unlisted,
+            "deleted": gone,
+        }
 
     def segments(self) -> list[Segment]:
         """The tables a retriever scores."""
@@ -117,6 +124,11 @@ class Catalog:
     def is_cold(self, row: int) -> bool:
         """Whether the row's vectors come from text alone."""
         return row >= self.n_base or not self._trained[row]
+
+    def needs_text(self, item_id: str) -> bool:
+        """Whether the item has no vectors of its own to be recommended by: it is new, or the model does not rank it."""
+        row = self.row_of.get(item_id)
+        return row is None or (row < self.n_base and not self.export.listed[row])
 
     def state(self, row: int) -> ItemState:
         """What is known of a row."""
@@ -184,7 +196,7 @@ class Catalog:
         elif mapped is not None and row >= self.n_base:
             self._write(row, mapped)
         elif row < self.n_base:
-            self._base_bias[row] = self.export.bias[row]
+            self._base_bias[row] = self._listed_bias[row]
         else:
             self._bias[row - self.n_base] = self._true_bias[row - self.n_base]
         self.records[row] = record

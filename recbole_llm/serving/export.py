@@ -4,6 +4,7 @@ A model is anything with the methods and attributes of ``LLMTwoTower`` that are 
 """
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
@@ -12,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_llm.content.encoders import TextEncoder, load_encoder
-from recbole_llm.content.feature_table import VARIANCE_FLOOR, FeatureTable
-from recbole_llm.content.features import FeatureStore, encode_texts, load_features
+from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.features import FeatureStore, encode_texts
 from recbole_llm.content.text import (
     AtomicTable,
     choose_text_fields,
@@ -22,9 +22,10 @@ from recbole_llm.content.text import (
     read_atomic_table,
     texts_of_tokens,
 )
-from recbole_llm.serving.artifact import Block, EncoderSpec, ItemRecord, ItemText, Manifest
+from recbole_llm.serving.artifact import EncoderSpec, ItemRecord, ItemText, Manifest
 from recbole_llm.serving.artifact_writer import ExportContents, write_artifact
 from recbole_llm.serving.model_card import model_card
+from recbole_llm.serving.model_tables import ModelTables, feature_map, tables_of
 from recbole_llm.serving.text_map import TextMap
 
 INDEX_KINDS = ("auto", "exact", "ivf")
@@ -32,7 +33,6 @@ INDEX_KINDS = ("auto", "exact", "ivf")
 EXACT_UP_TO = 300_000
 # columns whose cells are longer than this on average are prose, not something to filter by
 ATTRIBUTE_CHARACTERS = 64
-MAX_TABLE_BYTES = 4 << 30
 
 log = getLogger(__name__)
 
@@ -74,22 +74,30 @@ def export_model(
         raise ValueError(
             f"output {str(output)!r} exists, and an export is immutable: name another folder, or remove it."
         )
-    tables = _tables(model)
+    tables = tables_of(model)
     item_ids, user_ids = _tokens(dataset, dataset.iid_field), _tokens(dataset, dataset.uid_field)
     content = _content(model, dataset, item_ids, attributes, keep_text)
     encoder = _encoder(model.options)
     spec = None if encoder is None else _encoder_spec(encoder, model.options, bundle_encoder)
-    text_map = _text_map(model, dataset, encoder)
+    text_map = _text_map(tables, dataset, model.options, encoder)
     history = model.history.to("cpu")
     offsets = history.offsets.numpy()
     if int(offsets[1]) != 0:
         raise ValueError("The padding user has a history; the model's history is not in the dataset's order.")
-    built = _index(index, tables["vector"], tables["bias"])
+    built = _index(index, tables.vector, tables.bias)
     contents = ExportContents(
         item_ids=item_ids,
         user_ids=user_ids,
         records=content.records,
-        trained=_numpy(model._trained.value)[1:].astype(bool),
+        vector=tables.vector,
+        source=tables.source,
+        bias=tables.bias,
+        trained=tables.trained,
+        listed=tables.listed,
+        blocks=tables.blocks,
+        offset=tables.offset,
+        user_part=tables.user_part,
+        similar_by=tables.similar_by,
         history_offsets=offsets[1:],
         history_items=history.ids.numpy() - 1,
         history_weight=None if history.weights is None else history.weights.numpy(),
@@ -103,7 +111,6 @@ def export_model(
         index=built,
         metrics=dict(metrics or {}),
         producer={"torch": torch.__version__},
-        **tables,
     )
     manifest = write_artifact(
         output, ExportContents(**{**vars(contents), "card": model_card(contents, getattr(dataset, "dataset_name", ""))})
@@ -114,66 +121,6 @@ def export_model(
 
 def _tokens(dataset: Any, field: str) -> list[str]:
     return [str(token) for token in dataset.field2id_token[field][1:]]
-
-
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
-
-
-@torch.no_grad()
-def _tables(model: Any) -> dict[str, Any]:
-    """Source, target, bias and the columns' pooling, without the padding row."""
-    vector, bias = model.item_vectors()
-    learned_source, _, _ = model._ranking_tables()
-    options, tower = model.options, model.user_tower
-    closed_scale, learned_scale = (float(scale) for scale in model.block_scales)
-    closed = None if model._closed_source is None else model._closed_source.value
-    if closed is not None and closed_scale == 0:
-        vector, closed = vector[:, closed.shape[1] :], None
-    if vector.numel() * 8 > MAX_TABLE_BYTES:
-        raise ValueError(
-            f"The item tables would take {vector.numel() * 8 / 2**30:.1f} GiB ({vector.shape[0]} items, {vector.shape[1]} "
-            "columns): train with a smaller closed_form_dim, such as 2048."
-        )
-    learned_dim = learned_source.shape[1]
-    users = torch.arange(1, model.n_users, device=vector.device)
-    part = None
-    if tower.id is not None or tower.adapter is not None:
-        nothing = torch.zeros(len(users), learned_dim, device=vector.device)
-        part = tower(users, nothing) - tower.offset
-    if not tower.uses_history:
-        learned_source = torch.zeros_like(learned_source)
-    blocks: tuple[Block, ...]
-    learned = Block(
-        "learned",
-        learned_dim,
-        float(options.history_exponent),
-        learned_scale * float(model.log_scale.exp()),
-        options.scoring,
-    )
-    if closed is None:
-        blocks, source, offset = (learned,), learned_source, tower.offset
-    elif "learned" not in options.blocks or learned_scale == 0:
-        blocks = (Block("closed_form", closed.shape[1], 0.0, closed_scale),)
-        source, vector, part = closed, vector[:, : closed.shape[1]], None
-        offset = torch.zeros(closed.shape[1])
-    else:
-        blocks = (Block("closed_form", closed.shape[1], 0.0, closed_scale), learned)
-        source = torch.cat([closed, learned_source], 1)
-        offset = torch.cat([torch.zeros(closed.shape[1], device=tower.offset.device), tower.offset])
-        if part is not None:
-            part = torch.nn.functional.pad(part, (closed.shape[1], 0))
-    is_full = closed is not None and model._closed_target is None
-    return {
-        "blocks": blocks,
-        "vector": _numpy(vector)[1:],
-        "source": _numpy(source)[1:],
-        "bias": _numpy(bias)[1:],
-        "offset": _numpy(offset),
-        "user_part": None if part is None else _numpy(part),
-        # the full form's targets are the identity: no two of them are similar
-        "similar_by": "source" if is_full else "vector",
-    }
 
 
 # ------------------------------------------------------------------ what items are called and described by
@@ -264,7 +211,7 @@ def _attributes(table: AtomicTable, row: int, kinds: Mapping[str, str], separato
 # ------------------------------------------------------------------ texts to vectors
 
 
-def _encoder(options: Any) -> TextEncoder | None:
+def _encoder(options: Any) -> Any | None:
     if not options.encoder or options.item_features_file:
         return None
     return load_encoder(options.encoder, revision=options.encoder_revision, **_encoder_settings(options))
@@ -281,7 +228,7 @@ def _encoder_settings(options: Any) -> dict[str, Any]:
     }
 
 
-def _encoder_spec(encoder: TextEncoder, options: Any, bundled: bool) -> EncoderSpec:
+def _encoder_spec(encoder: Any, options: Any, bundled: bool) -> EncoderSpec:
     return EncoderSpec(
         name=options.encoder,
         revision=options.encoder_revision,
@@ -292,7 +239,7 @@ def _encoder_spec(encoder: TextEncoder, options: Any, bundled: bool) -> EncoderS
     )
 
 
-def _encoder_files(encoder: TextEncoder) -> dict[str, Path]:
+def _encoder_files(encoder: Any) -> dict[str, Path]:
     folder = Path(encoder.files.folder)
     kept = {".safetensors", ".json", ".txt", ".model"}
     return {
@@ -302,61 +249,19 @@ def _encoder_files(encoder: TextEncoder) -> dict[str, Path]:
     }
 
 
-def feature_map(table: FeatureTable, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """The affine map of :func:`recbole_llm.content.feature_table.apply_transform`, for vectors that come later.
-
-    Args:
-        table: raw vectors of the items.
-        kind: ``center``, ``none``, ``standardize`` or ``whiten``.
-
-    Returns:
-        ``center`` ``[F]`` and ``transform`` ``[F, F]`` (``None`` for the identity), float32: z = (f - center) T.
-    """
-    F = table.dim
-    rows = table.vectors[table.present].double()
-    if kind == "none" or not len(rows):
-        return np.zeros(F, np.float32), None
-    center = rows.mean(0)
-    if kind == "center":
-        return _numpy(center.float()), None
-    centred = rows - center
-    if kind == "standardize":
-        variance = centred.square().mean(0)
-        transform = torch.diag((variance + VARIANCE_FLOOR * variance.mean()).clamp_min(1e-30).rsqrt())
-    else:
-        variance, basis = torch.linalg.eigh(centred.T @ centred / len(centred))
-        scale = (variance.clamp_min(0) + VARIANCE_FLOOR * variance.mean()).clamp_min(1e-30).rsqrt()
-        transform = (basis * scale) @ basis.T
-    size = (centred @ transform).square().sum().sqrt()
-    if size > 0:
-        transform = transform * (centred.square().sum().sqrt() / size)
-    return _numpy(center.float()), _numpy(transform.float())
-
-
-def raw_features(dataset: Any, options: Any, encoder: TextEncoder | None) -> FeatureTable | None:
-    """The items' text vectors before ``feature_transform``, in the dataset's order, from the store."""
-    tokens = [None, *_tokens(dataset, dataset.iid_field)]
-    if options.item_features_file:
-        return load_features(options.item_features_file, tokens)
-    if encoder is None:
+def _text_map(tables: ModelTables, dataset: Any, options: Any, encoder: Any | None) -> TextMap | None:
+    """The map from raw text vectors, ``None`` where new texts cannot be placed."""
+    if tables.cold_map is None or encoder is None:
+        reason = "vectors of its items come from a file" if options.item_features_file else "it has no cold map"
+        log.warning("Items cannot be added by their text, and texts cannot be searched: %s.", reason)
         return None
     path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
     table = read_atomic_table(path, dataset.iid_field, separator=dataset.config["field_separator"])
     fields = choose_text_fields(table, options.item_text_fields, options.item_text_template)
+    tokens = [None, *_tokens(dataset, dataset.iid_field)]
     texts, _ = texts_of_tokens(table, tokens, fields, options.item_text_template)
-    return encode_texts(texts, encoder, FeatureStore(options.feature_cache_dir), batch_size=options.encoder_batch_size)
-
-
-def _text_map(model: Any, dataset: Any, encoder: TextEncoder | None) -> TextMap | None:
-    """The model's cold map on raw text vectors; ``None`` where it has none."""
-    fitted = getattr(model, "cold_map", None)
-    if fitted is None:
-        log.warning("The model has no cold map: items cannot be added by their text, and texts cannot be searched.")
-        return None
-    raw = raw_features(dataset, model.options, encoder)
-    assert raw is not None
-    center, transform = feature_map(raw, model.options.feature_transform)
-    return fitted.text_map(center, transform)
+    raw = encode_texts(texts, encoder, FeatureStore(options.feature_cache_dir), batch_size=options.encoder_batch_size)
+    return tables.text_map(*feature_map(raw, options.feature_transform))
 
 
 def _index(kind: str, vector: np.ndarray, bias: np.ndarray) -> tuple[Mapping[str, Any], bytes] | None:
@@ -378,6 +283,9 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attributes", default=None, metavar="A,B", help="item columns to show and filter by")
     parser.add_argument("--no-text", action="store_true", help="leave the items' texts out")
     parser.add_argument("--bundle-encoder", action="store_true", help="copy the encoder into the export")
+    parser.add_argument(
+        "--metrics", default=None, metavar="FILE", help="from 'recbole-llm run --output FILE', for the card"
+    )
     parser.add_argument("--overlay-seq", type=int, default=0, help="last change that the training data held already")
 
 
@@ -389,7 +297,8 @@ def run_export(options: argparse.Namespace) -> int:
     """
     if not Path(options.checkpoint).is_file():
         raise ValueError(f"checkpoint {options.checkpoint!r} does not exist. Give a file that 'recbole-llm run' saved.")
-    model, dataset, metrics = load_trained(options.checkpoint)
+    metrics = _metrics(options.metrics)
+    model, dataset = load_trained(options.checkpoint)
     if not hasattr(model, "item_vectors"):
         raise ValueError(f"checkpoint: {type(model).__name__} has no item vectors to export; LLMTwoTower has.")
     manifest = export_model(
@@ -412,16 +321,26 @@ def run_export(options: argparse.Namespace) -> int:
     return 0
 
 
-def load_trained(checkpoint: str) -> tuple[Any, Any, dict[str, Any]]:
-    """Model in evaluation mode, dataset, and validation metrics of a RecBole checkpoint.
+def _metrics(file: str | None) -> dict[str, Any]:
+    """Test metrics of a file that ``recbole-llm run --output`` wrote."""
+    if file is None:
+        return {}
+    content = json.loads(Path(file).read_text(encoding="utf-8"))
+    result = content.get("test_result") if isinstance(content, dict) else None
+    if not isinstance(result, dict):
+        raise ValueError(
+            f"metrics {file!r} holds no test_result. Give a file that 'recbole-llm run --output FILE' wrote."
+        )
+    return {"dataset": content.get("dataset", ""), **result}
 
-    The file is unpickled: it can run code, so it must be one's own.
+
+def load_trained(checkpoint: str) -> tuple[Any, Any]:
+    """Model in evaluation mode and dataset of a RecBole checkpoint.
+
+    The file is unpickled by RecBole: it can run code, so it must be one's own.
     """
+    import recbole_llm  # noqa: F401  (registers the model)
     from recbole.quick_start import load_data_and_model
 
-    import recbole_llm  # noqa: F401  (registers the model)
-
     _, model, dataset, *_ = load_data_and_model(checkpoint)
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=False)
-    metrics = {"best_valid_score": float(saved["best_valid_score"])} if "best_valid_score" in saved else {}
-    return model.eval(), dataset, metrics
+    return model.eval(), dataset

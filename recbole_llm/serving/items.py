@@ -91,7 +91,8 @@ class Writer:
             if not fits_kind(value, kinds[name]):
                 raise Problem(422, f"attributes: {name} is of kind {kinds[name]}.")
         text = self._text(body)
-        if text is None and not known:
+        catalog = self.service.recommender.catalog
+        if text is None and (catalog.needs_text(item_id) if item_id in catalog.row_of else not known):
             raise Problem(422, "text: a new item needs a text (or fields), from which its vectors are made.")
         if text is not None and export.text_map is None:
             raise Problem(422, "text: this export maps no texts.")

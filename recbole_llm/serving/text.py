@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from logging import getLogger
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class TransformerEncoder:
         assert spec is not None
         torch.set_num_threads(1)
         name = str(folder / ENCODER_FOLDER) if spec.bundled else spec.name
-        self._encoder = load_encoder(name, revision=None if spec.bundled else spec.revision, **dict(spec.settings))
+        self._encoder: Any = load_encoder(name, revision=None if spec.bundled else spec.revision, **dict(spec.settings))
         self.fingerprint = self._encoder.fingerprint
         if self.fingerprint != spec.fingerprint:
             raise ValueError(

@@ -479,6 +479,48 @@ def test_a_damaged_export_is_not_swapped_in(start, exports):
     assert 'swaps_total{result="failed"} 1' in client.get("/metrics").text
 
 
+def test_a_change_during_a_reload_is_never_out_of_sight(start, exports, monkeypatch):
+    """A write between the new export's last look at the log and the swap: the swap must wait for it."""
+    from recbole_llm.serving.overlay import Put
+
+    client = start(exports)
+    service = client.service
+    write_artifact(exports / "two", make_contents(seed=5))
+    changes_for, swap_in, swaps, written = service._changes_for, service._swap_in, [], []
+
+    async def late(recommender):
+        changes = await changes_for(recommender)
+        if recommender is not service.recommender and not written:
+            written.append(await service.write([Put("i1", title="Late")]))
+        return changes
+
+    def noted(built):
+        done = swap_in(built)
+        swaps.append((done, built.recommender.overlay_seq))
+        return done
+
+    monkeypatch.setattr(service, "_changes_for", late)
+    monkeypatch.setattr(service, "_swap_in", noted)
+    assert client.post("/v1/admin/reload", json={}).status_code == 200
+    assert swaps == [(False, 0), (True, 1)]
+    assert client.get("/v1/items/i1").json()["title"] == "Late"
+    time.sleep(0.5)  # the process that was asked does not follow its own request
+    assert 'swaps_total{result="ok"} 1' in client.get("/metrics").text
+
+
+def test_unlisted_items_need_a_text(start, tmp_path):
+    """Items that the model leaves out of its ranking: known, not recommended, until a text places them."""
+    contents = make_contents(listed=np.arange(40) < 38)
+    write_artifact(tmp_path / "unlisted", contents)
+    client = start(tmp_path / "unlisted")
+    assert {i["id"] for i in client.ask(items=["i1"], k=50)["items"]}.isdisjoint({"i38", "i39"})
+    assert "text" in is_problem(client.put("/v1/items/i38", json={"title": "x"}), 422)
+    assert client.put("/v1/items/i38", json={"text": "sea"}).json()["created"] is True
+    assert "i38" in {i["id"] for i in client.ask(items=["i1"], k=50)["items"]}
+    assert 'items{kind="unlisted"} 1' in client.get("/metrics").text
+    assert client.put("/v1/items/i38", json={"title": "x"}).json()["created"] is False
+
+
 @pytest.mark.parametrize("name", ["../outside", "..", ".", "/etc", "one/../../outside", "outside", "one\x00", ""])
 def test_a_name_does_not_lead_out_of_the_folder(start, exports, name):
     write_artifact(exports.parent / "outside", make_contents(seed=7))

@@ -156,6 +156,24 @@ def test_late_entries_are_told_so_and_not_computed():
     assert then == 9 and seen == [0, 9]
 
 
+def test_a_late_entry_is_not_computed_though_nobody_swept():
+    seen = []
+
+    def slow(items):
+        seen.extend(items)
+        time.sleep(0.05)
+        return items
+
+    async def work():
+        batcher = Batcher(slow)
+        batcher._sweep = lambda: None
+        tasks = [asyncio.create_task(batcher.submit(i, seconds)) for i, seconds in ((0, 5), (1, 0.01), (2, 5))]
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, late, last = run(work())
+    assert (first, last) == (0, 2) and isinstance(late, DeadlineExceeded) and seen == [0, 2]
+
+
 def test_a_full_queue_refuses_at_once():
     gate = threading.Event()
 

@@ -2,6 +2,7 @@
 
 import argparse
 import glob
+import json
 
 import numpy as np
 import pytest
@@ -14,11 +15,14 @@ from recbole.quick_start import run_recbole
 
 from recbole_llm.content.feature_table import FeatureTable, apply_transform
 from recbole_llm.serving.artifact import load_export
-from recbole_llm.serving.export import add_export_arguments, export_model, feature_map, load_trained, run_export
+from recbole_llm.serving.export import add_export_arguments, export_model, load_trained, run_export
+from recbole_llm.serving.model_tables import feature_map
 from recbole_llm.serving.recommend import Recommender, Request
 
 VARIANTS = {
     "default": {},
+    "cold items ranked": {"cold_boost": 1.0},
+    "no cold map": {"cold_map": "none"},
     "cosine, no closed form": {"blocks": ["learned"], "scoring": "cosine", "history_exponent": 0.3},
     "every user part": {"user_tower": ["history", "id", "text"], "closed_form_dim": 8},
     "users by id alone": {"user_tower": ["id"], "blocks": ["learned"]},
@@ -31,39 +35,16 @@ VARIANTS = {
 }
 
 
-def ridge(features, target):
-    z = np.c_[features, np.ones(len(features))].astype(np.float64)
-    gram = z.T @ z
-    return np.linalg.solve(gram + 0.1 * np.trace(gram) / len(gram) * np.eye(len(gram)), z.T @ target).astype(np.float32)
-
-
-class LinearColdMap:
-    """Stands for the model's cold map: linear ridge from transformed text vectors to the model's own vectors."""
-
-    def __init__(self, model, features):
-        from recbole_llm.serving.export import _tables
-
-        self.tables, self.features = _tables(model), features[1:]
-
-    def text_map(self, center, transform):
-        from recbole_llm.serving.text_map import TextMap
-
-        vector, source, bias = (ridge(self.features, self.tables[name]) for name in ("vector", "source", "bias"))
-        return TextMap(
-            "linear", center, vector[:-1], source[:-1], bias[:-1], vector[-1], source[-1], float(bias[-1]), transform
-        )
-
-
 def train(run_config, **changes):
     run_recbole("LLMTwoTower", "toy", config_dict={**run_config, "epochs": 2, **changes})
-    (checkpoint,) = glob.glob(run_config["checkpoint_dir"] + "/*.pth")
+    (checkpoint,) = glob.glob(run_config["checkpoint_dir"] + "/*-[0-9][0-9].pth")
     return checkpoint
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.filterwarnings("ignore")
 def test_the_export_ranks_as_the_model(run_config, tmp_path, variant):
-    model, dataset, _ = load_trained(train(run_config, **VARIANTS[variant]))
+    model, dataset = load_trained(train(run_config, **VARIANTS[variant]))
     check_ranking(model, dataset, tmp_path / "export")
     if variant == "default":
         for scales in ((0.0, 1.0), (0.7, 0.0), (0.3, 2.0)):
@@ -84,19 +65,21 @@ def check_ranking(model, dataset, folder):
     for user, expected in zip(export.user_ids, logits, strict=True):
         answer = recommender.recommend(Request(user=user, k=len(items), exclude_seen=False))
         got = {item.id: item.score for item in answer.items}
-        np.testing.assert_allclose([got[item] for item in items], expected, rtol=2e-4, atol=2e-5)
+        # what the model leaves out of its ranking, the export leaves out of its answers
+        assert got.keys() == {item for item, logit in zip(items, expected, strict=True) if np.isfinite(logit)}
+        np.testing.assert_allclose([got.get(item, -np.inf) for item in items], expected, rtol=2e-4, atol=2e-5)
     model_history = model.history
     hidden = recommender.recommend(Request(user=export.user_ids[0], k=len(items)))
-    assert len(hidden.items) == len(items) - int(model_history.sizes[1])
+    assert len(hidden.items) == int(export.listed.sum()) - int(model_history.sizes[1])
     assert [not cold for cold in model._trained.value[1:]] == [
         recommender.catalog.is_cold(row) for row in range(len(items))
     ]
 
 
 def test_titles_texts_and_attributes(run_config, tmp_path):
-    model, dataset, _ = load_trained(train(run_config))
+    model, dataset = load_trained(train(run_config))
     manifest = export_model(model, dataset, tmp_path / "export")
-    assert manifest.attributes == {"year": "number"} and manifest.text_map is None
+    assert manifest.attributes == {"year": "number"}
     export = load_export(tmp_path / "export")
     row = export.item_ids.index("i3")
     assert export.records[row].attributes == {"year": 1983.0}
@@ -114,22 +97,29 @@ def test_titles_texts_and_attributes(run_config, tmp_path):
         export_model(model, dataset, tmp_path / "export")
 
 
-def test_a_text_lands_where_the_model_puts_it(run_config, tmp_path):
+@pytest.mark.parametrize(
+    "changes", [{"feature_transform": "whiten"}, {"cold_boost": 0.75, "closed_form_dim": 8}], ids=str
+)
+def test_a_text_lands_where_the_model_puts_its_cold_items(run_config, tmp_path, changes):
+    """The model's own cold items, added by their texts as if they were new, score as the model scores them."""
     from recbole_llm.content.encoders import load_encoder
 
-    model, dataset, _ = load_trained(train(run_config, feature_transform="whiten"))
-    model.cold_map = LinearColdMap(model, dataset.item_features["text"].vectors.numpy())
+    sparse = {"split": {"RS": [0.1, 0.2, 0.7]}, "group_by": "none", "order": "RO", "mode": "full"}
+    model, dataset = load_trained(train(run_config, eval_args=sparse, **changes))
     manifest = export_model(model, dataset, tmp_path / "export", bundle_encoder=True)
-    assert manifest.encoder.bundled
     export = load_export(tmp_path / "export")
+    assert manifest.encoder.bundled and manifest.text_map["kind"] == "rbf"
     encoder = load_encoder(str(tmp_path / "export" / "encoder"), **manifest.encoder.settings)
     assert encoder.fingerprint == manifest.encoder.fingerprint
-    rows = [row for row, record in enumerate(export.records) if record.text]
-    raw = encoder.encode(encoder.prepare([export.records[row].text for row in rows])).detach().numpy()
-    vector, _, bias = export.text_map.apply(raw)
-    z = np.c_[dataset.item_features["text"].vectors.numpy()[1:], np.ones(len(export.item_ids))]
-    for got, target in ((vector, export.vector), (bias, export.bias)):
-        np.testing.assert_allclose(got, (z @ ridge(z[:, :-1], target))[rows], rtol=1e-2, atol=1e-3)
+    cold = np.array([row for row in np.flatnonzero(~export.trained) if export.records[row].text])
+    assert len(cold) >= 3 and (~export.listed[cold]).all() == (not model._cold.joint)
+    with torch.no_grad():
+        raw = encoder.encode(encoder.prepare([export.records[row].text for row in cold])).numpy()
+    vector, source, bias = export.text_map.apply(raw)
+    np.testing.assert_allclose(vector, export.vector[cold], rtol=1e-2, atol=2e-3)
+    np.testing.assert_allclose(source, export.source[cold], rtol=1e-2, atol=2e-3)
+    if model._cold.joint:
+        np.testing.assert_allclose(bias, export.bias[cold], rtol=1e-2, atol=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["none", "center", "standardize", "whiten"])
@@ -148,16 +138,25 @@ def test_the_command(run_config, tmp_path, capsys):
     add_export_arguments(parser)
     checkpoint = train(run_config)
     output = str(tmp_path / "export")
-    assert run_export(parser.parse_args([checkpoint, "--output", output, "--attributes", "year"])) == 0
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps({"dataset": "toy", "test_result": {"ndcg@10": 0.25}}))
+    arguments = [checkpoint, "--output", output, "--attributes", "year", "--metrics", str(result)]
+    assert run_export(parser.parse_args(arguments)) == 0
     assert f"recbole-llm serve {output}" in capsys.readouterr().out
-    assert load_export(output).manifest.metrics["best_valid_score"] > 0
+    assert load_export(output).manifest.metrics == {"dataset": "toy", "ndcg@10": 0.25}
+    assert "| ndcg@10 | 0.25 |" in (tmp_path / "export" / "README.md").read_text()
+    result.write_text("{}")
+    with pytest.raises(ValueError, match="holds no test_result"):
+        run_export(parser.parse_args(arguments))
     with pytest.raises(ValueError, match="does not exist"):
         run_export(parser.parse_args(["nowhere.pth", "--output", str(tmp_path / "x")]))
 
 
 def test_a_model_without_vectors_is_refused(run_config, tmp_path):
     run_recbole("Pop", "toy", config_dict={**run_config, "train_neg_sample_args": None})
-    (checkpoint,) = glob.glob(run_config["checkpoint_dir"] + "/*.pth")
-    options = argparse.Namespace(checkpoint=checkpoint, output=str(tmp_path / "x"), index="auto", attributes=None)
+    (checkpoint,) = glob.glob(run_config["checkpoint_dir"] + "/*-[0-9][0-9].pth")
+    options = argparse.Namespace(
+        checkpoint=checkpoint, output=str(tmp_path / "x"), index="auto", attributes=None, metrics=None
+    )
     with pytest.raises(ValueError, match="Pop has no item vectors"):
         run_export(options)

@@ -217,7 +217,7 @@ def test_many_new_items_and_changes(recommender):
     a, b = recommender.catalog.vector(np.array([recommender.catalog.row("n7"), recommender.catalog.row("n8")]))
     np.testing.assert_array_equal(a, b)
     assert len(recommender.recommend(Request(items=["n5"], k=1000)).items) == 339
-    assert recommender.catalog.counts() == {"warm": 37, "cold": 303, "deleted": 0}
+    assert recommender.catalog.counts() == {"warm": 37, "cold": 303, "unlisted": 0, "deleted": 0}
 
 
 def test_deletion_and_return(recommender):

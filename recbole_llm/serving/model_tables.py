@@ -1,0 +1,221 @@
+r"""What a trained LLMTwoTower computes, as plain arrays: item tables, pooling, and the map that places new texts.
+
+The model is read through the attributes named here and nothing else; RecBole is not imported.
+
+A new item's text direction e goes through the model's own kernel ridge map onto its trained items (``cold_map.py``),
+
+    w = kappa f_w(e) + r,    b = kappa slope s f_b(e) + c,    v = f_v(e)
+
+kappa and r being those of the model's own cold items, slope and c its calibration, s the learned block's scale.
+"""
+
+from dataclasses import dataclass
+from logging import getLogger
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_llm.cold_map import ColdMap, fit_cold_map
+from recbole_llm.content.feature_table import VARIANCE_FLOOR, FeatureTable
+from recbole_llm.serving.artifact import Block
+from recbole_llm.serving.text_map import TextMap
+
+MAX_TABLE_BYTES = 4 << 30
+
+log = getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelTables:
+    """Arrays of a model without its padding rows; fields as in :class:`ExportContents`.
+
+    Attributes:
+        blocks: the columns.
+        vector: ``[N, D]`` targets.
+        source: ``[N, D]`` sources; of cold items, those of their texts.
+        bias: ``[N]``, finite.
+        trained: ``[N]`` bool.
+        listed: ``[N]`` bool, whether the model ranks the item among all others.
+        offset: ``[D]``.
+        user_part: ``[U, D]`` or ``None``.
+        similar_by: ``vector`` or ``source``.
+        cold_map: the map fitted for new items, on text vectors as the model holds them, or ``None``.
+        kappa: factor of a new item's target and bias.
+        shift: r, ``[D]``.
+        bias_scale: slope s.
+        bias_offset: c.
+    """
+
+    blocks: tuple[Block, ...]
+    vector: np.ndarray
+    source: np.ndarray
+    bias: np.ndarray
+    trained: np.ndarray
+    listed: np.ndarray
+    offset: np.ndarray
+    user_part: np.ndarray | None
+    similar_by: str
+    cold_map: ColdMap | None
+    kappa: float
+    shift: np.ndarray
+    bias_scale: float
+    bias_offset: float
+
+    def text_map(self, center: np.ndarray, transform: np.ndarray | None) -> TextMap | None:
+        """The map from raw text vectors.
+
+        Args:
+            center: ``[F]`` of :func:`feature_map`.
+            transform: ``[F, F]`` of :func:`feature_map`, or ``None``.
+        """
+        if self.cold_map is None:
+            return None
+        D = self.vector.shape[1]
+        coefficients = _numpy(self.cold_map.coefficients)
+        # (f - center) T - centre = (f - center - centre T^-1) T
+        centre: np.ndarray = _numpy(self.cold_map.centre).astype(np.float64)
+        if transform is not None:
+            centre = np.linalg.lstsq(transform.astype(np.float64).T, centre, rcond=None)[0]
+        return TextMap(
+            kind="rbf",
+            center=(center + centre).astype(np.float32),
+            transform=transform,
+            normalize=True,
+            support=_numpy(self.cold_map.anchors),
+            gamma=1.0 / self.cold_map.bandwidth,
+            vector=(self.kappa * coefficients[:, :D]).astype(np.float32),
+            source=np.ascontiguousarray(coefficients[:, D : 2 * D]),
+            bias=(self.kappa * self.bias_scale * coefficients[:, -1]).astype(np.float32),
+            vector_offset=self.shift,
+            source_offset=np.zeros(D, np.float32),
+            bias_offset=self.bias_offset,
+        )
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()
+
+
+@torch.no_grad()
+def tables_of(model: Any) -> ModelTables:
+    """The arrays of a trained model in evaluation mode.
+
+    Raises:
+        ValueError: if the tables would be too large to serve.
+    """
+    vector, bias = model.item_vectors()
+    _refuse_large(vector)
+    closed = model._closed_source.value if model._closed_counts else None
+    with_learned = vector.shape[1] > (0 if closed is None else closed.shape[1])
+    slope, shift = (float(value) for value in model.calibration)
+    closed_scale, learned_scale = (slope * float(scale) for scale in model.block_scales)
+    blocks: list[Block] = []
+    sources, offsets, parts = [], [], []
+    if closed is not None:
+        blocks.append(Block("closed_form", closed.shape[1], 0.0, closed_scale))
+        sources.append(closed)
+        offsets.append(torch.zeros(closed.shape[1], device=vector.device))
+        parts.append(torch.zeros(model.n_users, closed.shape[1], device=vector.device))
+    raw_bias = torch.zeros_like(bias)
+    if with_learned:
+        tower, options = model.user_tower, model.options
+        source, w, raw_bias = model._ranking_tables()
+        scale = learned_scale * float(model.log_scale.exp())
+        blocks.append(Block("learned", w.shape[1], float(options.history_exponent), scale, options.scoring))
+        sources.append(source if tower.uses_history else torch.zeros_like(source))
+        offsets.append(tower.offset)
+        everyone = torch.arange(model.n_users, device=vector.device)
+        parts.append(tower(everyone, torch.zeros(model.n_users, w.shape[1], device=vector.device)) - tower.offset)
+    source, part = torch.cat(sources, 1), torch.cat(parts, 1)
+    trained, listed = model._trained.value, bias.isfinite()
+    cold_map, kappa, direction = None, 1.0, torch.zeros(vector.shape[1])
+    features, present = next(iter(model._features.values()), (None, None))
+    if features is not None and present is not None and model.options.cold_map != "none":
+        known = trained & present.value
+        if bool(known.any()):
+            values = torch.cat([vector, source, raw_bias.nan_to_num(neginf=0.0)[:, None]], 1)
+            popularity = torch.bincount(model.history.ids, minlength=model.n_items)
+            cold_map = fit_cold_map(features.value, present.value, trained, values, popularity)
+            placed = torch.nonzero(~trained & present.value).squeeze(1)
+            if len(placed):
+                predicted = cold_map(features.value[placed])
+                kappa, direction = _placing(model, vector[placed], predicted[:, : vector.shape[1]])
+                source = source.index_copy(0, placed, predicted[:, vector.shape[1] : -1])
+    finite = bias[listed].min() if bool(listed.any()) else bias.new_zeros(())
+    return ModelTables(
+        blocks=tuple(blocks),
+        vector=_numpy(vector)[1:],
+        source=_numpy(source)[1:],
+        bias=_numpy(torch.where(listed, bias, finite))[1:],
+        trained=trained.cpu().numpy()[1:].astype(bool),
+        listed=listed.cpu().numpy()[1:],
+        offset=_numpy(torch.cat(offsets)),
+        user_part=_numpy(part)[1:] if bool(part.any()) else None,
+        # the full form's targets are the identity: no two of them are similar
+        similar_by="vector" if model.has_item_vectors else "source",
+        cold_map=cold_map,
+        kappa=kappa,
+        shift=_numpy(direction),
+        bias_scale=learned_scale if with_learned and model._learned_counts else 0.0,
+        bias_offset=shift,
+    )
+
+
+def _refuse_large(vector: Tensor) -> None:
+    size = 2 * vector.numel() * 4
+    if size > MAX_TABLE_BYTES:
+        raise ValueError(
+            f"The item tables would take {size / 2**30:.1f} GiB ({vector.shape[0]} items, {vector.shape[1]} columns): "
+            "train with a smaller closed_form_dim, such as 2048."
+        )
+
+
+def _placing(model: Any, placed: Tensor, predicted: Tensor) -> tuple[float, Tensor]:
+    """Factor kappa and shift r by which the model placed its cold items: placed = kappa predicted + r."""
+    nothing = torch.zeros(placed.shape[1])
+    if model._cold is None or not model._cold.joint:
+        return 1.0, nothing
+    x, y = predicted.double(), placed.double()
+    spread = x - x.mean(0)
+    if float(spread.square().sum()) <= 1e-12 * float(x.square().sum()):  # one item, or all alike
+        return 1.0, nothing
+    kappa = float((spread * (y - y.mean(0))).sum() / spread.square().sum())
+    direction = (y - kappa * x).mean(0)
+    left = float((y - kappa * x - direction).norm() / y.norm().clamp(min=1e-12))
+    if left > 1e-3:
+        log.warning("New items are placed as trained ones: this model's cold items do not come from its text map.")
+        return 1.0, nothing
+    return kappa, direction.float().cpu()
+
+
+def feature_map(table: FeatureTable, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The affine map of :func:`recbole_llm.content.feature_table.apply_transform`, for vectors that come later.
+
+    Args:
+        table: raw vectors of the items.
+        kind: ``center``, ``none``, ``standardize`` or ``whiten``.
+
+    Returns:
+        ``center`` ``[F]`` and ``transform`` ``[F, F]`` (``None`` for the identity), float32: z = (f - center) T.
+    """
+    F = table.dim
+    rows = table.vectors[table.present].double()
+    if kind == "none" or not len(rows):
+        return np.zeros(F, np.float32), None
+    center = rows.mean(0)
+    if kind == "center":
+        return _numpy(center), None
+    centred = rows - center
+    if kind == "standardize":
+        variance = centred.square().mean(0)
+        transform = torch.diag((variance + VARIANCE_FLOOR * variance.mean()).clamp_min(1e-30).rsqrt())
+    else:
+        variance, basis = torch.linalg.eigh(centred.T @ centred / len(centred))
+        scale = (variance.clamp_min(0) + VARIANCE_FLOOR * variance.mean()).clamp_min(1e-30).rsqrt()
+        transform = (basis * scale) @ basis.T
+    size = (centred @ transform).square().sum().sqrt()
+    if size > 0:
+        transform = transform * (centred.square().sum().sqrt() / size)
+    return _numpy(center), _numpy(transform)
