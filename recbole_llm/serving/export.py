@@ -339,7 +339,6 @@ def load_trained(checkpoint: str) -> tuple[Any, Any]:
 
     The file is unpickled by RecBole: it can run code, so it must be one's own.
     """
-    import recbole_llm  # noqa: F401  (registers the model)
     from recbole.quick_start import load_data_and_model
 
     _, model, dataset, *_ = load_data_and_model(checkpoint)
