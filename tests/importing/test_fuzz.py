@@ -11,13 +11,13 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="the extra 'import'")
 
-import pandas as pd  # noqa: E402
-from hypothesis import HealthCheck, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+import pandas as pd
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from recbole_llm.content.text import read_atomic_table  # noqa: E402
-from recbole_llm.importer import import_dataset  # noqa: E402
-from recbole_llm.importing import text_tables  # noqa: E402
+from recbole_llm.content.text import read_atomic_table
+from recbole_llm.importer import import_dataset
+from recbole_llm.importing import text_tables
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -132,19 +132,57 @@ def test_any_bytes(content, suffix):
     check_import(content, f"given.{suffix}", {})
 
 
+def valid_files():
+    """A small file of each format."""
+    import gzip
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"user": f"u{n % 3}", "item": f"i{n}", "rating": "5", "time": str(1_700_000_000 + n)} for n in range(12)]
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([list(rows[0]), *(list(r.values()) for r in rows), ["u9", 'i "9"', "1", "1700000000"]])
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    lines = "".join(json.dumps(r) + "\n" for r in rows).encode()
+    files = {"csv": text.getvalue().encode(), "jsonl": lines, "parquet": table.getvalue()}
+    return {**files, "csv.gz": gzip.compress(files["csv"]), "jsonl.gz": gzip.compress(lines)}
+
+
+VALID = valid_files()
+damage = st.tuples(
+    st.floats(0, 1), st.integers(0, 3), st.one_of(st.binary(max_size=2), st.sampled_from(NASTY).map(str.encode))
+)
+
+
+@FUZZ
+@given(
+    suffix=st.sampled_from(sorted(VALID)),
+    damages=st.lists(damage, min_size=1, max_size=3),
+    bad_rows=st.sampled_from(["error", "drop", "drop"]),
+)
+def test_damaged_files(suffix, damages, bad_rows):
+    content = bytearray(VALID[suffix])
+    for where, length, patch in damages:
+        at = int(where * len(content))
+        content[at : at + length] = patch
+    check_import(bytes(content), f"given.{suffix}", {"bad_rows": bad_rows})
+
+
 @FUZZ
 @given(
     body=st.lists(st.sampled_from([*NASTY, "u1", "i1", ",", ",", "\n", "\n", "\n"]), max_size=60).map("".join),
-    foreign=st.sampled_from([b"", b"\xff", b"\xe9"]),
+    foreign=st.sampled_from([b"", b"", b"", b"\xff"]),
     given_options=options,
 )
 def test_any_text_below_a_header(body, foreign, given_options):
-    content = b"user,item,rating,timestamp\n" + body.encode() + foreign
+    given_options.setdefault("bad_rows", "drop")
+    content = b"user,item,rating,timestamp\nu0,i0,3,1700000000\n" + body.encode() + foreign
     report, _ = check_import(content, "given.csv", given_options)
     if report is None or given_options.get("quoting") == "none":
         return
     # an independent count of the records
-    records = list(csv.reader(io.StringIO(content.decode(), newline=""), strict=True))
+    records = list(csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline=""), strict=True))
     table = report.interactions
     assert table.rows_read + table.blank_lines == len(records) - 1
 
@@ -158,6 +196,7 @@ def test_any_text_below_a_header(body, foreign, given_options):
 )
 def test_well_formed_csv_of_nasty_cells(rows, items, given_options, quote):
     given_options = {**given_options, "quoting": "csv", "bad_rows": "drop"}
+    rows = [["u0", "i0", "3", "1700000000"], *rows]
     files = []
     for header, table in (
         (["user", "item", "rating", "timestamp"], rows),
@@ -226,7 +265,8 @@ json_value = st.one_of(
     given_options=options,
 )
 def test_json_lines(rows, garbage, given_options):
-    lines = [json.dumps(entry) for entry in rows] + garbage
+    given_options.setdefault("bad_rows", "drop")
+    lines = ['{"user": "u0", "item": "i0", "rating": 3, "time": 1700000000}', *map(json.dumps, rows), *garbage]
     report, _ = check_import("\n".join(lines).encode(), "given.jsonl", given_options)
     if report is not None:
         assert report.interactions.rows_read + report.interactions.blank_lines in (len(lines), len(lines) - 1)
