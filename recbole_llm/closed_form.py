@@ -1,25 +1,28 @@
-r"""The closed-form block: a generalised EASE whose Gram matrix includes the item texts.
+"""The closed-form block: the generalised EASE of ``ease.py``, its constants and its rank chosen on validation.
 
-    w_u = (n_u / mean n)^-beta                                 users count alike, whatever their number n_u of items
-    G   = X' diag(w) X,   g = mean diag G                      X: users x items, 0/1, training interactions only
-    K   = cosine of centred text vectors; power 2: sign(K) K^2
-    A   = G + tau lam g K + lam g diag(diag G / g)^a           text as further rows of X; ridge grows with popularity
-    B   = I - A^-1 diag(1 / diag A^-1), column i scaled by (G_ii / g)^-delta
-    score(u, i) = sum_{j in H_u} B_ji
-
-With beta = tau = a = delta = 0 this is EASE (Steck, WWW 2019), the exact minimiser of ||X - XB||^2 + lam g ||B||^2
-under a zero diagonal. Items of the history get no place in a ranking, so diag B is never read. Rank-d factors:
-``factors.py``. Knows neither RecBole nor the kernels.
+Up to ``max_dense_items`` items the item-item matrix B is solved for exactly and then factored (``factors.py``); beyond,
+B is never formed (``ease.Spectrum``). Knows neither RecBole nor the kernels.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from recbole_llm.factors import FACTOR_FORMS, FactorForm, factorise, gram_product, sharpen
+from recbole_llm.ease import (
+    Setting,
+    Spectrum,
+    solve,
+    spectrum,
+    text_centre,
+    text_directions,
+    user_weights,
+    weighted_gram,
+)
+from recbole_llm.factors import FACTOR_FORMS, FactorForm, Incidence, factorise, gram_product, sharpen
 from recbole_llm.selection import DEFAULT_METRIC, LinearScorer, Scorer, TopKMetric, user_metric
 from recbole_llm.towers import Rows
 
@@ -28,34 +31,10 @@ RANK_TOLERANCE = 0.01  # of the full form's validation value, what a smaller ran
 SHARPEN_ABOVE = 0.002  # loss from which factors are sharpened
 MAX_ITEMS_FOR_ALL_FORMS = 8192  # beyond, only the cheapest of the factor forms, then sharpened
 RIDGE_RANGE = (0.25, 512.0)
-HOPELESS = 0.95  # a kernel whose first value is below this share of the best so far gets no further ridge
+MAX_DENSE_ITEMS = 20_000  # 6.4 GB while solving
+SPECTRAL_DIMS = (512, 1024)
 
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Constants of one solve, in the notation of the module docstring.
-
-    Attributes:
-        ridge: lam, in units of the mean diagonal of G; positive.
-        text_weight: tau; 0 for no text.
-        text_power: 1 or 2.
-        user_exponent: beta.
-        ridge_exponent: a.
-        tilt: delta.
-    """
-
-    ridge: float = 8.0
-    text_weight: float = 0.05
-    text_power: int = 1
-    user_exponent: float = 0.5
-    ridge_exponent: float = 0.25
-    tilt: float = 0.1
-
-    def __str__(self) -> str:
-        text = f"text weight {self.text_weight:g}, power {self.text_power}" if self.text_weight else "no text"
-        return f"ridge {self.ridge:g}, {text}"
 
 
 TEXT_KERNELS = ((0.05, 1), (0.2, 2), (0.0, 1))
@@ -80,9 +59,9 @@ class ClosedForm:
             (d = n_items), so that the pooled source vectors are the scores.
         warm: ``[n_items]`` bool, items with a training interaction.
         setting: the constants chosen.
-        form: how it was factored; ``None`` for the full form.
+        form: how the vectors were found, in words.
         value: validation value of these vectors; ``None`` without validation data.
-        full_value: of the full form.
+        full_value: of the full form, or of the largest rank where there is no full form.
         trials: every setting tried.
     """
 
@@ -90,7 +69,7 @@ class ClosedForm:
     target: Tensor | None
     warm: Tensor
     setting: Setting
-    form: FactorForm | None
+    form: str
     value: float | None
     full_value: float | None
     trials: tuple[Trial, ...] = field(default=(), repr=False)
@@ -105,114 +84,14 @@ class ClosedForm:
         return LinearScorer(history, self.source, self.target)
 
 
-def user_weights(train: Rows, exponent: float) -> Tensor:
-    """w_u of the module docstring, ``[n_users]`` float32; 0 for users without an interaction."""
-    sizes = train.sizes
-    active = sizes > 0
-    mean = sizes[active].double().mean()
-    return torch.where(active, (sizes.clamp(min=1) / mean) ** -exponent, 0.0).float()
-
-
-def weighted_gram(train: Rows, weights: Tensor, n_items: int, chunk_bytes: int = 2**28) -> Tensor:
-    """G = X' diag(w) X, ``[n_items, n_items]`` float32, from sparse rows times dense columns of X.
-
-    Args:
-        train: histories X, of n_users rows; their weights are not read.
-        weights: w, ``[n_users]`` float32.
-        n_items: columns of X.
-        chunk_bytes: dense columns of X held at once.
-    """
-    n_users = len(train.offsets) - 1
-    user = train.row_of_entry()
-    weighted = torch.sparse_coo_tensor(
-        torch.stack([train.ids, user]), weights[user], (n_items, n_users), check_invariants=False
-    ).coalesce()
-    order = torch.argsort(train.ids, stable=True)
-    items, users = train.ids[order], user[order]
-    gram = torch.empty(n_items, n_items, device=train.ids.device)
-    width = max(1, chunk_bytes // (4 * max(n_users, 1)))
-    for start in range(0, n_items, width):
-        stop = min(start + width, n_items)
-        low, high = (int(x) for x in torch.searchsorted(items, torch.tensor([start, stop], device=items.device)))
-        columns = torch.zeros(n_users, stop - start, device=gram.device)
-        columns[users[low:high], items[low:high] - start] = 1.0
-        gram[:, start:stop] = torch.sparse.mm(weighted, columns)
-    return gram
-
-
-def text_centre(features: Tensor, present: Tensor) -> Tensor:
-    """Mean of the rows present, ``[f]`` float32; zero if there is none."""
-    return features[present].double().mean(0).nan_to_num().float()
-
-
-def text_directions(features: Tensor, present: Tensor, centre: Tensor) -> Tensor:
-    """Text vectors seen from their centre, at unit length.
-
-    Args:
-        features: ``[n_items, f]``.
-        present: ``[n_items]`` bool, items that have a text.
-        centre: ``[f]``, from ``text_centre``.
-
-    Returns:
-        ``[n_items, f]`` float32; zero for items without a text or at the centre itself.
-    """
-    centred = torch.where(present[:, None], features.float() - centre, 0.0)
-    norm = centred.norm(dim=1, keepdim=True)
-    at_centre = norm <= 1e-5 * centre.norm()  # what float32 leaves of identical texts
-    return torch.where(at_centre, 0.0, centred / norm.clamp(min=torch.finfo(torch.float32).tiny))
-
-
-def _add_text_kernel(A: Tensor, text: Tensor, weight: float, power: int) -> None:
-    """A += weight * K in place, in row chunks."""
-    for start in range(0, len(A), 1024):
-        rows = A[start : start + 1024]
-        if power == 1:
-            rows.addmm_(text[start : start + 1024], text.T, alpha=weight)
-        else:
-            K = text[start : start + 1024] @ text.T
-            rows.add_(K.mul_(K.abs()), alpha=weight)
-
-
-def solve(gram: Tensor, text: Tensor, setting: Setting) -> Tensor:
-    """B of the module docstring for one setting.
-
-    Holds three ``[n, n]`` matrices at its peak, ``gram`` included. Float32: with a ridge of the order of the mean
-    diagonal A is well conditioned. Where it is not positive definite in float32 (the signed square of a kernel need not
-    be), the inverse is an LU inverse in float64.
-
-    Args:
-        gram: G, ``[n, n]`` float32 with a positive diagonal.
-        text: rows of ``text_directions``, ``[n, f]``.
-        setting: the constants; ``user_exponent`` is already in ``gram``.
-
-    Returns:
-        ``[n, n]`` float32 with a zero diagonal.
-    """
-    popularity = gram.diagonal().clone()
-    scale = popularity.mean()
-    A = gram.clone()
-    if setting.text_weight:
-        _add_text_kernel(A, text, setting.text_weight * setting.ridge * float(scale), setting.text_power)
-    A.diagonal().add_(setting.ridge * scale * (popularity / scale) ** setting.ridge_exponent)
-    L, failed = torch.linalg.cholesky_ex(A)
-    if failed:
-        inverse = torch.linalg.inv(A.double()).float()
-        del A, L
-    else:
-        del A
-        inverse = torch.cholesky_inverse(L)
-        del L
-    B = inverse.mul_(-((popularity / scale) ** -setting.tilt) / inverse.diagonal())
-    B.fill_diagonal_(0.0)
-    return B
-
-
 def search_setting(
     value: Callable[[Setting], float], base: Setting, kernels: Sequence[tuple[float, int]] = TEXT_KERNELS
 ) -> Setting:
-    """Best ridge and text kernel by a line search over powers of two of the ridge, kernel after kernel.
+    """Best text kernel, then best ridge by a line search over its powers of two.
 
-    Each kernel starts at the best ridge so far and follows it up, then down, while the value rises.
+    All kernels are tried at the ridge of ``base``; the best one's ridge is followed up, else down, while the value
+    rises; at the ridge found the second-best kernel gets one more chance. On ml-100k, amazon-office and ml-1m-text this
+    finds what the grid over all ridges and kernels finds.
 
     Args:
         value: validation value of a setting; larger is better.
@@ -222,21 +101,21 @@ def search_setting(
     Returns:
         The best setting evaluated, the first of equals.
     """
-    best, best_value = base, -1.0
-    for text_weight, power in kernels:
-        first = replace(base, ridge=best.ridge, text_weight=text_weight, text_power=power)
-        here, here_value = first, value(first)
-        if here_value >= HOPELESS * best_value:
-            for factor in (2.0, 0.5):
-                while RIDGE_RANGE[0] <= (ridge := here.ridge * factor) <= RIDGE_RANGE[1]:
-                    further = replace(first, ridge=ridge)
-                    if (further_value := value(further)) <= here_value:
-                        break
-                    here, here_value = further, further_value
-                if here != first:
-                    break
-        if here_value > best_value:
-            best, best_value = here, here_value
+    starts = [replace(base, text_weight=weight, text_power=power) for weight, power in kernels]
+    ranked = sorted(((value(start), start) for start in starts), key=lambda pair: -pair[0])
+    best_value, best = ranked[0]
+    for factor in (2.0, 0.5):
+        while RIDGE_RANGE[0] <= (ridge := best.ridge * factor) <= RIDGE_RANGE[1]:
+            further = replace(best, ridge=ridge)
+            if (further_value := value(further)) <= best_value:
+                break
+            best_value, best = further_value, further
+        if best.ridge != base.ridge:
+            break
+    if len(ranked) > 1 and best.ridge != base.ridge:
+        other = replace(ranked[1][1], ridge=best.ridge)
+        if value(other) > best_value:
+            return other
     return best
 
 
@@ -261,6 +140,18 @@ class _Catalogue:
         full = torch.zeros(len(self.warm), rows.shape[1], device=rows.device)
         full[self.items] = rows
         return full
+
+    def compact(self, rows: Rows) -> Rows:
+        """Rows of catalogue ids in ids of 0 .. n - 1, without the items left out."""
+        kept = rows.keep(self.warm[rows.ids])
+        return Rows(kept.offsets, (self.warm.cumsum(0) - 1)[kept.ids], kept.weights)
+
+    def value(self, subset: "Selection", source: Tensor, target: Tensor | None) -> float:
+        """Validation value of vectors of the n items; targets among the others count as missed."""
+        scorer = LinearScorer(self.compact(subset.history), source, target)
+        targets, seen = self.compact(subset.targets), self.compact(subset.seen)
+        total = user_metric(scorer, targets, seen, len(self.items), subset.metric).sum()
+        return float(total) / int((subset.targets.sizes > 0).sum())
 
 
 def _catalogue(train: Rows, features: Tensor | None, present: Tensor | None, n_items: int) -> _Catalogue:
@@ -316,6 +207,7 @@ def fit_closed_form(
     *,
     dim: int | str = "auto",
     setting: Setting | None = None,
+    max_dense_items: int = MAX_DENSE_ITEMS,
     max_table_bytes: int = 2**31,
     log: Log | None = None,
 ) -> ClosedForm:
@@ -331,6 +223,8 @@ def fit_closed_form(
         dim: rank; ``"full"`` for the item-item matrix itself; ``"auto"`` for the smallest of ``AUTO_DIMS`` within
             ``RANK_TOLERANCE`` of the full form's validation value, else the full form if ``max_table_bytes`` holds it.
         setting: the constants; with ``selection``, where the search starts.
+        max_dense_items: trained items up to which B is solved for exactly, in four ``[n, n]`` float32 matrices at the peak;
+            beyond, the SVD form.
         max_table_bytes: what source and target vectors may take together.
         log: called with one sentence per step.
 
@@ -344,49 +238,137 @@ def fit_closed_form(
     _check_arguments(train, n_items, features, present, dim)
     catalogue = _catalogue(train, features, present, n_items)
     base = setting or Setting()
-    subset = selection.subset() if selection is not None else None
-    if subset is not None and not len(subset.targets.ids):
-        subset = None
-    gram = weighted_gram(catalogue.train, user_weights(catalogue.train, base.user_exponent), len(catalogue.items))
-    has_text = bool(catalogue.text.any())
-    if not has_text:
+    if not catalogue.text.any():
         base = replace(base, text_weight=0.0, text_power=1)
-    best_matrix: Tensor | None = None
+    subset = selection.subset() if selection is not None and len(selection.targets.ids) else None
+    n = len(catalogue.items)
+    if n <= max_dense_items:
+        return _fit_dense(catalogue, base, subset, dim, max_table_bytes, say)
+    say(
+        f"closed form: {n} items are more than {max_dense_items}, so the SVD form replaces the exact solution; "
+        f"it would hold {4 * 4 * n**2 / 2**30:.0f} GiB"
+    )
+    return _fit_spectral(catalogue, base, subset, dim, max_table_bytes, say)
+
+
+def _choose_setting(
+    solve_and_keep: Callable[[Setting], float],
+    base: Setting,
+    kernels: Sequence[tuple[float, int]],
+    metric: str,
+    say: Log,
+) -> tuple[Setting, tuple[Trial, ...]]:
     trials: list[Trial] = []
 
-    def value_of(source: Tensor, target: Tensor | None) -> float:
-        assert subset is not None
-        return _value(subset, catalogue, source, target)
-
     def evaluate(candidate: Setting) -> float:
-        nonlocal best_matrix
         started = time.perf_counter()
-        matrix = solve(gram, catalogue.text, candidate)
-        value = value_of(matrix, None)
-        if value > max((trial.value for trial in trials), default=-1.0):
-            best_matrix = matrix
+        value = solve_and_keep(candidate)
         trials.append(Trial(candidate, value, time.perf_counter() - started))
-        say(f"closed form, {candidate}: {subset.metric} {value:.4f}" if subset else "")
+        say(f"closed form, {candidate}: {metric} {value:.4f}")
         return value
 
-    if subset is None:
-        chosen, full_value = base, None
-        best_matrix = solve(gram, catalogue.text, base)
-        say(f"closed form: no validation data, so the documented constants apply ({base})")
-    else:
-        chosen = search_setting(evaluate, base, TEXT_KERNELS if has_text else ((0.0, 1),))
-        full_value = max(trial.value for trial in trials)
-        say(f"closed form: {chosen} is best of {len(trials)} settings, {subset.metric} {full_value:.4f} at full rank")
-    assert best_matrix is not None
-    result = ClosedForm(best_matrix, None, catalogue.warm, chosen, None, full_value, full_value, tuple(trials))
+    chosen = search_setting(evaluate, base, kernels)
+    best = max(trial.value for trial in trials)
+    say(f"closed form: {chosen} is best of {len(trials)} settings, {metric} {best:.4f}")
+    return chosen, tuple(trials)
+
+
+def _fit_dense(
+    catalogue: _Catalogue, base: Setting, subset: Selection | None, dim: int | str, max_table_bytes: int, say: Log
+) -> ClosedForm:
+    """The exact solution, factored to the rank asked for."""
     weights = user_weights(catalogue.train, base.user_exponent)
-    ranks = _Ranks(result, catalogue.train, weights, gram, None if subset is None else value_of)
-    result = _choose_rank(ranks, dim, max_table_bytes, n_items, say)
+    gram = weighted_gram(catalogue.train, weights, len(catalogue.items))
+    n_items = len(catalogue.warm)
+    best_value = -1.0
+    best_matrix: Tensor | None = None
+
+    def solve_and_keep(candidate: Setting) -> float:
+        nonlocal best_matrix, best_value
+        assert subset is not None
+        matrix = solve(gram, catalogue.text, candidate)
+        value = catalogue.value(subset, matrix, None)
+        if value > best_value:
+            best_value, best_matrix = value, matrix
+        return value
+
+    value: Callable[[Tensor, Tensor | None], float] | None = None
+    if subset is None:
+        say(f"closed form: no validation data, so the documented constants apply ({base})")
+        full = ClosedForm(solve(gram, catalogue.text, base), None, catalogue.warm, base, "full", None, None)
+    else:
+        kernels = TEXT_KERNELS if base.text_weight else ((0.0, 1),)
+        chosen, trials = _choose_setting(solve_and_keep, base, kernels, str(subset.metric), say)
+        assert best_matrix is not None
+        full = ClosedForm(best_matrix, None, catalogue.warm, chosen, "full", best_value, best_value, trials)
+        value = partial(catalogue.value, subset)
+    result = _choose_rank(_Ranks(full, catalogue.train, weights, gram, value), dim, max_table_bytes, n_items, say)
     if result.target is not None:
+        if subset is not None and (full.value or 0.0) * (1 - RANK_TOLERANCE) > (result.value or 0.0):
+            _compare_with_ease(catalogue, subset, result, say)
         return replace(result, source=catalogue.expand(result.source), target=catalogue.expand(result.target))
-    full = torch.zeros(n_items, n_items, device=gram.device)
-    full[catalogue.items[:, None], catalogue.items] = result.source
-    return replace(result, source=full)
+    matrix = torch.zeros(n_items, n_items, device=gram.device)
+    matrix[catalogue.items[:, None], catalogue.items] = result.source
+    return replace(result, source=matrix)
+
+
+def _compare_with_ease(catalogue: _Catalogue, subset: Selection, result: ClosedForm, say: Log) -> None:
+    """Warn where the rank has cost more than the texts and weights have won."""
+    gram = weighted_gram(catalogue.train, user_weights(catalogue.train, 0.0), len(catalogue.items))
+    settings = [Setting(ridge, 0.0, 1, user_exponent=0.0, ridge_exponent=0.0, tilt=0.0) for ridge in (2.0, 4.0, 8.0)]
+    ease = max(catalogue.value(subset, solve(gram, catalogue.text, setting), None) for setting in settings)
+    if ease > (result.value or 0.0):
+        say(
+            f"closed form: WARNING, rank {result.dim} has {subset.metric} {result.value:.4f}, below EASE's {ease:.4f} "
+            "on validation; raise closed_form_dim or set it to auto"
+        )
+
+
+def _fit_spectral(
+    catalogue: _Catalogue, base: Setting, subset: Selection | None, dim: int | str, max_table_bytes: int, say: Log
+) -> ClosedForm:
+    """The SVD form at the largest rank allowed, cut to the smallest that loses little."""
+    weights = user_weights(catalogue.train, base.user_exponent)
+    popularity = Incidence(catalogue.train, len(catalogue.items)).to_items(weights[:, None]).squeeze(1)
+    metric = gram_product(catalogue.train, weights, None, len(catalogue.items))
+    affordable = max(1, max_table_bytes // (8 * len(catalogue.warm)))
+    dims = (dim,) if isinstance(dim, int) else tuple(d for d in SPECTRAL_DIMS if d <= affordable) or (affordable,)
+    base = replace(base, text_power=1)
+    found: dict[Setting, Spectrum] = {}
+    best_value = -1.0
+
+    def solve_and_keep(candidate: Setting) -> float:
+        nonlocal best_value
+        start = next((spectrum.vectors for spectrum in found.values()), None)
+        spectral = spectrum(metric, popularity, catalogue.text, candidate, dims[-1], start, 4 if start is None else 2)
+        value = catalogue.value(subset, *spectral.factors(dims[-1])) if subset is not None else 0.0
+        if value > best_value:
+            best_value = value
+            found.clear()
+            found[candidate] = spectral
+        return value
+
+    trials: tuple[Trial, ...] = ()
+    if subset is None:
+        say(f"closed form: no validation data, so the documented constants apply ({base})")
+        solve_and_keep(base)
+    else:
+        kernels = tuple(kernel for kernel in TEXT_KERNELS if kernel[1] == 1) if base.text_weight else ((0.0, 1),)
+        _, trials = _choose_setting(solve_and_keep, base, kernels, str(subset.metric), say)
+    (chosen, best), *_ = found.items()
+    rank, rank_value = dims[-1], None if subset is None else best_value
+    for smaller in dims[:-1]:
+        if subset is None:
+            break
+        value = catalogue.value(subset, *best.factors(smaller))
+        loss = 1 - value / best_value if best_value else 0.0
+        say(f"closed form: rank {smaller} (SVD form) has {value:.4f}, {loss:.1%} below rank {dims[-1]}")
+        if loss <= RANK_TOLERANCE:
+            rank, rank_value = smaller, value
+            break
+    source, target = (catalogue.expand(vectors) for vectors in best.factors(rank))
+    reached = None if subset is None else best_value
+    return ClosedForm(source, target, catalogue.warm, chosen, "SVD form", rank_value, reached, trials)
 
 
 def _check_arguments(
@@ -402,20 +384,6 @@ def _check_arguments(
         raise ValueError(f"present has shape {tuple(present.shape)}; expected ({n_items},), one flag per item.")
     if not (dim in ("auto", "full") or (isinstance(dim, int) and not isinstance(dim, bool) and dim > 0)):
         raise ValueError(f"dim is {dim!r}; expected 'auto', 'full' or a positive number.")
-
-
-def _value(subset: Selection, catalogue: _Catalogue, source: Tensor, target: Tensor | None) -> float:
-    """Validation value of vectors of the n warm items; targets outside them count as missed."""
-    position = catalogue.warm.cumsum(0) - 1
-    n = len(catalogue.items)
-
-    def compact(rows: Rows) -> Rows:
-        kept = rows.keep(catalogue.warm[rows.ids])
-        return Rows(kept.offsets, position[kept.ids], kept.weights)
-
-    scorer = LinearScorer(compact(subset.history), source, target)
-    total = user_metric(scorer, compact(subset.targets), compact(subset.seen), n, subset.metric).sum()
-    return float(total) / max(1, int((subset.targets.sizes > 0).sum()))
 
 
 @dataclass(frozen=True)
@@ -434,29 +402,31 @@ class _Ranks:
 
     def factored(self, dim: int) -> ClosedForm:
         """The best factors of one rank: the best of ``FACTOR_FORMS``, sharpened if that loses too much."""
-        metric = gram_product(self.train, self.weights, self.gram)
+        metric = gram_product(self.train, self.weights, self.gram, len(self.gram))
         forms = (
             FACTOR_FORMS if self.value is not None and len(self.gram) <= MAX_ITEMS_FOR_ALL_FORMS else FACTOR_FORMS[:1]
         )
         best: ClosedForm | None = None
+        best_form = forms[0]
         for form in forms:
             source, target = factorise(
                 self.full.source, dim, metric if form.metric == "data" else None, form.free_diagonal
             )
-            best = self._better(best, source, target, form)
-        assert best is not None and best.target is not None and best.form is not None
+            better = self._better(best, source, target, form)
+            best, best_form = better, form if better is not best else best_form
+        assert best is not None and best.target is not None
         if self.value is not None and self.loss(best.value) <= SHARPEN_ABOVE:
             return best
         source, target = sharpen(
             self.full.source, best.source, best.target, self.train, self.weights, metric, self.gram.diagonal()
         )
-        return self._better(best, source, target, replace(best.form, sharpened=True))
+        return self._better(best, source, target, replace(best_form, sharpened=True))
 
     def _better(self, best: ClosedForm | None, source: Tensor, target: Tensor, form: FactorForm) -> ClosedForm:
         value = None if self.value is None else self.value(source, target)
         if best is not None and value is not None and best.value is not None and value <= best.value:
             return best
-        return replace(self.full, source=source, target=target, form=form, value=value)
+        return replace(self.full, source=source, target=target, form=str(form), value=value)
 
 
 def _choose_rank(ranks: _Ranks, dim: int | str, max_table_bytes: int, n_items: int, say: Log) -> ClosedForm:

@@ -1,6 +1,6 @@
 r"""Items nobody has touched: their vectors from their texts, and their place among the others.
 
-A kernel ridge map takes a text direction e (closed_form.text_directions) to what the model learned for trained items,
+A kernel ridge map takes a text direction e (ease.text_directions) to what the model learned for trained items,
 
     f(e) = k(e) (K + mu I)^-1 V,    k(e, e_i) = exp(-||e - e_i||^2 / h),
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_llm.closed_form import text_centre, text_directions
+from recbole_llm.ease import text_centre, text_directions
 from recbole_llm.selection import CHUNK_ELEMENTS, Scorer, TopKMetric
 from recbole_llm.towers import Rows
 

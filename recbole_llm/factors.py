@@ -89,17 +89,20 @@ def _bag(ids: Tensor, table: Tensor, offsets: Tensor, values: Tensor | None) -> 
     return embedding_bag(ids, table, offsets, mode="sum", per_sample_weights=values, include_last_offset=True)
 
 
-def gram_product(train: Rows, weights: Tensor, gram: Tensor) -> Product:
+def gram_product(train: Rows, weights: Tensor, gram: Tensor | None, n_items: int) -> Product:
     """G @ Y from the dense G, or from the histories where those are sparse enough to be faster.
 
     Args:
         train: the histories X.
         weights: w_u, ``[n_users]``.
-        gram: G = X' diag(w) X, ``[n, n]``.
+        gram: G = X' diag(w) X, ``[n, n]``; ``None`` where it is not to be had.
+        n_items: n.
     """
-    if 16 * len(train.ids) > gram.numel():  # a gathered multiply-add costs about 8 of a dense product's
+    if (
+        gram is not None and 16 * len(train.ids) > gram.numel()
+    ):  # a gathered multiply-add costs about 8 of a dense product's
         return gram.matmul
-    incidence = Incidence(train, len(gram))
+    incidence = Incidence(train, n_items)
     return lambda table: incidence.to_items(incidence.to_rows(table) * weights[:, None].to(table.dtype))
 
 
@@ -235,13 +238,8 @@ def sharpen(
     active = train.select(users)
     rows = Rows(torch.cat([active.offsets, active.offsets[-1] + 1 + every_item]), torch.cat([active.ids, every_item]))
     row_weights = torch.cat([weights[users], weights.new_full((n,), single)]).to(matrix.dtype)
-    n_rows = len(row_weights)
-    if n_rows * places > MAX_PAIRS:
-        kept = torch.linspace(
-            0, n_rows - 1, max(1, MAX_PAIRS // places), dtype=torch.float64, device=users.device
-        ).long()
-        row_weights = row_weights[kept] * (n_rows / len(kept))
-        rows = rows.select(kept)
+    kept, shares = _thinned(len(users), n, max(2, MAX_PAIRS // places), users.device)
+    rows, row_weights = rows.select(kept), row_weights[kept] * shares.to(row_weights)
     top = _top_places(matrix, rows, emphasis * row_weights, places)
     members = Incidence(rows, n)
 
@@ -259,6 +257,20 @@ def sharpen(
     orthonormal, triangle = torch.linalg.qr(Q)
     P = P @ triangle.T
     return _leading(P, orthonormal, regular(P), P.shape[1])
+
+
+def _thinned(n_users: int, n: int, n_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """At most ``n_rows`` of n_users users and n single items after them, users first, and how many each stands for."""
+    users = min(n_users, max(n_rows - n, n_rows // 2))
+    items = min(n, n_rows - users)
+    kept = torch.cat(
+        [
+            torch.linspace(0, n_users - 1, users, dtype=torch.float64).long(),
+            n_users + torch.linspace(0, n - 1, items, dtype=torch.float64).long(),
+        ]
+    )
+    shares = torch.cat([torch.full((users,), n_users / max(users, 1)), torch.full((items,), n / max(items, 1))])
+    return kept.to(device), shares.to(device)
 
 
 def _solve_targets(matrix: Tensor, Q: Tensor, P: Tensor, MP: Tensor, Y: Tensor, top: _Top, steps: int) -> Tensor:

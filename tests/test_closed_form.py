@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.closed_form import (
-    Selection,
+from recbole_llm.closed_form import Selection, fit_closed_form, search_setting
+from recbole_llm.ease import (
     Setting,
-    fit_closed_form,
-    search_setting,
     solve,
+    spectrum,
     text_centre,
     text_directions,
     user_weights,
     weighted_gram,
 )
-from recbole_llm.factors import FACTOR_FORMS, Incidence, _top_places, factorise, gram_product, sharpen
+from recbole_llm.factors import FACTOR_FORMS, Incidence, _thinned, _top_places, factorise, gram_product, sharpen
 from recbole_llm.selection import TopKMetric, user_metric
 from recbole_llm.towers import Rows, rows_from_pairs
 
@@ -160,7 +159,7 @@ def test_gram_product_is_the_gram_matrix(density):
     X = torch.rand(80, 90, generator=torch.Generator().manual_seed(0)) < density
     weights = user_weights(rows_of(X), 0.5)
     gram = (X.double().T * weights.double()) @ X.double()
-    product = gram_product(rows_of(X), weights, gram)
+    product = gram_product(rows_of(X), weights, gram, 90)
     assert (product == gram.matmul) == (density == 0.5)
     table = torch.randn(90, 4).double()
     torch.testing.assert_close(product(table), gram @ table)
@@ -253,6 +252,95 @@ def test_the_diagonal_never_changes_a_masked_ranking():
         return user_metric(replace(form, source=matrix).scorer(train), valid, train, 25, TopKMetric("ndcg", 5))
 
     assert torch.equal(value(form.source), value(other))
+
+
+def spectral_problem(seed=15):
+    train, valid, X = interactions(n_users=200, seed=seed)
+    X = X[:, 1:-1]
+    E = torch.randn(23, 4, generator=torch.Generator().manual_seed(seed))
+    present = torch.ones(23, dtype=torch.bool)
+    text = text_directions(E, present, text_centre(E, present))
+    weights = user_weights(rows_of(X), 0.5)
+    return X, text, weights, weighted_gram(rows_of(X), weights, 23)
+
+
+@pytest.mark.parametrize("ridge", [0.5, 8.0])
+def test_the_svd_form_at_full_rank_is_the_exact_solution(ridge):
+    X, text, weights, gram = spectral_problem()
+    setting = Setting(ridge=ridge)
+    metric = gram_product(rows_of(X), weights, None, 23)
+    source, target = spectrum(metric, gram.diagonal(), text, setting, 23).factors(23)
+    product = (source @ target.T).fill_diagonal_(0.0)
+    torch.testing.assert_close(product, solve(gram, text, setting), rtol=1e-3, atol=1e-5)
+
+
+def test_the_svd_form_below_full_rank_is_woodburys_identity():
+    """Z replaced by its leading part and the rest of its diagonal, then inverted as a dense matrix in float64."""
+    _, text, _, gram = spectral_problem()
+    setting = Setting(ridge=2.0)
+    found = spectrum(gram.matmul, gram.diagonal(), text, setting, 6, iterations=60)
+    scale = gram.diagonal().mean()
+    R = (setting.ridge * scale * (gram.diagonal() / scale) ** 0.25).double()
+    Z = (gram + 0.05 * setting.ridge * scale * text @ text.T).double() / (R[:, None] * R).sqrt()
+    values, vectors = torch.linalg.eigh(Z)
+    torch.testing.assert_close(found.values.double(), values.flip(0)[:6], rtol=1e-4, atol=1e-5)
+    leading = (vectors[:, -6:] * values[-6:]) @ vectors[:, -6:].T
+    A = (leading + (Z - leading).diagonal().diag() + torch.eye(23)) * (R[:, None] * R).sqrt()
+    inverse = torch.linalg.inv(A)
+    expected = -inverse / inverse.diagonal() * (gram.diagonal() / scale).double() ** -0.1
+    source, target = found.factors(6)
+    torch.testing.assert_close(
+        (source @ target.T).double().fill_diagonal_(0.0), expected.fill_diagonal_(0.0), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_too_many_items_take_the_svd_form(monkeypatch):
+    monkeypatch.setattr("recbole_llm.closed_form.SPECTRAL_DIMS", (2, 8, 16))
+    train, valid, _ = interactions(n_users=200, seed=6)
+    E = torch.nn.functional.one_hot(torch.arange(25) % 5).float()
+    lines = []
+    form = fit_closed_form(train, 25, E, selection=selection_of(train, valid), max_dense_items=10, log=lines.append)
+    dense = fit_closed_form(train, 25, E, selection=selection_of(train, valid), dim="full")
+    assert form.form == "SVD form"
+    assert form.dim == 8, "five groups of items need five directions"
+    assert form.value >= 0.98 * dense.value
+    assert all(trial.setting.text_power == 1 for trial in form.trials)
+    assert "23 items are more than 10" in lines[0]
+    reached = user_metric(form.scorer(train), valid, train, 25, TopKMetric("ndcg", 5), ~form.warm).mean()
+    assert float(reached) == pytest.approx(form.value)
+    assert fit_closed_form(train, 25, E, max_dense_items=10, dim=3).dim == 3
+    small = fit_closed_form(train, 25, E, max_dense_items=10, max_table_bytes=8 * 25 * 2)
+    assert small.dim == 2
+    assert small.value is None
+
+
+def test_the_squared_kernel_has_no_svd_form():
+    _, text, _, gram = spectral_problem()
+    with pytest.raises(ValueError, match="text_power is 2"):
+        spectrum(gram.matmul, gram.diagonal(), text, Setting(text_power=2), 4)
+
+
+def test_a_rank_below_ease_is_called_out():
+    train, valid, _ = interactions(n_users=200, seed=6)
+    lines = []
+    fit_closed_form(train, 25, selection=selection_of(train, valid), dim=1, log=lines.append)
+    assert any("WARNING, rank 1" in line and "below EASE's" in line for line in lines)
+    lines.clear()
+    fit_closed_form(train, 25, selection=selection_of(train, valid), dim=20, log=lines.append)
+    assert not any("WARNING" in line for line in lines)
+
+
+def test_thinning_keeps_users_before_single_items():
+    kept, shares = _thinned(100, 300, 200, torch.device("cpu"))
+    assert int((kept < 100).sum()) == 100
+    assert len(kept) == len(kept.unique()) == 200
+    assert float(shares[kept >= 100].sum()) == pytest.approx(300)
+    kept, shares = _thinned(1000, 50, 100, torch.device("cpu"))
+    assert int((kept < 1000).sum()) == 50
+    assert float(shares[kept < 1000].sum()) == pytest.approx(1000)
+    kept, shares = _thinned(20, 30, 500, torch.device("cpu"))
+    assert torch.equal(kept, torch.arange(50))
+    assert shares.eq(1).all()
 
 
 def test_search_walks_to_the_best_ridge_beyond_its_start():

@@ -1,0 +1,238 @@
+r"""The algebra of the closed form: a generalised EASE whose Gram matrix includes the item texts.
+
+    w_u = (n_u / mean n)^-beta                                 users count alike, whatever their number n_u of items
+    G   = X' diag(w) X,   g = mean diag G                      X: users x items, 0/1, training interactions only
+    K   = cosine of centred text vectors; power 2: sign(K) K^2
+    A   = G + tau lam g K + R,   R = lam g diag(diag G / g)^a  text as further rows of X; ridge grows with popularity
+    B   = I - A^-1 diag(1 / diag A^-1), column i scaled by (G_ii / g)^-delta
+    score(u, i) = sum_{j in H_u} B_ji
+
+With beta = tau = a = delta = 0 this is EASE (Steck, WWW 2019), the exact minimiser of ||X - XB||^2 + lam g ||B||^2
+under a zero diagonal. Items of the history get no place in a ranking, so diag B is never read.
+
+For catalogues too large for an [n, n] matrix, ``Spectrum`` holds the leading eigenvectors V, S of
+Z = R^-1/2 (G + tau lam g K) R^-1/2 (power 1 only) and what is left of its diagonal, t = diag Z - diag V S V'. With
+Z ~ V S V' + diag t and D = 1 + t, Woodbury's identity gives
+
+    A^-1 ~ R^-1/2 (1/D - 1/D V C V' 1/D) R^-1/2,   C = (1/S + V' 1/D V)^-1
+
+so that B off its diagonal is a product of two [n, k] matrices, and diag A^-1 is exact within the model. Knows neither
+RecBole nor the kernels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recbole_llm.factors import OVERSAMPLING, Product
+from recbole_llm.towers import Rows
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Constants of one solve, in the notation of the module docstring.
+
+    Attributes:
+        ridge: lam, in units of the mean diagonal of G; positive.
+        text_weight: tau; 0 for no text.
+        text_power: 1 or 2.
+        user_exponent: beta.
+        ridge_exponent: a.
+        tilt: delta.
+    """
+
+    ridge: float = 8.0
+    text_weight: float = 0.05
+    text_power: int = 1
+    user_exponent: float = 0.5
+    ridge_exponent: float = 0.25
+    tilt: float = 0.1
+
+    def __str__(self) -> str:
+        text = f"text weight {self.text_weight:g}, power {self.text_power}" if self.text_weight else "no text"
+        return f"ridge {self.ridge:g}, {text}"
+
+
+def user_weights(train: Rows, exponent: float) -> Tensor:
+    """w_u of the module docstring, ``[n_users]`` float32; 0 for users without an interaction."""
+    sizes = train.sizes
+    active = sizes > 0
+    mean = sizes[active].double().mean()
+    return torch.where(active, (sizes.clamp(min=1) / mean) ** -exponent, 0.0).float()
+
+
+def weighted_gram(train: Rows, weights: Tensor, n_items: int, chunk_bytes: int = 2**28) -> Tensor:
+    """G = X' diag(w) X, ``[n_items, n_items]`` float32, from sparse rows times dense columns of X.
+
+    Args:
+        train: histories X, of n_users rows; their weights are not read.
+        weights: w, ``[n_users]`` float32.
+        n_items: columns of X.
+        chunk_bytes: dense columns of X held at once.
+    """
+    n_users = len(train.offsets) - 1
+    user = train.row_of_entry()
+    weighted = torch.sparse_coo_tensor(
+        torch.stack([train.ids, user]), weights[user], (n_items, n_users), check_invariants=False
+    ).coalesce()
+    order = torch.argsort(train.ids, stable=True)
+    items, users = train.ids[order], user[order]
+    gram = torch.empty(n_items, n_items, device=train.ids.device)
+    width = max(1, chunk_bytes // (4 * max(n_users, 1)))
+    for start in range(0, n_items, width):
+        stop = min(start + width, n_items)
+        low, high = (int(x) for x in torch.searchsorted(items, torch.tensor([start, stop], device=items.device)))
+        columns = torch.zeros(n_users, stop - start, device=gram.device)
+        columns[users[low:high], items[low:high] - start] = 1.0
+        gram[:, start:stop] = torch.sparse.mm(weighted, columns)
+    return gram
+
+
+def text_centre(features: Tensor, present: Tensor) -> Tensor:
+    """Mean of the rows present, ``[f]`` float32; zero if there is none."""
+    return features[present].double().mean(0).nan_to_num().float()
+
+
+def text_directions(features: Tensor, present: Tensor, centre: Tensor) -> Tensor:
+    """Text vectors seen from their centre, at unit length.
+
+    Args:
+        features: ``[n_items, f]``.
+        present: ``[n_items]`` bool, items that have a text.
+        centre: ``[f]``, from ``text_centre``.
+
+    Returns:
+        ``[n_items, f]`` float32; zero for items without a text or at the centre itself.
+    """
+    centred = torch.where(present[:, None], features.float() - centre, 0.0)
+    norm = centred.norm(dim=1, keepdim=True)
+    at_centre = norm <= 1e-5 * centre.norm()  # what float32 leaves of identical texts
+    return torch.where(at_centre, 0.0, centred / norm.clamp(min=torch.finfo(torch.float32).tiny))
+
+
+def _add_text_kernel(A: Tensor, text: Tensor, weight: float, power: int) -> None:
+    """A += weight * K in place, in row chunks."""
+    for start in range(0, len(A), 1024):
+        rows = A[start : start + 1024]
+        if power == 1:
+            rows.addmm_(text[start : start + 1024], text.T, alpha=weight)
+        else:
+            K = text[start : start + 1024] @ text.T
+            rows.add_(K.mul_(K.abs()), alpha=weight)
+
+
+def solve(gram: Tensor, text: Tensor, setting: Setting) -> Tensor:
+    """B of the module docstring for one setting.
+
+    Holds three ``[n, n]`` matrices at its peak, ``gram`` included. Float32: with a ridge of the order of the mean
+    diagonal A is well conditioned. Where it is not positive definite in float32 (the signed square of a kernel need not
+    be), the inverse is an LU inverse in float64.
+
+    Args:
+        gram: G, ``[n, n]`` float32 with a positive diagonal.
+        text: rows of ``text_directions``, ``[n, f]``.
+        setting: the constants; ``user_exponent`` is already in ``gram``.
+
+    Returns:
+        ``[n, n]`` float32 with a zero diagonal.
+    """
+    popularity = gram.diagonal().clone()
+    scale = popularity.mean()
+    A = gram.clone()
+    if setting.text_weight:
+        _add_text_kernel(A, text, setting.text_weight * setting.ridge * float(scale), setting.text_power)
+    A.diagonal().add_(setting.ridge * scale * (popularity / scale) ** setting.ridge_exponent)
+    L, failed = torch.linalg.cholesky_ex(A)
+    if failed:
+        inverse = torch.linalg.inv(A.double()).float()
+        del A, L
+    else:
+        del A
+        inverse = torch.cholesky_inverse(L)
+        del L
+    B = inverse.mul_(-((popularity / scale) ** -setting.tilt) / inverse.diagonal())
+    B.fill_diagonal_(0.0)
+    return B
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Leading part of Z of the module docstring.
+
+    Attributes:
+        vectors: V, ``[n, k]``, strongest first.
+        values: S, ``[k]``, positive and descending.
+        diagonal: diag Z, ``[n]``.
+        ridge: diag R, ``[n]``.
+        tilt: (G_ii / g)^-delta, ``[n]``.
+    """
+
+    vectors: Tensor
+    values: Tensor
+    diagonal: Tensor
+    ridge: Tensor
+    tilt: Tensor
+
+    def factors(self, dim: int) -> tuple[Tensor, Tensor]:
+        """Source and target vectors, ``[n, dim]`` each, from the first ``dim`` directions."""
+        V, S = self.vectors[:, :dim], self.values[:dim]
+        D = 1 + (self.diagonal - V.square() @ S).clamp(min=0.0)
+        scaled = V / D[:, None]
+        C = torch.linalg.inv((torch.diag(1 / S) + V.T @ scaled).double()).to(V)
+        source = scaled @ C
+        inverse_diagonal = (1 / D - (source * scaled).sum(1)) / self.ridge
+        scale = self.ridge.rsqrt()
+        return source * scale[:, None], scaled * (scale * self.tilt / inverse_diagonal)[:, None]
+
+
+def spectrum(
+    metric: Product,
+    popularity: Tensor,
+    text: Tensor,
+    setting: Setting,
+    dim: int,
+    start: Tensor | None = None,
+    iterations: int = 4,
+) -> Spectrum:
+    """The leading ``dim`` directions of Z by subspace iteration, without an ``[n, n]`` matrix.
+
+    Holds about four ``[n, dim]`` matrices.
+
+    Args:
+        metric: G.
+        popularity: diag G, ``[n]``, positive.
+        text: rows of ``text_directions``, ``[n, f]``.
+        setting: the constants, ``text_power`` 1.
+        dim: k; at most n is used.
+        start: ``[n, k']`` to start from, such as another setting's vectors; ``None`` for random numbers of a fixed seed.
+        iterations: multiplications with Z before the directions are read off.
+
+    Raises:
+        ValueError: if ``setting`` asks for another power of the text kernel.
+    """
+    if setting.text_weight and setting.text_power != 1:
+        raise ValueError(f"text_power is {setting.text_power}; without an n x n matrix only 1 can be had.")
+    n, scale = len(popularity), popularity.mean()
+    ridge = setting.ridge * scale * (popularity / scale) ** setting.ridge_exponent
+    text_weight = setting.text_weight * setting.ridge * float(scale)
+    shrink = ridge.rsqrt()[:, None]
+
+    def z(table: Tensor) -> Tensor:
+        table = shrink * table
+        image = metric(table)
+        if text_weight:
+            image.addmm_(text, text.T @ table, alpha=text_weight)
+        return image.mul_(shrink)
+
+    dim = min(dim, n)
+    generator = torch.Generator().manual_seed(0)
+    V = torch.randn(n, min(dim + OVERSAMPLING, n), generator=generator).to(popularity)
+    if start is not None:
+        V[:, : start.shape[1]] = start[:, : V.shape[1]]
+    for _ in range(iterations):
+        V = torch.linalg.qr(z(V))[0]
+    values, rotation = torch.linalg.eigh(V.T @ z(V))
+    values = values.flip(0)[:dim].clamp(min=torch.finfo(values.dtype).eps * values.max())
+    diagonal = (popularity + text_weight * text.square().sum(1)) / ridge
+    return Spectrum(V @ rotation.flip(1)[:, :dim], values, diagonal, ridge, (popularity / scale) ** -setting.tilt)
