@@ -9,8 +9,9 @@ The stock interpreter runs one program after another on host memory, so it forgi
   store on the same address are races;
 - programs run in the order of ``program_order(seed)``, so a sum that depends on the order shows as a difference.
 
-Two defects of the interpreter are repaired: float32 to bfloat16 truncates instead of rounding to nearest even (Triton
-3.9 interpreter.py, ``cast_impl``), and a reduction with a function of one's own visits element after element in Python.
+Three defects of the interpreter are repaired (Triton 3.9, interpreter.py): float32 to bfloat16 truncates instead of
+rounding to nearest even (``cast_impl``); a product of bfloat16 multiplies their bit patterns as integers
+(``create_dot``); a reduction with a function of one's own visits element after element in Python (``generic_reduce``).
 
 Not seen: races between warps of a program, miscompilation, asynchronous copies, tensor-core rounding, launch errors.
 TRITON_INTERPRET=1 must be set before Triton is imported.
@@ -188,6 +189,14 @@ def _cast(self, source, target, *rounding):
 _stock_cast = _Builder.cast_impl
 
 
+def _dot(self, a, b, accumulator, *rest):
+    a, b = (_stock_cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+    return _stock_dot(self, a, b, accumulator, *rest)
+
+
+_stock_dot = _Builder.create_dot
+
+
 def _reduce(self, input):
     """Halves of the axis combined with each other, as a device does, whole arrays at a time."""
     (operand,) = input
@@ -210,7 +219,7 @@ def install() -> None:
     _Builder.create_masked_load, _Builder.create_masked_store = _load, _store
     _Builder.create_atomic_rmw = _atomic
     _Builder.set_grid_dim, _Builder.set_grid_idx = _set_grid_dim, _set_grid_idx
-    _Builder.cast_impl = _cast
+    _Builder.cast_impl, _Builder.create_dot = _cast, _dot
     _Executor._init_args_hst, _Executor._restore_args_dev = _init_args, _no_copy_back
     _Executor.__call__ = _call
     interpreter.ReduceOps.generic_reduce = _reduce

@@ -71,3 +71,74 @@ def segment_sum(D: int, dtype: torch.dtype, on: Target) -> SegmentBlocks:
     """Terms per chunk, chunks per program and columns per program."""
     BLOCK_D = min(padded(D), 128)
     return SegmentBlocks(CHUNK=32, BLOCK_C=max(4, 512 // BLOCK_D), BLOCK_D=BLOCK_D, num_warps=4)
+
+
+class Precision(NamedTuple):
+    """``input_precision`` of the products."""
+
+    logits: str
+    gradients: str
+
+
+def dot_precision(dtype: torch.dtype, on: Target) -> Precision:
+    """How products of float32 follow ``torch.get_float32_matmul_precision()``.
+
+    Logits of bfloat16 and float16 are exact products summed in float32 whatever is said here. A gradient is a product
+    with float32 slopes: beside float16 rows these take part as TF32 in three products, beside bfloat16 rows as two
+    bfloat16 numbers; "medium" rounds them once. The matrix cores of AMD multiply float32 as it is.
+    """
+    if on.kind == "hip":
+        return Precision("ieee", "ieee")
+    chosen = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+    if dtype == torch.float32:
+        return Precision(chosen, chosen)
+    return Precision("ieee", "tf32" if chosen == "tf32" else "tf32x3")
+
+
+class TileBlocks(NamedTuple):
+    """Blocks of the passes over a logit matrix."""
+
+    BLOCK_R: int
+    BLOCK_C: int
+    BLOCK_D: int
+    num_warps: int
+    num_stages: int
+
+
+def tiles(D: int, dtype: torch.dtype, precision: str, on: Target) -> TileBlocks:
+    """Rows, columns and dimensions of a tile; BLOCK_C divides 64."""
+    BLOCK_D = min(padded(D), 128 if dtype == torch.bfloat16 else 64)
+    if on.kind == "hip":
+        return TileBlocks(64, 64, BLOCK_D, 4, 2)
+    if dtype == torch.float32 and (precision == "ieee" or on.arch < 90):
+        # "ieee" goes without tensor cores: 64 x 64 spills by the thousand
+        return TileBlocks(32, 32, BLOCK_D, 4, 2)
+    if dtype != torch.bfloat16 and on.arch < 100:
+        return TileBlocks(64, 32, BLOCK_D, 4, 2)
+    return TileBlocks(64, 64, BLOCK_D, 8 if on.arch >= 100 and (dtype != torch.bfloat16 or BLOCK_D > 64) else 4, 2)
+
+
+def column_splits(R: int, C: int, blocks: TileBlocks, on: Target) -> tuple[int, int]:
+    """In how many parts the columns are cut so that every processor has work, and the columns of one part."""
+    tiles_of_64 = max(1, triton.cdiv(C, 64))
+    row_blocks = max(1, triton.cdiv(R, blocks.BLOCK_R))
+    wanted = max(1, 4 * on.processors // row_blocks)
+    parts = min(wanted, triton.cdiv(tiles_of_64, 8), 64)
+    split = triton.cdiv(tiles_of_64, parts) * 64
+    return max(1, triton.cdiv(C, split)), split
+
+
+class SampledBlocks(NamedTuple):
+    """Blocks of the kernel for negatives of a row's own."""
+
+    BLOCK_B: int
+    BLOCK_K: int
+    BLOCK_D: int
+    num_warps: int
+
+
+def sampled(D: int, K: int, on: Target) -> SampledBlocks:
+    """Rows, negatives and dimensions at once: about 4,096 elements, a row of any width whole."""
+    BLOCK_D = padded(D)
+    BLOCK_K = min(padded(K, 1), 16, max(1, 4096 // BLOCK_D))
+    return SampledBlocks(max(1, 4096 // (BLOCK_D * BLOCK_K)), BLOCK_K, BLOCK_D, 4)

@@ -1,0 +1,311 @@
+r"""One pass over the tiles of a logit matrix: what the catalogue losses and shared negatives have in common.
+
+    S = R C^T + bias        R [R, D] rows, C [C, D] columns
+
+A program keeps a block of rows, walks its columns and holds the row's sums in registers; S is never stored. With
+queries as rows a pass gives row losses and query gradients, with items as rows item and bias gradients: two passes, four
+products, no atomics. Where rows are too few to fill the device, the columns are split and the parts are added in order.
+
+A target is taken out inside its tile (see ``targets``): adding it as a negative and correcting later would lose a
+confident target's loss and slope to cancellation. One logarithm serves the 64 columns of a tile: softplus(s) is
+max(s, 0) + log1p(z) with z = exp(-|s|), and (1 + a)(1 + b) - 1 = a + b + ab keeps small z beside the 1.
+
+Bytes: a block of rows once, the columns once per block of rows (from the second-level cache), the sums once; products:
+2 R C D flops for S and 2 R C D for a gradient.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from recbole_llm_kernels.triton_ops import tuning
+from recbole_llm_kernels.triton_ops.math import add_weighted_rows, log1p, one_plus_product
+from recbole_llm_kernels.triton_ops.targets import TILE, Marks
+
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # not -inf: exp(-inf - -inf) is NaN
+
+
+@triton.jit
+def _load_rows(ptr, index, live, start, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    d = start + tl.arange(0, BLOCK_D)
+    # int64 row offsets: index * D passes 2**31 at 33.5M rows of D = 64
+    at = index.to(tl.int64)[:, None] * D + d[None, :]
+    return tl.load(ptr + at, mask=live[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _mark_at_or_behind(tile_ptr, low, high, tile):
+    """First of the ascending entries low to high that is at ``tile`` or behind it."""
+    for _ in range(32):
+        middle = (low + high) // 2
+        found = tl.load(tile_ptr + middle, mask=low < high, other=0)
+        is_before = (low < high) & (found < tile)
+        high = tl.where((low < high) & ~is_before, middle, high)
+        low = tl.where(is_before, middle + 1, low)
+    return low
+
+
+@triton.jit
+def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kernel)
+    row_ptr,  # [n_rows, D]
+    col_ptr,  # [n_cols, D]
+    row_id_ptr,  # [R] rows of row_ptr, or None: all of them in order
+    col_id_ptr,  # [C] the same for columns
+    row_bias_ptr,  # [R] or None; -inf: outside the catalogue
+    col_bias_ptr,  # [C] or None
+    row_shift_ptr,  # [R] fp32 or None: "softmax", subtracted from s
+    col_shift_ptr,  # [C] fp32 or None
+    row_scale_ptr,  # [R] fp32 or None: factor of a row's gradient
+    col_scale_ptr,  # [C] fp32 or None: factor of a column's slopes
+    mark_offset_ptr,  # [R + 1] or None: a row's targets, as in targets.Marks
+    mark_tile_ptr,
+    mark_bit_ptr,
+    row_key_ptr,  # [R] or None: an entry is left out where its keys are equal
+    col_key_ptr,  # [C]
+    valid_ptr,  # or None: an entry is left out where False
+    value_ptr,  # [splits, R] fp32 out, or None: losses; "exp_sum": largest s
+    total_ptr,  # [splits, R] fp32 out: "exp_sum", sum of exp(s - largest)
+    grad_ptr,  # [splits, R, D] out, or None
+    grad_bias_ptr,  # [splits, R] out, or None
+    R,
+    C,
+    split,  # columns per split, a multiple of BLOCK_C and of MARKED
+    valid_row_stride,
+    valid_col_stride,
+    neg_weight,
+    TERM: tl.constexpr,  # "bce", "softmax" or "exp_sum"
+    UNIT_WEIGHT: tl.constexpr,  # neg_weight is 1
+    MARKED: tl.constexpr,  # columns of one mark
+    D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    LOGIT_PRECISION: tl.constexpr,
+    GRAD_PRECISION: tl.constexpr,
+):
+    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    part = tl.program_id(1)
+    d0 = tl.program_id(2) * BLOCK_D
+    live = r < R
+    inside = live
+    bias = tl.zeros([BLOCK_R], dtype=tl.float32)
+    if row_bias_ptr is not None:
+        bias = tl.load(row_bias_ptr + r, mask=live, other=float("-inf")).to(tl.float32)
+        inside = bias != float("-inf")
+    row = r
+    if row_id_ptr is not None:
+        row = tl.load(row_id_ptr + r, mask=live, other=0)
+    shift = tl.zeros([BLOCK_R], dtype=tl.float32)
+    if row_shift_ptr is not None:
+        shift = tl.load(row_shift_ptr + r, mask=live, other=float("inf"))
+    if row_key_ptr is not None:
+        row_key = tl.load(row_key_ptr + r, mask=live, other=-1)
+    first = part * split
+    last = tl.minimum(first + split, C)
+    if mark_offset_ptr is not None:
+        mark = tl.load(mark_offset_ptr + r, mask=live, other=0)
+        marks_end = tl.load(mark_offset_ptr + r + 1, mask=live, other=0)
+        if part > 0:
+            mark = _mark_at_or_behind(mark_tile_ptr, mark, marks_end, first // MARKED)
+        mark_tile = tl.load(mark_tile_ptr + mark, mask=mark < marks_end, other=-1)
+    if D <= BLOCK_D:
+        rows = _load_rows(row_ptr, row, inside, 0, D, BLOCK_D)
+
+    acc = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
+    acc_bias = tl.zeros([BLOCK_R], dtype=tl.float32)
+    loss = tl.zeros([BLOCK_R], dtype=tl.float32)
+    lost = tl.zeros([BLOCK_R], dtype=tl.float32)  # what rounding has cut off ``loss``
+    peak = tl.full([BLOCK_R], LOWEST, dtype=tl.float32)
+    for c0 in range(first, last, BLOCK_C):
+        c = c0 + tl.arange(0, BLOCK_C)
+        present = c < last
+        col_bias = tl.zeros([BLOCK_C], dtype=tl.float32)
+        if col_bias_ptr is not None:
+            col_bias = tl.load(col_bias_ptr + c, mask=present, other=float("-inf")).to(tl.float32)
+            present = col_bias != float("-inf")
+        col = c
+        if col_id_ptr is not None:
+            col = tl.load(col_id_ptr + c, mask=present, other=0)
+        if D <= BLOCK_D:
+            cols = _load_rows(col_ptr, col, present, 0, D, BLOCK_D)
+            s = tl.dot(rows, tl.trans(cols), input_precision=LOGIT_PRECISION)
+        else:
+            s = tl.zeros([BLOCK_R, BLOCK_C], dtype=tl.float32)
+            for start in range(0, D, BLOCK_D):
+                rows = _load_rows(row_ptr, row, inside, start, D, BLOCK_D)
+                cols = _load_rows(col_ptr, col, present, start, D, BLOCK_D)
+                s = tl.dot(rows, tl.trans(cols), s, input_precision=LOGIT_PRECISION)
+            if grad_ptr is not None:
+                cols = _load_rows(col_ptr, col, present, d0, D, BLOCK_D)
+        if row_bias_ptr is not None:
+            s += bias[:, None]
+        # outside the catalogue or behind the last column s is -inf: no loss, no slope
+        s += tl.where(present, col_bias, float("-inf"))[None, :]
+        if row_key_ptr is not None:
+            col_key = tl.load(col_key_ptr + c, mask=present, other=-2)
+            s = tl.where(row_key[:, None] == col_key[None, :], float("-inf"), s)
+        if valid_ptr is not None:
+            at = r.to(tl.int64)[:, None] * valid_row_stride + c.to(tl.int64)[None, :] * valid_col_stride
+            valid = tl.load(valid_ptr + at, mask=live[:, None] & present[None, :], other=0)
+            s = tl.where(valid != 0, s, float("-inf"))
+        if mark_offset_ptr is not None:
+            here = mark_tile == c0 // MARKED
+            bits = tl.load(mark_bit_ptr + mark, mask=here, other=0)
+            column = tl.full([BLOCK_C], 1, tl.int64) << (c % MARKED).to(tl.int64)
+            marked = (bits[:, None] & column[None, :]) != 0
+            if (c0 + BLOCK_C) % MARKED == 0:
+                mark += here
+                mark_tile = tl.load(mark_tile_ptr + mark, mask=mark < marks_end, other=-1)
+
+        if TERM == "exp_sum":
+            if mark_offset_ptr is not None:
+                s = tl.where(marked, float("-inf"), s)
+            higher = tl.maximum(peak, tl.max(s, axis=1))
+            loss = loss * tl.exp(peak - higher) + tl.sum(tl.exp(s - higher[:, None]), axis=1)
+            peak = higher
+        elif TERM == "softmax":
+            if col_shift_ptr is not None:
+                s -= tl.load(col_shift_ptr + c, mask=c < C, other=float("inf"))[None, :]
+            p = tl.exp(s - shift[:, None])
+            if mark_offset_ptr is not None:
+                p = tl.where(marked, 0.0, p)
+        else:
+            z = tl.exp(-tl.abs(s))
+            if mark_offset_ptr is not None and UNIT_WEIGHT:
+                s = tl.where(marked, -s, s)
+            if value_ptr is not None:
+                if mark_offset_ptr is not None and not UNIT_WEIGHT:
+                    q = tl.reduce(tl.where(marked, 0.0, z), 1, one_plus_product)
+                    term = neg_weight * (tl.sum(tl.where(marked, 0.0, tl.maximum(s, 0.0)), axis=1) + log1p(q))
+                    q = tl.reduce(tl.where(marked, z, 0.0), 1, one_plus_product)
+                    term += tl.sum(tl.where(marked, tl.maximum(-s, 0.0), 0.0), axis=1) + log1p(q)
+                else:
+                    q = tl.reduce(z, 1, one_plus_product)
+                    term = neg_weight * (tl.sum(tl.maximum(s, 0.0), axis=1) + log1p(q))
+                term -= lost
+                higher = loss + term
+                lost = (higher - loss) - term
+                loss = higher
+            if grad_ptr is not None or grad_bias_ptr is not None:
+                if mark_offset_ptr is not None and not UNIT_WEIGHT:
+                    s = tl.where(marked, -s, s)
+                sigma = tl.where(s >= 0, 1.0, z) / (1.0 + z)
+                p = sigma if UNIT_WEIGHT else neg_weight * sigma
+                if mark_offset_ptr is not None:
+                    p = tl.where(marked, -sigma, p)
+        if grad_ptr is not None or grad_bias_ptr is not None:
+            if col_scale_ptr is not None:
+                p *= tl.load(col_scale_ptr + c, mask=c < C, other=0.0)[None, :]
+            if grad_bias_ptr is not None:
+                acc_bias += tl.sum(p, axis=1)
+            if grad_ptr is not None:
+                acc = add_weighted_rows(acc, p, cols, GRAD_PRECISION)
+
+    out = part.to(tl.int64) * R + r
+    if value_ptr is not None and d0 == 0:
+        if TERM == "exp_sum":
+            tl.store(value_ptr + out, peak, mask=live)
+            tl.store(total_ptr + out, loss, mask=live)
+        else:
+            tl.store(value_ptr + out, loss, mask=live)
+    if row_scale_ptr is not None:
+        scale = tl.load(row_scale_ptr + r, mask=live, other=0.0)
+        acc *= scale[:, None]
+        acc_bias *= scale
+    if grad_ptr is not None:
+        d = d0 + tl.arange(0, BLOCK_D)
+        acc = tl.where(inside[:, None], acc, 0.0)
+        tl.store(grad_ptr + out[:, None] * D + d[None, :], acc, mask=live[:, None] & (d < D)[None, :])
+    if grad_bias_ptr is not None and d0 == 0:
+        tl.store(grad_bias_ptr + out, tl.where(inside, acc_bias, 0.0), mask=live)
+
+
+class Axis(NamedTuple):
+    """The rows or the columns of the logit matrix."""
+
+    matrix: Tensor  # [n, D]
+    ids: Tensor | None = None  # [R] rows of ``matrix``; None: all
+    bias: Tensor | None = None  # [R]; -inf: outside the catalogue
+    shift: Tensor | None = None  # [R] float32, "softmax": log Z less the log of the number of targets, of a query
+    scale: Tensor | None = None  # [R] float32, of a query: factor of its gradients
+    key: Tensor | None = None  # [R]; entries with equal keys are left out
+
+    @property
+    def length(self) -> int:
+        """How many rows or columns there are."""
+        return len(self.matrix) if self.ids is None else len(self.ids)
+
+
+class Sums(NamedTuple):
+    """What a pass adds up for every row; None where not asked for."""
+
+    value: Tensor | None  # [R] float32 losses; "exp_sum": [splits, R] largest s
+    total: Tensor | None  # "exp_sum": [splits, R] sums of exp(s - largest)
+    grad: Tensor | None  # [R, D]
+    bias: Tensor | None  # [R]
+
+
+def tile_pass(
+    term: str,
+    rows: Axis,
+    cols: Axis,
+    *,
+    marks: Marks | None = None,
+    valid: Tensor | None = None,
+    neg_weight: float = 1.0,
+    want_value: bool = False,
+    grad_dtype: torch.dtype | None = None,
+    bias_dtype: torch.dtype | None = None,
+) -> Sums:
+    """Sum over the columns for every row.
+
+    Args:
+        term: "bce": loss softplus(-s) at targets and neg_weight * softplus(s) elsewhere, and its slopes; "softmax": the
+            slopes exp(s - shift), 0 at targets; "exp_sum": largest s and sum of exponentials, targets left out.
+        rows: the rows.
+        cols: the columns.
+        marks: the rows' targets; None: there are none.
+        valid: bool, [R, C] of any strides; False: the entry is left out.
+        neg_weight: factor of every entry that is no target.
+        want_value: whether losses (or exponentials) are wanted.
+        grad_dtype: dtype of the sums of slope times column vector; None: not wanted.
+        bias_dtype: dtype of the sums of slopes; None: not wanted.
+    """
+    R, C, D = rows.length, cols.length, rows.matrix.shape[1]
+    device = rows.matrix.device
+    on = tuning.target(device)
+    precision = tuning.dot_precision(rows.matrix.dtype, on)
+    blocks = tuning.tiles(D, rows.matrix.dtype, precision.logits, on)
+    chunks = triton.cdiv(D, blocks.BLOCK_D) if grad_dtype is not None else 1
+    splits, split = tuning.column_splits(R, C, blocks, on)
+
+    def empty(wanted: bool, *shape: int, dtype: torch.dtype | None = None) -> Tensor | None:
+        dtype = torch.float32 if dtype is None or splits > 1 else dtype
+        return torch.empty(splits, *shape, dtype=dtype, device=device) if wanted else None
+
+    value, total = empty(want_value, R), empty(term == "exp_sum", R)
+    grad = empty(grad_dtype is not None, R, D, dtype=grad_dtype)
+    bias = empty(bias_dtype is not None, R, dtype=bias_dtype)
+    if R > 0:
+        with torch.cuda.device_of(rows.matrix):
+            _tile_pass_kernel[(triton.cdiv(R, blocks.BLOCK_R), splits, chunks)](
+                rows.matrix, cols.matrix, rows.ids, cols.ids, rows.bias, cols.bias, rows.shift, cols.shift,
+                rows.scale, cols.scale, *((None,) * 3 if marks is None else marks[:3]), rows.key, cols.key,
+                valid, value, total, grad, bias, R, C, split,
+                *((0, 0) if valid is None else valid.stride()), neg_weight, term, neg_weight == 1, TILE, D,
+                BLOCK_R=blocks.BLOCK_R, BLOCK_C=blocks.BLOCK_C, BLOCK_D=blocks.BLOCK_D,
+                LOGIT_PRECISION=precision.logits, GRAD_PRECISION=precision.gradients,
+                num_warps=blocks.num_warps, num_stages=blocks.num_stages, enable_fp_fusion=True,
+            )  # fmt: skip
+    if term == "exp_sum":
+        return Sums(value, total, None, None)
+    return Sums(_joined(value, None), None, _joined(grad, grad_dtype), _joined(bias, bias_dtype))
+
+
+def _joined(parts: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+    if parts is None or len(parts) == 1:
+        return None if parts is None else parts[0]
+    return parts.sum(0).to(dtype or parts.dtype)
