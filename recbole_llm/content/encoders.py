@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recbole_llm.content.cpu_linear import use_onednn
 from recbole_llm.content.resolve import DEFAULT_ENCODER, ModelFiles, file_digest, relevant_config, resolve_encoder
 from recbole_llm.content.sentence_modules import content_digest, pool, read_head
 from recbole_llm.content.static import StaticEncoder, is_static
@@ -282,7 +283,10 @@ class TextEncoder:
             )
         # a cache of keys and values serves generation only
         model.config.use_cache = False
-        return model.to(self.device).eval()
+        model = model.to(self.device).eval()
+        if self.device.type == "cpu" and self.dtype == "float32":
+            use_onednn(model)
+        return model
 
     @cached_property
     def _layers(self) -> nn.Module:
