@@ -94,6 +94,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data_path"
     )
     parser.add_argument("--config_files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
+    parser.add_argument(
+        "--resume",
+        default=None,
+        metavar="PATH",
+        help="go on from a *-last.pth checkpoint, with its model, dataset and settings",
+    )
     parser.add_argument("--nproc", type=int, default=1, help="processes in this group")
     parser.add_argument("--ip", default="localhost", help="address of the master process")
     parser.add_argument("--port", default="5678", help="port of the master process")
@@ -109,13 +115,21 @@ def _run(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[
     from recbole.config import Config
     from recbole.quick_start import run
 
-    config = Config(model=options.model, dataset=options.dataset, config_file_list=list(files))
+    settings: dict[str, Any] = {}
+    if options.resume:
+        from recbole_llm.bridge.checkpoint import settings_for_resume
+
+        if files:
+            raise ValueError("--config_files: a resumed run has its checkpoint's settings; change one as --key=value.")
+        options.model, options.dataset, settings = settings_for_resume(options.resume)
+    config = Config(options.model, options.dataset, list(files), dict(settings))
     _require_dataset(config)
     started = time.perf_counter()
     result = run(
         options.model,
         options.dataset,
         config_file_list=list(files),
+        config_dict=settings,
         nproc=options.nproc,
         world_size=options.world_size,
         ip=options.ip,
@@ -209,6 +223,21 @@ COMMANDS: dict[str, Command] = {
         "add_export_arguments",
         "run_export",
     ),
+    "recommend": Command(
+        "the best items for users, for a list of items or for a text, from an export",
+        "recbole_llm.recommend",
+        "add_recommend_arguments",
+        "run_recommend",
+    ),
+    "similar": Command(
+        "the items most like one, from an export", "recbole_llm.recommend", "add_similar_arguments", "run_similar"
+    ),
+    "serve": Command(
+        "an export online: HTTP service with new items live from their text",
+        "recbole_llm.serving.command",
+        "add_serve_arguments",
+        "run_serve",
+    ),
     "info": Command(
         "versions, device, kernel backend, repairs applied to RecBole, caches", "recbole_llm.cli", "_add_info", "_info"
     ),
@@ -229,7 +258,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, or 2 on a user's mistake, which is printed in one line.
+    """Run a command; the exit code is 0, 2 on a user's mistake, which is printed in one line, or 130 after Ctrl-C.
 
     Args:
         argv: arguments without the program's name; ``None`` for those of the process.
@@ -249,6 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"'{PROGRAM} {options.command} --help' lists them."
             )
         return run(options)
+    except KeyboardInterrupt:
+        return 130
     except (ValueError, OSError) as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise

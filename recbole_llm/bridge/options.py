@@ -111,7 +111,11 @@ class Options:
         external = getattr(config, "external_config_dict", None)
         if external is not None:
             reject_misspelt_keys(external)
-        values: dict[str, Any] = {name: _READERS[name](name, config[name]) for name in (f.name for f in fields(cls))}
+        defaults = default_values()  # a checkpoint may be older than a key
+        values: dict[str, Any] = {
+            name: _READERS[name](name, config[name] if name in config else defaults[name])
+            for name in (f.name for f in fields(cls))
+        }
         if values["tower_features"] is None:  # the closed form already carries the text
             values["tower_features"] = "closed_form" not in values["blocks"] or not values["use_item_id"]
         return cls(**values)
@@ -274,6 +278,13 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "resume_from": _text,
 }
 OWN_KEYS = tuple(_READERS)
+
+
+@lru_cache(maxsize=1)
+def default_values() -> dict[str, Any]:
+    """What ``properties/LLMTwoTower.yaml`` says."""
+    path = Path(__file__).resolve().parents[1] / "properties" / "LLMTwoTower.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 @lru_cache(maxsize=1)

@@ -84,3 +84,9 @@ def test_a_misspelt_key_of_ours_is_an_error_that_names_it(key, meant):
 )
 def test_a_stock_key_or_a_foreign_one_is_never_an_error(key):
     options.reject_misspelt_keys({key: 1})
+
+
+def test_a_checkpoint_older_than_a_key_gets_its_default():
+    config = Config(DEFAULTS)
+    del config["cold_map"]
+    assert options.Options.from_config(config).cold_map == DEFAULTS["cold_map"]
