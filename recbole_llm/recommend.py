@@ -8,7 +8,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -109,8 +109,8 @@ def _batches(users: Iterable[str]) -> Iterator[list[str]]:
 
 
 class _Sink(Protocol):
-    def write(self, row: Row) -> None: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
+    def write(self, row: Row) -> None: ...
+    def close(self) -> None: ...
 
 
 class _Lines:
