@@ -49,6 +49,7 @@ class Launch:
         self.loads: dict[int, list[np.ndarray]] = {}  # program -> addresses
         self.stores: dict[int, list[np.ndarray]] = {}
         self.faults: list[str] = []
+        self.zero_given = False  # whether the load at hand has other=, which the interpreter drops where it is one zero
 
     def touch(self, pointers, mask, what: str) -> np.ndarray:
         """Addresses of the active lanes; a fault where one is outside every argument."""
@@ -110,7 +111,7 @@ def program_order(seed: int | None) -> Iterator[None]:
 def _load(self, pointers, mask, other, *rest):
     address = _launch.touch(pointers, mask, "load")
     _launch.loads.setdefault(_launch.program, []).append(address)
-    if other is None:
+    if other is None and not _launch.zero_given:
         element = pointers.get_element_ty()
         dtype = interpreter._get_np_dtype(element)
         if element == tl.bfloat16:
@@ -121,6 +122,14 @@ def _load(self, pointers, mask, other, *rest):
             undefined = 1 if dtype == np.bool_ else np.iinfo(dtype).max // 2
         other = interpreter.TensorHandle(np.full_like(pointers.data, undefined, dtype=dtype), element)
     return _stock["create_masked_load"](self, pointers, mask, other, *rest)
+
+
+def _semantic_load(pointers, mask=None, other=None, *rest, **options):
+    _launch.zero_given = other is not None
+    return _stock_semantic_load(pointers, mask, other, *rest, **options)
+
+
+_stock_semantic_load = interpreter.interpreter_semantic.load
 
 
 def _store(self, pointers, value, mask, *rest):
@@ -218,6 +227,7 @@ def install() -> None:
     """Watch every launch from now on."""
     _Builder.create_masked_load, _Builder.create_masked_store = _load, _store
     _Builder.create_atomic_rmw = _atomic
+    interpreter.interpreter_semantic.load = _semantic_load
     _Builder.set_grid_dim, _Builder.set_grid_idx = _set_grid_dim, _set_grid_idx
     _Builder.cast_impl, _Builder.create_dot = _cast, _dot
     _Executor._init_args_hst, _Executor._restore_args_dev = _init_args, _no_copy_back

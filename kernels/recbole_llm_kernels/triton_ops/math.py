@@ -31,6 +31,14 @@ def one_plus_product(a, b):
 
 
 @triton.jit
+def rank_key(s, number):
+    """A unique int64 that orders by descending s, then by ascending number below 2^32, when sorted descending."""
+    bits = (s + 0.0).to(tl.int32, bitcast=True)  # -0.0 becomes 0.0
+    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (ordered.to(tl.int64) << 32) | (0xFFFFFFFF - number.to(tl.int64))
+
+
+@triton.jit
 def add_weighted_rows(acc, p, rows, PRECISION: tl.constexpr):
     """Add p @ rows, p in float32; beside bfloat16 rows p is two bfloat16 numbers, but one at "tf32"."""
     if rows.dtype == tl.bfloat16:

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from recbole_llm_kernels.triton_ops import tuning
-from recbole_llm_kernels.triton_ops.math import add_weighted_rows, log1p, one_plus_product
+from recbole_llm_kernels.triton_ops.math import add_weighted_rows, log1p, one_plus_product, rank_key
 from recbole_llm_kernels.triton_ops.targets import TILE, Marks
 
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # not -inf: exp(-inf - -inf) is NaN
@@ -66,7 +66,7 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
     row_key_ptr,  # [R] or None: an entry is left out where its keys are equal
     col_key_ptr,  # [C]
     valid_ptr,  # or None: an entry is left out where False
-    value_ptr,  # [splits, R] fp32 out, or None: losses; "exp_sum": largest s
+    value_ptr,  # [splits, R] fp32 out, or None: losses; "exp_sum": largest s; "group_max": [R, groups] int64
     total_ptr,  # [splits, R] fp32 out: "exp_sum", sum of exp(s - largest)
     grad_ptr,  # [splits, R, D] out, or None
     grad_bias_ptr,  # [splits, R] out, or None
@@ -76,7 +76,7 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
     valid_row_stride,
     valid_col_stride,
     neg_weight,
-    TERM: tl.constexpr,  # "bce", "softmax" or "exp_sum"
+    TERM: tl.constexpr,  # "bce", "softmax", "exp_sum" or "group_max"
     UNIT_WEIGHT: tl.constexpr,  # neg_weight is 1
     MARKED: tl.constexpr,  # columns of one mark
     D: tl.constexpr,
@@ -160,7 +160,13 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
                 mark += here
                 mark_tile = tl.load(mark_tile_ptr + mark, mask=mark < marks_end, other=-1)
 
-        if TERM == "exp_sum":
+        if TERM == "group_max":
+            if mark_offset_ptr is not None:
+                s = tl.where(marked, float("-inf"), s)
+            group = c0 // BLOCK_C + tl.zeros([BLOCK_R], tl.int32)
+            at = r.to(tl.int64) * ((C + BLOCK_C - 1) // BLOCK_C) + group
+            tl.store(value_ptr + at, rank_key(tl.max(s, axis=1), group), mask=live)
+        elif TERM == "exp_sum":
             if mark_offset_ptr is not None:
                 s = tl.where(marked, float("-inf"), s)
             higher = tl.maximum(peak, tl.max(s, axis=1))
@@ -205,7 +211,7 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
                 acc = add_weighted_rows(acc, p, cols, GRAD_PRECISION)
 
     out = part.to(tl.int64) * R + r
-    if value_ptr is not None and d0 == 0:
+    if TERM != "group_max" and value_ptr is not None and d0 == 0:
         if TERM == "exp_sum":
             tl.store(value_ptr + out, peak, mask=live)
             tl.store(total_ptr + out, loss, mask=live)
@@ -242,7 +248,7 @@ class Axis(NamedTuple):
 class Sums(NamedTuple):
     """What a pass adds up for every row; None where not asked for."""
 
-    value: Tensor | None  # [R] float32 losses; "exp_sum": [splits, R] largest s
+    value: Tensor | None  # [R] float32 losses; "exp_sum": [splits, R] largest s; "group_max": [R, groups] rank keys
     total: Tensor | None  # "exp_sum": [splits, R] sums of exp(s - largest)
     grad: Tensor | None  # [R, D]
     bias: Tensor | None  # [R]
@@ -264,7 +270,8 @@ def tile_pass(
 
     Args:
         term: "bce": loss softplus(-s) at targets and neg_weight * softplus(s) elsewhere, and its slopes; "softmax": the
-            slopes exp(s - shift), 0 at targets; "exp_sum": largest s and sum of exponentials, targets left out.
+            slopes exp(s - shift), 0 at targets; "exp_sum": largest s and sum of exponentials, targets left out;
+            "group_max": ``math.rank_key`` of the largest s of every BLOCK_C columns, targets left out.
         rows: the rows.
         cols: the columns.
         marks: the rows' targets; None: there are none.
@@ -277,7 +284,7 @@ def tile_pass(
     R, C, D = rows.length, cols.length, rows.matrix.shape[1]
     device = rows.matrix.device
     on = tuning.target(device)
-    precision = tuning.dot_precision(rows.matrix.dtype, on)
+    precision = tuning.dot_precision(rows.matrix.dtype, on, exact=term == "group_max")
     blocks = tuning.tiles(D, rows.matrix.dtype, precision.logits, on)
     chunks = triton.cdiv(D, blocks.BLOCK_D) if grad_dtype is not None else 1
     splits, split = tuning.column_splits(R, C, blocks, on)
@@ -287,6 +294,8 @@ def tile_pass(
         return torch.empty(splits, *shape, dtype=dtype, device=device) if wanted else None
 
     value, total = empty(want_value, R), empty(term == "exp_sum", R)
+    if term == "group_max":
+        value = torch.empty(R, triton.cdiv(C, blocks.BLOCK_C), dtype=torch.int64, device=device)
     grad = empty(grad_dtype is not None, R, D, dtype=grad_dtype)
     bias = empty(bias_dtype is not None, R, dtype=bias_dtype)
     if R > 0:
@@ -300,7 +309,7 @@ def tile_pass(
                 LOGIT_PRECISION=precision.logits, GRAD_PRECISION=precision.gradients,
                 num_warps=blocks.num_warps, num_stages=blocks.num_stages, enable_fp_fusion=True,
             )  # fmt: skip
-    if term == "exp_sum":
+    if term in ("exp_sum", "group_max"):
         return Sums(value, total, None, None)
     return Sums(_joined(value, None), None, _joined(grad, grad_dtype), _joined(bias, bias_dtype))
 

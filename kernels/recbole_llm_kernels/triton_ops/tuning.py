@@ -80,16 +80,18 @@ class Precision(NamedTuple):
     gradients: str
 
 
-def dot_precision(dtype: torch.dtype, on: Target) -> Precision:
+def dot_precision(dtype: torch.dtype, on: Target, exact: bool = False) -> Precision:
     """How products of float32 follow ``torch.get_float32_matmul_precision()``.
 
     Logits of bfloat16 and float16 are exact products summed in float32 whatever is said here. A gradient is a product
     with float32 slopes: beside float16 rows these take part as TF32 in three products, beside bfloat16 rows as two
-    bfloat16 numbers; "medium" rounds them once. The matrix cores of AMD multiply float32 as it is.
+    bfloat16 numbers; "medium" rounds them once. The matrix cores of AMD multiply float32 as it is. ``exact``: never a single TF32.
     """
     if on.kind == "hip":
         return Precision("ieee", "ieee")
     chosen = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+    if exact and chosen == "tf32":
+        chosen = "tf32x3"
     if dtype == torch.float32:
         return Precision(chosen, chosen)
     return Precision("ieee", "tf32" if chosen == "tf32" else "tf32x3")
@@ -110,7 +112,7 @@ def tiles(D: int, dtype: torch.dtype, precision: str, on: Target) -> TileBlocks:
     BLOCK_D = min(padded(D), 128 if dtype == torch.bfloat16 else 64)
     if on.kind == "hip":
         return TileBlocks(64, 64, BLOCK_D, 4, 2)
-    if dtype == torch.float32 and (precision == "ieee" or on.arch < 90):
+    if (dtype == torch.float32 and precision == "ieee") or (dtype != torch.bfloat16 and on.arch < 90):
         # "ieee" goes without tensor cores: 64 x 64 spills by the thousand
         return TileBlocks(32, 32, BLOCK_D, 4, 2)
     if dtype != torch.bfloat16 and on.arch < 100:

@@ -1,0 +1,133 @@
+r"""The k best unseen items of every query; the ``[B, N]`` scores are never allocated.
+
+    s_bn = <query_b, item_n> + bias_n,  -inf where n is seen by b or outside the catalogue
+
+A pass over tiles keeps the best score of each group of consecutive items. The k best groups hold the k best items: with
+order (descending score, ascending id) each group before an item's own holds an item before it. These groups are scored
+again in float32 and sorted. Scores travel as int64 keys that hold the id too, so no two are equal and any selection of
+the largest is exact. Bytes: 8 B N / group of keys, 8 B k group of candidates; products 2 B N D flops.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from recbole_llm_kernels.triton_ops import tuning
+from recbole_llm_kernels.triton_ops.math import rank_key
+from recbole_llm_kernels.triton_ops.targets import TILE, Marks, mark
+from recbole_llm_kernels.triton_ops.tiles import Axis, _mark_at_or_behind, tile_pass
+
+KEYS = 1 << 24  # keys held at a time: 128 MiB
+
+
+@triton.jit
+def _group_score_kernel(
+    query_ptr,  # [B, D]
+    item_ptr,  # [N, D]
+    bias_ptr,  # [N] or None
+    group_ptr,  # [B, G] int64, or None: 0, 1, 2, ...
+    mark_offset_ptr,  # [B + 1] or None: seen items, as in targets.Marks
+    mark_tile_ptr,
+    mark_bit_ptr,
+    key_ptr,  # [B, G, BLOCK_N] out
+    N,
+    G,
+    MARKED: tl.constexpr,  # columns of one mark
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # items of a group
+    BLOCK_D: tl.constexpr,
+):
+    place = tl.program_id(0).to(tl.int64)
+    b = place // G
+    group = place % G
+    if group_ptr is not None:
+        group = tl.load(group_ptr + place)
+    n = group * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = n < N
+    bias = tl.zeros([BLOCK_N], dtype=tl.float32)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + n, mask=inside, other=float("-inf")).to(tl.float32)
+        inside = inside & (bias != float("-inf"))
+    if mark_offset_ptr is not None:
+        begin = tl.load(mark_offset_ptr + b)
+        end = tl.load(mark_offset_ptr + b + 1)
+        tile = group * BLOCK_N // MARKED
+        mark = _mark_at_or_behind(mark_tile_ptr, begin, end, tile)
+        here = tl.load(mark_tile_ptr + mark, mask=mark < end, other=-1) == tile
+        bits = tl.load(mark_bit_ptr + mark, mask=here, other=0)
+        inside = inside & (((bits >> (n % MARKED)) & 1) == 0)
+    s = tl.zeros([BLOCK_N], dtype=tl.float32)
+    for start in range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        q = tl.load(query_ptr + b * D + d, mask=d < D, other=0.0).to(tl.float32)
+        at = n[:, None] * D + d[None, :]
+        i = tl.load(item_ptr + at, mask=inside[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+        s += tl.sum(q[None, :] * i, axis=1)
+    s = tl.where(inside, s + bias, float("-inf"))
+    tl.store(key_ptr + place * BLOCK_N + tl.arange(0, BLOCK_N), rank_key(s, n))
+
+
+def score_topk(
+    query: Tensor,
+    item: Tensor,
+    k: int,
+    item_bias: Tensor | None,
+    seen_offsets: Tensor | None,
+    seen_ids: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Scores [B, k] in float32 and ids [B, k] int64; places without a candidate hold -inf and -1.
+
+    Raises:
+        ValueError: beyond 2^32 - 2 items; a key holds the id in 32 bits.
+    """
+    B, N, D = len(query), len(item), query.shape[1]
+    if N >= 2**32 - 1:
+        raise ValueError(f'item must have fewer than 2^32 - 1 rows, got {N}; use backend="torch"')
+    scores = torch.full((B, k), -torch.inf, dtype=torch.float32, device=query.device)
+    ids = torch.full((B, k), -1, dtype=torch.int64, device=query.device)
+    if B == 0 or N == 0:
+        return scores, ids
+    on = tuning.target(query.device)
+    precision = tuning.dot_precision(query.dtype, on, exact=True)
+    size = tuning.tiles(D, query.dtype, precision.logits, on).BLOCK_C
+    groups = triton.cdiv(N, size)
+    chosen = min(k, groups)
+    marks = None
+    if seen_offsets is not None and seen_ids is not None:
+        marks = mark(seen_offsets, seen_ids, N)
+    rows = max(1, KEYS // max(groups, chosen * size))
+    for lo in range(0, B, rows):
+        part = slice(lo, min(lo + rows, B))
+        seen = None if marks is None else marks._replace(offsets=marks.offsets[lo : part.stop + 1])
+        best = None
+        if chosen < groups:
+            keys = tile_pass("group_max", Axis(query[part]), Axis(item, bias=item_bias), marks=seen).value
+            assert keys is not None
+            best = 0xFFFFFFFF - (keys.topk(chosen, dim=1, sorted=False).values & 0xFFFFFFFF)
+        keys = _score_groups(query[part], item, item_bias, best, seen, chosen, size)
+        found = min(k, chosen * size)
+        scores[part, :found], ids[part, :found] = _from_keys(keys.topk(found, dim=1).values)
+    if marks is not None:
+        scores.masked_fill_(marks.stray, torch.nan)
+    return scores, ids
+
+
+def _score_groups(
+    query: Tensor, item: Tensor, bias: Tensor | None, groups: Tensor | None, seen: Marks | None, count: int, size: int
+) -> Tensor:
+    """Keys of all items of the groups, ``[B, count * size]``."""
+    B, D = query.shape
+    keys = torch.empty(B, count * size, dtype=torch.int64, device=query.device)
+    with torch.cuda.device_of(query):
+        _group_score_kernel[(B * count,)](
+            query, item, bias, groups, *((None,) * 3 if seen is None else seen[:3]), keys, len(item), count,
+            TILE, D, BLOCK_N=size, BLOCK_D=min(tuning.padded(D), 64), num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+    return keys
+
+
+def _from_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    ordered = (keys >> 32).int()
+    scores = torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32)
+    return scores, (0xFFFFFFFF - (keys & 0xFFFFFFFF)).masked_fill_(scores == -torch.inf, -1)
