@@ -62,7 +62,7 @@ def encode_texts(
     for row, text in enumerate(texts):
         if text is None:
             continue
-        key = raw_key(text.encode("utf-8", "surrogatepass"))
+        key = raw_key(text.encode("utf-8"))
         at = index.setdefault(key, len(index))
         if at == len(distinct):
             distinct.append(text)

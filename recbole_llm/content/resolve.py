@@ -22,17 +22,15 @@ OFFLINE_SHA256 = {
 
 HUB_TIMEOUT = 15.0  # seconds for the question whether the hub answers; downloads have huggingface_hub's own limits
 
-_TOKENIZER_FILES = (
+_VOCABULARIES = (
     "tokenizer.json",
     "vocab.txt",
     "vocab.json",
-    "merges.txt",
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
 )
+_BESIDE_VOCABULARY = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -93,9 +91,11 @@ class ModelFiles:
         raise ValueError(f"encoder {self.name!r}: no weights in {self.folder}; expected one of {', '.join(_WEIGHTS)}.")
 
     def tokenizer(self) -> list[Path]:
-        """The tokenizer's files; ``tokenizer.json`` alone says everything where it exists."""
-        present = [self.folder / name for name in _TOKENIZER_FILES if (self.folder / name).is_file()]
-        return present[:1] if present and present[0].name == "tokenizer.json" else present
+        """The tokenizer's files; ``tokenizer.json`` alone says everything where it exists; none without a vocabulary."""
+        present = [self.folder / name for name in _VOCABULARIES if (self.folder / name).is_file()]
+        if not present or present[0].name == "tokenizer.json":
+            return present[:1]
+        return present + [self.folder / name for name in _BESIDE_VOCABULARY if (self.folder / name).is_file()]
 
 
 def resolve_encoder(name: str, revision: str | None = None) -> ModelFiles:
