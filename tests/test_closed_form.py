@@ -358,6 +358,12 @@ def test_search_walks_to_the_best_ridge_beyond_its_start():
     assert sum(text == 0.0 for text, _ in tried) == 1, "a hopeless kernel gets one ridge"
 
 
+def test_search_gives_the_second_kernel_a_chance_at_the_ridge_found():
+    heights = {(0.05, 8): 0.5, (0.05, 16): 0.6, (0.05, 32): 0.55, (0.2, 8): 0.4, (0.2, 16): 0.7, (0.0, 8): 0.1}
+    best = search_setting(lambda setting: heights[setting.text_weight, int(setting.ridge)], Setting())
+    assert (best.text_weight, best.ridge) == (0.2, 16.0)
+
+
 def test_search_keeps_the_other_constants():
     base = Setting(tilt=0.3, user_exponent=0.1, ridge_exponent=0.0)
     best = search_setting(lambda setting: 0.0, base)
