@@ -280,8 +280,10 @@ class JsonSource(_TextSource):
         for place, text in enumerate(block, start=line + 1):
             row = _json_object(text)
             if row is not None:
-                if not known.issuperset(row):
-                    self.late_names.update(set(row) - known)
+                late = [name for name in row if name not in known]
+                if late:
+                    self._array(late, [place] * len(late))
+                    self.late_names.update(late)
                 rows.append(row)
                 places.append(place)
             elif text.strip():
