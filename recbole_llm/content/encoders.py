@@ -146,6 +146,7 @@ class TextEncoder:
         self.head = read_head(files, pooling, lambda: _is_decoder(self._config))
         self.prompt = self._choose_prompt(prompt)
         self.max_tokens = self._choose_max_tokens(max_tokens)
+        self._lower = bool(self._inner.json("sentence_bert_config.json").get("do_lower_case"))
         self._dim = dim
         if dim is not None and not 1 <= dim <= self._full_dim:
             raise ValueError(f"encoder_dim must be between 1 and {self._full_dim}, the model's dimension, got {dim}.")
@@ -206,6 +207,7 @@ class TextEncoder:
             "config": relevant_config(self._config),
             "tokenizer_config": relevant_config(self._inner.json("tokenizer_config.json")),
             "head": self.head.identity(),
+            "lower": self._lower,
             **self._settings(),
         }
         return content_digest(json.dumps(identity, sort_keys=True))
@@ -297,8 +299,9 @@ class TextEncoder:
         if not raw:
             return []
         before, after, prompt = self._frame
+        texts = [self.prompt + text for text in raw]
         encoded = self._tokenizer(
-            [self.prompt + text for text in raw],
+            [text.lower() for text in texts] if self._lower else texts,
             add_special_tokens=False,
             padding=False,
             truncation=False,

@@ -80,7 +80,7 @@ def sentence_folder(tiny_bert, tmp_path):
     """A function that makes a folder of sentence-transformers around the tiny BERT."""
     import shutil
 
-    def make(*modules, prompts=None, default_prompt_name=None, max_seq_length=None):
+    def make(*modules, prompts=None, default_prompt_name=None, **sentence_bert_config):
         folder = tmp_path / f"sentence-{len(list(tmp_path.iterdir()))}"
         shutil.copytree(tiny_bert, folder)
         listed = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
@@ -99,8 +99,8 @@ def sentence_folder(tiny_bert, tmp_path):
         (folder / "config_sentence_transformers.json").write_text(
             json.dumps({"prompts": prompts or {}, "default_prompt_name": default_prompt_name})
         )
-        if max_seq_length:
-            (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_seq_length}))
+        if sentence_bert_config:
+            (folder / "sentence_bert_config.json").write_text(json.dumps(sentence_bert_config))
         return folder
 
     return make

@@ -243,6 +243,17 @@ class TestSentenceTransformers:
         assert encoder.head.pooling == ("cls",)
         torch.testing.assert_close(encode(encoder, TEXTS).norm(dim=1), torch.ones(len(TEXTS)))
 
+    def test_lower_case_where_the_model_asks_for_it(self, sentence_folder):
+        pooling = ("Pooling", {"pooling_mode": "mean"}, None)
+        folders = [sentence_folder(pooling, do_lower_case=lower) for lower in (False, True)]
+        for folder in folders:
+            path = folder / "tokenizer.json"
+            path.write_text(path.read_text().replace('"lowercase": true', '"lowercase": false'))
+        as_is, lowered = (load_encoder(str(folder)) for folder in folders)
+        assert torch.equal(encode(lowered, ["A PEN"]), encode(as_is, ["a pen"]))
+        assert not torch.equal(encode(as_is, ["A PEN"]), encode(as_is, ["a pen"]))
+        assert as_is.fingerprint != lowered.fingerprint
+
     def test_transformer_in_a_folder_of_its_own(self, tiny_bert, tmp_path):
         shutil.copytree(tiny_bert, tmp_path / "0_Transformer")
         modules = [{"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]
