@@ -1,0 +1,312 @@
+"""Triton kernels in the checking interpreter, against the float64 oracle; and every check against a seeded fault.
+
+Triton interprets for a whole process or not at all, so these run where TRITON_INTERPRET=1 is set before Python starts;
+``test_triton_runs.py`` starts such a process.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("TRITON_INTERPRET=1 is not set", allow_module_level=True)
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import interpreter_checks
+import recbole_llm_kernels as kernels
+import test_catalog
+import test_pairs
+import test_sampled
+import test_topk
+import triton
+import triton.language as tl
+from ops_cases import LOW, names, row_lists
+from recbole_llm_kernels import reference
+from recbole_llm_kernels.triton_ops import segment_sum, targets
+from test_contract import Case
+
+interpreter_checks.install()
+
+DTYPES = [torch.float32, *LOW]
+
+
+@pytest.fixture(autouse=True)
+def programs_in_any_order():
+    with interpreter_checks.program_order(11):
+        yield
+
+
+# --- kernels
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("name", ["pair_dot", "pair_sigmoid", "pair_bce"])
+def test_pairs_against_the_oracle(name, dtype):
+    operands, ids = test_pairs.make(70, 9, 13, 40, dtype, True)
+    y = test_pairs.labels(ids[1], operands[2])
+    sigma = torch.sigmoid
+    extra, sizes = {
+        "pair_dot": ((), lambda s: (torch.ones_like(s), torch.ones_like(s))),
+        "pair_sigmoid": ((), lambda s: (sigma(s) * sigma(-s), sigma(s))),
+        "pair_bce": ((y,), test_pairs.bce_sizes(y)),
+    }[name]
+    options = dict(reduction="mean", weight=torch.rand(70)) if name == "pair_bce" else {}
+    test_pairs.check(name, "triton", operands, ids, extra, sizes, **options)
+
+
+@pytest.mark.parametrize("hot", [False, True], ids=["many", "hot"])
+def test_segments_cross_chunks(hot):
+    """Segments inside a chunk, over a boundary, over whole chunks, and one over all of them; D in two pieces."""
+    P, n_out, D = 330, 1 if hot else 12, 130
+    out_id, in_id = torch.randint(n_out, (P,)), torch.randint(7, (P,))
+    value, source = torch.randn(P), torch.randn(7, D)
+    got = segment_sum.segment_sum(out_id, in_id, value, source, n_out, torch.float32)
+    terms = value.double()[:, None] * source.double()[in_id]
+    zero = torch.zeros(n_out, D, dtype=torch.float64)
+    want, size = zero.index_add(0, out_id, terms), zero.index_add(0, out_id, terms.abs())
+    assert ((got.double() - want).abs() <= 4 * torch.finfo(torch.float32).eps * size).all()
+
+
+@pytest.mark.parametrize("name", test_catalog.LOSSES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+def test_catalogue_against_the_oracle(name, dtype):
+    """Two row blocks, column tiles in two parts, several targets in one mark, one row that targets everything."""
+    options = dict(neg_weight=0.3) if name == "catalog_bce" else {}
+    operands, row_targets = test_catalog.make(70, 1100, 20, 40, dtype)
+    test_catalog.check(name, "triton", operands, row_targets, reduction="none", weight=torch.rand(70), **options)
+    test_catalog.check(name, "triton", *test_catalog.make(7, 5, 3, 5, dtype), reduction="mean")
+
+
+@pytest.mark.parametrize("name", test_catalog.LOSSES)
+def test_catalogue_wider_than_a_tile(name):
+    test_catalog.check(name, "triton", *test_catalog.make(20, 90, 200, 3, torch.float32), reduction="sum")
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_catalogue_at_lower_precision(precision):
+    """The interpreter multiplies exactly, so only bfloat16 slopes, rounded once at "medium", are seen here."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        if precision == "high":
+            test_catalog.check("catalog_bce", "triton", *test_catalog.make(20, 90, 24, 3, torch.bfloat16))
+        test_catalog.check("catalog_bce", "triton", *test_catalog.make(20, 90, 24, 3, torch.float32))
+        operands, lists = test_catalog.make(20, 90, 24, 3, torch.bfloat16)
+        with pytest.raises(AssertionError, match="gradient") if precision == "medium" else _nothing():
+            test_catalog.check("catalog_bce", "triton", *(operands, lists), reduction="none")
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class _nothing:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return False
+
+
+@pytest.mark.parametrize("name", test_catalog.LOSSES)
+def test_trained_catalogue(name):
+    test_catalog.check(name, "triton", *test_catalog.trained(20, 200, 24, torch.float32), reduction="none")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_sampled_against_the_oracle(shared, dtype):
+    operands, row_ids = test_sampled.make(40, 19, 7, 60, 20, dtype, shared)
+    options = test_sampled.everything(operands, 40, 19, shared, per_row=shared)
+    test_sampled.check("triton", operands, row_ids, reduction="none", **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("shape", [(5, 200, 20, 3), (3, 40, 3, 39), (2, 6, 8, 20)], ids=str)
+def test_topk_against_the_oracle(shape, dtype):
+    """Fewer groups wanted than there are; all of them; more places than items."""
+    test_topk.test_ids_and_ties_are_exact("triton", shape, dtype)
+
+
+@pytest.mark.parametrize("name", [*Case().calls(), "score_topk"])
+def test_program_order_changes_nothing(name):
+    case, runs = Case(), []
+    for seed in (None, 1, 2):
+        with interpreter_checks.program_order(seed):
+            if name == "score_topk":
+                runs.append(kernels.score_topk(*case.leaves[:2], 5, item_bias=case.leaves[2], backend="triton"))
+                continue
+            leaves = case.fresh()
+            value = case.calls("triton")[name](*leaves)
+            runs.append([value.detach(), *torch.autograd.grad(value.sum(), leaves)])
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_ids_out_of_range_are_masked(number, monkeypatch):
+    """As on a GPU, where nothing looks at ids first: every access stays inside, the loss is NaN, gradients exist."""
+    from recbole_llm_kernels import backends, ops
+    from test_contract import bad_ids
+
+    monkeypatch.setattr(backends, "synchronising_checks", lambda device: False)
+    monkeypatch.setattr(ops, "synchronising_checks", lambda device: False)
+    case = Case()
+    case.leaves = case.fresh()
+    result = bad_ids(case)[number][1](backend="triton")
+    value = result.scores if isinstance(result, kernels.TopK) else result
+    assert value.isnan().any()
+    if value.requires_grad:
+        torch.autograd.grad(value.sum(), case.leaves[:2])
+
+
+def test_marks_name_every_target_once():
+    for B, N in ((5, 200), (1, 1), (3, 70), (40, 65), (0, 5)):
+        offsets, ids = row_lists(B, N, 30, 3)
+        hot = reference._multi_hot(offsets, ids, B, N)
+        for marks, want in (
+            (targets.mark(offsets, ids, N), hot),
+            (targets.mark_transposed(offsets, ids, N), hot.T),
+        ):
+            got = torch.zeros_like(want)
+            for row in range(len(want)):
+                entries = range(int(marks.offsets[row]), int(marks.offsets[row + 1]))
+                tiles = [int(marks.tiles[e]) for e in entries]
+                assert tiles == sorted(set(tiles))
+                for e, tile in zip(entries, tiles, strict=True):
+                    bits = int(marks.bits[e])
+                    columns = [targets.TILE * tile + c for c in range(targets.TILE) if bits >> c & 1]
+                    assert columns
+                    got[row, columns] = True
+            assert torch.equal(got, want)
+
+
+def test_every_launch_is_watched():
+    before = interpreter_checks.launches
+    case = Case()
+    case.calls("triton")["pair_dot"](*case.leaves)
+    assert interpreter_checks.launches == before + 1
+
+
+# --- the checks: eight faults that the stock interpreter forgives
+
+
+@triton.jit
+def _sum_rows(x, out, N, MASK: tl.constexpr, OTHER: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    n = tl.arange(0, BLOCK)
+    if not MASK:
+        v = tl.load(x + row * N + n)
+    elif OTHER:
+        v = tl.load(x + row * N + n, mask=n < N, other=0.0)
+    else:
+        v = tl.load(x + row * N + n, mask=n < N)
+    tl.store(out + row, tl.sum(v, axis=0))
+
+
+def test_a_lane_outside_the_view_is_caught():
+    """The rows of a slice go on in its storage: right memory, wrong view."""
+    storage = torch.ones(4, 6)
+    out = torch.empty(2)
+    _sum_rows[(2,)](storage[:2], out, 6, True, True, BLOCK=8)
+    assert out.tolist() == [6, 6]
+    with pytest.raises(Exception, match="load: 2 lanes of program . outside every argument"):
+        _sum_rows[(2,)](storage[:2], out, 6, False, True, BLOCK=8)
+
+
+def test_a_store_outside_the_view_is_caught():
+    with pytest.raises(Exception, match="store: 1 lanes of program . outside every argument"):
+        _sum_rows[(2,)](torch.ones(2, 6), torch.empty(4)[:1], 6, True, True, BLOCK=8)
+
+
+def test_an_undefined_lane_is_caught():
+    out = torch.empty(2)
+    _sum_rows[(2,)](torch.ones(2, 6), out, 6, True, False, BLOCK=8)
+    assert out.isnan().all()
+
+
+@triton.jit
+def _copy(x, out, STEP: tl.constexpr, BLOCK: tl.constexpr):
+    n = tl.arange(0, BLOCK)
+    tl.store(out + tl.program_id(0) * STEP + n, tl.load(x + n))
+
+
+def test_two_programs_that_store_to_one_address_are_caught():
+    x, out = torch.ones(8), torch.empty(16)
+    _copy[(2,)](x, out, 8, BLOCK=8)
+    with pytest.raises(RuntimeError, match="race: programs . and . store to one address"):
+        _copy[(2,)](x, out, 7, BLOCK=8)
+
+
+def test_a_program_that_loads_what_another_stores_is_caught():
+    x = torch.ones(16)
+    with pytest.raises(RuntimeError, match="race: program . loads what program . stores"):
+        _copy[(2,)](x, x, 8, BLOCK=8)
+
+
+@triton.jit
+def _scatter(index, out, BLOCK: tl.constexpr):
+    n = tl.arange(0, BLOCK)
+    tl.store(out + tl.load(index + n), n)
+
+
+def test_two_lanes_on_one_address_are_caught():
+    out = torch.zeros(8, dtype=torch.int32)
+    _scatter[(1,)](torch.arange(8), out, BLOCK=8)
+    with pytest.raises(RuntimeError, match="race: two lanes of program 0 store to one address"):
+        _scatter[(1,)](torch.tensor([0, 1, 2, 3, 4, 5, 6, 6]), out, BLOCK=8)
+
+
+@triton.jit
+def _row_start(table, index, out, D: tl.constexpr, WIDE: tl.constexpr):
+    row = tl.load(index)
+    if WIDE:
+        row = row.to(tl.int64)
+    tl.store(out, tl.load(table + row * D))
+
+
+def test_an_offset_beyond_int32_is_caught():
+    """A lazily mapped table of 4.4 GB costs no memory."""
+    numpy = pytest.importorskip("numpy")
+    table = torch.from_numpy(numpy.zeros((34_000_000, 64), dtype=numpy.int16))
+    table[33_999_999, 0] = 5
+    index, out = torch.tensor([33_999_999], dtype=torch.int32), torch.zeros(1, dtype=torch.int16)
+    _row_start[(1,)](table, index, out, 64, True)
+    assert out.item() == 5
+    with numpy.errstate(over="ignore"), pytest.raises(Exception, match="outside every argument"):
+        _row_start[(1,)](table, index, out, 64, False)
+
+
+@triton.jit
+def _add_up(x, out):
+    tl.atomic_add(out, tl.load(x + tl.program_id(0)))
+
+
+def test_a_sum_in_program_order_is_caught():
+    x, sums = torch.randn(200, generator=torch.Generator().manual_seed(0)), set()
+    for seed in range(5):
+        out = torch.zeros(1)
+        with interpreter_checks.program_order(seed):
+            _add_up[(200,)](x, out)
+        sums.add(out.item())
+    assert len(sums) > 1
+
+
+def test_bfloat16_rounds_to_nearest_even_and_multiplies():
+    """What ``install`` repairs."""
+
+    x = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    rounded, product = torch.empty(16, 16, dtype=torch.bfloat16), torch.empty(16, 16)
+    _round_and_multiply[(1,)](x, rounded, product)
+    assert torch.equal(rounded, x.bfloat16())
+    torch.testing.assert_close(product, x.bfloat16().float() @ x.bfloat16().float())
+
+
+@triton.jit
+def _round_and_multiply(x, rounded, product):
+    at = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    v = tl.load(x + at).to(tl.bfloat16)
+    tl.store(rounded + at, v)
+    tl.store(product + at, tl.dot(v, v))
