@@ -1,5 +1,6 @@
 """Training batches: users for the catalogue losses, interactions with sampled negatives for the others."""
 
+import copy
 from collections.abc import Iterator
 from logging import getLogger
 from math import ceil
@@ -10,9 +11,11 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_llm.bridge import distributed
 from recbole_llm.bridge.options import CATALOG_LOSSES
 
 MAX_REDRAWS = 1000  # a user of 99% of the catalogue needs 100 draws on average, 1000 fail with probability 4e-5
+STRETCH = 2**18  # rows whose negatives are drawn at once
 
 
 def train_dataloader_class(config: Any) -> type[AbstractDataLoader]:
@@ -56,20 +59,30 @@ class NegativeSampler:
                 "sampled_bce and pair_bce need negatives, catalog_bce and catalog_ce do not."
             )
 
+    def to(self, device: torch.device) -> "NegativeSampler":
+        """The same sampler on another device; itself where it is there already."""
+        if self.candidates.device == device:
+            return self
+        other = copy.copy(self)
+        other.candidates, other._pairs = self.candidates.to(device), self._pairs.to(device)
+        other._cumulative = None if self._cumulative is None else self._cumulative.to(device)
+        return other
+
     def draw(self, n: int, generator: torch.Generator | None) -> Tensor:
         """``[n]`` int64 items of the catalogue, independent of any user."""
+        device = self.candidates.device
         if self._cumulative is None:
-            return self.candidates[torch.randint(len(self.candidates), (n,), generator=generator)]
-        point = torch.rand(n, generator=generator, dtype=torch.float64) * self._cumulative[-1]
-        return self.candidates[
-            torch.searchsorted(self._cumulative, point, right=True).clamp(max=len(self.candidates) - 1)
-        ]
+            at = torch.randint(len(self.candidates), (n,), generator=generator, device=device)
+        else:
+            point = torch.rand(n, generator=generator, dtype=torch.float64, device=device) * self._cumulative[-1]
+            at = torch.searchsorted(self._cumulative, point, right=True).clamp(max=len(self.candidates) - 1)
+        return self.candidates[at]
 
     def sample(self, user_id: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
         """``[B, k]`` int64: for each user of ``user_id`` (``[B]``), k independent negatives (repeats possible)."""
         base = user_id.repeat_interleave(k) * self._span
         items = self.draw(len(base), generator)
-        open_ = torch.arange(len(base))
+        open_ = torch.arange(len(base), device=base.device)
         for _ in range(MAX_REDRAWS):
             open_ = open_[self._is_positive(base[open_] + items[open_])]
             if not len(open_):
@@ -86,56 +99,98 @@ class NegativeSampler:
 
 
 class _RowsDataLoader(AbstractDataLoader):
-    """Batches cut from a permutation of rows; no item column is ever copied into them."""
+    """Batches cut from a permutation of rows, made on the model's device; no item column is ever copied into them.
+
+    Every process draws the whole batch from the same stream and takes its part of the rows, so that several processes train
+    on the batches that one would.
+    """
 
     step: int
+    generator: torch.Generator | None
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
         self.logger = getLogger()
         self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
+        self._is_shuffled = shuffle
         super().__init__(config, dataset, sampler, shuffle=shuffle)
+        self.step = self._rows_of_batch  # RecBole gives a process its share of it
 
-    def update_config(self, config: Any) -> None:
-        """Take over another configuration, for loaders read from a file."""
-        super().update_config(config)
-        if not config["single_spec"]:
-            self.step = max(1, self.step // config["world_size"])
+    @property
+    def _rows_of_batch(self) -> int:
+        """Rows of a batch over all processes."""
+        raise NotImplementedError
+
+    def _init_batch_size_and_step(self) -> None:
+        self.step = self._rows_of_batch
+        self.set_batch_size(self.step)
 
     def __len__(self) -> int:
-        return ceil(len(self.sampler) / self.step)
+        return ceil(self.sample_size / self.step)
 
     def __iter__(self) -> Iterator[Interaction]:
-        order = torch.as_tensor(list(self.sampler), dtype=torch.int64)
-        for start in range(0, len(order), self.step):
-            yield self.collate_fn(order[start : start + self.step])
+        device = torch.device(self.config["device"] or "cpu")
+        generator = self._generator_of_epoch(device)
+        if self._is_shuffled:
+            order = torch.randperm(self.sample_size, generator=generator, device=device)
+        else:
+            order = torch.arange(self.sample_size, device=device)
+        stretch = max(STRETCH // self.step, 1) * self.step  # one draw of negatives, and its wait, for many batches
+        for start in range(0, len(order), stretch):
+            columns = self._columns(order[start : start + stretch], generator)
+            for batch in zip(*(column.split(self.step) for column in columns), strict=True):
+                part = distributed.own_part(len(batch[0]))
+                yield self._interaction(*(column[part] for column in batch))
+
+    def _generator_of_epoch(self, device: torch.device) -> torch.Generator:
+        """A stream of its own for each epoch: the loader's generator, which a checkpoint holds, moves by one number."""
+        if self.generator is None:  # RecBole takes it away from loaders that it has saved
+            self.generator = torch.Generator().manual_seed(self.config["seed"])
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        return torch.Generator(device).manual_seed(seed)
+
+    def _columns(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """What batches are cut from, for the given rows."""
+        raise NotImplementedError
+
+    def _interaction(self, *columns: Tensor) -> Interaction:
+        """The batch made of its part of each column."""
+        raise NotImplementedError
 
     def collate_fn(self, index: Any) -> Interaction:
-        """The batch of the given rows."""
-        raise NotImplementedError
+        """The batch of the given rows, as RecBole's loaders give it."""
+        rows = torch.as_tensor(index)
+        return self._interaction(*self._columns(rows, self._generator_of_epoch(rows.device)))
 
 
 class UserRowsDataLoader(_RowsDataLoader):
-    """Every user with a training interaction once per epoch; ``train_batch_size`` counts users."""
+    """Every user with a training interaction once per epoch; ``train_batch_size`` counts users.
+
+    A batch has the users, ``[B]`` int64.
+    """
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
         self.users = torch.unique(dataset.inter_feat[dataset.uid_field])
         self.sample_size = len(self.users)
         super().__init__(config, dataset, sampler, shuffle=shuffle)
 
-    def _init_batch_size_and_step(self) -> None:
-        self.step = self.config["train_batch_size"]
-        self.set_batch_size(self.step)
+    @property
+    def _rows_of_batch(self) -> int:
+        return int(self.config["train_batch_size"])
 
-    def collate_fn(self, index: Any) -> Interaction:
-        """Users, ``[B]`` int64."""
-        return Interaction({self.uid_field: self.users[torch.as_tensor(index)]})
+    def _columns(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        self.users = self.users.to(rows.device)
+        return (self.users[rows],)
+
+    def _interaction(self, *columns: Tensor) -> Interaction:
+        return Interaction({self.uid_field: columns[0]})
 
 
 class InteractionRowsDataLoader(_RowsDataLoader):
     """Interactions with k negatives each, as (user, item, negatives [B, k]) or as labelled pairs.
 
     As in RecBole, ``train_batch_size`` counts the rows of the flattened batch: k per interaction for ``sampled_bce``,
-    1 + k for ``pair_bce``.
+    1 + k for ``pair_bce``. A batch has the fields user ``[B]``, item ``[B]``, negatives ``[B, k]``; for ``pair_bce`` user,
+    item and label, ``[B (1 + k)]`` each.
     """
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
@@ -163,28 +218,31 @@ class InteractionRowsDataLoader(_RowsDataLoader):
             )
         return k
 
-    def _init_batch_size_and_step(self) -> None:
+    @property
+    def _rows_of_batch(self) -> int:
         rows = self._per_row + (self.config["loss_type"] == "pair_bce")
-        self.step = max(self.config["train_batch_size"] // rows, 1)
-        self.set_batch_size(self.step * rows)
+        return max(self.config["train_batch_size"] // rows, 1)
 
-    def collate_fn(self, index: Any) -> Interaction:
-        """Fields user ``[B]``, item ``[B]``, negatives ``[B, k]``; or user, item, label ``[B (1 + k)]`` for ``pair_bce``."""
-        index = torch.as_tensor(index)
-        user, item = self.user_id[index], self.item_id[index]
-        negative = self.negatives.sample(user, self._per_row, self.generator)
-        if self.config["loss_type"] == "pair_bce":
-            label = torch.zeros(len(user), 1 + self._per_row)
-            label[:, 0] = 1
-            pairs = torch.cat([item[:, None], negative], 1)
-            return Interaction(
-                {
-                    self.uid_field: user.repeat_interleave(pairs.shape[1]),
-                    self.iid_field: pairs.flatten(),
-                    self.label_field: label.flatten(),
-                }
-            )
-        return Interaction({self.uid_field: user, self.iid_field: item, self.neg_item_field: negative})
+    def _columns(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        self.negatives = self.negatives.to(rows.device)
+        self.user_id, self.item_id = self.user_id.to(rows.device), self.item_id.to(rows.device)
+        user, item = self.user_id[rows], self.item_id[rows]
+        return user, item, self.negatives.sample(user, self._per_row, generator)
+
+    def _interaction(self, *columns: Tensor) -> Interaction:
+        user, item, negative = columns
+        if self.config["loss_type"] != "pair_bce":
+            return Interaction({self.uid_field: user, self.iid_field: item, self.neg_item_field: negative})
+        label = torch.zeros(len(user), 1 + self._per_row, device=user.device)
+        label[:, 0] = 1
+        pairs = torch.cat([item[:, None], negative], 1)
+        return Interaction(
+            {
+                self.uid_field: user.repeat_interleave(pairs.shape[1]),
+                self.iid_field: pairs.flatten(),
+                self.label_field: label.flatten(),
+            }
+        )
 
 
 def _number(alpha: Any) -> float:

@@ -3,9 +3,14 @@
 Every function is its trivial self where no process group exists.
 """
 
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def active() -> bool:
@@ -46,3 +51,56 @@ def gather_rows(own: Tensor, device: torch.device) -> Tensor:
     parts = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(parts, padded)
     return torch.cat([part[:length].cpu() for part, length in zip(parts, lengths, strict=True)])
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if active():
+        dist.barrier()
+
+
+def agreed(value: T) -> T:
+    """Rank 0's ``value``, on every process; it is pickled on the way."""
+    if not active():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every process's ``value``, by rank."""
+    if not active():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of every process's tensor, as a new tensor."""
+    if not active():
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def broadcast_parameters(module: torch.nn.Module) -> None:
+    """Give every process rank 0's parameters."""
+    if active():
+        for parameter in module.parameters():
+            dist.broadcast(parameter.data, src=0)
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Add up every process's gradients in place; one that a process has none of counts as 0, if another has it."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    has = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
+    has = has.to(parameters[0].device)
+    dist.all_reduce(has, dist.ReduceOp.MAX)
+    for parameter, wanted in zip(parameters, has.tolist(), strict=True):
+        if wanted:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)

@@ -56,6 +56,9 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
     was left alone: stage 1 is repeated, stage 2 goes on, stage 3 follows.
     """
 
+    saved_model_file: str
+    best_valid_score: float
+
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)

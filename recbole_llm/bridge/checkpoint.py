@@ -1,0 +1,235 @@
+"""Checkpoints that survive: written whole or not at all, read without running code, refused when they do not fit.
+
+A checkpoint is RecBole's dictionary (``trainer/trainer.py:289``) with what else a resume needs, in a ``torch.save`` file that
+both sides read: RecBole's ``load_data_and_model`` unpickles the ``Config`` inside, and :func:`read_checkpoint`, which reads
+with ``weights_only=True``, leaves it as bytes.
+"""
+
+import hashlib
+import os
+import pickle
+import random
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FORMAT = "recbole-llm checkpoint"
+VERSION = 1
+LAST_SUFFIX = "-last.pth"
+# what belongs to a process and not to a run
+_PROCESS_KEYS = ("local_rank", "world_size", "ip", "port", "nproc", "offset", "resume_from")
+
+
+# ---------------------------------------------------------------- files
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of ``path`` once it is complete and on the disk; on an error ``path`` stays as it was."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the directory's entry too; Windows has no such call
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove_unfinished(path: str | os.PathLike[str]) -> None:
+    """Delete what a killed process left of writing ``path``."""
+    target = Path(path)
+    for leftover in target.parent.glob(f".{target.name}.tmp-*"):
+        leftover.unlink(missing_ok=True)
+
+
+def last_file(best: str | os.PathLike[str]) -> str:
+    """The file of the last epoch beside ``best``, the file of the best one."""
+    return str(best).removesuffix(".pth") + LAST_SUFFIX
+
+
+def best_file(path: str | os.PathLike[str]) -> str:
+    """The file of the best epoch that belongs to ``path``, a file of the last epoch or already of the best."""
+    name = str(path)
+    return name.removesuffix(LAST_SUFFIX) + ".pth" if name.endswith(LAST_SUFFIX) else name
+
+
+# ---------------------------------------------------------------- content
+
+
+class _Pickled:
+    """An object kept as pickled bytes: a full ``torch.load`` gives the object, :func:`read_checkpoint` the bytes."""
+
+    def __init__(self, value: Any) -> None:
+        self._bytes = torch.frombuffer(bytearray(pickle.dumps(value, protocol=4)), dtype=torch.uint8)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return unpickled, (self._bytes,)
+
+
+def unpickled(content: Tensor) -> Any:
+    """The object in ``content``, ``[n]`` uint8; checkpoints name this function, so it keeps its place."""
+    return pickle.loads(content.cpu().numpy().tobytes())
+
+
+def _left_pickled(content: Tensor) -> Tensor:
+    return content
+
+
+def plain(value: Any) -> Any:
+    """``value`` as what ``weights_only=True`` reads: tensors, numbers, strings, lists, tuples, dictionaries, ``None``."""
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(plain(item) for item in value) if type(value) in (list, tuple) else list(map(plain, value))
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if value is None or isinstance(value, (bool, int, float, str, Tensor)):
+        return value
+    return str(value)
+
+
+def random_state(loader_generator: torch.Generator | None) -> dict[str, Any]:
+    """The state of every random stream of this process, as plain values."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, np.asarray(keys).tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "loader": None if loader_generator is None else loader_generator.get_state(),
+    }
+
+
+def set_random_state(state: Mapping[str, Any], loader_generator: torch.Generator | None) -> None:
+    """Take over what :func:`random_state` gave."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([device.cpu() for device in state["cuda"]])
+    if loader_generator is not None and state["loader"] is not None:
+        loader_generator.set_state(state["loader"].cpu())
+
+
+def data_fingerprint(offsets: Tensor, ids: Tensor) -> str:
+    """A digest of the training interactions, in CSR form."""
+    digest = hashlib.sha256()
+    for tensor in (offsets, ids):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """What was given to a run over the defaults (files, dictionaries, command line), as plain values."""
+    given = {key: value for key, value in config.external_config_dict.items() if key not in _PROCESS_KEYS}
+    return {"model": config["model"], "dataset": config["dataset"], "given": plain(given)}
+
+
+def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], config: Any) -> None:
+    """Write ``state`` and the configuration to ``path``, atomically.
+
+    Args:
+        path: the file.
+        state: tensors and plain values.
+        config: RecBole's ``Config``.
+
+    Raises:
+        OSError: if it cannot be written, for instance on a full disk; a file that was there is still whole.
+    """
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "settings": settings_of(config),
+        **state,
+        "config": _Pickled(config),
+    }
+    try:
+        with atomic_file(path) as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"The checkpoint {path} could not be written ({error}). An earlier one of that name is unharmed: "
+            "make room, or set checkpoint_dir to another disk, and resume from it."
+        ) from error
+
+
+def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of ours without running code from it; its ``config`` stays pickled.
+
+    Args:
+        path: the file.
+        device: where tensors go.
+
+    Raises:
+        ValueError: if there is no such file, it is damaged, or nothing that recbole-llm wrote.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"checkpoint: {str(path)!r} does not exist. Give a file such as saved/LLMTwoTower-...-last.pth."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not verify what it reads
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint: {str(path)!r} is damaged or no checkpoint at all ({error}). "
+            "Resume from another file, or start the run again."
+        ) from error
+    own = (_left_pickled, f"{unpickled.__module__}.{unpickled.__qualname__}")
+    try:
+        with torch.serialization.safe_globals([own]):  # type: ignore[list-item]
+            content = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        raise _foreign(path) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise _foreign(path)
+    if content["version"] > VERSION:
+        raise ValueError(f"checkpoint: {str(path)!r} was written by a newer recbole-llm; upgrade this one.")
+    return content
+
+
+def _foreign(path: str | os.PathLike[str]) -> ValueError:
+    return ValueError(
+        f"checkpoint: {str(path)!r} was not written by recbole-llm for LLMTwoTower. Checkpoints of other models and programs "
+        "are read by RecBole's load_data_and_model, and by none of ours."
+    )
+
+
+def settings_for_resume(path: str | os.PathLike[str]) -> tuple[str, str, dict[str, Any]]:
+    """Model, dataset and configuration dictionary that go on from ``path`` with the settings it was written under.
+
+    Raises:
+        ValueError: see :func:`read_checkpoint`.
+    """
+    from recbole_llm.bridge.configuration import parse_value
+
+    settings = read_checkpoint(path)["settings"]
+    # Config parses the strings of a dictionary: one that would become something else is written as a literal
+    given = {
+        key: repr(value) if isinstance(value, str) and parse_value(value) != value else value
+        for key, value in settings["given"].items()
+    }
+    for key in ("model", "dataset"):
+        given.pop(key, None)
+    return settings["model"], settings["dataset"], given | {"resume_from": str(path)}

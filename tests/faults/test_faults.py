@@ -1,0 +1,77 @@
+"""Runs that are killed, stopped or out of disk lose nothing. ``kill_and_resume.py --kills 20`` is the long form, by hand."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("recbole")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+
+SCRIPT = Path(__file__).with_name("kill_and_resume.py")
+
+
+@pytest.fixture(scope="module")
+def faults():
+    spec = importlib.util.spec_from_file_location("kill_and_resume", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_killed_runs_resume_to_the_same_bits():
+    """In an interpreter of its own: a process that is forked should have no threads."""
+    out = subprocess.run([sys.executable, str(SCRIPT), "--kills", "2"], capture_output=True, text=True, timeout=600)
+    assert out.returncode == 0, out.stdout + out.stderr[-3000:]
+    assert out.stdout.count("equal") >= 1
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_earlier_checkpoint(tmp_path):
+    """The limit on a file's size stands for the disk: it is lowered once the first checkpoint is there."""
+    code = f"""
+import resource, signal, sys
+sys.path[:0] = [{str(SCRIPT.parent)!r}, {str(SCRIPT.parents[1])!r}]
+import kill_and_resume as faults
+from pathlib import Path
+from recbole_llm.bridge import trainer
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Path({str(tmp_path)!r})
+faults.write_dataset(folder)
+write = trainer.write_checkpoint
+def filling(path, state, config):
+    if state["epoch"] == 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    write(path, state, config)
+trainer.write_checkpoint = filling
+code = faults.exit_code(faults.start(folder, [*faults.RUN, f"--data_path={{folder}}"]))
+(last,) = folder.glob("saved/*-last.pth")
+print(code, faults.read_checkpoint(last)["epoch"], faults.leftovers(folder))
+trainer.write_checkpoint = write
+code = faults.exit_code(faults.start(folder, ["--resume", str(last)]))
+print(code, faults.read_checkpoint(last)["epoch"] > 3)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    log = (tmp_path / "run.log").read_text()
+    assert out.stdout.splitlines()[-2:] == ["2 2 []", "0 True"], out.stdout + out.stderr[-2000:] + log[-2000:]
+    assert re.search(r"error: The checkpoint .* could not be written", log)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_during_a_save_waits_for_it(name):
+    from recbole_llm.bridge.interruption import Interruption
+
+    number, done = getattr(signal, name), []
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt if name == "SIGINT" else SystemExit) as caught, Interruption() as interruption:
+        with interruption.held():
+            os.kill(os.getpid(), number)
+            done.append("saved")
+        done.append("not reached")
+    assert done == ["saved"]
+    assert name == "SIGINT" or caught.value.code == 128 + number
+    assert signal.getsignal(number) is before
