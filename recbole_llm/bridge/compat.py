@@ -211,8 +211,10 @@ def _dok(module: ModuleType) -> None:
 def _needs_agg_len() -> tuple[bool, str]:
     import pandas as pd
 
-    rows = isinstance(pd.Series([[1], [2, 3]]).agg(builtins.len), pd.Series)
-    return not rows, f"Series.agg(len) of pandas {pd.__version__} counts {'each element' if rows else 'the rows'}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cells = isinstance(pd.Series([[1], [2, 3]]).agg(builtins.len), pd.Series)
+    return not cells, f"Series.agg(len) of pandas {pd.__version__} counts {'each cell' if cells else 'the rows'}"
 
 
 @repair(
@@ -308,8 +310,10 @@ def _warnings(module: ModuleType) -> None:
     """RecBole's own lines do not fill the screen: the fill that :func:`_fillna` did before, a column that is only read."""
     import pandas as pd
 
-    inside = r"recbole\.(data\.dataset\.dataset|trainer\.trainer)"
+    inside = r"recbole\.(data\.dataset\.\w+|trainer\.trainer)"
     warnings.filterwarnings("ignore", category=pd.errors.ChainedAssignmentError, module=inside)
+    warnings.filterwarnings("ignore", message="A value is trying to be set on a copy", module=inside)  # pandas 2
+    warnings.filterwarnings("ignore", message="using <built-in function len> in Series.agg", module=inside)  # pandas 2
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable", module=inside)
     warnings.filterwarnings("ignore", message=r"`torch\.cuda\.amp\.GradScaler", module=inside)
 

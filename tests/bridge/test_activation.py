@@ -40,8 +40,8 @@ def recbole(folder, files, version="1.2.1"):
 
 def test_importing_the_package_is_cheap_and_loads_nothing():
     code = (
-        "import sys, time\nbefore = set(sys.modules)\nstart = time.perf_counter()\nimport recbole_llm\n"
-        "seconds = time.perf_counter() - start\n"
+        "import sys, time\nbefore = set(sys.modules)\nstart = time.process_time()\nimport recbole_llm\n"
+        "seconds = time.process_time() - start\n"
         "print(seconds, *sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
     )
     runs = [python(code).stdout.split() for _ in range(3)]
