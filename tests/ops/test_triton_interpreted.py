@@ -6,6 +6,7 @@ Triton interprets for a whole process or not at all, so these run where TRITON_I
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import interpreter_checks
-import recbole_llm_kernels as kernels
 import test_catalog
 import test_pairs
 import test_sampled
@@ -25,9 +25,11 @@ import test_topk
 import triton
 import triton.language as tl
 from ops_cases import LOW, names, row_lists
+from test_contract import Case
+
+import recbole_llm_kernels as kernels
 from recbole_llm_kernels import reference
 from recbole_llm_kernels.triton_ops import segment_sum, targets
-from test_contract import Case
 
 interpreter_checks.install()
 
@@ -92,22 +94,12 @@ def test_catalogue_at_lower_precision(precision):
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        if precision == "high":
-            test_catalog.check("catalog_bce", "triton", *test_catalog.make(20, 90, 24, 3, torch.bfloat16))
         test_catalog.check("catalog_bce", "triton", *test_catalog.make(20, 90, 24, 3, torch.float32))
-        operands, lists = test_catalog.make(20, 90, 24, 3, torch.bfloat16)
-        with pytest.raises(AssertionError, match="gradient") if precision == "medium" else _nothing():
-            test_catalog.check("catalog_bce", "triton", *(operands, lists), reduction="none")
+        rounded = pytest.raises(AssertionError, match="gradient") if precision == "medium" else nullcontext()
+        with rounded:
+            test_catalog.check("catalog_bce", "triton", *test_catalog.make(20, 90, 24, 3, torch.bfloat16))
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-class _nothing:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return False
 
 
 @pytest.mark.parametrize("name", test_catalog.LOSSES)
@@ -148,8 +140,9 @@ def test_program_order_changes_nothing(name):
 @pytest.mark.parametrize("number", range(9))
 def test_ids_out_of_range_are_masked(number, monkeypatch):
     """As on a GPU, where nothing looks at ids first: every access stays inside, the loss is NaN, gradients exist."""
-    from recbole_llm_kernels import backends, ops
     from test_contract import bad_ids
+
+    from recbole_llm_kernels import backends, ops
 
     monkeypatch.setattr(backends, "synchronising_checks", lambda device: False)
     monkeypatch.setattr(ops, "synchronising_checks", lambda device: False)

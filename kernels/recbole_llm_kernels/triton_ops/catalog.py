@@ -133,8 +133,9 @@ def _softmax_row_kernel(
     begin = tl.load(offset_ptr + b)
     end = tl.load(offset_ptr + b + 1)
     part = tl.arange(0, BLOCK_S)
-    peaks = tl.load(peak_ptr + part * B + b, mask=part < splits, other=LOWEST)
-    totals = tl.load(total_ptr + part * B + b, mask=part < splits, other=0.0)
+    at = part.to(tl.int64) * B + b
+    peaks = tl.load(peak_ptr + at, mask=part < splits, other=LOWEST)
+    totals = tl.load(total_ptr + at, mask=part < splits, other=0.0)
     peak = tl.max(peaks, axis=0)
     for t0 in range(begin, end, BLOCK_T):
         t = t0 + tl.arange(0, BLOCK_T)
@@ -179,7 +180,8 @@ def catalog_ce_fwd(
     assert sums.value is not None
     row = rows_of(target_offsets, T)
     logit, _ = launch_pairs("dot", query, item, row, target_ids, item_bias)
-    loss, log_z = torch.empty(2, B, dtype=torch.float32, device=query.device)
+    loss = torch.empty(B, dtype=torch.float32, device=query.device)
+    log_z = torch.empty_like(loss)
     slope = torch.empty_like(logit)
     if B:
         splits = len(sums.value)

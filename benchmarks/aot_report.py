@@ -1,0 +1,291 @@
+"""What the compiler makes of every Triton kernel, without a GPU: registers, spills, shared memory, instructions, floor.
+
+    python benchmarks/aot_report.py                          # the whole table: a long while
+    python benchmarks/aot_report.py --arch sm_90 --dtype bfloat16 --dim 64 --check
+
+The launchers run on small CPU tensors with Triton's launch replaced by a recorder, so what is compiled is what would be
+launched. ``--check`` exits with 1 where a kernel spills, exceeds shared memory, lacks the tensor-core or wide-load
+instructions it is meant to have, or multiplies row offsets in 32 bits. The floor is a prediction from nominal peaks for
+the workload named in the table (pairs P = 65,536; rows B = 2,048; N = 1,000,000; K = 64), never a measurement.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from recbole_llm_kernels.triton_ops import catalog, pairs, sampled, topk, tuning
+
+
+class Arch(NamedTuple):
+    """A target, its limits, and the nominal peaks of its data-centre card for the predicted floor."""
+
+    target: GPUTarget
+    on: tuning.Target
+    shared_limit: int  # bytes of one program
+    matrix: str  # tensor-core instruction
+    bandwidth: float  # bytes / s
+    matrix_peak: float  # dense bfloat16 flop / s
+    exponentials: float  # special functions / s
+
+
+ARCHS = {
+    "sm_80": Arch(GPUTarget("cuda", 80, 32), tuning.Target("cuda", 80, 108), 163 << 10, "HMMA", 2.0e12, 312e12, 2.4e12),
+    "sm_90": Arch(GPUTarget("cuda", 90, 32), tuning.Target("cuda", 90, 132), 227 << 10, "HGMMA", 4.3e12, 790e12, 3.9e12),
+    "sm_100": Arch(GPUTarget("cuda", 100, 32), tuning.Target("cuda", 100, 148), 227 << 10, "UTCMMA", 8e12, 2.2e15, 4.4e12),
+    "gfx942": Arch(GPUTarget("hip", "gfx942", 64), tuning.Target("hip", 942, 304), 64 << 10, "MFMA", 5.3e12, 1.3e15, 1e13),
+}  # fmt: skip
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64",
+         torch.bool: "i1"}  # fmt: skip
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+# sizes as a launch specialises them: any; 1 becomes a constant of the compiler; 16 makes wide accesses possible
+SIZES = ("generic", "one", "sixteen")
+
+
+class Recorded(NamedTuple):
+    """One launch: the kernel, and the value of every argument and option."""
+
+    kernel: JITFunction
+    values: dict[str, Any]
+    options: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """The kernel's name without decoration, and the term of a tile pass."""
+        name = self.kernel.__name__.strip("_").removesuffix("_kernel")
+        return f"{name}[{self.values['TERM']}]" if "TERM" in self.values else name
+
+
+@contextmanager
+def recorder(on: tuning.Target) -> Iterator[list[Recorded]]:
+    """Launches are recorded instead of made, with block sizes for ``on``."""
+    recorded: list[Recorded] = []
+
+    def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        values = dict(zip(self.arg_names, args, strict=False))
+        values |= {name: value for name, value in options.items() if name in self.arg_names}
+        recorded.append(Recorded(self, values, {name: options[name] for name in OPTIONS if name in options}))
+
+    run, target = JITFunction.run, tuning.target
+    JITFunction.run, tuning.target = record, lambda device: on
+    try:
+        yield recorded
+    finally:
+        JITFunction.run, tuning.target = run, target
+
+
+def launches(arch: str, dtype: torch.dtype, D: int) -> list[Recorded]:
+    """Every kernel once, as its launcher configures it for the architecture, dtype and width."""
+    B, N, K = 96, 4096, 40
+    user, item = torch.zeros(B, D, dtype=dtype), torch.zeros(N, D, dtype=dtype)
+    bias, ids, one = torch.zeros(N), torch.zeros(B, dtype=torch.int64), torch.ones(())
+    rows, every = torch.arange(B + 1), [True, True, True]
+    targets, negatives = (rows, rows[:-1].clone()), torch.zeros(B, K, dtype=torch.int64)
+    with recorder(ARCHS[arch].on) as recorded:
+        _, slope = pairs.pair_bce_fwd(user, item, ids, ids, torch.zeros(B), bias, None, "mean")
+        pairs.pair_bwd(one, slope, user, item, ids, ids, bias, every)
+        _, *formed = catalog.catalog_bce_fwd(user, item, *targets, bias, None, 1.0, "mean", every)
+        catalog.catalog_bce_bwd(one, user, item, *targets, bias, None, 1.0, "mean", tuple(formed), every)
+        _, log_z, slope, *formed = catalog.catalog_ce_fwd(user, item, *targets, bias, None, "mean", every)
+        args = (user, item, *targets, bias, None, "mean", log_z, slope, tuple(formed), every)
+        catalog.catalog_ce_bwd(one, *args)
+        sampled.sampled_bce_fwd(user, item, ids, ids, negatives, bias, bias, None, None, 1.0, "mean", every)
+        topk.score_topk(user, item, 10, bias, *targets)
+    unique: dict[tuple[Any, ...], Recorded] = {}
+    for launch in recorded:
+        given = tuple((name, x is None) for name, x in launch.values.items())
+        unique.setdefault((launch.label, given), launch)
+    return list(unique.values())
+
+
+def compile_launch(launch: Recorded, arch: str, sizes: str = "sixteen") -> Any:
+    """Compile for ``arch`` with integer arguments specialised as ``sizes`` says."""
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(launch.kernel.params):
+        value = launch.values[parameter.name]
+        signature[parameter.name] = "constexpr"
+        if parameter.is_constexpr or value is None:
+            constants[i,] = value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + NAMES[value.dtype]
+            attributes[i,] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        elif sizes == "one":
+            constants[i,] = 1
+        else:
+            signature[parameter.name] = "i32"
+            if sizes == "sixteen":
+                attributes[i,] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=ARCHS[arch].target, options=launch.options)
+
+
+def measure(compiled: Any, arch: str) -> dict[str, int]:
+    """Registers, spilled bytes (registers on AMD), shared memory and counts of instructions."""
+    found = {"shared": compiled.metadata.shared}
+    if arch.startswith("gfx"):
+        text = compiled.asm["amdgcn"]
+        for key, name in (("registers", "vgpr_count"), ("spills", "vgpr_spill_count")):
+            match = re.search(rf"\.{name}:\s*(\d+)", text)
+            assert match is not None
+            found[key] = int(match[1])
+        counts = {"matrix": "v_mfma", "wide_loads": r"(?:global|buffer)_load_dwordx4", "exponentials": "v_exp_f32",
+                  "fma": r"v_(?:pk_)?fma", "atomics": r"(?:global|buffer)_atomic"}  # fmt: skip
+    else:
+        tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            command = [tools / "cuobjdump", "--dump-resource-usage", file.name]
+            usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            text = subprocess.run([tools / "nvdisasm", file.name], capture_output=True, text=True, check=True).stdout
+        match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+        assert match is not None
+        found |= {"registers": int(match[1]), "spills": int(match[2]) + int(match[3])}
+        counts = {"matrix": r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", "wide_loads": r"\bLDG\.E\.(?:\w+\.)*128|\bLDGSTS",
+                  "exponentials": r"\bMUFU\.EX2", "fma": r"\bFFMA", "atomics": r"\b(?:ATOMG|RED)\."}  # fmt: skip
+    return found | {name: len(re.findall(pattern, text)) for name, pattern in counts.items()}
+
+
+def narrow_offsets(ttir: str) -> list[str]:
+    """Pointer offsets in 32 bits that hold a product of tensors, a row number times a width: they overflow."""
+    defined = {m[1]: m[2] for m in re.finditer(r"^\s*(%[\w#]+)(?::\d+)? = (.*)$", ttir, re.M)}
+
+    def multiplies(name: str, seen: set[str]) -> bool:
+        text = defined.get(name, "")
+        if name in seen or "xi32>" not in text:  # scalars are program numbers times block sizes
+            return False
+        if text.startswith("arith.muli"):
+            return True
+        kept = text.startswith(
+            ("arith.addi", "arith.subi", "tt.broadcast", "tt.expand_dims", "arith.select", "tt.splat")
+        )
+        return kept and any(multiplies(x, seen | {name}) for x in re.findall(r"%[\w#]+", text))
+
+    found = []
+    for line in ttir.splitlines():
+        match = re.search(r"tt\.addptr (%[\w#]+), (%[\w#]+) : .*, tensor<[\dx]+xi32>", line)
+        if match and multiplies(match[2], set()):
+            found.append(line.strip().split(" loc(")[0])
+    return found
+
+
+def is_product(launch: Recorded) -> bool:
+    """Whether the kernel is meant to use tensor cores."""
+    return "TERM" in launch.values
+
+
+def problems(launch: Recorded, row: dict[str, Any], ttir: str) -> list[str]:
+    """What a kernel must not show; empty where all is well."""
+    arch, values, found = ARCHS[row["arch"]], launch.values, []
+    if row["spills"]:
+        found.append(f"spills {row['spills']}")
+    if row["shared"] > arch.shared_limit:
+        found.append(f"needs {row['shared']} bytes of shared memory, the limit is {arch.shared_limit}")
+    if row["atomics"]:
+        found.append(f"has {row['atomics']} atomic operations")
+    on_cuda_cores = values.get("LOGIT_PRECISION") == "ieee" and row["dtype"] == "float32" and arch.on.kind == "cuda"
+    if is_product(launch) and not on_cuda_cores and row["matrix"] == 0:
+        found.append(f"has no {arch.matrix}")
+    aligned = row["D"] * (4 if row["dtype"] == "float32" else 2) % 16 == 0
+    reads_rows = is_product(launch) or row["kernel"] in ("pair_fwd", "sampled_bce_fwd", "group_score")
+    if reads_rows and aligned and row["wide_loads"] == 0:
+        found.append("has no 128-bit loads")
+    return found + [f"multiplies an offset in 32 bits: {line}" for line in narrow_offsets(ttir)]
+
+
+def floor(label: str, arch: Arch, D: int, dtype: torch.dtype) -> tuple[float, str]:
+    """Predicted microseconds and the resource that sets them, for the reference workload."""
+    P, B, N, K = 65_536, 2048, 1_000_000, 64
+    s = dtype.itemsize
+    rate = arch.matrix_peak * (1 if s == 2 else 0.25)
+    tables = (B + N) * D * s
+    work: dict[str, tuple[float, float, float]] = {  # bytes, flops, exponentials
+        "pair_fwd": (2 * P * D * s + 28 * P, 0, P),
+        "sort_key": (24 * P, 0, 0),
+        "chunk_sum": (2 * P * D * s + 24 * P, 0, 0),
+        "join_chunks": (P // 32 * D * 4, 0, 0),
+        "tile_pass[bce]": (tables + N * D * s, 6 * B * N * D if s == 2 else 4 * B * N * D, B * N),
+        "tile_pass[softmax]": (tables + N * D * s, 6 * B * N * D if s == 2 else 4 * B * N * D, B * N),
+        "tile_pass[exp_sum]": (tables, 2 * B * N * D, B * N),
+        "tile_pass[group_max]": (tables + 8 * B * N // 64, 2 * B * N * D, 0),
+        "softmax_row": (16 * P, 0, 2 * P),
+        "sampled_bce_fwd": (B * (K + 2) * D * s + 4 * B * (K + D), 0, B * K),
+        "group_score": (B * 10 * 64 * (D * s + 8), 0, 0),
+    }
+    size, flops, exponentials = work[label]
+    times = {"memory": size / arch.bandwidth, "matrix": flops / rate, "exp": exponentials / arch.exponentials}
+    limit = max(times, key=lambda name: times[name])
+    return 1e6 * times[limit], limit
+
+
+def report(
+    archs: list[str], dtypes: list[str], dims: list[int], sizes: list[str], progress: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """One row per architecture, dtype, width, kernel and specialisation; key "problems" lists what is wrong."""
+    rows = []
+    for arch in archs:
+        for dtype in dtypes:
+            for D in dims:
+                for launch in launches(arch, DTYPES[dtype], D):
+                    for variant in sizes:
+                        compiled = compile_launch(launch, arch, variant)
+                        row = {"arch": arch, "dtype": dtype, "D": D, "kernel": launch.label, "sizes": variant}
+                        row |= {"warps": launch.options["num_warps"], **measure(compiled, arch)}
+                        row["floor_us"], row["floor_by"] = floor(launch.label, ARCHS[arch], D, DTYPES[dtype])
+                        row["problems"] = problems(launch, row, compiled.asm["ttir"])
+                        rows.append(row)
+                        progress(line(row))
+    return rows
+
+
+COLUMNS = ("arch", "dtype", "D", "kernel", "sizes", "warps", "registers", "spills", "shared", "matrix", "wide_loads",
+           "exponentials", "fma", "floor_us", "floor_by")  # fmt: skip
+WIDTHS = (6, 8, 4, 21, 7, 5, 9, 6, 7, 6, 10, 12, 6, 9, 8)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    cells = (f"{row[c]:.1f}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS)
+    text = "  ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True))
+    return text + "".join(f"\n    PROBLEM: {problem}" for problem in row["problems"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table; with ``--check`` return 1 where anything is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", nargs="+", choices=list(ARCHS), default=list(ARCHS))
+    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--dim", nargs="+", type=int, default=[64, 128])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--precision", choices=["highest", "high", "medium"], default="highest",
+                        help="torch.set_float32_matmul_precision")  # fmt: skip
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where anything is wrong")
+    options = parser.parse_args(arguments)
+    torch.set_float32_matmul_precision(options.precision)
+    print("  ".join(name.ljust(width) for name, width in zip(COLUMNS, WIDTHS, strict=True)))
+    rows = report(options.arch, options.dtype, options.dim, options.sizes, lambda text: print(text, flush=True))
+    if options.json:
+        options.json.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1) + "\n")
+    wrong = sum(bool(row["problems"]) for row in rows)
+    print(f"{len(rows)} kernels compiled with Triton {triton.__version__}, {wrong} with problems")
+    return 1 if options.check and wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
