@@ -246,7 +246,7 @@ def fit_closed_form(
         return _fit_dense(catalogue, base, subset, dim, max_table_bytes, say)
     say(
         f"closed form: {n} items are more than {max_dense_items}, so the SVD form replaces the exact solution; "
-        f"it would hold {4 * 4 * n**2 / 2**30:.0f} GiB"
+        f"that one holds {4 * 4 * n**2 / 2**30:.1f} GiB"
     )
     return _fit_spectral(catalogue, base, subset, dim, max_table_bytes, say)
 
