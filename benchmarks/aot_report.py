@@ -97,11 +97,12 @@ def launches(arch: str, dtype: torch.dtype, D: int) -> list[Recorded]:
     with recorder(ARCHS[arch].on) as recorded:
         _, slope = pairs.pair_bce_fwd(user, item, ids, ids, torch.zeros(B), bias, None, "mean")
         pairs.pair_bwd(one, slope, user, item, ids, ids, bias, every)
-        _, *formed = catalog.catalog_bce_fwd(user, item, *targets, bias, None, 1.0, "mean", every)
-        catalog.catalog_bce_bwd(one, user, item, *targets, bias, None, 1.0, "mean", tuple(formed), every)
-        _, log_z, slope, *formed = catalog.catalog_ce_fwd(user, item, *targets, bias, None, "mean", every)
-        args = (user, item, *targets, bias, None, "mean", log_z, slope, tuple(formed), every)
-        catalog.catalog_ce_bwd(one, *args)
+        _, query, _, _ = catalog.catalog_bce_fwd(user, item, *targets, bias, None, 1.0, "mean", every)
+        formed = (query, None, None)
+        catalog.catalog_bce_bwd(one, user, item, *targets, bias, None, 1.0, "mean", formed, every)
+        _, log_z, slope, _, _, _ = catalog.catalog_ce_fwd(user, item, *targets, bias, None, "mean", every)
+        nothing = (None, None, None)
+        catalog.catalog_ce_bwd(one, user, item, *targets, bias, None, "mean", log_z, slope, nothing, every)
         sampled.sampled_bce_fwd(user, item, ids, ids, negatives, bias, bias, None, None, 1.0, "mean", every)
         topk.score_topk(user, item, 10, bias, *targets)
     unique: dict[tuple[Any, ...], Recorded] = {}
@@ -150,7 +151,7 @@ def measure(compiled: Any, arch: str) -> dict[str, int]:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(compiled.asm["cubin"])
             file.flush()
-            command = [tools / "cuobjdump", "--dump-resource-usage", file.name]
+            command = [str(tools / "cuobjdump"), "--dump-resource-usage", file.name]
             usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             text = subprocess.run([tools / "nvdisasm", file.name], capture_output=True, text=True, check=True).stdout
         match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
