@@ -1,8 +1,8 @@
 """Block sizes, chosen for (kernel, D, dtype, target) from ahead-of-time reports.
 
-No size here was timed: none has run on a GPU yet. Each is the largest of the sizes tried that
-``benchmarks/aot_report.py`` shows without spills and within shared memory. ``benchmarks/gpu_acceptance.py`` measures
-the alternatives on a card.
+No size here was timed: none has run on a GPU yet. Those of the tile passes are the largest of the few tried that
+compile without spills and within shared memory (``benchmarks/aot_report.py``); the others follow from their widths.
+``benchmarks/gpu_acceptance.py`` measures the alternatives on a card.
 """
 
 from functools import cache
@@ -63,7 +63,7 @@ def padded(D: int, smallest: int = 16) -> int:
 
 def pairs(D: int, dtype: torch.dtype, on: Target) -> PairBlocks:
     """Pairs per program and columns per step."""
-    # 64 pairs of float32 at BLOCK_D = 64 spill on sm_90 with 4 warps
+    # 34 registers on sm_90 for float32 and D = 64: many programs at once hide the latency of the gathers
     return PairBlocks(BLOCK_P=32, BLOCK_D=min(padded(D), 64), num_warps=4)
 
 
@@ -108,16 +108,22 @@ class TileBlocks(NamedTuple):
 
 
 def tiles(D: int, dtype: torch.dtype, precision: str, on: Target) -> TileBlocks:
-    """Rows, columns and dimensions of a tile; BLOCK_C divides 64."""
+    """Rows, columns and dimensions of a tile; BLOCK_C divides 64. Spills below: Triton 3.9, catalog_bce, both passes."""
+    # AMD, float32, D = 128: 66 registers spilled at a width of 128, none at 64
     BLOCK_D = min(padded(D), 128 if dtype == torch.bfloat16 else 64)
     if on.kind == "hip":
         return TileBlocks(64, 64, BLOCK_D, 4, 2)
-    if (dtype == torch.float32 and precision == "ieee") or (dtype != torch.bfloat16 and on.arch < 90):
-        # "ieee" goes without tensor cores: 64 x 64 spills by the thousand
+    if dtype == torch.bfloat16:
+        # 64 x 64 x 128, 4 warps: none on sm_80 and sm_90, 8 bytes on sm_100, where 8 warps spill none
+        return TileBlocks(64, 64, BLOCK_D, 8 if on.arch >= 100 and BLOCK_D > 64 else 4, 2)
+    if (dtype == torch.float32 and precision == "ieee") or on.arch < 90:
+        # "ieee" goes without tensor cores and fills 254 registers; "tf32x3" on sm_80: 16 bytes at 64 x 32, D = 64
         return TileBlocks(32, 32, BLOCK_D, 4, 2)
-    if dtype != torch.bfloat16 and on.arch < 100:
+    if on.arch < 100:
+        # "tf32x3" on sm_90: 120 bytes at 64 x 64, none at 64 x 32
         return TileBlocks(64, 32, BLOCK_D, 4, 2)
-    return TileBlocks(64, 64, BLOCK_D, 8 if on.arch >= 100 and (dtype != torch.bfloat16 or BLOCK_D > 64) else 4, 2)
+    # "tf32x3" on sm_100: 320 bytes with 4 warps, none with 8
+    return TileBlocks(64, 64, BLOCK_D, 8, 2)
 
 
 def column_splits(R: int, C: int, blocks: TileBlocks, on: Target) -> tuple[int, int]:
