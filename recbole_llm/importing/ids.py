@@ -1,5 +1,7 @@
 """Ids of users and items: kept as written, checked against what an atomic file and RecBole's reader keep."""
 
+import unicodedata
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -82,17 +84,20 @@ def _true(mask: pa.Array) -> np.ndarray:
 
 def look_alikes(ids: pa.Array) -> list[tuple[str, str]]:
     """Pairs of different ids that are equal without the white space around them and in Unicode's form NFC."""
-    plain = pc.utf8_normalize(pc.utf8_trim_whitespace(ids), form="NFC")
-    changed = pc.not_equal(plain, ids)
-    if not pc.any(changed).as_py():
-        return []
+    usual = pc.and_(pc.string_is_ascii(ids), pc.equal(pc.utf8_trim_whitespace(ids), ids))
+    unusual = {value: _plain(value) for value in ids.filter(pc.invert(usual)).to_pylist()}
+    unusual = {value: plain for value, plain in unusual.items() if value != plain}
+    taken = set(ids.filter(pc.is_in(ids, value_set=pa.array(list(unusual.values()), pa.string()))).to_pylist())
     first: dict[str, str] = {}
     pairs = []
-    unusual, simple = ids.filter(changed), plain.filter(changed)
-    is_id = pc.is_in(simple, value_set=ids)
-    for value, form, taken in zip(unusual.to_pylist(), simple.to_pylist(), is_id.to_pylist(), strict=True):
-        other = form if taken else first.get(form)
+    for value, plain in unusual.items():
+        other = plain if plain in taken else first.get(plain)
         if other is not None:
             pairs.append((other, value))
-        first.setdefault(form, value)
+        first.setdefault(plain, value)
     return pairs
+
+
+def _plain(value: str) -> str:
+    # not Arrow's utf8_normalize: that of pyarrow 16 gives NFD whatever it is asked for
+    return unicodedata.normalize("NFC", value.strip())

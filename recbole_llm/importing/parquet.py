@@ -85,7 +85,10 @@ def as_strings(array: pa.Array) -> pa.Array:
         integers = pc.cast(pc.cast(pc.if_else(whole, array, None), pa.int64()), pa.string())
         return pc.coalesce(integers, pc.cast(array, pa.string()))
     if pa.types.is_timestamp(kind):
-        array = pc.cast(array, pa.timestamp("us", kind.tz), safe=False)
+        instants = pc.cast(pc.cast(array, pa.timestamp("us", kind.tz), safe=False), pa.int64())
+        # by way of numbers: strings of another zone would need its name in a database of zones
+        strings = pc.cast(pc.cast(instants, pa.timestamp("us")), pa.string())
+        return strings if kind.tz is None else pc.binary_join_element_wise(strings, "Z", "")
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         array = pc.cast(array, pa.binary())
     strings = pc.cast(array, pa.string())

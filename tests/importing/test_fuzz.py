@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -19,45 +20,11 @@ from recbole_llm.content.text import read_atomic_table
 from recbole_llm.importer import import_dataset
 from recbole_llm.importing import text_tables
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
-NASTY = [
-    "a",
-    "b",
-    "1",
-    "1.0",
-    "NA",
-    "null",
-    "",
-    " ",
-    '"',
-    "'",
-    ",",
-    "\t",
-    "\n",
-    "\r",
-    "\r\n",
-    "\x00",
-    "é",
-    "e\u0301",
-    "\u2028",
-    "\x85",
-]
-NASTY += [
-    "\ufeff",
-    "[PAD]",
-    "<b>",
-    "&amp;",
-    "nan",
-    "inf",
-    "-1",
-    "1e999",
-    "1700000000",
-    "1700000000000",
-    "2020-01-01T00:00:00Z",
-    "\\",
-    "😀",
-]
+CHARACTERS = [*"ab1 \"',\t\n\r\x00é\u2028\x85\ufeff\\😀"]
+WORDS = ["", "1.0", "NA", "null", "nan", "inf", "-1", "1e999", "[PAD]", "<b>", "&amp;", "e\u0301", "\r\n"]
+NASTY = [*CHARACTERS, *WORDS, "1700000000", "1700000000000", "2020-01-01T00:00:00Z"]
 cell = st.lists(st.sampled_from(NASTY), max_size=3).map("".join)
 row = st.lists(cell, min_size=4, max_size=4)
 options = st.fixed_dictionaries(
@@ -197,6 +164,8 @@ def test_any_text_below_a_header(body, foreign, given_options):
 def test_well_formed_csv_of_nasty_cells(rows, items, given_options, quote):
     given_options = {**given_options, "quoting": "csv", "bad_rows": "drop"}
     rows = [["u0", "i0", "3", "1700000000"], *rows]
+    if sys.version_info < (3, 11):  # its csv module neither writes nor reads NUL
+        rows, items = ([[cell.replace("\0", "") for cell in cells] for cells in table] for table in (rows, items))
     files = []
     for header, table in (
         (["user", "item", "rating", "timestamp"], rows),
