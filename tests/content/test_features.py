@@ -196,7 +196,7 @@ class TestEncodeTexts:
     def test_no_gradient_is_kept(self, tiny_bert):
         assert not encode_texts(["a"], load_encoder(str(tiny_bert))).vectors.requires_grad
 
-    @given(st.lists(st.integers(1, 30), min_size=1, max_size=200), st.randoms(use_true_random=False))
+    @given(st.lists(st.integers(1, 15), min_size=30, max_size=200), st.randoms(use_true_random=False))
     def test_without_some_shards_the_others_stay(self, sizes, rng):
         """What makes a resumed run bitwise equal: leaving finished shards out does not move the borders of the rest."""
         samples = dict(enumerate(SimpleNamespace(size=size) for size in sizes))

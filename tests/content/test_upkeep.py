@@ -89,10 +89,10 @@ def test_nothing_asked_removes_damage_alone(store, tiny_bert):
 
 def test_files_of_others_stay(store, caplog):
     """feature_cache_dir may be a folder with other things in it."""
-    (store.folder / "photo.jpg").write_bytes(b"x")
-    (store.folder / "text-album").mkdir()
     inside = store_info(store.folder)[0].folder / "note.txt"
     inside.write_text("mine")
+    (store.folder / "photo.jpg").write_bytes(b"x")
+    (store.folder / "text-album").mkdir()
     prune(store.folder, unused_days=0)
     assert {path.name for path in store.folder.iterdir()} == {"photo.jpg", "text-album", inside.parent.name}
     assert list(inside.parent.iterdir()) == [inside]
