@@ -196,6 +196,7 @@ class Export:
         history_items: ``[nnz]`` int32 rows, ascending within a user.
         history_weight: ``[nnz]`` float32, t_j.
         text_map: or ``None``.
+        index: bytes of the index file, or ``None``.
     """
 
     folder: Path
@@ -214,6 +215,7 @@ class Export:
     history_items: np.ndarray
     history_weight: np.ndarray
     text_map: TextMap | None
+    index: memoryview | None = None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -358,6 +360,7 @@ def load_export(folder: str | Path, *, verify: bool = True) -> Export:
         history_items=items,
         history_weight=weight,
         text_map=_read_text_map(opened[TEXT_MAP], manifest) if TEXT_MAP in opened else None,
+        index=opened.get(INDEX),
     )
 
 

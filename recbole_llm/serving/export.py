@@ -84,7 +84,7 @@ def export_model(
     offsets = history.offsets.numpy()
     if int(offsets[1]) != 0:
         raise ValueError("The padding user has a history; the model's history is not in the dataset's order.")
-    built = _index(index, tables.vector, tables.bias)
+    built = _index(index, tables, history)
     contents = ExportContents(
         item_ids=item_ids,
         user_ids=user_ids,
@@ -264,12 +264,17 @@ def _text_map(tables: ModelTables, dataset: Any, options: Any, encoder: Any | No
     return tables.text_map(*feature_map(raw, options.feature_transform))
 
 
-def _index(kind: str, vector: np.ndarray, bias: np.ndarray) -> tuple[Mapping[str, Any], bytes] | None:
-    if kind == "exact" or (kind == "auto" and len(vector) <= EXACT_UP_TO):
+def _index(kind: str, tables: ModelTables, history: Any) -> tuple[Mapping[str, Any], bytes] | None:
+    if kind == "exact" or (kind == "auto" and len(tables.vector) <= EXACT_UP_TO):
         return None
-    from recbole_llm.serving.ivf import build_index
+    from recbole_llm.serving.ivf import build_index, sample_queries
+    from recbole_llm.serving.query import Pooling
 
-    return build_index(vector, bias)
+    items = history.ids.numpy() - 1
+    weight = np.ones(len(items), np.float32) if history.weights is None else history.weights.numpy()
+    pooling = Pooling(tables.blocks, tables.offset)
+    queries = sample_queries(pooling, tables.source, history.offsets.numpy()[1:], items, weight)
+    return build_index(tables.vector, tables.bias, queries)
 
 
 # ------------------------------------------------------------------ command

@@ -4,19 +4,21 @@ recommender = Recommender(load_export("EXPORT"))
 recommender.recommend(Request(user="196", k=10, explain=3))
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from logging import getLogger
 from typing import Any
 
 import numpy as np
 
 from recbole_llm.serving.artifact import Export
 from recbole_llm.serving.catalog import Catalog, MappedItem
-from recbole_llm.serving.errors import UnknownItemError, UnknownUserError
+from recbole_llm.serving.errors import ExportError, UnknownItemError, UnknownUserError
 from recbole_llm.serving.query import Pooling, Query
 from recbole_llm.serving.retrieval import ExactRetriever, Hits, Retriever, best, top_rows
 
 FALLBACKS = ("none", "popular")
+log = getLogger(__name__)
 _NO_ROWS = np.zeros(0, np.int64)
 
 
@@ -129,16 +131,19 @@ class Recommender:
 
     Args:
         export: the model.
-        retriever: finds the best rows; ``None`` scores everything.
+        make_retriever: makes what finds the best rows of this export in its catalogue; ``None``: the export's index where
+            it has one (extra ``ann``), else everything is scored.
     """
 
-    def __init__(self, export: Export, retriever: Retriever | None = None) -> None:
+    def __init__(
+        self, export: Export, make_retriever: Callable[[Export, Catalog], Retriever | None] | None = None
+    ) -> None:
         self.export = export
         self.catalog = Catalog(export)
         self.overlay_seq = 0
         self._user_row = {user_id: row for row, user_id in enumerate(export.user_ids)}
         self._pooling = Pooling(export.manifest.blocks, export.offset)
-        self._retriever = retriever
+        self._retriever = (make_retriever or _retriever_of)(export, self.catalog)
         self._popularity: np.ndarray | None = None
         self._norms: np.ndarray | None = None
 
@@ -359,3 +364,17 @@ class Recommender:
         if self.export.text_map is None:
             raise ValueError("This export maps no texts: its model has no encoder, or no map was fitted.")
         return self.export.text_map.apply(text_vectors)
+
+
+def _retriever_of(export: Export, catalog: Catalog) -> Retriever | None:
+    if export.index is None:
+        return None
+    from recbole_llm.serving.ivf import IvfRetriever
+
+    try:
+        return IvfRetriever(export, catalog)
+    except ValueError as error:
+        if isinstance(error, ExportError):
+            raise
+        log.warning("%s Until then every item is scored: the same answers, slower.", error)
+        return None
