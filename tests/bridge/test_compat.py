@@ -327,7 +327,9 @@ def test_ray_is_neither_loaded_nor_left_behind(repaired):
 
 
 def test_every_repair_is_shown(repaired):
-    assert set(SHOWN) == set(repaired["states"]) == {repair.name for repair in repairs.REPAIRS}
+    here = {compat.__name__, configuration.__name__}  # those of other modules are shown in their modules' tests
+    assert set(SHOWN) == {repair.name for repair in repairs.REPAIRS if repair.cure.__module__ in here}
+    assert set(SHOWN) <= set(repaired["states"])
 
 
 def snapshot():
