@@ -176,6 +176,7 @@ def test_parquet_types_become_strings(tmp_path):
     assert read(tmp_path)[1:] == [["7", "1000000000000001", "1577836800"], ["9", "4", "1577836800.25"]]
     assert report.interactions.dropped == {"user id missing": 1, "time missing": 1}
     assert report.interactions.examples == {"user id missing": [2], "time missing": [3]}
+    assert not any("no zone" in note for note in report.notes)
     assert read(tmp_path, suffix="item")[1][1] == "red, big one"
     assert "nested" in report.items.unused_columns
 
@@ -393,6 +394,13 @@ def test_bad_rows_can_be_dropped_and_are_counted(run):
     assert report.interactions.examples["rating is not a number"] == [5]
     assert report.interactions.blank_lines == 1
     assert report.interactions.rows_read == 7
+
+
+def test_blank_lines_are_counted_and_do_not_shift_the_places(run):
+    report, rows = run("user,item,rating\na,i,5\n\n\nb,j,\n,k,4\n")
+    assert report.interactions.blank_lines == 2
+    assert report.interactions.examples == {"user id missing": [6]}
+    assert rows[1:] == [["a", "i", "5"], ["b", "j", ""]]
 
 
 def test_items_report_their_rows_too(files, tmp_path):
