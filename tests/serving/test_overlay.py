@@ -13,9 +13,14 @@ from recbole_llm.serving.overlay import Delete, MemoryOverlay, OverlayError, Put
 FEATURE = np.arange(4, dtype=np.float32)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def overlay(request, tmp_path):
-    overlay = MemoryOverlay() if request.param == "memory" else SqliteOverlay(tmp_path / "state")
+    if request.param == "memory":
+        overlay = MemoryOverlay()
+    elif request.param == "sqlite":
+        overlay = SqliteOverlay(tmp_path / "state")
+    else:
+        overlay = open_overlay(request.getfixturevalue("postgres"))
     yield overlay
     overlay.close()
 
@@ -48,7 +53,7 @@ def test_what_a_put_leaves_out_stays(overlay):
 
 
 def test_odd_ids(overlay):
-    ids = ["", "a/b", "a'b", '"', "\n", "🎬", "x" * 256, "\x00"]
+    ids = ["", "a/b", "a'b", '"', "\n", "🎬", "x" * 256, "%s", "a\\b"]
     overlay.write([Put(i, i) for i in ids])
     assert [c.id for c in overlay.since(0)] == ids
 
