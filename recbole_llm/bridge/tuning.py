@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
@@ -190,8 +191,11 @@ def _search(
         raise ValueError("tune needs hyperopt: pip install 'recbole-llm[tune]'.") from error
     from recbole.trainer import HyperTuning
 
+    ours = sys.stdout
+
     def objective(config_dict: Mapping[str, Any], config_file_list: Any = None) -> dict[str, Any]:
-        trial = settle(config_dict)
+        with redirect_stdout(ours):
+            trial = settle(config_dict)
         worst = float("-inf") if trial.larger_is_better else float("inf")
         return {
             "model": "",

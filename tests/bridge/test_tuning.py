@@ -103,6 +103,11 @@ def test_mistakes_are_named(space, tmp_path, changes, message):
         search(space, tmp_path, Runner(), **changes)
 
 
+def test_every_trial_is_told_while_the_search_runs(space, tmp_path, capsys):
+    search(space, tmp_path, Runner(), progress=print)
+    assert capsys.readouterr().out.count("valid 0.") == 6
+
+
 def test_a_missing_space_is_named(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         search(tmp_path / "absent.hyper", tmp_path, Runner())
