@@ -162,7 +162,7 @@ def pair_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of user, item and item_bias for all pair operators."""
     run = launchers("pairs", user, backend)
-    (user_id, item_id), _ = checked(user, run, ("user_id", user_id, user), ("item_id", item_id, item))
+    (user_id, item_id), _ = checked(user, run, ("user_id", user_id, user), ("item_id", item_id, item), again=True)
     with as_given(user):
         grads = run.pair_bwd(grad, slope, user, item, user_id, item_id, item_bias, need)
     return _filled(grads, need, (user, item, item_bias))
@@ -246,7 +246,7 @@ def sampled_bce_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of user, item and item_bias; ``state`` is what the forward returned after the loss."""
     run = launchers("sampled", user, backend)
-    user_id, pos_id, neg_id, _ = _sampled_ids(run, user, item, item_bias, user_id, pos_id, neg_id)
+    user_id, pos_id, neg_id, _ = _sampled_ids(run, user, item, item_bias, user_id, pos_id, neg_id, again=True)
     slope, query = state[0], _present(state[1])[0]
     with as_given(user):
         grads = run.sampled_bce_bwd(grad, slope, query, user, item, user_id, pos_id, neg_id, item_bias, need)
@@ -313,7 +313,7 @@ def shared_bce_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of user, item and item_bias; ``state`` is what the forward returned after the loss."""
     run = launchers("sampled", user, backend)
-    user_id, pos_id, neg_id, _ = _sampled_ids(run, user, item, item_bias, user_id, pos_id, neg_id)
+    user_id, pos_id, neg_id, _ = _sampled_ids(run, user, item, item_bias, user_id, pos_id, neg_id, again=True)
     ids, options = (user_id, pos_id, neg_id), (log_q, neg_valid, weight, neg_weight, reduction)
     with as_given(user):
         grads = run.shared_bce_bwd(grad, state[0], user, item, *ids, item_bias, *options, _present(*state[1:]), need)
@@ -328,10 +328,11 @@ def _sampled_ids(
     user_id: Tensor,
     pos_id: Tensor,
     neg_id: Tensor,
+    again: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     named = ("user_id", user_id, user), ("pos_id", pos_id, item), ("neg_id", neg_id, item)
-    (user_id, pos_id, neg_id), poison = checked(user, run, *named)
-    if synchronising_checks(user.device):
+    (user_id, pos_id, neg_id), poison = checked(user, run, *named, again=again)
+    if not again and synchronising_checks(user.device):
         check_inside("pos_id", pos_id, item_bias)
     return user_id, pos_id, neg_id, poison
 
@@ -360,10 +361,16 @@ def catalog_bce(
 
 
 def _target_ids(
-    run: ModuleType, query: Tensor, item: Tensor, item_bias: Tensor | None, target_offsets: Tensor, target_ids: Tensor
+    run: ModuleType,
+    query: Tensor,
+    item: Tensor,
+    item_bias: Tensor | None,
+    target_offsets: Tensor,
+    target_ids: Tensor,
+    again: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    (target_ids,), poison = checked(query, run, ("target_ids", target_ids, item))
-    if synchronising_checks(query.device):
+    (target_ids,), poison = checked(query, run, ("target_ids", target_ids, item), again=again)
+    if not again and synchronising_checks(query.device):
         check_rows("target_offsets", target_offsets, "target_ids", target_ids)
         check_inside("target_ids", target_ids, item_bias)
     return target_ids, poison
@@ -402,7 +409,7 @@ def catalog_bce_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, item and item_bias; ``state`` is what the forward returned after the loss."""
     run = launchers("catalog", query, backend)
-    target_ids, _ = _target_ids(run, query, item, item_bias, target_offsets, target_ids)
+    target_ids, _ = _target_ids(run, query, item, item_bias, target_offsets, target_ids, again=True)
     targets, options = (target_offsets, target_ids), (weight, neg_weight, reduction)
     with as_given(query):
         grads = run.catalog_bce_bwd(grad, query, item, *targets, item_bias, *options, _present(*state), need)
@@ -456,7 +463,7 @@ def catalog_ce_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, item and item_bias; ``state`` is what the forward returned after the loss."""
     run = launchers("catalog", query, backend)
-    target_ids, _ = _target_ids(run, query, item, item_bias, target_offsets, target_ids)
+    target_ids, _ = _target_ids(run, query, item, item_bias, target_offsets, target_ids, again=True)
     log_z, slope, *formed = state
     args = (query, item, target_offsets, target_ids, item_bias, weight, reduction, log_z, slope)
     with as_given(query):

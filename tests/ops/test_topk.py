@@ -7,8 +7,10 @@ from ops_cases import A_FEW, DEVICE, biases, eps, generator, names, row_lists, r
 import recbole_llm_kernels as kernels
 from recbole_llm_kernels import reference
 
-# (rows, items, dim, k): one block; ragged; k of one; k near N; more items than the dense path takes; beyond N; none
-SHAPES = [(64, 500, 64, 10), (70, 1234, 60, 7), (3, 40, 3, 1), (9, 50, 8, 49), (5, 70_001, 4, 20), (4, 6, 8, 20),
+# (rows, items, dim, k): one block; ragged; k of one; k near N; many items; so many that scores are computed again; k
+# beyond N; no rows; no items
+SHAPES = [(64, 500, 64, 10), (70, 1234, 60, 7), (3, 40, 3, 1), (9, 50, 8, 49), (5, 70_001, 4, 20),
+          (40, 300_007, 4, 20), (4, 6, 8, 20),
           (0, 6, 8, 2), (2, 0, 8, 3)]  # fmt: skip
 
 
@@ -40,7 +42,7 @@ def test_ids_and_ties_are_exact(backend, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=names)
-@pytest.mark.parametrize("N", [300, 40_000])
+@pytest.mark.parametrize("N", [300, 40_000, 300_000])
 def test_scores_are_right_and_no_better_item_is_left_out(backend, dtype, N):
     B, D, k = 33, 48, 20
     query, item, bias = rows(B, D, dtype, 0, 3.0), rows(N, D, dtype, 1, 3.0), biases(N)

@@ -20,12 +20,14 @@ from recbole_llm_kernels.torch_ops import threads
 from recbole_llm_kernels.torch_ops.pairs import softplus
 from recbole_llm_kernels.torch_ops.segment_sum import Segments, accumulator, sum_values
 from recbole_llm_kernels.torch_ops.tiles import (
-    Block,
     Columns,
+    Gradients,
+    Grid,
     Sums,
     Targets,
     accumulate,
     columns,
+    cut_in_tiles,
     group_targets,
     split,
     target_rows,
@@ -91,9 +93,10 @@ def _bce(
     scale: Tensor,
     need: Needs,
 ) -> Sums:
-    targets = group_targets(target_offsets, target_ids, len(query), len(item), accumulator(query.dtype))
+    grid = cut_in_tiles(len(query), len(item))
+    targets = group_targets(target_offsets, target_ids, grid, accumulator(query.dtype))
     cols = columns(item, None, item_bias)
-    sums = bce_pass(query.to(accumulator(query.dtype)), scale, cols, neg_weight, targets, None, need)
+    sums = bce_pass(query.to(accumulator(query.dtype)), scale, cols, grid, neg_weight, targets, None, need)
     loss = softplus(-targets.logits).double()
     # outside the catalogue a target has no loss; on a CPU the caller has refused it
     loss.masked_fill_(targets.logits == -torch.inf, torch.nan)
@@ -105,6 +108,7 @@ def bce_pass(
     query: Tensor,
     scale: Tensor,
     cols: Columns,
+    grid: Grid,
     neg_weight: float,
     targets: Targets | None,
     excluded: Callable[[slice, slice], Tensor | None] | None,
@@ -116,55 +120,63 @@ def bce_pass(
         query: ``[B, D]`` in the accumulator's dtype.
         scale: factor of each row's loss in the gradients, ``[B]``.
         cols: the columns.
+        grid: the tiles.
         neg_weight: factor of every negative.
         targets: positive entries; None where the caller treats positives itself.
         excluded: for a slice of rows and of columns, True where an entry is no negative; or None.
         need: which gradients are wanted.
     """
-    scaled = query * scale[:, None] if need[1] else query
+    scaled = (query * scale[:, None]).T.contiguous()
 
-    def work(sums: Sums, rows: range, cols_range: range) -> None:
-        spare = torch.empty(0, dtype=query.dtype, device=query.device)
+    def work(sums: Sums, rows: range, column_starts: range) -> None:
+        spare = query.new_empty(min(grid.rows, grid.B) * min(grid.columns, grid.M))
+        for block in visit(query, cols, grid, rows, column_starts):
+            gradients = Gradients(sums, block, scaled, scale)
+            for tile in block.tiles:
+                s = tile.logits
+                p = spare[: s.numel()].view_as(s)
+                mask = excluded(tile.rows, block.columns) if excluded is not None else None
+                if mask is not None:
+                    s.masked_fill_(mask, -torch.inf)
+                found = targets.take(tile.number, s) if targets is not None else None
+                if neg_weight != 0:
+                    sums.loss[tile.rows] += softplus_sums(s, p).mul_(neg_weight)
+                if any(need):
+                    torch.sigmoid(s, out=p)
+                    if neg_weight != 1:
+                        p *= neg_weight
+                    if found is not None:
+                        flat, s_target = found
+                        p.view(-1).index_copy_(0, flat, -torch.sigmoid(-s_target))
+                    gradients.add(tile, p)
+            gradients.finish()
 
-        def use(block: Block) -> None:
-            nonlocal spare
-            s = block.logits
-            if spare.numel() < s.numel():
-                spare = torch.empty_like(s).view(-1)
-            p = spare[: s.numel()].view_as(s)
-            mask = excluded(block.rows, block.columns) if excluded is not None else None
-            if mask is not None:
-                s.masked_fill_(mask, -torch.inf)
-            found = targets.take(block.number, s) if targets is not None else None
-            if neg_weight != 0:
-                softplus(s, out=p)
-                sums.loss[block.rows] += p.sum(1).double() * neg_weight
-            if not any(need):
-                return
-            torch.sigmoid(s, out=p)
-            if neg_weight != 1:
-                p *= neg_weight
-            if found is not None:
-                flat, s_target = found
-                p.view(-1).index_copy_(0, flat, -torch.sigmoid(-s_target))
-            add_gradients(sums, block, p, scaled, scale)
-
-        visit(query, cols, rows, cols_range, use)
-
-    sums = accumulate(query, cols, need, work)
+    sums = accumulate(query, grid, need, work)
     if sums.query is not None:
         sums.query.mul_(scale[:, None])
     return sums
 
 
-def add_gradients(sums: Sums, block: Block, p: Tensor, scaled: Tensor, scale: Tensor) -> None:
-    """Add one tile of slopes ``p``: to the rows without their scale, to the columns through the scaled queries."""
-    if sums.query is not None:
-        sums.query[block.rows].addmm_(p, block.vectors)
-    if sums.columns is not None:
-        sums.columns[block.columns].addmm_(p.T, scaled[block.rows])
-    if sums.bias is not None:
-        sums.bias[block.columns].addmv_(p.T, scale[block.rows])
+LOG2E = 1.4426950408889634
+FACTORS = 64  # each at most 2, so that their product stays below 2**64
+
+
+def softplus_sums(s: Tensor, spare: Tensor) -> Tensor:
+    """Float64 row sums of log(1 + exp(s)), with one logarithm for up to 64 terms; ``spare`` is overwritten.
+
+    With z = exp(-|s|), softplus(s) = max(s, 0) + log(1 + z), and a product of (1 + z) is kept as the excess over 1:
+    (1 + a)(1 + b) - 1 = a + b + a b loses nothing where all z are tiny, as they are in a trained catalogue.
+    """
+    # PyTorch's exp2 takes a quarter of its exp's time
+    z = torch.abs(s, out=spare).mul_(-LOG2E).exp2_()
+    width, factors = s.shape[1], 1
+    while width > 1 and factors < FACTORS:
+        half = (width + 1) // 2
+        a, b = z[:, : width - half], z[:, half:width]
+        a.addcmul_(a, b).add_(b)
+        width, factors = half, 2 * factors
+    total = z[:, :width].log1p().sum(1).double()
+    return total.add_(torch.clamp(s, min=0, out=spare).sum(1))
 
 
 def row_scale(weight: Tensor | None, reduction: str, rows: int, like: Tensor) -> Tensor:
@@ -210,9 +222,9 @@ def catalog_ce_fwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Reduced loss, log Z [B], slopes of the targets' logits in their row's loss [T], and no gradients yet."""
     q = query.to(accumulator(query.dtype))
-    cols = columns(item, None, item_bias)
-    targets = group_targets(target_offsets, target_ids, len(q), len(item), q.dtype)
-    peak, others = _negatives_sum(q, cols, targets)
+    cols, grid = columns(item, None, item_bias), cut_in_tiles(len(q), len(item))
+    targets = group_targets(target_offsets, target_ids, grid, q.dtype)
+    peak, others = _negatives_sum(q, cols, grid, targets)
 
     row = target_rows(target_offsets, len(target_ids))
     by_row = Segments(torch.arange(len(row), device=row.device), target_offsets)
@@ -249,56 +261,56 @@ def catalog_ce_bwd(
 ) -> Grads:
     """Gradients in the inputs' dtypes from upstream ``grad``, [] or [B], and what the forward left."""
     q = query.to(accumulator(query.dtype))
-    cols = columns(item, None, item_bias)
-    targets = group_targets(target_offsets, target_ids, len(q), len(item), q.dtype)
+    cols, grid = columns(item, None, item_bias), cut_in_tiles(len(q), len(item))
+    targets = group_targets(target_offsets, target_ids, grid, q.dtype)
     scale = row_scale(weight, reduction, len(query), query) * grad
-    scaled = q * scale[:, None] if need[1] else q
+    scaled = (q * scale[:, None]).T.contiguous()
     # a negative's slope is T_b exp(s - log Z_b); without targets it is 0, whatever log Z_b is
     count = target_offsets.diff().to(q.dtype)
     shift = torch.where(count == 0, torch.inf, log_z - count.log())[:, None]
     slope = target_slope.index_select(0, targets.order)
 
-    def work(sums: Sums, rows: range, cols_range: range) -> None:
-        def use(block: Block) -> None:
-            p = block.logits.sub_(shift[block.rows]).exp_()
-            if (found := targets.of(block.number, p.shape[1])) is not None:
-                p.view(-1).index_copy_(0, found[1], slope[found[0]])
-            add_gradients(sums, block, p, scaled, scale)
+    def work(sums: Sums, rows: range, column_starts: range) -> None:
+        for block in visit(q, cols, grid, rows, column_starts):
+            gradients = Gradients(sums, block, scaled, scale)
+            for tile in block.tiles:
+                p = tile.logits.sub_(shift[tile.rows]).mul_(LOG2E).exp2_()
+                if (found := targets.of(tile.number, p.shape[1])) is not None:
+                    p.view(-1).index_copy_(0, found[1], slope[found[0]])
+                gradients.add(tile, p)
+            gradients.finish()
 
-        visit(q, cols, rows, cols_range, use)
-
-    sums = accumulate(q, cols, need, work)
+    sums = accumulate(q, grid, need, work)
     grad_query = None if sums.query is None else sums.query.mul_(scale[:, None])
     one = torch.ones((), device=grad.device)
     return scale_formed(one, (grad_query, sums.columns, sums.bias), need, (query, item, item_bias))
 
 
-def _negatives_sum(query: Tensor, cols: Columns, targets: Targets) -> tuple[Tensor, Tensor]:
+def _negatives_sum(query: Tensor, cols: Columns, grid: Grid, targets: Targets) -> tuple[Tensor, Tensor]:
     """Each row's largest negative logit and the float64 sum of exp(s - largest); the targets' logits go to ``targets``.
 
     A row without negatives has the sum 0.
     """
     B, lowest = len(query), torch.finfo(query.dtype).min  # not -inf: exp(-inf - -inf) is NaN
 
-    def job(rows: range, cols_range: range) -> tuple[Tensor, Tensor]:
+    def job(rows: range, column_starts: range) -> tuple[Tensor, Tensor]:
         peak = query.new_full((B,), lowest)
         total = torch.zeros(B, dtype=torch.float64, device=query.device)
 
-        def use(block: Block) -> None:
-            s = block.logits
-            targets.take(block.number, s)
-            old = peak[block.rows]
-            new = torch.maximum(old, s.amax(1))
-            terms = s.sub_(new[:, None]).exp_().sum(1)
-            total[block.rows] = total[block.rows] * (old - new).exp_() + terms
-            peak[block.rows] = new
-
-        visit(query, cols, rows, cols_range, use)
+        for block in visit(query, cols, grid, rows, column_starts):
+            for tile in block.tiles:
+                s = tile.logits
+                targets.take(tile.number, s)
+                old = peak[tile.rows]
+                new = torch.maximum(old, s.amax(1))
+                terms = s.sub_(new[:, None]).mul_(LOG2E).exp2_().sum(1)
+                total[tile.rows] = total[tile.rows] * (old - new).exp_() + terms
+                peak[tile.rows] = new
         return peak, total
 
     peak = query.new_full((B,), lowest)
     total = torch.zeros(B, dtype=torch.float64, device=query.device)
-    for part, terms in threads.run([partial(job, *span) for span in split(B, cols.total, query.device)]):
+    for part, terms in threads.run([partial(job, *span) for span in split(grid, query.device)]):
         new = torch.maximum(peak, part)
         total = total * (peak - new).exp_() + terms * (part - new).exp_()
         peak = new

@@ -8,15 +8,18 @@ gradient; the item gradient is a segmented sum over (item, row, slope). Nothing 
 Negatives shared by the batch (``shared_bce``): a small catalogue, in tiles as in ``catalog``; no [B, M] is stored.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from recbole_llm_kernels.torch_ops import threads
 from recbole_llm_kernels.torch_ops.catalog import Grads, Needs, bce_pass, reduce_loss, row_scale
-from recbole_llm_kernels.torch_ops.pairs import gathered_dots, softplus
+from recbole_llm_kernels.torch_ops.pairs import Rows, gathered_dots, softplus
 from recbole_llm_kernels.torch_ops.segment_sum import accumulator, sort_segments, sum_segments, sum_values
-from recbole_llm_kernels.torch_ops.tiles import Sums, columns
+from recbole_llm_kernels.torch_ops.tiles import Sums, columns, cut_in_tiles
 
-GATHERED = 1 << 19  # elements of item rows gathered at a time: 2 MiB of float32
+GATHERED = 1 << 18  # elements of item rows gathered at a time: 1 MiB of float32
 
 
 def sampled_bce_fwd(
@@ -46,25 +49,34 @@ def sampled_bce_fwd(
     grad_query = torch.empty(B, D, dtype=dtype, device=user.device) if need[0] else None
     scale = row_scale(weight, reduction, len(user_id), user)
     chunk = max(1, GATHERED // (W * D))
-    for lo in range(0, B, chunk):
-        part = slice(lo, min(lo + chunk, B))
-        query = user.index_select(0, user_id[part]).to(dtype)
-        vectors = item.index_select(0, ids[part].reshape(-1)).to(dtype).view(-1, W, D)
-        if item_bias is not None:
-            vectors.masked_fill_(~live[part, :, None], 0)  # whatever an item outside the catalogue holds
-        s = torch.bmm(vectors, query[:, :, None])[:, :, 0]
-        if shift is not None:
-            s += shift[part]
-        s[:, 0].neg_()
-        terms = softplus(s).masked_fill_(~live[part], 0)
-        rows[part] = terms[:, 0].masked_fill(~live[part, 0], torch.nan) + neg_weight * terms[:, 1:].sum(1)
-        e = torch.sigmoid(s).masked_fill_(~live[part], 0)
-        e[:, 0].neg_()
-        e[:, 1:] *= neg_weight
-        e *= scale[part, None]
-        slope[part] = e
-        if grad_query is not None:
-            torch.bmm(e[:, None, :], vectors, out=grad_query[part, None, :])
+
+    def job(starts: range) -> None:
+        users, items = Rows(user, min(chunk, B)), Rows(item, min(chunk, B) * W)
+        for lo in starts:
+            part = slice(lo, min(lo + chunk, B))
+            query = users.take(user_id[part])
+            vectors = items.take(ids[part].reshape(-1)).view(-1, W, D)
+            dead = ~live[part]
+            if item_bias is not None:
+                vectors.masked_fill_(dead[:, :, None], 0)  # whatever an item outside the catalogue holds
+            s = slope[part]
+            torch.bmm(
+                query[:, None, :], vectors.transpose(1, 2), out=s[:, None, :]
+            )  # 6 times as fast as vectors @ query
+            if shift is not None:
+                s += shift[part]
+            s[:, 0].neg_()
+            terms = softplus(s).masked_fill_(dead, 0)
+            rows[part] = terms[:, 0].masked_fill(dead[:, 0], torch.nan) + neg_weight * terms[:, 1:].sum(1)
+            e = s.sigmoid_().masked_fill_(dead, 0)
+            e[:, 0].neg_()
+            if neg_weight != 1:
+                e[:, 1:] *= neg_weight
+            e *= scale[part, None]
+            if grad_query is not None:
+                torch.bmm(e[:, None, :], vectors, out=grad_query[part, None, :])
+
+    threads.run([partial(job, starts) for starts in threads.cut(range(0, B, chunk), user.device)])
     return reduce_loss(rows.double(), weight, reduction, user), slope, grad_query
 
 
@@ -228,7 +240,8 @@ def _negatives(
         hit = neg_id[None, cols] == pos_id[rows, None]
         return hit if neg_valid is None or neg_valid.ndim == 1 else hit | ~neg_valid[rows, cols]
 
-    return bce_pass(query, scale, columns(item, neg_id, shift), neg_weight, None, excluded, need)
+    grid = cut_in_tiles(len(query), len(neg_id))
+    return bce_pass(query, scale, columns(item, neg_id, shift), grid, neg_weight, None, excluded, need)
 
 
 def _with_positives(sums: Sums, item: Tensor, pos_id: Tensor, slope: Tensor) -> Grads:

@@ -36,8 +36,13 @@ def sort_segments(out_id: Tensor, n_out: int, live: Tensor | None = None) -> Seg
     if n_out < 2**31:
         out_id = out_id.int()  # half the sort's traffic
     rows, order = torch.sort(out_id, stable=True)
-    bounds = torch.arange(n_out + 1, device=out_id.device, dtype=rows.dtype)
-    return Segments(order, torch.searchsorted(rows, bounds))
+    if out_id.device.type == "cpu":
+        offsets = torch.zeros(n_out + 1, dtype=torch.int64)
+        torch.cumsum(torch.bincount(out_id, minlength=n_out)[:n_out], 0, out=offsets[1:])
+    else:  # bincount would synchronise
+        bounds = torch.arange(n_out + 1, device=out_id.device, dtype=rows.dtype)
+        offsets = torch.searchsorted(rows, bounds)
+    return Segments(order, offsets)
 
 
 def sum_segments(segments: Segments, in_id: Tensor, value: Tensor, source: Tensor, dtype: torch.dtype) -> Tensor:
@@ -87,7 +92,7 @@ def _bag(in_id: Tensor, source: Tensor, offsets: Tensor, value: Tensor) -> Tenso
     end = int(offsets[-1]) if offsets.device.type == "cpu" else len(in_id)
     return embedding_bag(
         in_id[:end].to(offsets.dtype),
-        source,
+        source.detach(),  # where a gradient may be asked for, embedding_bag prepares for it
         offsets,
         mode="sum",
         per_sample_weights=value[:end],

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -22,6 +23,13 @@ os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a for
 def workers(device: torch.device) -> int:
     """How many jobs run side by side: PyTorch's own thread count on a CPU, 1 elsewhere."""
     return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def cut(blocks: range, device: torch.device) -> list[range]:
+    """``blocks`` in as many equal stretches as there are workers; at least one, perhaps empty."""
+    parts = max(1, min(workers(device), len(blocks)))
+    cuts = [len(blocks) * p // parts for p in range(parts + 1)]
+    return [blocks[lo:hi] for lo, hi in pairwise(cuts)]
 
 
 def run(jobs: Sequence[Callable[[], T]]) -> list[T]:

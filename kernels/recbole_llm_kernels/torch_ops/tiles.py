@@ -6,18 +6,19 @@ is produced tile by tile, used, and overwritten. Work is split between threads a
 thread owns its rows of the large gradient and only the smaller one is summed over threads, in a fixed order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from recbole_llm_kernels.torch_ops import threads
+from recbole_llm_kernels.torch_ops.products import add_product, add_transposed_product, rows_by_rows
 from recbole_llm_kernels.torch_ops.segment_sum import accumulator
 
-ROWS, COLUMNS = 256, 1024  # a tile: 1 MiB of float32, in the second-level cache with its operands
+TILE = 1 << 18  # elements: 1 MiB of float32. From 256 x 1024 to 1024 x 512 all shapes are within 5% of each other
+MOST_ROWS = 512  # of a tile; with fewer rows a tile is wider, so that a small batch takes few steps
 
 
 class Columns(NamedTuple):
@@ -39,7 +40,9 @@ class Columns(NamedTuple):
         rows = rows.to(accumulator(rows.dtype))
         bias = None if self.bias is None else self.bias[lo:hi]
         if bias is not None and self.any_outside:
-            rows = rows.masked_fill((bias == -torch.inf)[:, None], 0)
+            outside = bias == -torch.inf
+            if outside.device.type != "cpu" or bool(outside.any()):
+                rows = rows.masked_fill(outside[:, None], 0)
         return rows, bias
 
 
@@ -50,6 +53,35 @@ def columns(item: Tensor, ids: Tensor | None, bias: Tensor | None) -> Columns:
     bias = bias.to(accumulator(item.dtype))
     any_outside = bias.device.type != "cpu" or bool((bias == -torch.inf).any())
     return Columns(item, ids, bias, any_outside)
+
+
+class Grid(NamedTuple):
+    """How the logits are cut into tiles."""
+
+    B: int
+    M: int
+    rows: int  # of a tile
+    columns: int
+
+    @property
+    def row_starts(self) -> range:
+        """Where blocks of rows begin."""
+        return range(0, self.B, self.rows)
+
+    @property
+    def column_starts(self) -> range:
+        """Where blocks of columns begin."""
+        return range(0, self.M, self.columns)
+
+    def number(self, row: int, column: int) -> int:
+        """The number of the tile that begins there; column blocks come first."""
+        return column // self.columns * len(self.row_starts) + row // self.rows
+
+
+def cut_in_tiles(B: int, M: int) -> Grid:
+    """Tiles for ``B`` rows and ``M`` columns."""
+    rows = max(1, min(B, MOST_ROWS))
+    return Grid(B, M, rows, TILE // rows)
 
 
 class Targets(NamedTuple):
@@ -78,15 +110,15 @@ class Targets(NamedTuple):
         return flat, logits
 
 
-def group_targets(target_offsets: Tensor, target_ids: Tensor, B: int, M: int, dtype: torch.dtype) -> Targets:
+def group_targets(target_offsets: Tensor, target_ids: Tensor, grid: Grid, dtype: torch.dtype) -> Targets:
     """Sort the targets by tile; on a GPU this reads the counts back, once a call."""
-    row = target_rows(target_offsets, len(target_ids))
-    ids = target_ids.long()
-    blocks = -(-B // ROWS)
-    tile, order = torch.sort(ids.div(COLUMNS, rounding_mode="floor") * blocks + row // ROWS, stable=True)
-    edges = torch.arange(blocks * -(-M // COLUMNS) + 1, device=tile.device)
+    row, ids = target_rows(target_offsets, len(target_ids)), target_ids.long()
+    tile = ids.div(grid.columns, rounding_mode="floor") * len(grid.row_starts) + row // grid.rows
+    tile, order = torch.sort(tile, stable=True)
+    edges = torch.arange(len(grid.row_starts) * len(grid.column_starts) + 1, device=tile.device)
     bounds = torch.searchsorted(tile, edges).tolist()
-    return Targets(order, (row % ROWS)[order], (ids % COLUMNS)[order], bounds, ids.new_empty(len(ids), dtype=dtype))
+    row, column = (row % grid.rows)[order], (ids % grid.columns)[order]
+    return Targets(order, row, column, bounds, ids.new_empty(len(ids), dtype=dtype))
 
 
 def target_rows(target_offsets: Tensor, total: int) -> Tensor:
@@ -95,39 +127,52 @@ def target_rows(target_offsets: Tensor, total: int) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts, output_size=total)
 
 
-class Block(NamedTuple):
-    """One tile of logits and where it lies."""
+class Tile(NamedTuple):
+    """One block of rows within a block of columns."""
 
     number: int  # as Targets counts tiles
     rows: slice
-    columns: slice
-    vectors: Tensor  # [width, D] the columns' vectors
     logits: Tensor  # [height, width], overwritten by the next tile
 
 
-def visit(query: Tensor, cols: Columns, rows: range, cols_range: range, use: Callable[[Block], None]) -> None:
-    """Call ``use`` with every tile of ``rows`` x ``cols_range``, one column block after another.
+class ColumnBlock(NamedTuple):
+    """A block of columns, its vectors, and the tiles it has in common with the rows at hand."""
+
+    columns: slice
+    vectors: Tensor  # [width, D]
+    tiles: Iterator[Tile]
+
+
+def visit(query: Tensor, cols: Columns, grid: Grid, rows: range, column_starts: range) -> Iterator[ColumnBlock]:
+    """Go through the tiles of ``rows`` x ``column_starts``, one column block after another.
 
     Args:
         query: ``[B, D]`` in the accumulator's dtype.
         cols: the columns.
+        grid: the tiles.
         rows: starts of the row blocks.
-        cols_range: starts of the column blocks.
-        use: may overwrite the logits.
+        column_starts: starts of the column blocks.
+
+    Yields:
+        column blocks, each with its tiles of logits; a tile may be overwritten.
     """
-    blocks = -(-len(query) // ROWS)
-    buffer = torch.empty(ROWS * COLUMNS, dtype=query.dtype, device=query.device)
-    for c in cols_range:
-        column = slice(c, min(c + COLUMNS, cols.total))
-        vectors, bias = cols.tile(column.start, column.stop)
-        for r in rows:
-            row = slice(r, min(r + ROWS, len(query)))
-            shape = (row.stop - r, column.stop - c)
-            logits = buffer[: shape[0] * shape[1]].view(shape)
-            torch.mm(query[row], vectors.T, out=logits)
-            if bias is not None:
-                logits += bias
-            use(Block(c // COLUMNS * blocks + r // ROWS, row, column, vectors, logits))
+    buffer = query.new_empty(min(grid.rows, grid.B) * min(grid.columns, grid.M))
+    for c in column_starts:
+        columns = slice(c, min(c + grid.columns, grid.M))
+        vectors, bias = cols.tile(columns.start, columns.stop)
+        yield ColumnBlock(columns, vectors, _tiles(query, grid, c, vectors, bias, rows, buffer))
+
+
+def _tiles(
+    query: Tensor, grid: Grid, column: int, vectors: Tensor, bias: Tensor | None, rows: range, buffer: Tensor
+) -> Iterator[Tile]:
+    width = len(vectors)
+    for r in rows:
+        row = slice(r, min(r + grid.rows, grid.B))
+        logits = rows_by_rows(query[row], vectors, buffer[: (row.stop - r) * width].view(-1, width))
+        if bias is not None:
+            logits += bias
+        yield Tile(grid.number(r, column), row, logits)
 
 
 class Sums(NamedTuple):
@@ -139,7 +184,7 @@ class Sums(NamedTuple):
     bias: Tensor | None  # [M]
 
 
-def accumulate(query: Tensor, cols: Columns, need: Sequence[bool], work: Callable[[Sums, range, range], None]) -> Sums:
+def accumulate(query: Tensor, grid: Grid, need: Sequence[bool], work: Callable[[Sums, range, range], None]) -> Sums:
     """Run ``work(sums, row blocks, column blocks)`` over the whole matrix, in parallel parts.
 
     The sums along the axis that is cut are shared: each part has its own stretch of them. Those along the other axis
@@ -147,12 +192,12 @@ def accumulate(query: Tensor, cols: Columns, need: Sequence[bool], work: Callabl
 
     Args:
         query: ``[B, D]``.
-        cols: the columns.
+        grid: the tiles.
         need: whether the gradients of (query, columns, bias) are wanted.
         work: adds to the sums it is given, at absolute positions.
     """
-    B, M, D = len(query), cols.total, query.shape[1]
-    spans = split(B, M, query.device)
+    B, M, D = grid.B, grid.M, query.shape[1]
+    spans = split(grid, query.device)
     by_column = M >= B
 
     def of_rows() -> dict[str, Tensor | None]:
@@ -176,11 +221,34 @@ def accumulate(query: Tensor, cols: Columns, need: Sequence[bool], work: Callabl
     return total
 
 
-def split(B: int, M: int, device: torch.device) -> list[tuple[range, range]]:
+def split(grid: Grid, device: torch.device) -> list[tuple[range, range]]:
     """Each thread's row and column blocks: the longer axis cut in equal parts."""
-    rows, cols = range(0, B, ROWS), range(0, M, COLUMNS)
-    longer = cols if M >= B else rows
-    parts = max(1, min(threads.workers(device), len(longer)))
-    cuts = [len(longer) * p // parts for p in range(parts + 1)]
-    spans = [longer[lo:hi] for lo, hi in pairwise(cuts)]
-    return [(rows, span) if M >= B else (span, cols) for span in spans]
+    rows, cols = grid.row_starts, grid.column_starts
+    if grid.M >= grid.B:
+        return [(rows, span) for span in threads.cut(cols, device)]
+    return [(span, cols) for span in threads.cut(rows, device)]
+
+
+class Gradients:
+    """Adds the slopes of tile after tile of one column block to the gradients.
+
+    The columns' gradient is summed transposed, from the transposed queries: that product is the faster one.
+    """
+
+    def __init__(self, sums: Sums, block: ColumnBlock, scaled: Tensor, scale: Tensor) -> None:
+        self.sums, self.block, self.scaled, self.scale = sums, block, scaled, scale
+        self.columns = None if sums.columns is None else scaled.new_zeros(len(scaled), len(block.vectors))
+
+    def add(self, tile: Tile, p: Tensor) -> None:
+        """Add the slopes ``p``: to the rows without their scale, to the columns through the scaled queries."""
+        if self.sums.query is not None:
+            add_product(self.sums.query[tile.rows], p, self.block.vectors)
+        if self.columns is not None:
+            add_transposed_product(self.columns, self.scaled[:, tile.rows], p)
+        if self.sums.bias is not None:
+            self.sums.bias[self.block.columns].addmv_(p.T, self.scale[tile.rows])
+
+    def finish(self) -> None:
+        """Hand the block's sums over."""
+        if self.sums.columns is not None and self.columns is not None:
+            self.sums.columns[self.block.columns] += self.columns.T

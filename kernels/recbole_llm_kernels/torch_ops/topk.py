@@ -2,18 +2,33 @@ r"""The k best unseen items of every query; the ``[B, N]`` scores are never allo
 
     s_bn = <query_b, item_n> + bias_n,  -inf where n is seen by b or outside the catalogue
 
+A tile of scores is computed, masked and reduced to the largest score of every group of 16 columns, at a tenth of the
+product's time; ``torch.topk`` over whole rows would take longer than the product. The k groups with the largest maxima
+hold the k best items: each has an item at least as good as any outside them. Only their 16 k items are looked at again;
+their scores are kept where a block of rows has room for them, and computed anew in longer catalogues.
+
 Order: descending score, then ascending id. ``torch.topk`` keeps an arbitrary one of equal scores, so a row whose k-th
-and next scores are equal is selected again by counting.
+and next scores are equal, among groups or among items, is selected again by counting.
 """
+
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from recbole_llm_kernels.torch_ops import threads
+from recbole_llm_kernels.torch_ops.pairs import Rows
+from recbole_llm_kernels.torch_ops.products import rows_by_rows
 from recbole_llm_kernels.torch_ops.segment_sum import accumulator
-from recbole_llm_kernels.torch_ops.tiles import target_rows
+from recbole_llm_kernels.torch_ops.tiles import Columns, columns, target_rows
 
-SCORES = 1 << 22  # elements of the score buffer: 16 MiB of float32
-ROWS = 64
+ROWS, COLUMNS = 128, 4096  # a tile: 2 MiB of float32
+GROUP = 16  # columns of a group; with 8 the selection of groups takes longer, with 32 that of their items
+KEPT = 1 << 22  # scores kept by a block of rows: 16 MiB of float32
+FEWEST_ROWS = 64  # in a block; where fewer rows' scores can be kept, none are: N = 100,000 is a quarter faster so
+DIRECT = 4096  # items up to which torch.topk over the row is faster than groups
+RESCORED = 1 << 19  # elements of item rows gathered at a time when scores are computed anew: 2 MiB of float32
 
 
 def score_topk(
@@ -27,47 +42,165 @@ def score_topk(
     """Scores [B, k] in float32 (float64) and ids [B, k] int64; places without a candidate hold -inf and -1."""
     dtype = accumulator(query.dtype)
     B, N = len(query), len(item)
-    vectors = item.to(dtype)
-    bias = None if item_bias is None else item_bias.to(dtype)
-    if bias is not None:
-        vectors = vectors.masked_fill((bias == -torch.inf)[:, None], 0)
     scores = torch.full((B, k), -torch.inf, dtype=dtype, device=query.device)
     ids = torch.full((B, k), -1, dtype=torch.int64, device=query.device)
-    rows = max(1, min(ROWS, SCORES // max(1, N)))
-    bounds = seen_offsets[::rows].tolist() if seen_offsets is not None else None
-    for block, lo in enumerate(range(0, B, rows)):
-        part = slice(lo, min(lo + rows, B))
-        s = query[part].to(dtype) @ vectors.T
-        if bias is not None:
-            s += bias
-        if seen_offsets is not None and seen_ids is not None and bounds is not None:
-            first = bounds[block]
-            offsets = seen_offsets[lo : part.stop + 1]
-            last = int(offsets[-1])
-            row = target_rows(offsets, last - first)
-            s.view(-1).index_fill_(0, row * N + seen_ids[first:last].long(), -torch.inf)
-        scores[part, : min(k, N)], ids[part, : min(k, N)] = select(s, min(k, N))
+    if B == 0 or N == 0:
+        return scores, ids
+    search = _Search(query.to(dtype), columns(item, None, item_bias), min(k, N), seen_offsets, seen_ids)
+    share = -(-B // threads.workers(query.device))
+    rows = min(share, ROWS, KEPT // N if search.keeps_scores else ROWS)
+
+    def job(starts: range) -> None:
+        for lo in starts:
+            part = slice(lo, min(lo + rows, B))
+            scores[part, : search.k], ids[part, : search.k] = search.best(part)
+
+    threads.run([partial(job, starts) for starts in threads.cut(range(0, B, rows), query.device)])
     return scores, ids.masked_fill_(scores == -torch.inf, -1)
 
 
-def select(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` largest of each row of ``s`` [R, N], k <= N, ties to the smaller column: values and columns [R, k]."""
-    N = s.shape[1]
-    value, column = torch.topk(s, min(k + 1, N), dim=1, sorted=True)
-    if k < N:
-        tied = (value[:, k - 1] == value[:, k]).nonzero()[:, 0]
-        value, column = value[:, :k], column[:, :k]
+class _Seen(NamedTuple):
+    """Seen items of a block of rows, by column tile."""
+
+    row: Tensor  # [S] row within the block
+    column: Tensor  # [S] column within the tile
+    bounds: list[int]  # where each tile's entries begin
+    key: Tensor  # [S] row * N + id, ascending
+
+
+class _Search:
+    def __init__(
+        self, query: Tensor, cols: Columns, k: int, seen_offsets: Tensor | None, seen_ids: Tensor | None
+    ) -> None:
+        self.query, self.cols, self.k = query, cols, k
+        self.seen_offsets, self.seen_ids = seen_offsets, seen_ids
+        N = cols.total
+        self.uses_groups = N > DIRECT and 2 * GROUP * (k + 1) < N
+        self.keeps_scores = not self.uses_groups or KEPT // N >= FEWEST_ROWS
+        if self.uses_groups:
+            self.first, self.step = _members(N, query.device)
+
+    def best(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Scores and ids of the k best, ``[rows, k]``, for a block of rows."""
+        seen = self._seen(part)
+        kept, maxima = self._scan(part, seen, keep=self.keeps_scores)
+        if not self.uses_groups or maxima is None:
+            assert kept is not None
+            return select(kept, None, self.k)
+        top = torch.topk(maxima, self.k + 1, dim=1)
+        members = (
+            self.first[top.indices[:, :-1]][:, :, None]
+            + torch.arange(GROUP, device=maxima.device) * (self.step[top.indices[:, :-1]][:, :, None])
+        )
+        ids = members.flatten(1)
+        scores = self._again(part, ids, seen) if kept is None else kept.gather(1, ids)
+        # a group of one column names it GROUP times
+        scores.view(members.shape)[:, :, 1:].masked_fill_(self.step[top.indices[:, :-1]][:, :, None] == 0, -torch.inf)
+        value, chosen = select(scores, ids, self.k)
+        tied = (top.values[:, -2] == top.values[:, -1]) & (top.values[:, -1] != -torch.inf)
+        for row in tied.nonzero()[:, 0].tolist():
+            # an unselected group may hold an equal score with a smaller id
+            one = slice(part.start + row, part.start + row + 1)
+            whole, _ = self._scan(one, self._seen(one), keep=True)
+            assert whole is not None
+            value[row], chosen[row] = (x[0] for x in select(whole, None, self.k))
+        return value, chosen
+
+    def _scan(self, part: slice, seen: _Seen | None, keep: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Masked scores ``[rows, N]`` if they are to be kept, and group maxima."""
+        query, N = self.query[part], self.cols.total
+        kept = query.new_empty(len(query), N) if keep else None
+        buffer = query.new_empty(len(query) * min(COLUMNS, N))
+        maxima = []
+        for tile, lo in enumerate(range(0, N, COLUMNS)):
+            hi = min(lo + COLUMNS, N)
+            vectors, bias = self.cols.tile(lo, hi)
+            s = rows_by_rows(query, vectors, buffer[: len(query) * (hi - lo)].view(-1, hi - lo))
+            if bias is not None:
+                s += bias
+            if seen is not None:
+                entries = slice(seen.bounds[tile], seen.bounds[tile + 1])
+                s.view(-1).index_fill_(0, seen.row[entries] * (hi - lo) + seen.column[entries], -torch.inf)
+            if kept is not None:
+                kept[:, lo:hi] = s
+            if self.uses_groups:
+                whole = (hi - lo) // GROUP * GROUP
+                maxima.append(s[:, :whole].unflatten(1, (GROUP, -1)).amax(1) if whole else s[:, :0])
+                maxima.append(s[:, whole:].clone())
+        return kept, torch.cat(maxima, 1) if maxima else None
+
+    def _seen(self, part: slice) -> _Seen | None:
+        if self.seen_offsets is None or self.seen_ids is None:
+            return None
+        offsets = self.seen_offsets[part.start : part.stop + 1]
+        lo, hi = int(offsets[0]), int(offsets[-1])
+        ids, row = self.seen_ids[lo:hi].long(), target_rows(offsets, hi - lo)
+        tile, order = torch.sort(ids.div(COLUMNS, rounding_mode="floor"), stable=True)
+        edges = torch.arange(-(-self.cols.total // COLUMNS) + 1, device=ids.device)
+        bounds = torch.searchsorted(tile, edges).tolist()
+        return _Seen(row[order], (ids % COLUMNS)[order], bounds, row * self.cols.total + ids)
+
+    def _again(self, part: slice, ids: Tensor, seen: _Seen | None) -> Tensor:
+        """Masked scores of the items ``ids`` [rows, W]."""
+        query = self.query[part]
+        (R, W), D = ids.shape, query.shape[1]
+        scores = torch.empty(R, W, dtype=query.dtype, device=query.device)
+        chunk = max(1, RESCORED // (W * D))
+        items = Rows(self.cols.item, min(chunk, R) * W)
+        for lo in range(0, R, chunk):
+            rows = slice(lo, min(lo + chunk, R))
+            vectors = items.take(ids[rows].reshape(-1)).view(-1, W, D)
+            torch.bmm(query[rows, None, :], vectors.transpose(1, 2), out=scores[rows, None, :])
+        if self.cols.bias is not None:
+            bias = self.cols.bias[ids]
+            scores = torch.where(bias == -torch.inf, bias, scores + bias)
+        if seen is not None and len(seen.key):
+            key = torch.arange(R, device=ids.device)[:, None] * self.cols.total + ids
+            place = torch.searchsorted(seen.key, key).clamp_(max=len(seen.key) - 1)
+            scores.masked_fill_(seen.key[place] == key, -torch.inf)
+        return scores
+
+
+def _members(N: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """First column of every group, and the step to its next; 0 for the columns left over, groups of their own.
+
+    A tile's group takes every (width / 16)-th of its columns: maxima of such slabs vectorise, those of neighbours not.
+    """
+    first, step = [], []
+    for lo in range(0, N, COLUMNS):
+        width = min(COLUMNS, N - lo)
+        groups = width // GROUP
+        first += [torch.arange(lo, lo + groups), torch.arange(lo + groups * GROUP, lo + width)]
+        step += [torch.full((groups,), groups), torch.zeros(width - groups * GROUP, dtype=torch.int64)]
+    return torch.cat(first).to(device), torch.cat(step).to(device)
+
+
+def select(s: Tensor, ids: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` largest of each row of ``s`` [R, W], k <= W, ties to the smaller id: values and ids [R, k].
+
+    ``ids`` [R, W] names the columns; None: by their number.
+    """
+    W = s.shape[1]
+    value, place = torch.topk(s, min(k + 1, W), dim=1)
+    chosen = place if ids is None else ids.gather(1, place)
+    if k < W:
+        tied = ((value[:, k - 1] == value[:, k]) & (value[:, k] != -torch.inf)).nonzero()[:, 0]
+        value, chosen = value[:, :k], chosen[:, :k]
         if len(tied):
-            value[tied], column[tied] = _select_tied(s[tied], value[tied, -1:], k)
-    column, by_column = column.sort(1)
-    value, by_value = value.gather(1, by_column).sort(dim=1, descending=True, stable=True)
-    return value, column.gather(1, by_value)
+            value[tied], chosen[tied] = _select_tied(s[tied], None if ids is None else ids[tied], value[tied, -1:], k)
+    if bool((value[:, 1:] == value[:, :-1]).any()):
+        chosen, by_id = chosen.sort(dim=1)
+        value, by_value = value.gather(1, by_id).sort(dim=1, descending=True, stable=True)
+        chosen = chosen.gather(1, by_value)
+    return value, chosen
 
 
-def _select_tied(s: Tensor, threshold: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Everything above the k-th value, and of those equal to it the first columns that fill up k."""
+def _select_tied(s: Tensor, ids: Tensor | None, threshold: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Everything above the k-th value, and of those equal to it the smallest ids that fill up k."""
+    if ids is not None:
+        ids, order = ids.sort(dim=1)
+        s = s.gather(1, order)
     above, equal = s > threshold, s == threshold
     room = k - above.sum(1, keepdim=True)
-    chosen = above | (equal & (equal.cumsum(1) <= room))
-    column = chosen.nonzero()[:, 1].view(-1, k)
-    return s.gather(1, column), column
+    place = (above | (equal & (equal.cumsum(1) <= room))).nonzero()[:, 1].view(-1, k)
+    return s.gather(1, place), place if ids is None else ids.gather(1, place)
