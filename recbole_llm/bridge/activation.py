@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from recbole_llm.bridge import compat, configuration, register  # noqa: F401  (they enter their repairs into REPAIRS)
+from recbole_llm.bridge import compat, configuration, processes, register  # noqa: F401  (they enter their repairs into REPAIRS)
 from recbole_llm.bridge.repairs import REPAIRS, is_wanted
 
 SUPPORTED = ">=1.2.0,<1.3"

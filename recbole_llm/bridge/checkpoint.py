@@ -5,6 +5,7 @@ both sides read: RecBole's ``load_data_and_model`` unpickles the ``Config`` insi
 with ``weights_only=True``, leaves it as bytes.
 """
 
+import copy
 import hashlib
 import os
 import pickle
@@ -144,6 +145,15 @@ def settings_of(config: Any) -> dict[str, Any]:
     return {"model": config["model"], "dataset": config["dataset"], "given": plain(given)}
 
 
+def _for_one_process(config: Any) -> Any:
+    """The configuration under which one process reads what several have written."""
+    if config["single_spec"]:
+        return config
+    twin = copy.copy(config)
+    twin.final_config_dict = config.final_config_dict | {"single_spec": True, "local_rank": 0}
+    return twin
+
+
 def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], config: Any) -> None:
     """Write ``state`` and the configuration to ``path``, atomically.
 
@@ -160,7 +170,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], con
         "version": VERSION,
         "settings": settings_of(config),
         **state,
-        "config": _Pickled(config),
+        "config": _Pickled(_for_one_process(config)),
     }
     try:
         with atomic_file(path) as file:

@@ -1,0 +1,90 @@
+"""Two processes over gloo train on the batches of one, and leave a checkpoint that one process reads."""
+
+import glob
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import recbole_llm  # noqa: F401
+
+pytest.importorskip("recbole")
+if not torch.distributed.is_available():
+    pytest.skip("torch was built without torch.distributed", allow_module_level=True)
+from recbole.quick_start import load_data_and_model
+
+from recbole_llm.bridge import distributed
+from recbole_llm.bridge.checkpoint import read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_one_process_is_the_trivial_case():
+    rows = torch.arange(6).view(3, 2)
+    assert distributed.own_part(5) == slice(0, 5)
+    assert distributed.gather_rows(rows, torch.device("cpu")) is rows
+    assert distributed.agreed("name") == "name"
+    assert distributed.gather_objects(3) == [3]
+
+
+@pytest.mark.parametrize(("total", "size"), [(7, 2), (1, 3), (0, 2), (10, 5)])
+def test_the_parts_of_all_processes_cover_the_rows_once(monkeypatch, total, size):
+    monkeypatch.setattr(distributed, "world_size", lambda: size)
+    parts = []
+    for number in range(size):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        parts += list(range(total))[distributed.own_part(total)]
+    assert parts == list(range(total))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def train(folder, data, processes, *settings):
+    arguments = [
+        "-m",
+        "LLMTwoTower",
+        "-d",
+        "toy",
+        f"--data_path={data}",
+        "--nproc",
+        str(processes),
+        "--ip",
+        "127.0.0.1",
+    ]
+    arguments += ["--gpu_id=", "--encoder=", "--epochs=2", "--embedding_size=16", "--train_batch_size=25"]
+    arguments += ["--show_progress=False", "--history_dropout=0.0", f"--checkpoint_dir={folder}"]
+    arguments += ["--port", str(free_port()), *settings]
+    code = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "kernels")!r}]
+from recbole_llm.cli import main
+if __name__ == "__main__":
+    sys.exit(main(["run", *{arguments!r}]))
+"""
+    folder.mkdir()
+    script = folder / "recbole-llm.py"
+    script.write_text(code)
+    out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=folder, timeout=300)
+    assert out.returncode == 0, out.stderr[-3000:]
+    (best,) = glob.glob(f"{folder}/LLMTwoTower*[0-9].pth")
+    return out.stdout[out.stdout.rindex("valid      test") :], best
+
+
+@pytest.mark.parametrize("loss_type", ["catalog_bce", "sampled_bce"])
+def test_two_processes_train_as_one_and_leave_a_readable_checkpoint(tmp_path, toy_path, loss_type):
+    alone, one = train(tmp_path / "one", toy_path, 1, f"--loss_type={loss_type}")
+    together, two = train(tmp_path / "two", toy_path, 2, f"--loss_type={loss_type}")
+    assert together == alone
+    first, second = read_checkpoint(one)["state_dict"], read_checkpoint(two)["state_dict"]
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-6)
+    _, model, *_ = load_data_and_model(two)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, second[name])
