@@ -152,6 +152,8 @@ class LLMTwoTower(GeneralRecommender):
 
     def _queries_of_pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Queries ``[P, D]`` of (user, item) pairs whose item takes no part in its own user's history."""
+        if not self.user_tower.uses_history:
+            return self._scaled(self.user_tower(users, None))
         user, of_pair = torch.unique(users, return_inverse=True)
         history = self._drop(self.history.select(user))
         weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights
@@ -205,28 +207,38 @@ class LLMTwoTower(GeneralRecommender):
         query = self._queries_of_pairs(users, items)
         row = torch.arange(len(users), device=users.device)
         if self.options.loss_type == "pair_bce":
-            used, item_row = torch.unique(items, return_inverse=True)
+            candidates, bias, item_row = self._candidates_of(items)
             return pair_bce(
                 query,
-                self._candidates(used),
+                candidates,
                 row,
                 item_row,
                 interaction[self.LABEL],
-                item_bias=self._training_bias(used),
+                item_bias=bias,
                 backend=self.options.kernel_backend,
             )
         negatives = interaction[self.NEG_ITEM_ID]
-        used, rows = torch.unique(torch.cat([items[:, None], negatives], 1), return_inverse=True)
+        candidates, bias, rows = self._candidates_of(torch.cat([items[:, None], negatives], 1))
         return sampled_bce(
             query,
-            self._candidates(used),
+            candidates,
             row,
             rows[:, 0].contiguous(),
             rows[:, 1:].contiguous(),
-            item_bias=self._training_bias(used),
+            item_bias=bias,
             neg_weight=self.options.neg_weight,
             backend=self.options.kernel_backend,
         )
+
+    def _candidates_of(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors ``[n, D]`` and biases ``[n]`` that hold those of ``items``, and the row of each, shaped as ``items``.
+
+        A table of IDs is handed over as it is; where vectors are computed, only those of the items that occur are.
+        """
+        if not self.target_tower.adapters and self.options.scoring == "dot":
+            return self._candidates(), self._training_bias(), items
+        used, rows = torch.unique(items, return_inverse=True)
+        return self._candidates(used), self._training_bias(used), rows
 
     # ------------------------------------------------------------------ what is fitted at once
 
@@ -514,7 +526,7 @@ class LLMTwoTower(GeneralRecommender):
         """
         _, w, bias = self._ranking_tables()
         slope, offset = self.calibration
-        bias = bias * self.block_scales[1] if self._learned_counts else torch.where(bias.isinf(), bias, 0.0)
+        bias = bias * self.block_scales[1] if self._learned_counts else self._place()
         blocks = []
         if self._closed_counts:
             blocks.append(self._closed_table())
@@ -559,13 +571,17 @@ class LLMTwoTower(GeneralRecommender):
     def _closed_counts(self) -> bool:
         return self._closed_source is not None and self.block_scales[0] != 0
 
+    def _place(self) -> Tensor:
+        """What an item's score starts from, ``[N]``: 0, or -inf for those that no ranking may hold."""
+        bias = self._ranking_tables()[2]
+        return torch.where(bias.isinf(), bias, 0.0)
+
     def _logits(self, users: Tensor) -> Tensor:
         """Scores of every item, ``[B, N]`` in a fresh tensor; -inf for padding."""
         if self._learned_counts:
             scores = self._learned_logits(users).mul_(self.block_scales[1])
         else:
-            scores = torch.zeros(len(users), self.n_items, device=users.device)
-            scores[:, 0] = NOT_IN_CATALOGUE
+            scores = self._place().repeat(len(users), 1)
         if self._closed_counts:
             closed = self._closed_scores(self._closed_query(self.history.select(users)))
             scores.add_(closed, alpha=self.block_scales[0])
@@ -581,8 +597,7 @@ class LLMTwoTower(GeneralRecommender):
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
         user, row = torch.unique(users, return_inverse=True)
         backend = self.options.kernel_backend
-        logit = torch.zeros(len(users), device=users.device)
-        logit[items == 0] = NOT_IN_CATALOGUE
+        logit = self._place()[items]
         if self._learned_counts:
             source, w, bias = self._ranking_tables()
             query = self._queries_of_users(user, self.history.select(user), source)

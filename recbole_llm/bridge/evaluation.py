@@ -22,7 +22,6 @@ from recbole_llm.bridge import distributed
 from recbole_llm.bridge.options import EVAL_BACKENDS
 from recbole_llm.towers import Rows, rows_from_pairs
 from recbole_llm_kernels import score_topk
-from recbole_llm_kernels.torch_ops.topk import select
 
 SCORES = 2**24  # scores held at once where a model gives whole rows of them: 64 MiB of float32
 QUERIES = 2**24  # elements of the queries held at once where it gives vectors
@@ -147,9 +146,23 @@ def _best(scores: Tensor, seen: Rows | None, k: int) -> Tensor:
     if seen is not None:
         scores[seen.row_of_entry().to(scores.device), seen.ids.to(scores.device)] = -torch.inf
     places = min(k, scores.shape[1])
-    value, ids = select(scores, places)
+    value, ids = _largest(scores, places)
     ids = ids.masked_fill(value == -torch.inf, -1).cpu()
     return torch.nn.functional.pad(ids, (0, k - places), value=-1)
+
+
+def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` largest of each row, descending, ties to the smaller column: values and columns, ``[B, k]``."""
+    value, column = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    if value.shape[1] > k:  # topk keeps any of the columns that tie for the last place
+        tied = (value[:, k - 1] == value[:, k]).nonzero()[:, 0]
+        value, column = value[:, :k], column[:, :k]
+        if len(tied):
+            ranked, order = scores[tied].sort(dim=1, descending=True, stable=True)
+            value, column = value.index_copy(0, tied, ranked[:, :k]), column.index_copy(0, tied, order[:, :k])
+    column, by_column = column.sort(1)
+    value, by_value = value.gather(1, by_column).sort(dim=1, descending=True, stable=True)
+    return value, column.gather(1, by_value)
 
 
 def _fill(ids: Tensor, seen: Rows | None) -> Tensor:
