@@ -1,6 +1,6 @@
 """Exact top-k of <q, w_i> + b_i over tables in memory.
 
-    threshold = the k-th largest of the maxima over blocks of 256 scores; what reaches it is sorted
+    threshold = the k-th largest of the maxima over blocks of scores; what reaches it is sorted
 
 reads the scores once and sorts a handful. Scores of a batch are made in tiles of items, so that ``[B, N]`` is never
 allocated. The few candidates are scored again in float64, each row by itself: an answer does not depend on what else
@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-BLOCK = 256
+BLOCKS = (256, 64, 16)  # scores of a block; the largest that leaves twice as many blocks as results
 TILE = 16_384  # items; 64 queries x 16,384 float32 scores are 4 MiB
 # candidates beyond k that are scored again: float32 products of 600 dimensions reorder near-equal scores only
 MARGIN = 16
@@ -59,12 +59,10 @@ def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
     n = len(scores)
     if k >= n:
         return np.flatnonzero(scores > -np.inf)
-    blocks = n // BLOCK
-    if blocks < 2 * k:
-        threshold = np.partition(scores, n - k)[n - k]
-    else:
-        maxima = scores[: blocks * BLOCK].reshape(blocks, BLOCK).max(1)
-        threshold = np.partition(maxima, blocks - k)[blocks - k]
+    size = next((size for size in BLOCKS if n // size >= 2 * k), 1)
+    blocks = n // size
+    maxima = scores if size == 1 else scores[: blocks * size].reshape(blocks, size).max(1)
+    threshold = np.partition(maxima, blocks - k)[blocks - k]
     if threshold == -np.inf:
         return np.flatnonzero(scores > -np.inf)
     return np.flatnonzero(scores >= threshold)
@@ -169,12 +167,19 @@ class ExactRetriever:
 
     def score(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """<q, w_i> + b_i in float64, ``[n]``, each row summed by itself."""
-        scores = np.empty(len(rows), np.float64)
         wide = query.astype(np.float64)
+        if len(self.segments) == 1:
+            return self._score_in(self.segments[0], rows, wide)
+        scores = np.empty(len(rows), np.float64)
         for segment in self.segments:
             here = (rows >= segment.start) & (rows < segment.start + len(segment.vector))
-            local = rows[here] - segment.start
-            for part in np.array_split(np.arange(len(local)), max(len(local) // TILE, 1)):
-                at = local[part]
-                scores[np.flatnonzero(here)[part]] = (segment.vector[at] * wide).sum(1) + segment.bias[at]
+            scores[here] = self._score_in(segment, rows[here], wide)
         return scores
+
+    @staticmethod
+    def _score_in(segment: Segment, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+        local = rows - segment.start
+        if len(local) <= TILE:
+            return (segment.vector[local] * query).sum(1) + segment.bias[local]
+        parts = [local[at : at + TILE] for at in range(0, len(local), TILE)]
+        return np.concatenate([(segment.vector[part] * query).sum(1) + segment.bias[part] for part in parts])
