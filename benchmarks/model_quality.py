@@ -20,8 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-from recbole_llm.bridge.compare import Comparison, as_json, as_markdown, compare  # noqa: E402
-from recbole_llm.bridge.tuning import ranked, tune  # noqa: E402
+from recbole_llm.bridge.compare import Comparison, as_json, as_markdown, compare
+from recbole_llm.bridge.tuning import ranked, tune
 
 MODELS = (
     "LLMTwoTower",

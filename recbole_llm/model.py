@@ -44,8 +44,9 @@ class ColdItems:
 
     def to(self, device: torch.device | str) -> "ColdItems":
         """The same on another device."""
-        tensors = (t.to(device) for t in (self.ids, self.closed, self.learned, self.bias))
-        return ColdItems(*tensors, self.joint)
+        return ColdItems(
+            self.ids.to(device), self.closed.to(device), self.learned.to(device), self.bias.to(device), self.joint
+        )
 
 
 class LLMTwoTower(GeneralRecommender):
