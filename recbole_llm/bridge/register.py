@@ -49,19 +49,16 @@ def register_model(
     Args:
         name: the model's name, the same as its class's.
         loader: the class, ``"module:class"``, or a function that returns it.
-        yaml: its default configuration. It takes the place of ``recbole/properties/model/<name>.yaml``: over
-        RecBole's
+        yaml: its default configuration. It takes the place of ``recbole/properties/model/<name>.yaml``: over RecBole's
             overall defaults, under ``properties/dataset/*.yaml``, files, dictionaries and the command line.
         trainer: trainer class; the one of the model's type if not given.
         dataset: dataset class; the one of the model's type if not given.
         train_dataloader: called with the configuration, gives the class of the training data loader, or ``None`` for
-        the
-            stock one.
+            the stock one.
         count_flops: whether RecBole may copy the model and trace ``predict`` to log its FLOPs.
 
     Raises:
-        ValueError: if the name is no identifier, is taken by a stock model, or the YAML file does not exist or sets a
-        key
+        ValueError: if the name is no identifier, is taken by a stock model, or the YAML file does not exist or sets a key
             that RecBole's ``properties/dataset/sample.yaml`` would overwrite (found when the model is configured).
     """
     if not name.isidentifier():
