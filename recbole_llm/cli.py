@@ -158,6 +158,30 @@ def _run(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[
     return 0
 
 
+def _add_encode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", "-d", required=True, help="ml-100k, or a folder of atomic files in --data_path")
+    parser.add_argument("--config_files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
+
+
+def _encode(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[str]) -> int:
+    sys.argv = [PROGRAM, *overrides]
+    from recbole.config import Config
+    from recbole.data import create_dataset
+    from recbole.utils import init_logger
+
+    config = Config("LLMTwoTower", options.dataset, list(files))
+    _require_dataset(config)
+    init_logger(config)
+    dataset = create_dataset(config)
+    for what, tables in (("items", dataset.item_features), ("users", dataset.user_features)):
+        for name, table in tables.items():
+            count = int(table.present.sum())
+            print(
+                f"{what}: {count} of {len(table.present) - 1} have a {name} vector of {table.vectors.shape[1]} dimensions"
+            )
+    return 0
+
+
 def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
@@ -210,6 +234,9 @@ COMMANDS: dict[str, Command] = {
         "recbole_llm.importer",
         "add_arguments",
         "run_import",
+    ),
+    "encode": Command(
+        "vectors of a dataset's texts, kept for every later run", "recbole_llm.cli", "_add_encode", "_encode", True
     ),
     "split": Command(
         "benchmark files in which a share of the items has no training interaction",

@@ -118,7 +118,9 @@ class LLMTwoTowerDataset(Dataset):
                 else f"user_tower contains text, and there is no {path.name} in {path.parent}. Add it, or leave text out."
             )
         log = getLogger()
-        table = read_atomic_table(path, id_field, separator=self.config["field_separator"])
+        table = read_atomic_table(
+            path, id_field, separator=self.config["field_separator"], encoding=self.config["encoding"] or "utf-8"
+        )
         texts, report = texts_of_tokens(
             table, self._tokens(id_field), choose_text_fields(table, fields, template), template
         )
