@@ -184,9 +184,20 @@ def _encode(options: argparse.Namespace, files: Sequence[str], overrides: Sequen
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the same as JSON")
+    parser.add_argument("--cache", action="store_true", help="only the stored vectors, encoder by encoder")
+    parser.add_argument("--prune", type=float, metavar="DAYS", help="remove vectors that no run used for so many days")
+    parser.add_argument("--feature_cache_dir", default=None, metavar="DIR", help="another cache than the user's")
 
 
 def _info(options: argparse.Namespace) -> int:
+    if options.cache or options.prune is not None:
+        from recbole_llm.content.upkeep import prune, store_info
+
+        if options.prune is not None:
+            print("\n".join(prune(options.feature_cache_dir, unused_days=options.prune).lines()))
+        stored = [encoder.line() for encoder in store_info(options.feature_cache_dir)]
+        print("\n".join(stored) or "no stored vectors")
+        return 0
     from recbole_llm.bridge.report import environment, render
 
     report = environment()

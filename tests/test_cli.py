@@ -123,3 +123,17 @@ def test_neither_a_command_nor_a_file_lists_both(tmp_path):
     assert "neither a command nor an existing file" in done.stderr
     assert "run" in done.stderr
     assert "script" in done.stderr
+
+
+def test_encode_fills_the_cache_that_a_run_reads_and_info_lists_and_prunes_it(quick, tmp_path):
+    cache = f"--feature_cache_dir={tmp_path / 'features'}"
+    arguments = [q for q in quick if not q.startswith("--embedding_size")]
+    done = recbole_llm("encode", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "items: 43 of 44 have a text vector of 32 dimensions" in done.stdout
+    listed = recbole_llm("info", "--cache", cache, cwd=tmp_path)
+    assert "tiny-bert" in listed.stdout, listed.stderr
+    again = recbole_llm("run", *quick, cwd=tmp_path)
+    assert "Encoded" not in again.stderr + again.stdout
+    pruned = recbole_llm("info", "--prune", "0", cache, cwd=tmp_path)
+    assert "no stored vectors" in pruned.stdout, pruned.stderr
