@@ -34,7 +34,7 @@ from recbole_llm.serving.settings import Settings
 DECLARED = {"/v1/recommend", "/v1/recommend/batch", "/v1/items/{item_id}", "/v1/items/batch", "/v1/admin/reload"}
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = settings(
-    max_examples=40,
+    max_examples=25,
     derandomize=True,
     deadline=None,
     database=None,
@@ -132,7 +132,7 @@ BODIES = st.one_of(
 
 
 @pytest.mark.parametrize("path", ["/v1/recommend", "/v1/recommend/batch", "/v1/items/batch", "/v1/admin/reload"])
-@settings(max_examples=80, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(content=BODIES)
 def test_no_body_makes_the_service_fail(client, path, content):
     answer = client.post(path, content=content, headers={"content-type": "application/json"})

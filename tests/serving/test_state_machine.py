@@ -23,7 +23,8 @@ from recbole_llm.serving.schemas import ItemBody
 from recbole_llm.serving.service import Service
 from recbole_llm.serving.settings import Settings
 
-IDS = st.sampled_from(["i0", "i1", "i38", "i39", "new", "a/b", "ü"])
+# a trained item, an untrained one, two new ones: few, so that changes meet each other
+IDS = st.sampled_from(["i0", "i39", "new", "a/b"])
 TEXTS = st.sampled_from(["space story", "sea war", "love"])
 N = 40
 
@@ -111,10 +112,12 @@ def exports(tmp_path_factory):
     return folder
 
 
-def test_items(exports):
+def test_items(exports, monkeypatch):
+    # a full collection at every start: beside other tests' torch it takes most of the time, and changes no answer
+    monkeypatch.setattr("recbole_llm.serving.service._freeze", lambda: None)
     Items.folder = exports
     run = settings(
-        max_examples=15,
+        max_examples=25,
         stateful_step_count=12,
         derandomize=True,
         deadline=None,
