@@ -1,5 +1,6 @@
 """A made dataset whose texts and interactions agree, and a tiny encoder: end-to-end tests without a download."""
 
+import logging
 import os
 import random
 
@@ -47,6 +48,20 @@ def write_dataset(folder, name="toy", n_users=60, n_items=48, per_user=14, seed=
     users += [f"u{u}\tlikes {topics[u % len(topics)]} and {rng.choice(TOPICS[topics[u % 4]])}" for u in range(n_users)]
     (target / f"{name}.user").write_text("\n".join(users) + "\n")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def logging_left_as_found():
+    """RecBole sets the root logger's level and adds handlers to it; the tests after it must not depend on that."""
+    root = logging.getLogger()
+    level, filters = root.level, list(root.filters)
+    yield
+    root.setLevel(level)
+    root.filters[:] = filters
+    for handler in root.handlers[:]:
+        if type(handler) in (logging.StreamHandler, logging.FileHandler):  # pytest's own are of other classes
+            root.removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture(scope="session")
