@@ -10,6 +10,7 @@ from ops_cases import DEVICE, LOW, biases, generator, ids, inside, names, row_li
 
 import recbole_llm_kernels as kernels
 from recbole_llm_kernels import backends, checks, ops, reference
+from recbole_llm_kernels.torch_ops import threads as pool
 
 B, K, M, N, D = 40, 7, 30, 60, 12
 
@@ -207,8 +208,9 @@ def test_compiles_without_graph_breaks(backend, dynamic):
         torch.testing.assert_close(a, b)
 
 
-def test_thread_settings_stay_as_found():
-    """Of this thread, and of threads started later, after calls that use the pool."""
+def test_thread_settings_stay_as_found(monkeypatch):
+    """Of this thread, and of threads started later, after calls that start the pool and use it."""
+    monkeypatch.setattr(pool, "_pools", {})
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
