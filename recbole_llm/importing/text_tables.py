@@ -53,7 +53,7 @@ class _TextSource(Source):
         self.is_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
 
     @contextmanager
-    def _stream(self, progress: bool = False) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
+    def _stream(self, progress: bool = False) -> Iterator[tuple[BinaryIO, Callable[[], object]]]:
         """The file's bytes, and a function that moves the progress bar up to what has been read."""
         size = self.path.stat().st_size
         bar = tqdm(
