@@ -193,7 +193,7 @@ class CsvSource(_TextSource):
         return self._batch(self._rows(reader, lines + block.count(b"\r"), line), line, line + reader.line_num, wanted)
 
     def _quoted_batches(
-        self, stream: BinaryIO, line: int, wanted: list[str], advance: Callable[[], None]
+        self, stream: BinaryIO, line: int, wanted: list[str], advance: Callable[[], object]
     ) -> Iterator[Batch]:
         reader = self._reader(self._text(stream))
         if not line:
