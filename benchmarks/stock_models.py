@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DATASET = "ml-150"
 USERS = 150
 BASE = ("ray", "numpy", "torch_load")
-OPTIONAL = ("dok", "agg_len", "fillna", "flops", "ksr", "dgcf", "kgat")
-OF_ONE_MODEL = {"ksr": "KSR", "dgcf": "DGCF", "kgat": "KGAT"}
+OPTIONAL = ("dok", "agg_len", "fillna", "flops", "ksr", "dgcf", "kgat", "tree_defaults")
+OF_MODELS = {"ksr": ("KSR",), "dgcf": ("DGCF",), "kgat": ("KGAT",), "tree_defaults": ("LightGBM", "XGBoost")}
 MODELS_PER_WORKER = 8
 PACKAGES = (
     "recbole",
@@ -260,7 +260,7 @@ def needed_repairs(row: dict[str, Any], workers: dict[str, Worker], timeout: flo
 
     if not changes(workers["all"]):
         return []
-    candidates = [name for name in OPTIONAL if OF_ONE_MODEL.get(name, model) == model]
+    candidates = [name for name in OPTIONAL if model in OF_MODELS.get(name, (model,))]
     return [name for name in candidates if changes(workers[name])]
 
 

@@ -4,6 +4,7 @@ import builtins
 import copy
 import importlib
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -375,6 +376,25 @@ def _collector(module: ModuleType) -> None:
         return get_data_struct
 
     override(module.Collector, "get_data_struct", make)
+
+
+@repair(
+    "recbole.utils.utils",
+    upstream="utils/utils.py:51 (asks whether a folder exists, then makes it)",
+    issues="none found",
+    until="ensure_dir passes exist_ok=True",
+    condition=always("of two processes that start together in a fresh folder, one may end in FileExistsError"),
+)
+def _ensure_dir(module: ModuleType) -> None:
+    """Folders for logs and checkpoints may be made by another process in the meantime."""
+
+    def make(stock: Callable[[str], None]) -> Callable[[str], None]:
+        def ensure_dir(dir_path: str) -> None:
+            os.makedirs(dir_path, exist_ok=True)
+
+        return ensure_dir
+
+    override(module, "ensure_dir", make)
 
 
 @repair(

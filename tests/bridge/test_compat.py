@@ -123,6 +123,19 @@ def probe_collector():
     )
 
 
+def probe_ensure_dir():
+    from recbole.utils import ensure_dir
+
+    Path("made_meanwhile").mkdir()
+    exists = os.path.exists
+    os.path.exists = lambda path: path != "made_meanwhile" and exists(path)  # as seen just before the other made it
+    try:
+        ensure_dir("made_meanwhile")
+    finally:
+        os.path.exists = exists
+    return "there"
+
+
 def probe_flops():
     columns = {"inter": ["user_id", "item_id", "timestamp"]}
     small = dict(n_layers=1, n_heads=1, hidden_size=8, inner_size=8, reranker_CAN_NUM=5)
@@ -273,6 +286,7 @@ SHOWN = {
     "agg_len": ("", "[2, 2, 2]"),
     "fillna": ("city -9223372036854775808 -9223372036854775808 age nan nan", "city 0 0 age 29.84 29.84"),
     "collector": ("AttributeError", "ran: itemcoverage@10, giniindex@10, averagepopularity@10, tailpercentage@10"),
+    "ensure_dir": ("FileExistsError", "there"),
     "flops": ("AssertionError", "ran: recall@10"),
     "literals": ("AttributeError", "'map.npy'"),
     "command_line": ("short", "None"),
