@@ -28,6 +28,7 @@ class Experiment:
         overrides: ``--key=value`` arguments over everything.
         seeds: one training per seed; the split is that of the configuration's own ``seed`` every time.
         per_user: whether to keep each test user's metrics.
+        test: whether the test split is evaluated at all; a search that chooses by validation has no need of it.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Experiment:
     overrides: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     per_user: bool = False
+    test: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Training:
         seed: added to the configuration's seed for the training.
         best_valid_score: value of ``valid_metric``.
         valid: validation metrics.
-        test: test metrics.
+        test: test metrics; empty unless asked for.
         seconds: of training with its validations.
         test_seconds: of the test.
         user_ids: ``[U]`` internal ids of the test users; ``None`` unless asked for.
@@ -117,7 +119,9 @@ def run_experiment(experiment: Experiment) -> Outcome:
         trained = time.perf_counter()
         structs: list[Any] = []
         _keep_struct(trainer, structs)
-        test_result = trainer.evaluate(test, load_best_model=True, show_progress=config["show_progress"])
+        test_result = None
+        if experiment.test:
+            test_result = trainer.evaluate(test, load_best_model=True, show_progress=config["show_progress"])
         finished = time.perf_counter()
         user_ids, user_metrics = _per_user(config, test, structs) if experiment.per_user else (None, {})
         trainings.append(
