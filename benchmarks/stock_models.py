@@ -1,15 +1,16 @@
 """Every stock model of RecBole trains, validates and tests for an epoch: the results and the repairs each needs.
 
     python benchmarks/stock_models.py --output benchmarks/results/stock_models.json      # about an hour, one thread
-    python benchmarks/stock_models.py --models BPR,DeepFM --output /tmp/two.json
+    python benchmarks/stock_models.py --models BPR,DeepFM --update --output benchmarks/results/stock_models.json
     python benchmarks/stock_models.py --stock --python OLD/bin/python --output old.json   # RecBole alone
     python benchmarks/stock_models.py --report benchmarks/results/stock_models.json old.json
 
 The data is the first 150 users of ml-100k, which the RecBole wheel contains, with random vectors for its entities and
 relations. A repair counts as needed if leaving it out makes the run fail or changes its metrics; those needed to import
-RecBole and read a checkpoint at all (``BASE``) are common to every model, and those of configuration, search and
-metrics do not depend on the model. Models run in worker processes, several in each; ``--stock`` runs the same without
-this project on the libraries RecBole was made for, for the numbers that the repaired runs must reproduce.
+RecBole and read a checkpoint at all (``BASE``) are common to every model, and those of configuration, search, metrics
+and saved data do not depend on the model. Models run in worker processes, several in each; ``--stock`` runs the same
+without this project on the libraries RecBole was made for, for the numbers that the repaired runs must reproduce.
+``--update`` keeps the rows of models not run, and the repairs found before for those whose metrics are still the same.
 """
 
 import argparse
@@ -17,7 +18,6 @@ import contextlib
 import io
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -278,10 +278,14 @@ def versions(python: str) -> dict[str, str]:
 
 def measure(options: argparse.Namespace) -> None:
     """Run the models, and write the result file after each."""
+    from timing import machine
+
     names = options.models.split(",") if options.models else list_models()
+    here = machine("cpu")
     content = {
         "data": f"first {USERS} users of ml-100k, one epoch, one thread",
-        "machine": platform.processor() or platform.machine(),
+        "machine": {key: here[key] for key in ("cpu", "cores", "load_average")},
+        "commit": None if options.stock else here["commit"],
         "versions": versions(options.python),
         "needed_by_all": [] if options.stock else list(BASE),
         "models": [],
@@ -298,8 +302,10 @@ def measure(options: argparse.Namespace) -> None:
             workers = {"all": Worker(options.python, Path(folder), False, OPTIONAL)}
             workers |= {name: Worker(options.python, Path(folder), False, (name,)) for name in OPTIONAL}
         for name in names:
-            row = main.run(name, options.timeout)
-            if row["result"] == "ok" and workers:
+            row, before = main.run(name, options.timeout), kept.get(name, {})
+            if "repairs" in before and before.get("test") == row.get("test"):
+                row["repairs"] = before["repairs"]
+            elif row["result"] == "ok" and workers:
                 row["repairs"] = needed_repairs(row, workers, options.timeout)
             if name in SPECIAL:
                 row["configuration"] = SPECIAL[name]
@@ -346,7 +352,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", help="names, separated by commas; default: all")
     parser.add_argument("--output", help="JSON file to write")
-    parser.add_argument("--update", action="store_true", help="keep the rows of models not run in an existing file")
+    parser.add_argument(
+        "--update", action="store_true", help="keep what an existing file has of models not run, see above"
+    )
     parser.add_argument("--timeout", type=float, default=300, help="seconds for a model")
     parser.add_argument("--python", default=sys.executable, help="interpreter to run the models with")
     parser.add_argument("--stock", action="store_true", help="RecBole alone, without this project")

@@ -3,6 +3,8 @@
 Processes that the script spawns must find the same state before they import it again. ``multiprocessing`` re-imports the
 main module by the name in its ``__spec__``; here that is this module, so a child imports ``recbole_llm`` first and then
 executes the script under the name ``__mp_main__``.
+
+RecBole's run_hyper.py imports ray at its top and uses it only when asked to: there the import succeeds without ray too.
 """
 
 import os
@@ -11,6 +13,8 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from recbole_llm.bridge.absent import stand_in_for_ray
 
 _SCRIPT_VARIABLE = "RECBOLE_LLM_SCRIPT"
 
@@ -35,6 +39,7 @@ def run_script(path: str, argv: Sequence[str]) -> None:
 
 
 def _execute(path: str, namespace: dict[str, Any]) -> None:
+    stand_in_for_ray()
     with open(path, "rb") as file:
         source = file.read()
     try:

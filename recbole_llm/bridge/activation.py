@@ -14,7 +14,14 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from recbole_llm.bridge import compat, configuration, processes, register  # noqa: F401  (they enter their repairs into REPAIRS)
+from recbole_llm.bridge import (  # noqa: F401  (they enter their repairs into REPAIRS)
+    compat,
+    compat_defects,
+    compat_models,
+    configuration,
+    processes,
+    register,
+)
 from recbole_llm.bridge.repairs import REPAIRS, is_wanted
 
 SUPPORTED = ">=1.2.0,<1.3"

@@ -1,10 +1,8 @@
-"""Repairs of RecBole 1.2 for today's NumPy, pandas, SciPy and PyTorch, without ray; and of defects of its own."""
+"""Repairs of RecBole 1.2 for today's NumPy, pandas, SciPy, PyTorch and hyperopt, and without ray."""
 
 import builtins
-import copy
 import importlib
 import inspect
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +11,7 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any
 
+from recbole_llm.bridge.absent import AbsentModule
 from recbole_llm.bridge.repairs import ModuleView, RepairRecord, always, override, records, repair
 
 
@@ -43,7 +42,7 @@ class _Tune(ModuleType):
     def report(**metrics: Any) -> None:
         """Report to Ray Tune if the program has loaded it, under either of its signatures; otherwise do nothing."""
         tune = sys.modules.get("ray.tune")
-        if tune is None:
+        if tune is None or isinstance(tune, AbsentModule):
             return
         if "metrics" in inspect.signature(tune.report).parameters:  # ray >= 2.7
             tune.report(metrics)
@@ -343,171 +342,3 @@ def _hyper(module: ModuleType) -> None:
     import numpy as np
 
     module.__dict__["np"] = ModuleView(np, {"random": ModuleView(np.random, {"RandomState": np.random.default_rng})})
-
-
-# ---------------------------------------------------------------- RecBole's own defects
-
-
-@repair(
-    "recbole.evaluator.collector",
-    upstream="evaluator/collector.py:227 (.cpu() on counts and Counters)",
-    issues="none found",
-    until="RecBole moves tensors only",
-    condition=always(
-        "ItemCoverage, GiniIndex, AveragePopularity and TailPercentage end in AttributeError on every stack"
-    ),
-)
-def _collector(module: ModuleType) -> None:
-    """Metrics that need the catalogue's size or the items' counts work."""
-    import torch
-
-    def make(stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def get_data_struct(self: Any) -> Any:
-            values = self.data_struct._data_dict
-            for key, value in values.items():
-                if isinstance(value, torch.Tensor):
-                    values[key] = value.cpu()
-            result = copy.deepcopy(self.data_struct)
-            for key in ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label"):
-                if key in self.data_struct:
-                    del self.data_struct[key]
-            return result
-
-        return get_data_struct
-
-    override(module.Collector, "get_data_struct", make)
-
-
-@repair(
-    "recbole.utils.utils",
-    upstream="utils/utils.py:51 (asks whether a folder exists, then makes it)",
-    issues="none found",
-    until="ensure_dir passes exist_ok=True",
-    condition=always("of two processes that start together in a fresh folder, one may end in FileExistsError"),
-)
-def _ensure_dir(module: ModuleType) -> None:
-    """Folders for logs and checkpoints may be made by another process in the meantime."""
-
-    def make(stock: Callable[[str], None]) -> Callable[[str], None]:
-        def ensure_dir(dir_path: str) -> None:
-            os.makedirs(dir_path, exist_ok=True)
-
-        return ensure_dir
-
-    override(module, "ensure_dir", make)
-
-
-@repair(
-    "recbole.utils.utils",
-    upstream="utils/utils.py:250 calls predict, which is `assert False` in sasreccpr.py:478 and gru4reccpr.py:482",
-    issues="none found",
-    until="RecBole counts FLOPs of models without predict in another way",
-    condition=always("SASRecCPR and GRU4RecCPR cannot start on any stack"),
-)
-def _flops(module: ModuleType) -> None:
-    """A count that only goes to the log does not stop a model that has no ``predict``."""
-
-    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
-        def get_flops(model: Any, dataset: Any, device: Any, logger: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return stock(model, dataset, device, logger, *args, **kwargs)
-            except (AssertionError, NotImplementedError):
-                logger.info("FLOPs are not counted: %s does not predict single pairs.", type(model).__name__)
-                return float("nan")
-
-        return get_flops
-
-    override(module, "get_flops", make)
-
-
-@repair(
-    "recbole.model.sequential_recommender.ksr",
-    upstream="model/sequential_recommender/ksr.py:40,153 (float64 relation vectors times float32 states)",
-    issues="none found",
-    until="get_preload_weight gives float32, or KSR casts it",
-    condition=always("KSR ends in RuntimeError: expected the same dtype on every stack"),
-)
-def _ksr(module: ModuleType) -> None:
-    """Preloaded relation vectors have the dtype of the model."""
-
-    def make(stock: Callable[..., None]) -> Callable[..., None]:
-        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-            stock(self, *args, **kwargs)
-            self.relation_Matrix = self.relation_Matrix.to(self.entity_embedding.weight.dtype)
-
-        return __init__
-
-    override(module.KSR, "__init__", make)
-
-
-@repair(
-    "recbole.model.general_recommender.dgcf",
-    upstream="model/general_recommender/dgcf.py:50,81 (samples more users or items than there are)",
-    issues="none found",
-    until="DGCF bounds cor_batch_size by the numbers of users and of items",
-    condition=always("DGCF ends in ValueError: Sample larger than population where few batches meet unequal sides"),
-)
-def _dgcf(module: ModuleType) -> None:
-    """The correlation loss samples at most all users and all items."""
-
-    def make(stock: Callable[..., None]) -> Callable[..., None]:
-        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-            stock(self, *args, **kwargs)
-            self.cor_batch_size = min(self.cor_batch_size, self.n_users, self.n_items)
-
-        return __init__
-
-    override(module.DGCF, "__init__", make)
-
-
-class _SparseGraph:
-    """A dataset that gives its collaborative knowledge graph as a sparse matrix where a DGL graph is asked for."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._dataset, name)
-
-    def ckg_graph(self, form: str = "coo", value_field: str | None = None) -> Any:
-        return self._dataset.ckg_graph("coo" if form == "dgl" else form, value_field)
-
-
-@repair(
-    "recbole.model.knowledge_aware_recommender.kgat",
-    upstream="model/knowledge_aware_recommender/kgat.py:87,146-157 and data/dataset/kg_dataset.py:557 (DGL, undeclared)",
-    issues="none found",
-    until="KGAT builds its initial attention from the sparse matrix that the dataset gives",
-    condition=always("KGAT needs DGL for one step, and calls it by names that DGL has dropped (preserve_nodes)"),
-)
-def _kgat(module: ModuleType) -> None:
-    """KGAT runs without DGL, which it uses only to cut the graph into its relations."""
-    import numpy as np
-    import torch
-    from scipy.sparse import coo_matrix, diags
-
-    def make_init(stock: Callable[..., None]) -> Callable[..., None]:
-        def __init__(self: Any, config: Any, dataset: Any) -> None:  # noqa: N807
-            stock(self, config, _SparseGraph(dataset))
-
-        return __init__
-
-    def make_init_graph(stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def init_graph(self: Any) -> Any:
-            graph = self.ckg
-            adjacency = coo_matrix(graph.shape, dtype=np.float64)
-            for relation in range(1, self.n_relations):
-                edges = graph.data == relation
-                part = coo_matrix((np.ones(edges.sum()), (graph.row[edges], graph.col[edges])), shape=graph.shape)
-                degree = np.asarray(part.sum(1)).ravel()
-                inverse = np.divide(1.0, degree, out=np.zeros_like(degree), where=degree > 0)
-                adjacency = adjacency + diags(inverse) @ part
-            adjacency = adjacency.tocoo()
-            indices = torch.from_numpy(np.stack([adjacency.row, adjacency.col]).astype(np.int64))
-            values = torch.from_numpy(adjacency.data).float()
-            return torch.sparse_coo_tensor(indices, values, self.matrix_size).to(self.device)
-
-        return init_graph
-
-    override(module.KGAT, "__init__", make_init)
-    override(module.KGAT, "init_graph", make_init_graph)

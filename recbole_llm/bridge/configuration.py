@@ -56,34 +56,6 @@ def _literals(module: ModuleType) -> None:
     override(module.Config, "_convert_config_dict", make)
 
 
-# ---------------------------------------------------------------- defaults
-
-
-@repair(
-    "recbole.config.configurator",
-    upstream="config/configurator.py:241 (properties/model/XGBoost.yaml; the wheel has xgboost.yaml, and lightgbm.yaml)",
-    issues="none found",
-    until="the two files are named like their models",
-    condition=always("XGBoost and LightGBM start without their defaults where file names are case-sensitive"),
-)
-def _tree_defaults(module: ModuleType) -> None:
-    """A model's YAML file is found under its name in lower case where there is no other."""
-
-    def make(stock: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-        def _update_internal_config_dict(self: Any, file: str) -> Any:
-            result = stock(self, file)
-            folder = Path(file).parent / "model"
-            lower = folder / f"{self.model.lower()}.yaml"
-            # a file system that ignores case has found it already
-            if Path(file).name == "overall.yaml" and lower.is_file() and not (folder / f"{self.model}.yaml").is_file():
-                stock(self, str(lower))
-            return result
-
-        return _update_internal_config_dict
-
-    override(module.Config, "_update_internal_config_dict", make)
-
-
 # ---------------------------------------------------------------- command line
 
 
@@ -97,7 +69,8 @@ def _installation_folders() -> tuple[Path, ...]:
     return tuple({Path(os.path.realpath(path)) for path in paths})
 
 
-def _is_installed(path: str) -> bool:
+def is_installed(path: str) -> bool:
+    """Whether the file belongs to an installed program or package, and not to a user's folder."""
     real = Path(os.path.realpath(path))
     return any(folder in real.parents for folder in _installation_folders()) or "dist-packages" in real.parts
 
@@ -123,11 +96,11 @@ def foreign_host() -> str | None:
     if Path(program).stem == PROGRAM or program == "-c":
         return None
     if os.path.isfile(program):
-        if _is_installed(program):
+        if is_installed(program):
             return program
     else:
         main = getattr(sys.modules.get("__main__"), "__file__", None)
-        if main is not None and _is_installed(main) and _is_original(sys.argv):
+        if main is not None and is_installed(main) and _is_original(sys.argv):
             return main
     if "_pytest" in sys.modules and "PYTEST_CURRENT_TEST" in os.environ and _is_original(sys.argv):
         return "pytest"
