@@ -74,18 +74,63 @@ def export_model(
         raise ValueError(
             f"output {str(output)!r} exists, and an export is immutable: name another folder, or remove it."
         )
+    contents = contents_of(
+        model,
+        dataset,
+        index=index,
+        attributes=attributes,
+        keep_text=keep_text,
+        bundle_encoder=bundle_encoder,
+        metrics=metrics,
+        overlay_seq=overlay_seq,
+    )
+    manifest = write_artifact(
+        output, ExportContents(**{**vars(contents), "card": model_card(contents, getattr(dataset, "dataset_name", ""))})
+    )
+    counts = manifest.counts
+    log.info("Exported %d items and %d users as %s to %s", counts["items"], counts["users"], manifest.export_id, output)
+    return manifest
+
+
+def contents_of(
+    model: Any,
+    dataset: Any,
+    *,
+    index: str = "exact",
+    attributes: Sequence[str] | None = None,
+    keep_text: bool = False,
+    bundle_encoder: bool = False,
+    map_texts: bool = True,
+    metrics: Mapping[str, Any] | None = None,
+    overlay_seq: int = 0,
+) -> ExportContents:
+    """What an export of a trained model holds, without its card.
+
+    Args:
+        model: as for :func:`export_model`, like the rest.
+        dataset: the dataset it was made from.
+        index: kind of the index.
+        attributes: columns of the item file to show and filter by.
+        keep_text: whether the items' texts go along.
+        bundle_encoder: whether the encoder's files go along.
+        map_texts: whether new texts can be placed; needs the encoder's files and the vectors of all texts.
+        metrics: for the model card.
+        overlay_seq: last change of the service's log that the training data held already.
+
+    Raises:
+        ValueError: if the model cannot be expressed, or a column is unknown.
+    """
     tables = tables_of(model)
     item_ids, user_ids = _tokens(dataset, dataset.iid_field), _tokens(dataset, dataset.uid_field)
     content = _content(model, dataset, item_ids, attributes, keep_text)
-    encoder = _encoder(model.options)
+    encoder = _encoder(model.options) if map_texts else None
     spec = None if encoder is None else _encoder_spec(encoder, model.options, bundle_encoder)
-    text_map = _text_map(tables, dataset, model.options, encoder)
+    text_map = _text_map(tables, dataset, model.options, encoder) if map_texts else None
     history = model.history.to("cpu")
     offsets = history.offsets.numpy()
     if int(offsets[1]) != 0:
         raise ValueError("The padding user has a history; the model's history is not in the dataset's order.")
-    built = _index(index, tables, history)
-    contents = ExportContents(
+    return ExportContents(
         item_ids=item_ids,
         user_ids=user_ids,
         records=content.records,
@@ -108,15 +153,10 @@ def export_model(
         attributes=content.kinds,
         history_decay=model.options.history_decay,
         overlay_seq=overlay_seq,
-        index=built,
+        index=_index(index, tables, history),
         metrics=dict(metrics or {}),
         producer={"torch": torch.__version__},
     )
-    manifest = write_artifact(
-        output, ExportContents(**{**vars(contents), "card": model_card(contents, getattr(dataset, "dataset_name", ""))})
-    )
-    log.info("Exported %d items and %d users as %s to %s", len(item_ids), len(user_ids), manifest.export_id, output)
-    return manifest
 
 
 def _tokens(dataset: Any, field: str) -> list[str]:
