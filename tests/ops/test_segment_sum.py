@@ -46,3 +46,20 @@ def test_terms_that_are_not_live_are_left_out():
     got = torch_impl.sum_segments(segments, torch.arange(4), value, source, torch.float32)
     assert got[:, 0].tolist() == [1.0, 20.0, 300.0]
     assert torch_impl.sum_values(segments, value, torch.float32).tolist() == [1.0, 2.0, 3.0]
+
+
+# (ids, bound): none; one pass; ids below two passes' limit, above it, and above what they can hold
+@pytest.mark.parametrize(("P", "bound"), [(0, 5), (500, 40), (500, 1 << 16), (3000, 1 << 20), (40_000, 1 << 20)])
+@pytest.mark.parametrize("id_dtype", [torch.int32, torch.int64], ids=names)
+@pytest.mark.parametrize("numpy", [True, False], ids=["numpy", "no numpy"])
+def test_ids_are_ordered_stably(P, bound, id_dtype, numpy, monkeypatch):
+    from recbole_llm_kernels.torch_ops import radix
+
+    if not numpy:
+        monkeypatch.setattr(radix, "numpy", None)
+    some = torch.randint(bound, (7,), generator=generator(0))  # many ties
+    found = torch.cat([torch.randint(bound, (P,), generator=generator(1)), some[torch.randint(7, (P,))]]).to(id_dtype)
+    found = found[torch.randperm(len(found), generator=generator(2))]
+    order = radix.stable_order(found, bound)
+    assert order.dtype == torch.int64
+    assert order.tolist() == sorted(range(len(found)), key=found.tolist().__getitem__)

