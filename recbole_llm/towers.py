@@ -275,7 +275,8 @@ class UserTower(nn.Module):
         if self.uses_history and pooled is not None:
             x = x + pooled
         if self.id is not None:
-            x = x + self.id(users)
+            # on a CPU the gradient of index_select is formed in a third of the time of Embedding's
+            x = x + (self.id(users) if users.is_cuda else self.id.weight.index_select(0, users))
         if self.adapter is not None and self.text is not None and self.has_text is not None:
             x = x + self.adapter(self.text.value[users]) * self.has_text.value[users][:, None]
         return x

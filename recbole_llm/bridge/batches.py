@@ -16,6 +16,9 @@ from recbole_llm.bridge.options import CATALOG_LOSSES
 
 MAX_REDRAWS = 1000  # a user of 99% of the catalogue needs 100 draws on average, 1000 fail with probability 4e-5
 STRETCH = 2**18  # rows whose negatives are drawn at once
+# a table of one byte a slot tells most negatives from positives in one look; a binary search settles the rest
+SLOTS_PER_PAIR = 16
+GOLDEN = 0x1E3779B97F4A7C15  # odd, near 2**63 / golden ratio
 
 
 def train_dataloader_class(config: Any) -> type[AbstractDataLoader]:
@@ -43,6 +46,9 @@ class NegativeSampler:
         self.candidates, count = torch.unique(item_id, return_counts=True)
         self._span = int(item_id.max()) + 1 if len(item_id) else 1
         self._pairs = torch.unique(user_id * self._span + item_id)
+        self._bits = max(SLOTS_PER_PAIR * len(self._pairs), 2).bit_length()
+        self._taken = torch.zeros(2**self._bits, dtype=torch.bool)
+        self._taken[self._slot(self._pairs)] = True
         full = int((torch.bincount(self._pairs // self._span) >= len(self.candidates)).sum())
         if full:
             raise ValueError(
@@ -65,6 +71,7 @@ class NegativeSampler:
             return self
         other = copy.copy(self)
         other.candidates, other._pairs = self.candidates.to(device), self._pairs.to(device)
+        other._taken = self._taken.to(device)
         other._cumulative = None if self._cumulative is None else self._cumulative.to(device)
         return other
 
@@ -84,7 +91,7 @@ class NegativeSampler:
         items = self.draw(len(base), generator)
         open_ = torch.arange(len(base), device=base.device)
         for _ in range(MAX_REDRAWS):
-            open_ = open_[self._is_positive(base[open_] + items[open_])]
+            open_ = open_[self._positives(base[open_] + items[open_])]
             if not len(open_):
                 return items.view(len(user_id), k)
             items[open_] = self.draw(len(open_), generator)
@@ -93,9 +100,16 @@ class NegativeSampler:
             "with nearly the whole catalogue: filter them with user_inter_num_interval, or use loss_type: catalog_bce."
         )
 
-    def _is_positive(self, key: Tensor) -> Tensor:
+    def _positives(self, key: Tensor) -> Tensor:
+        """Where ``key`` (``[n]``) is a training pair: ascending positions."""
+        suspect = self._taken[self._slot(key)].nonzero()[:, 0]
+        key = key[suspect]
         at = torch.searchsorted(self._pairs, key).clamp(max=len(self._pairs) - 1)
-        return self._pairs[at] == key
+        return suspect[self._pairs[at] == key]
+
+    def _slot(self, key: Tensor) -> Tensor:
+        """Fibonacci hashing: neighbouring keys, and one item's keys, are spread over the table."""
+        return ((key * GOLDEN) >> (63 - self._bits)) & (2**self._bits - 1)
 
 
 class _RowsDataLoader(AbstractDataLoader):

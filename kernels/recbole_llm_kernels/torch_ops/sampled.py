@@ -58,7 +58,7 @@ def sampled_bce_fwd(
             query = users.take(user_id[part])
             vectors = items.take(ids[part].reshape(-1)).view(-1, W, D)
             dead = ~live[part]
-            if item_bias is not None:
+            if item_bias is not None and (dead.device.type != "cpu" or bool(dead.any())):
                 vectors.masked_fill_(dead[:, :, None], 0)  # whatever an item outside the catalogue holds
             s = slope[part]
             torch.bmm(
