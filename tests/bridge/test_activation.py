@@ -176,15 +176,15 @@ def test_a_probe_for_recbole_finds_nothing_where_there_is_nothing(tmp_path):
 
 
 def test_a_repair_that_fails_stops_the_import_with_its_name_and_can_be_left_out(tmp_path):
-    recbole(tmp_path, {"recbole/evaluator/collector.py": "class Renamed: pass"}, "1.2.9")
-    code = "import recbole_llm, recbole.evaluator.collector\nprint('imported')"
+    recbole(tmp_path, {"recbole/utils/case_study.py": "class Renamed: pass"}, "1.2.9")
+    code = "import recbole_llm, recbole.utils.case_study\nprint('imported')"
     failed = python(code, tmp_path, check=False)
     assert failed.returncode == 1
     last = failed.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: recbole-llm could not apply its repair 'collector'")
+    assert last.startswith("ImportError: recbole-llm could not apply its repair 'case_study'")
     assert "AttributeError" in last
-    assert "RECBOLE_LLM_SKIP_REPAIRS=collector" in last
-    assert python(code, tmp_path, RECBOLE_LLM_SKIP_REPAIRS="x, collector").stdout == "imported\n"
+    assert "RECBOLE_LLM_SKIP_REPAIRS=case_study" in last
+    assert python(code, tmp_path, RECBOLE_LLM_SKIP_REPAIRS="x, case_study").stdout == "imported\n"
 
 
 def test_a_real_ray_in_use_stays_and_gets_the_results(tmp_path):
