@@ -262,13 +262,16 @@ COMMANDS: dict[str, Command] = {
         "run_export",
     ),
     "recommend": Command(
-        "the best items for users, for a list of items or for a text, from an export",
-        "recbole_llm.recommend",
+        "the best items for users, for a list of items or for a text, from a checkpoint or an export",
+        "recbole_llm.serving.recommend_command",
         "add_recommend_arguments",
         "run_recommend",
     ),
     "similar": Command(
-        "the items most like one, from an export", "recbole_llm.recommend", "add_similar_arguments", "run_similar"
+        "the items most like one, from a checkpoint or an export",
+        "recbole_llm.serving.recommend_command",
+        "add_similar_arguments",
+        "run_similar",
     ),
     "serve": Command(
         "an export online: HTTP service with new items live from their text",

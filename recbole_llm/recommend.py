@@ -1,32 +1,43 @@
-"""``recbole-llm recommend`` and ``similar``: the best items for users, for a list of items or for a text, from an export.
+"""The best items for users, for a list of items, for a text or beside an item, from a checkpoint or an export.
 
-The same :class:`~recbole_llm.serving.recommend.Recommender` answers here and in the service, so that both give the same items.
+    model = open_model("saved/LLMTwoTower-....pth")  # or the folder of an export
+    write_rows(recommend_users(model, k=10), "recs.parquet")
+    recommend_items(model, ["50", "181"]).items[0].title
+
+The :class:`~recbole_llm.serving.recommend.Recommender` of the service answers here too, so that a checkpoint, its export and
+the service give the same items.
 """
 
-import argparse
 import csv
 import json
 import os
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from recbole_llm.serving.artifact import Export, load_export
 from recbole_llm.serving.errors import UnknownItemError, UnknownUserError
 from recbole_llm.serving.recommend import Recommendation, Recommender, Request
+from recbole_llm.serving.retrieval import MARGIN, ExactRetriever, Hits
 
 BATCH = 256  # users scored in one pass over the catalogue
+# scores from which the kernel pays for the 2.4 s that importing its dependencies takes; with 200,000 items of 64
+# dimensions and one thread of an AMD EPYC NumPy makes 98 million scores a second, the kernel 170 million, and it takes
+# all threads
+KERNEL_FROM = 10**9
 FORMATS = (".jsonl", ".csv", ".parquet")
+NAMED = 10  # unknown ids that a message names
 
 
 @dataclass(frozen=True)
 class Row:
-    """One recommended item of one user.
+    """One recommended item.
 
     Attributes:
-        user: external id.
+        user: external id; for a list of items or a text, that list or text.
         rank: 1 for the best.
         item: external id.
         title: of the item.
@@ -50,11 +61,46 @@ class Counts:
         users: users answered.
         rows: items written.
         unknown: ids that no user has, skipped.
+        short: users with fewer items than asked for, since no more may be recommended to them.
     """
 
     users: int = 0
     rows: int = 0
     unknown: int = 0
+    short: int = 0
+
+
+# ------------------------------------------------------------------ answers
+
+
+def open_model(path: str | Path, *, data_path: str | Path | None = None, texts: bool = True) -> Export:
+    """A trained model, ready to recommend.
+
+    Args:
+        path: the folder of an export, or a checkpoint (``.pth``) of LLMTwoTower: its dataset is read again, no code in the
+            file is run, and nothing is written.
+        data_path: for a checkpoint, the folder that holds the dataset's folder now; ``None``: where it was.
+        texts: for a checkpoint, whether :func:`recommend_text` is to be used.
+
+    Raises:
+        ValueError: if there is nothing at ``path``, or it cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if data_path is not None:
+            raise ValueError("data_path belongs to a checkpoint; an export holds all it needs.")
+        return load_export(path)
+    if not path.exists():
+        raise ValueError(
+            f"{str(path)!r} does not exist. Give a checkpoint that 'recbole-llm run' saved (saved/LLMTwoTower-....pth) or "
+            "the folder that 'recbole-llm export' wrote."
+        )
+    from recbole_llm.bridge.trained import load_trained
+    from recbole_llm.serving.export import contents_of
+    from recbole_llm.serving.in_memory import export_in_memory
+
+    model, dataset = load_trained(path, data_path=data_path)
+    return export_in_memory(contents_of(model, dataset, map_texts=texts))
 
 
 def recommend_users(
@@ -69,7 +115,7 @@ def recommend_users(
     """The best items of many users, in bounded memory.
 
     Args:
-        export: the model.
+        export: of :func:`open_model`.
         users: external ids; ``None`` for every user of the training data.
         k: items per user; fewer where fewer are allowed.
         exclude_seen: whether the items of a user's history have no place.
@@ -80,21 +126,143 @@ def recommend_users(
         Rows, user after user in the order given, best item first.
 
     Raises:
-        UnknownUserError: on the first unknown user, unless ``skip_unknown``.
+        UnknownUserError: naming the unknown users of the first batch that holds some, unless ``skip_unknown``.
     """
-    recommender, counts = Recommender(export), counts or Counts()
+    counts = counts or Counts()
+    known = users if isinstance(users, Sequence) else None
+    n_users = len(export.user_ids) if users is None else len(known or ())
+    large = n_users * len(export.item_ids) >= KERNEL_FROM and export.index is None
+    recommender = Recommender(export, _kernel_retriever if large else None)
     for batch in _batches(export.user_ids if users is None else users):
         answers = recommender.recommend_many([Request(user=u, k=k, exclude_seen=exclude_seen) for u in batch])
+        unknown = [u for u, a in zip(batch, answers, strict=True) if isinstance(a, UnknownUserError)]
+        if unknown and not skip_unknown:
+            raise UnknownUserError(names(unknown))
+        counts.unknown += len(unknown)
         for user, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, UnknownUserError) and skip_unknown:
-                counts.unknown += 1
+            if isinstance(answer, UnknownUserError):
                 continue
             if isinstance(answer, Exception):
                 raise answer
             counts.users += 1
-            for rank, item in enumerate(answer.items, 1):
-                counts.rows += 1
-                yield Row(user, rank, item.id, item.title, item.score, item.cold)
+            counts.rows += len(answer.items)
+            counts.short += len(answer.items) < k
+            yield from rows_of(answer, user)
+
+
+def recommend_items(
+    export: Export, items: Sequence[str], *, k: int = 10, exclude_seen: bool = True, skip_unknown: bool = False
+) -> Recommendation:
+    """The best items for somebody who likes ``items``: a user that the model has never seen.
+
+    Args:
+        export: of :func:`open_model`.
+        items: external ids; oldest first where the model weighs histories by recency.
+        k: how many.
+        exclude_seen: whether ``items`` have no place.
+        skip_unknown: leave ids that no item has out; they are the answer's ``unknown``.
+
+    Raises:
+        UnknownItemError: naming the unknown ids, unless ``skip_unknown``; in any case where none is known.
+    """
+    recommender = Recommender(export)
+    unknown = [item for item in items if item not in recommender.catalog.row_of]
+    if unknown and (not skip_unknown or len(unknown) == len(items)):
+        raise UnknownItemError(names(unknown))
+    return recommender.recommend(Request(items=items, k=k, exclude_seen=exclude_seen))
+
+
+def recommend_text(export: Export, text: str, *, k: int = 10) -> Recommendation:
+    """The best items for a free text, as if it described an item that the user likes.
+
+    Args:
+        export: of :func:`open_model`.
+        text: what the user asks for.
+        k: how many.
+
+    Raises:
+        ValueError: if the model places no texts, its encoder is not to be had, or the text is empty.
+    """
+    from recbole_llm.serving.text import TransformerEncoder
+
+    if not text.strip():
+        raise ValueError("text is empty; say what is asked for.")
+    if export.manifest.encoder is None or export.text_map is None:
+        raise ValueError(
+            "text: this model has no encoder or places no items by their texts (cold_map none); recommend by users or items."
+        )
+    vectors, _ = TransformerEncoder(export.folder, export.manifest).encode([text])
+    return Recommender(export).recommend(Request(text_vector=vectors[0], k=k))
+
+
+def similar_items(export: Export, item: str, *, k: int = 10) -> Recommendation:
+    """The items whose vectors point the same way as one's, with the cosines as scores.
+
+    Args:
+        export: of :func:`open_model`.
+        item: external id.
+        k: how many.
+
+    Raises:
+        UnknownItemError: if no item has the id.
+    """
+    return Recommender(export).similar(item, k)
+
+
+def rows_of(answer: Recommendation, user: str) -> Iterator[Row]:
+    """An answer as rows for :func:`write_rows`.
+
+    Args:
+        answer: to a user, a list of items or a text.
+        user: what to call them.
+    """
+    for rank, item in enumerate(answer.items, 1):
+        yield Row(user, rank, item.id, item.title, item.score, item.cold)
+
+
+class _KernelRetriever(ExactRetriever):
+    """Scores everything with :func:`recbole_llm_kernels.score_topk`, for many users at once: the same hits."""
+
+    def search(
+        self,
+        query: np.ndarray,
+        k: Sequence[int],
+        exclude: Sequence[np.ndarray],
+        allow: Sequence[np.ndarray | None],
+    ) -> list[Hits]:
+        """As :meth:`ExactRetriever.search`, for one segment and no mask."""
+        import torch
+
+        from recbole_llm_kernels import score_topk
+
+        (segment,) = self.segments
+        hidden = [np.unique(rows) for rows in exclude]
+        offsets = np.cumsum([0, *map(len, hidden)])
+        scores, ids = score_topk(
+            torch.from_numpy(query),
+            _tensor(segment.vector),
+            max(k) + MARGIN,
+            item_bias=_tensor(segment.bias),
+            seen_offsets=torch.from_numpy(offsets),
+            seen_ids=torch.from_numpy(np.concatenate(hidden)),
+        )
+        found = zip(query, k, ids.numpy(), scores.numpy(), strict=True)
+        return [self._finish(q, n, [(rows[rows >= 0], s[rows >= 0])]) for q, n, rows, s in found]
+
+
+def _kernel_retriever(export: Export, catalog: Any) -> _KernelRetriever:
+    return _KernelRetriever(catalog.segments())
+
+
+def _tensor(array: np.ndarray) -> Any:
+    """A tensor on the array's memory; ours is only read, mapped files cannot be written to."""
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+        return torch.from_numpy(array)
 
 
 def _batches(users: Iterable[str]) -> Iterator[list[str]]:
@@ -106,6 +274,15 @@ def _batches(users: Iterable[str]) -> Iterator[list[str]]:
             batch = []
     if batch:
         yield batch
+
+
+def names(ids: Sequence[str]) -> str:
+    """Ids for a message: the first few, and how many more there are."""
+    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+    return ", ".join(map(repr, ids[:NAMED])) + more
+
+
+# ------------------------------------------------------------------ files
 
 
 class _Sink(Protocol):
@@ -160,6 +337,21 @@ class _Parquet:
         self._writer.close()
 
 
+def check_output(path: str | Path) -> Path:
+    """The path, if its ending is a format that :func:`write_rows` knows.
+
+    Raises:
+        ValueError: on another ending.
+        ModuleNotFoundError: for Parquet without pyarrow.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"output: {str(path)!r} must end in {', '.join(FORMATS)}.")
+    if path.suffix == ".parquet":
+        import pyarrow  # noqa: F401
+    return path
+
+
 def write_rows(rows: Iterable[Row], path: str | Path) -> None:
     """Write rows as they come; the file appears whole or not at all.
 
@@ -170,9 +362,7 @@ def write_rows(rows: Iterable[Row], path: str | Path) -> None:
     Raises:
         ValueError: on another ending.
     """
-    path = Path(path)
-    if path.suffix not in FORMATS:
-        raise ValueError(f"output: {str(path)!r} must end in {', '.join(FORMATS)}.")
+    path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
@@ -185,124 +375,3 @@ def write_rows(rows: Iterable[Row], path: str | Path) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def recommend_text(export: Export, folder: Path, text: str, *, k: int = 10) -> Recommendation:
-    """The best items for a free text, as if it described an item that the user likes.
-
-    Args:
-        export: the model.
-        folder: where it lies; it may hold the encoder.
-        text: what the user asks for.
-        k: how many.
-
-    Raises:
-        ValueError: if the export has no text map, or its encoder is not to be had.
-    """
-    from recbole_llm.serving.text import TransformerEncoder
-
-    if export.manifest.encoder is None:
-        raise ValueError("text: this export names no encoder; give --items or --users, or export a model that has one.")
-    vectors, _ = TransformerEncoder(folder, export.manifest).encode([text])
-    return Recommender(export).recommend(Request(text_vector=vectors[0], k=k))
-
-
-def _show(answer: Recommendation, export: Export) -> None:
-    width = max([len(item.title) for item in answer.items] or [5])
-    print(f"{'':>3}  {'title':{width}}  {'score':>8}  id")  # noqa: T201
-    for rank, item in enumerate(answer.items, 1):
-        cold = "  (new)" if item.cold else ""
-        print(f"{rank:>3}  {item.title:{width}}  {item.score:>8.3f}  {item.id}{cold}")  # noqa: T201
-    if answer.unknown:
-        print(f"unknown: {', '.join(answer.unknown)}", file=sys.stderr)  # noqa: T201
-
-
-def _ids(text: str | None, file: str | None) -> list[str] | None:
-    if file is not None:
-        return [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line]
-    return None if text is None else [part for part in text.split(",") if part]
-
-
-def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``recbole-llm recommend``."""
-    parser.add_argument("export", metavar="DIR", help="what 'recbole-llm export' wrote")
-    who = parser.add_mutually_exclusive_group()
-    who.add_argument(
-        "--users", metavar="A,B", help="users of the training data; without any of these four: all of them"
-    )
-    who.add_argument("--users-file", metavar="FILE", help="the same, a line each")
-    who.add_argument("--items", metavar="A,B", help="items that a new user likes")
-    who.add_argument("--text", help="what a new user asks for")
-    parser.add_argument("--k", type=int, default=10, help="items per user")
-    parser.add_argument("--include-seen", action="store_true", help="items of the history may be recommended again")
-    parser.add_argument("--skip-unknown", action="store_true", help="count unknown ids instead of stopping")
-    parser.add_argument("--output", metavar="FILE", help=".jsonl, .csv or .parquet; without it a table on the terminal")
-
-
-def run_recommend(options: argparse.Namespace) -> int:
-    """The command."""
-    export = load_export(options.export)
-    if options.text is not None or options.items is not None:
-        if options.text is not None:
-            answer = recommend_text(export, Path(options.export), options.text, k=options.k)
-        else:
-            items = _ids(options.items, None) or []
-            request = Request(items=items, k=options.k, exclude_seen=not options.include_seen)
-            answer = _known(lambda: Recommender(export).recommend(request))
-            if answer.unknown and not options.skip_unknown:
-                raise ValueError(
-                    f"--items: no item has the id {', '.join(answer.unknown)}. --skip-unknown leaves them out."
-                )
-        if options.output:
-            user = options.text or options.items
-            write_rows(
-                (Row(user, n, i.id, i.title, i.score, i.cold) for n, i in enumerate(answer.items, 1)), options.output
-            )
-        else:
-            _show(answer, export)
-        return 0
-    users, counts = _ids(options.users, options.users_file), Counts()
-    if users is None and not options.output:
-        raise ValueError(f"all {len(export.user_ids)} users need --output FILE; --users A,B prints a table.")
-    rows = recommend_users(
-        export,
-        users,
-        k=options.k,
-        exclude_seen=not options.include_seen,
-        skip_unknown=options.skip_unknown,
-        counts=counts,
-    )
-    if options.output:
-        _known(lambda: write_rows(rows, options.output))
-        print(f"{counts.rows} items for {counts.users} users written: {options.output}")  # noqa: T201
-    else:
-        for row in _known(lambda: list(rows)):
-            print(f"{row.user}  {row.rank:>3}  {row.score:>8.3f}  {row.title}  [{row.item}]")  # noqa: T201
-    if counts.unknown:
-        print(f"{counts.unknown} unknown users were skipped", file=sys.stderr)  # noqa: T201
-    return 0
-
-
-def _known(answer: Any) -> Any:
-    try:
-        return answer()
-    except (UnknownUserError, UnknownItemError) as error:
-        raise ValueError(f"no user or item has the id {error}. --skip-unknown leaves unknown ids out.") from error
-
-
-def add_similar_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``recbole-llm similar``."""
-    parser.add_argument("export", metavar="DIR", help="what 'recbole-llm export' wrote")
-    parser.add_argument("--item", required=True, metavar="ID", help="an item")
-    parser.add_argument("--k", type=int, default=10, help="how many")
-
-
-def run_similar(options: argparse.Namespace) -> int:
-    """The command."""
-    export = load_export(options.export)
-    try:
-        answer = Recommender(export).similar(options.item, options.k)
-    except UnknownItemError as error:
-        raise ValueError(f"--item: no item has the id {error}.") from error
-    _show(answer, export)
-    return 0

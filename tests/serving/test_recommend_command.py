@@ -2,11 +2,12 @@
 
 import csv
 import json
+import sys
 
 import pytest
 
-from recbole_llm import cli
-from recbole_llm.recommend import Counts, recommend_users, write_rows
+from recbole_llm import cli, recommend
+from recbole_llm.recommend import Counts, recommend_items, recommend_users, write_rows
 from recbole_llm.serving.recommend import Recommender, Request
 
 
@@ -25,12 +26,61 @@ def test_rows_are_the_recommenders_answers(export):
 
 def test_unknown_users_are_an_error_or_counted(export, export_folder, capsys):
     known = export.user_ids[0]
-    assert cli.main(["recommend", str(export_folder), "--users", f"{known},nobody"]) == 2
-    assert "nobody" in capsys.readouterr().err
-    assert cli.main(["recommend", str(export_folder), "--users", f"{known},nobody", "--skip-unknown"]) == 0
+    assert cli.main(["recommend", str(export_folder), "--users", f"{known},nobody", "no one"]) == 2
+    error = capsys.readouterr().err
+    assert "'nobody', 'no one'" in error and "--skip-unknown" in error
+    assert cli.main(["recommend", str(export_folder), "--users", known, "nobody", "no one", "--skip-unknown"]) == 0
     captured = capsys.readouterr()
-    assert captured.out.count(known) >= 1
-    assert "1 unknown users were skipped" in captured.err
+    assert f"user {known}\n" in captured.out
+    assert "2 unknown users were skipped" in captured.err
+    many = [f"x{n}" for n in range(25)]
+    assert cli.main(["recommend", str(export_folder), "--users", *many]) == 2
+    assert "'x9' and 15 more" in capsys.readouterr().err
+
+
+def test_a_user_with_fewer_items_than_asked_for_is_counted(export, export_folder, capsys):
+    counts = Counts()
+    rows = list(recommend_users(export, k=len(export.item_ids), counts=counts))
+    assert counts.short == sum(
+        len([r for r in rows if r.user == user]) < len(export.item_ids) for user in export.user_ids
+    )
+    assert cli.main(["recommend", str(export_folder), "--users", *export.user_ids, "--k", "40"]) == 0
+    assert f"{counts.short} users have fewer than 40 items" in capsys.readouterr().err
+
+
+def test_the_kernel_gives_the_same_rows(export, monkeypatch):
+    """What large catalogues are scored with, on a small one."""
+    expected = list(recommend_users(export, k=7)) + list(recommend_users(export, k=50, exclude_seen=False))
+    used = []
+    monkeypatch.setattr(recommend, "KERNEL_FROM", 1)
+    search = recommend._KernelRetriever.search
+    monkeypatch.setattr(recommend._KernelRetriever, "search", lambda *a: used.append(1) or search(*a))
+    assert list(recommend_users(export, k=7)) + list(recommend_users(export, k=50, exclude_seen=False)) == expected
+    assert len(used) == 2
+
+
+def test_ids_from_a_file(export, export_folder, tmp_path, capsys):
+    (tmp_path / "ids.txt").write_text("\n".join(export.user_ids[:2]) + "\n\n")
+    assert cli.main(["recommend", str(export_folder), "--users-file", str(tmp_path / "ids.txt"), "--k", "3"]) == 0
+    from_file = capsys.readouterr().out
+    assert cli.main(["recommend", str(export_folder), "--users", *export.user_ids[:2], "--k", "3"]) == 0
+    assert capsys.readouterr().out == from_file
+    (tmp_path / "items.txt").write_text("\n".join(export.item_ids[:3]))
+    assert cli.main(["recommend", str(export_folder), "--items-file", str(tmp_path / "items.txt")]) == 0
+    from_file = capsys.readouterr().out
+    assert cli.main(["recommend", str(export_folder), "--items", ",".join(export.item_ids[:3])]) == 0
+    assert capsys.readouterr().out == from_file
+
+
+def test_the_table_fits_a_terminal(export, export_folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    user = export.user_ids[0]
+    assert cli.main(["recommend", str(export_folder), "--users", user, "--k", "40"]) == 0
+    assert "Title" in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert cli.main(["recommend", str(export_folder), "--users", user, "--k", "40"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[1:])) <= 30 and any("…" in line for line in lines)
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
@@ -69,22 +119,33 @@ def test_a_list_of_items_answers_on_the_terminal_and_unknown_ones_are_named(expo
     item = export.item_ids[1]
     assert cli.main(["recommend", str(export_folder), "--items", item, "--k", "3"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
-    assert cli.main(["recommend", str(export_folder), "--items", f"{item},nothing"]) == 2
-    assert "nothing" in capsys.readouterr().err
+    assert cli.main(["recommend", str(export_folder), "--items", f"{item},nothing", "nix"]) == 2
+    assert "'nothing', 'nix'" in capsys.readouterr().err
+    assert cli.main(["recommend", str(export_folder), "--items", item, "nothing", "--skip-unknown"]) == 0
+    assert "1 unknown items were skipped: 'nothing'" in capsys.readouterr().err
+    assert cli.main(["recommend", str(export_folder), "--items", "nothing", "--skip-unknown"]) == 2
+    assert "'nothing'" in capsys.readouterr().err
+    assert recommend_items(export, [item, "nothing"], skip_unknown=True).unknown == ("nothing",)
+    assert item not in [found.id for found in recommend_items(export, [item], k=40).items]
+    assert item in [found.id for found in recommend_items(export, [item], k=40, exclude_seen=False).items]
 
 
 def test_similar_lists_neighbours_and_names_an_unknown_item(export, export_folder, capsys):
     assert cli.main(["similar", str(export_folder), "--item", export.item_ids[1], "--k", "2"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert cli.main(["similar", str(export_folder), "--item", "nothing"]) == 2
-    assert "nothing" in capsys.readouterr().err
+    assert "'nothing'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "need --output FILE"),
+        ([], "give --output FILE"),
         (["--output", "recs.xlsx"], "must end in"),
+        (["--k", "0", "--users", "u1"], "--k is 0"),
+        (["--users", ","], "--users names no id"),
+        (["--text", " "], "text is empty"),
+        (["--data_path", "x", "--users", "u1"], "belongs to a checkpoint"),
         (["--no-such-option"], "is not an option"),
     ],
 )

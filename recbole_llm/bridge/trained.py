@@ -1,0 +1,85 @@
+"""A trained LLMTwoTower from its checkpoint, without running code from a file.
+
+RecBole's ``load_data_and_model`` unpickles a ``Config``, and a saved dataset where it finds one; here the configuration is
+made anew from the settings that the checkpoint names, the dataset is read and split as it was, and its digest proves that
+it is the split the model was trained on.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.bridge.checkpoint import data_fingerprint, read_checkpoint, settings_for_resume
+
+
+def load_trained(checkpoint: str | Path, *, data_path: str | Path | None = None) -> tuple[Any, Any]:
+    """Model in evaluation mode, on the device of its configuration, and the dataset of its training split.
+
+    Texts are encoded where the feature store lacks their vectors.
+
+    Args:
+        checkpoint: what ``recbole-llm run`` saved.
+        data_path: the folder that holds the dataset's folder now; ``None``: where it was when the model was trained.
+
+    Raises:
+        ValueError: if the file is none of ours or damaged, or the dataset is not there or not the one trained on.
+    """
+    state = read_checkpoint(checkpoint)
+    name, dataset_name, given = settings_for_resume(checkpoint)
+    if name != "LLMTwoTower":
+        raise ValueError(f"checkpoint: {str(checkpoint)!r} is of {name}; this reads LLMTwoTower's alone.")
+    del given["resume_from"]
+    if data_path is not None:
+        given["data_path"] = str(data_path)
+    from recbole.config import Config
+    from recbole.utils import init_seed
+
+    from recbole_llm.bridge.dataset import LLMTwoTowerDataset
+    from recbole_llm.model import LLMTwoTower
+
+    with _no_command_line():
+        config = Config(name, dataset_name, config_dict=given)
+    _require_files(config, checkpoint)
+    init_seed(config["seed"], config["reproducibility"])
+    train = LLMTwoTowerDataset(config).build()[0]
+    model = LLMTwoTower(config, train).to(config["device"])
+    history = model.history
+    if state["data"] != data_fingerprint(history.offsets, history.ids):
+        raise ValueError(
+            f"checkpoint: {str(checkpoint)!r} was trained on other interactions than {config['data_path']} gives now. "
+            "Put the files back as they were, name their folder with --data_path FOLDER, or train again."
+        )
+    try:
+        model.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"checkpoint: {str(checkpoint)!r} holds a model of another shape than its settings make ({error})."
+        ) from error
+    model.load_other_parameter(state["other_parameter"])
+    return model.eval(), train
+
+
+@contextmanager
+def _no_command_line() -> Iterator[None]:
+    """Hide the process's arguments, which ``Config`` would take for its own."""
+    kept = sys.argv
+    sys.argv = kept[:1]
+    try:
+        yield
+    finally:
+        sys.argv = kept
+
+
+def _require_files(config: Any, checkpoint: str | Path) -> None:
+    """Raise before RecBole offers a download."""
+    folder, parts = Path(config["data_path"]), config["benchmark_filename"]
+    names = [f"{config['dataset']}.{part}.inter" for part in parts] if parts else [f"{config['dataset']}.inter"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"checkpoint: {str(checkpoint)!r} was trained on dataset {config['dataset']!r}, and there is no "
+            f"{' and no '.join(missing)} in {folder}. Run this where the model was trained, or name the folder that holds "
+            f"{config['dataset']}/ with --data_path FOLDER."
+        )

@@ -1,0 +1,129 @@
+"""recommend and similar from a checkpoint: what its export gives, without code from the file, and clear when it cannot be."""
+
+import glob
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import recbole_llm  # noqa: F401
+
+pytest.importorskip("recbole")
+from recbole.quick_start import run_recbole
+
+from recbole_llm import cli
+from recbole_llm.bridge.trained import load_trained
+from recbole_llm.recommend import open_model, recommend_items, recommend_text, recommend_users, similar_items
+from recbole_llm.serving.artifact import load_export
+from recbole_llm.serving.export import export_model
+
+VARIANTS = {
+    "default": {},
+    "recency": {
+        "history_decay": 3.0,
+        "eval_args": {"order": "TO", "split": {"RS": [0.8, 0.1, 0.1]}},
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    },
+    "users of text and id, cold items ranked": {"user_tower": ["history", "id", "text"], "cold_boost": 1.0},
+}
+
+
+def train(run_config, **changes):
+    run_recbole("LLMTwoTower", "toy", config_dict={**run_config, "epochs": 2, **changes})
+    (checkpoint,) = glob.glob(run_config["checkpoint_dir"] + "/*-[0-9][0-9].pth")
+    return checkpoint
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_recommends_as_its_export(run_config, tmp_path, variant):
+    checkpoint = train(run_config, **VARIANTS[variant])
+    export_model(*load_trained(checkpoint), tmp_path / "export")
+    exported, opened = load_export(tmp_path / "export"), open_model(checkpoint)
+    for name in ("vector", "source", "bias", "trained", "listed", "offset", "history_offsets", "history_items"):
+        ours, theirs = getattr(opened, name), getattr(exported, name)
+        assert ours.dtype == theirs.dtype, name
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+    np.testing.assert_array_equal(opened.history_weight, exported.history_weight)
+    assert opened.manifest.blocks == exported.manifest.blocks and opened.manifest.dim == exported.manifest.dim
+    assert list(recommend_users(opened, k=5)) == list(recommend_users(exported, k=5))
+    assert recommend_items(opened, ["i1", "i5"]) == recommend_items(exported, ["i1", "i5"])
+    assert similar_items(opened, "i2") == similar_items(exported, "i2")
+    assert recommend_text(opened, "a rocket to the moon") == recommend_text(exported, "a rocket to the moon")
+
+
+@pytest.fixture
+def checkpoint(run_config):
+    return train(run_config)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_commands(checkpoint, tmp_path, capsys, toy_path):
+    assert cli.main(["recommend", checkpoint, "--k", "3", "--output", str(tmp_path / "recs.jsonl")]) == 0
+    assert "180 items for 60 users written" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "recs.jsonl").read_text().splitlines()]
+    assert len(rows) == 180 and rows[0].keys() == {"user", "rank", "item", "title", "score", "cold"}
+    assert " story of " in rows[0]["title"]
+    history = {
+        tuple(line.split("\t")[:2]) for line in (Path(toy_path) / "toy" / "toy.inter").read_text().splitlines()[1:]
+    }
+    trained = load_trained(checkpoint)[1]
+    seen = {
+        (str(trained.field2id_token["user_id"][u]), str(trained.field2id_token["item_id"][i]))
+        for u, i in zip(trained.inter_feat["user_id"].tolist(), trained.inter_feat["item_id"].tolist(), strict=True)
+    }
+    assert seen < history and not seen & {(row["user"], row["item"]) for row in rows}
+
+    assert cli.main(["recommend", checkpoint, "--text", "a whale and a ship", "--k", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert cli.main(["similar", checkpoint, "--item", "i2", "--k", "2", "--output", str(tmp_path / "like.csv")]) == 0
+    assert len((tmp_path / "like.csv").read_text().splitlines()) == 3
+    assert cli.main(["recommend", checkpoint, "--users", "u1", "somebody"]) == 2
+    assert "'somebody'" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dataset_that_moved_or_changed(checkpoint, toy_path, tmp_path, capsys):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(Path(toy_path) / "toy", moved / "toy")
+    expected = list(recommend_users(open_model(checkpoint, texts=False)))
+    assert list(recommend_users(open_model(checkpoint, data_path=moved, texts=False))) == expected
+    file = moved / "toy" / "toy.inter"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines[:-30]) + "\n")
+    arguments = ["recommend", checkpoint, "--users", "u1", "--data_path"]
+    assert cli.main([*arguments, str(moved)]) == 2
+    assert "was trained on other interactions" in capsys.readouterr().err
+    file.unlink()
+    assert cli.main([*arguments, str(moved)]) == 2
+    error = capsys.readouterr().err
+    assert "no toy.inter in" in error and "--data_path FOLDER" in error
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_pickle_is_read(checkpoint, monkeypatch):
+    """Neither the configuration in the checkpoint nor a dataset that lies where RecBole would look for one."""
+    import pickle
+
+    folder = Path(checkpoint).parent
+    (folder / "toy-LLMTwoTowerDataset.pth").write_bytes(pickle.dumps("a saved dataset"))
+
+    def refuse(*arguments, **named):
+        raise AssertionError("something was unpickled")
+
+    monkeypatch.setattr(pickle, "load", refuse)
+    monkeypatch.setattr(pickle, "loads", refuse)
+    assert len(list(recommend_users(open_model(checkpoint, texts=False), ["u1"], k=4))) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "does not exist"), (b"no checkpoint", "damaged or no checkpoint"), (b"", "damaged")]
+)
+def test_what_is_no_model(tmp_path, content, message, capsys):
+    file = tmp_path / "model.pth"
+    if content is not None:
+        file.write_bytes(content)
+    assert cli.main(["recommend", str(file), "--users", "u1"]) == 2
+    assert message in capsys.readouterr().err
