@@ -159,7 +159,8 @@ class _Candidates:
     hits: Tensor  # [U, k]
     cold_scores: Tensor  # [U, k], factor 1 and offset 0
     cold_hits: Tensor
-    deviations: Tensor  # [U] or [U, 1]
+    deviations: Tensor  # [U, 1]
+    levels: Tensor  # [U, 1]
     n_warm_targets: Tensor  # [U]
     n_targets: Tensor
 
@@ -172,6 +173,7 @@ def choose_cold_boost(
     metric: TopKMetric,
     deviations: Tensor,
     excluded: Tensor | None = None,
+    levels: Tensor | None = None,
     *,
     kappas: Sequence[float] = KAPPAS,
     offsets: Sequence[float] = OFFSETS,
@@ -190,6 +192,7 @@ def choose_cold_boost(
         metric: by which it is chosen.
         deviations: ``[U]``, sd_u of every row of ``targets``.
         excluded: ``[n_items]`` bool, items without a place (padding, untrained items without a text).
+        levels: ``[U]``, the score from which kappa counts, such as the user's mean over the trained items; ``None`` for 0.
         kappas: factors tried.
         offsets: offsets tried.
         warm_floor: share of the warm metric without cold items that must remain.
@@ -199,12 +202,15 @@ def choose_cold_boost(
     """
     if not len(targets.ids):
         return ColdBoost(joint=False)
-    found = _first_places(scorer, targets, seen, cold, metric.k, deviations, excluded)
+    levels = torch.zeros_like(deviations) if levels is None else levels
+    found = _first_places(scorer, targets, seen, cold, metric.k, deviations, excluded, levels)
     has_warm = found.n_warm_targets > 0
 
     def values(kappa: float | None, offset: float) -> tuple[float, float]:
         """Mean joint and mean warm metric; without the cold items for ``None``."""
-        cold_scores = found.cold_scores * kappa + offset * found.deviations if kappa is not None else None
+        cold_scores = None
+        if kappa is not None:
+            cold_scores = found.levels + kappa * (found.cold_scores - found.levels) + offset * found.deviations
         scores = found.scores if cold_scores is None else torch.cat([found.scores, cold_scores], dim=1)
         hits = found.hits if cold_scores is None else torch.cat([found.hits, found.cold_hits], dim=1)
         order = torch.argsort(scores, dim=1, descending=True, stable=True)[:, : metric.k]
@@ -229,7 +235,14 @@ def choose_cold_boost(
 
 
 def _first_places(
-    scorer: Scorer, targets: Rows, seen: Rows, cold: Tensor, k: int, deviations: Tensor, excluded: Tensor | None
+    scorer: Scorer,
+    targets: Rows,
+    seen: Rows,
+    cold: Tensor,
+    k: int,
+    deviations: Tensor,
+    excluded: Tensor | None,
+    levels: Tensor,
 ) -> _Candidates:
     rows = torch.nonzero(targets.sizes).squeeze(1)
     warm_targets = targets.keep(~cold[targets.ids])
@@ -251,5 +264,12 @@ def _first_places(
         parts.append((halves[0], halves[1], halves[2], halves[3]))
     scores, hits, cold_scores, cold_hits = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return _Candidates(
-        scores, hits, cold_scores, cold_hits, deviations[rows, None], warm_targets.sizes[rows], targets.sizes[rows]
+        scores,
+        hits,
+        cold_scores,
+        cold_hits,
+        deviations[rows, None],
+        levels[rows, None],
+        warm_targets.sizes[rows],
+        targets.sizes[rows],
     )

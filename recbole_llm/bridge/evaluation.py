@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from recbole_llm.bridge import distributed
+from recbole_llm.bridge import cold_report, distributed
 from recbole_llm.bridge.options import EVAL_BACKENDS
 from recbole_llm.towers import Rows, rows_from_pairs
 from recbole_llm_kernels import score_topk
@@ -237,7 +237,10 @@ def backend_of(config: Any) -> str:
 
 
 def streaming(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """``Trainer.evaluate`` that streams where ``eval_backend`` says so and the metrics allow it; else calls ``stock``."""
+    """``Trainer.evaluate`` that streams where ``eval_backend`` says so and the metrics allow it; else calls ``stock``.
+
+    Either way the log tells warm, cold and joint figures where a test split holds items without a training interaction.
+    """
 
     @torch.no_grad()
     def evaluate_(
@@ -255,11 +258,15 @@ def streaming(stock: Callable[..., Any]) -> Callable[..., Any]:
             if reason is None:
                 if load_best_model:
                     _load_best(self, model_file)
-                return evaluate(self, eval_data, show_progress)
+                result = evaluate(self, eval_data, show_progress)
+                cold_report.report(self, eval_data)
+                return result
         if reason is not None and reason not in _said:
             _said.add(reason)
             getLogger().info("Evaluation takes RecBole's own path: %s.", reason)
-        return stock(self, eval_data, load_best_model, model_file, show_progress)
+        result = stock(self, eval_data, load_best_model, model_file, show_progress)
+        cold_report.report(self, eval_data)
+        return result
 
     return evaluate_
 

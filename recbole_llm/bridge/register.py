@@ -237,6 +237,17 @@ def _evaluation(module: ModuleType) -> None:
     override(module.Trainer, "evaluate", make)
 
 
+def _collector(module: ModuleType) -> None:
+    """Collector.data_collect (evaluator/collector.py:79) keeps which items are trained, for the report on cold ones."""
+
+    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
+        from recbole_llm.bridge.cold_report import remember_training
+
+        return remember_training(stock)
+
+    override(module.Collector, "data_collect", make)
+
+
 # ---------------------------------------------------------------- other processes
 
 
@@ -269,6 +280,7 @@ def _entry_points(module: ModuleType) -> None:
 HOOKS: dict[str, Callable[[ModuleType], None]] = {
     "recbole.trainer": _trainers,
     "recbole.trainer.trainer": _evaluation,
+    "recbole.evaluator.collector": _collector,
     "recbole.data.dataset": _datasets,
     MODEL_PACKAGE: _models,
     "recbole.config.configurator": _defaults,

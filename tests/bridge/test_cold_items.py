@@ -12,6 +12,8 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
+from recbole_llm.bridge import cold_report
+from recbole_llm.bridge.evaluation import ranked_rows
 from recbole_llm.selection import TopKMetric, user_metric
 from recbole_llm.splitting import split_dataset
 from recbole_llm.towers import rows_from_pairs
@@ -97,3 +99,67 @@ def test_without_a_map_the_log_says_how_many_items_have_no_place(cold_config, ca
     with caplog.at_level(logging.INFO):
         train(cold_config | {"cold_map": "none"})
     assert "11 items have no training interaction, and nothing to place them by (cold_map none)" in caplog.text
+
+
+def run_stock(cold_config, model, changes=()):
+    config = Config(model=model, dataset="cold", config_dict=cold_config | {"epochs": 1} | dict(changes))
+    init_seed(config["seed"], True)
+    train_data, valid, test = data_preparation(config, create_dataset(config))
+    model = get_model(config["model"])(config, train_data._dataset)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    trainer.fit(train_data, valid, saved=True, show_progress=False)
+    return trainer, test
+
+
+@pytest.mark.parametrize(
+    "model, remark, backend",
+    [
+        ("BPR", "ranks these by chance", "stock"),
+        ("BPR", "ranks these by chance", "streamed"),
+        ("EASE", "gives all of them the same score", "stock"),
+    ],
+)
+def test_a_stock_models_warm_cold_and_joint_figures_stand_beside_its_table(cold_config, caplog, model, remark, backend):
+    trainer, test = run_stock(cold_config, model, {"eval_backend": backend})
+    with caplog.at_level(logging.INFO):
+        result = trainer.evaluate(test)
+    assert "items without a training interaction: 11; they are" in caplog.text
+    assert f"{model} cannot score cold items" in caplog.text and remark in caplog.text
+    found = cold_report.report(trainer, test)
+    for name, value in found.metrics["all items"].items():
+        assert value == pytest.approx(result[name], abs=6e-5)  # RecBole rounds to four places
+    assert found.cold_targets == int((~trainer.eval_collector.trained_items[test._dataset.inter_feat["item_id"]]).sum())
+
+
+def test_warm_and_cold_figures_are_those_of_rankings_among_themselves(cold_config, monkeypatch):
+    trainer, test = run_stock(cold_config, "BPR")
+    model, trained = trainer.model, trainer.eval_collector.trained_items
+    inter = test._dataset.inter_feat
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(model.n_users, model.n_items, generator=generator)
+    monkeypatch.setattr(model, "full_sort_predict", lambda interaction: noise[interaction["user_id"]].view(-1))
+    found = cold_report.report(trainer, test)
+    rows = ranked_rows(test)
+    targets = rows_from_pairs(inter["user_id"], inter["item_id"], model.n_users)
+    for group, kind, excluded in (
+        ("warm items alone", trained, ~trained),
+        ("warm, cold present", trained, ~(trained | ~trained)),
+        ("cold items alone", ~trained, trained),
+    ):
+        excluded = excluded.clone()
+        excluded[0] = True
+        own = targets.select(rows.users).keep(kind[targets.select(rows.users).ids])
+        metric = TopKMetric.parse("ndcg@10")
+        expected = user_metric(lambda r: noise[rows.users[r]], own, rows.seen, model.n_items, metric, excluded)
+        assert found.metrics[group]["ndcg@10"] == pytest.approx(float(expected.mean()))
+
+
+def test_nothing_is_told_where_every_item_of_the_test_is_trained(run_config, caplog):
+    config = run_config | {"eval_args": {"split": {"RS": [0.9, 0.05, 0.05]}, "group_by": "none"}}
+    config = Config(model="BPR", dataset="toy", config_dict=config | {"epochs": 1})
+    train_data, valid, test = data_preparation(config, create_dataset(config))
+    model = get_model("BPR")(config, train_data._dataset)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    trainer.fit(train_data, valid, saved=False)
+    assert trainer.eval_collector.trained_items[test._dataset.inter_feat["item_id"]].all()
+    assert cold_report.report(trainer, test) is None
