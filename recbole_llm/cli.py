@@ -41,7 +41,7 @@ def _config_files(value: str | None) -> list[str]:
     return files
 
 
-def _require_dataset(config: Any) -> None:
+def require_dataset(config: Any) -> None:
     """Raise before RecBole offers a download: a command must neither prompt nor reach for a server unasked."""
     folder, name = Path(config["data_path"]), config["dataset"]
     parts = config["benchmark_filename"]
@@ -123,7 +123,7 @@ def _run(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[
             raise ValueError("--config_files: a resumed run has its checkpoint's settings; change one as --key=value.")
         options.model, options.dataset, settings = settings_for_resume(options.resume)
     config = Config(options.model, options.dataset, list(files), dict(settings))
-    _require_dataset(config)
+    require_dataset(config)
     started = time.perf_counter()
     result = run(
         options.model,
@@ -155,30 +155,6 @@ def _run(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[
             },
         )
         print(f"written: {options.output}")
-    return 0
-
-
-def _add_encode(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", "-d", required=True, help="ml-100k, or a folder of atomic files in --data_path")
-    parser.add_argument("--config_files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
-
-
-def _encode(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[str]) -> int:
-    sys.argv = [PROGRAM, *overrides]
-    from recbole.config import Config
-    from recbole.data import create_dataset
-    from recbole.utils import init_logger
-
-    config = Config("LLMTwoTower", options.dataset, list(files))
-    _require_dataset(config)
-    init_logger(config)
-    dataset = create_dataset(config)
-    for what, tables in (("items", dataset.item_features), ("users", dataset.user_features)):
-        for name, table in tables.items():
-            count = int(table.present.sum())
-            print(
-                f"{what}: {count} of {len(table.present) - 1} have a {name} vector of {table.vectors.shape[1]} dimensions"
-            )
     return 0
 
 
@@ -247,7 +223,11 @@ COMMANDS: dict[str, Command] = {
         "run_import",
     ),
     "encode": Command(
-        "vectors of a dataset's texts, kept for every later run", "recbole_llm.cli", "_add_encode", "_encode", True
+        "vectors of a dataset's texts, kept for every later run",
+        "recbole_llm.bridge.encode",
+        "add_arguments",
+        "run_encode",
+        True,
     ),
     "split": Command(
         "benchmark files in which a share of the items has no training interaction",

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from recbole_llm.content.encoders import Encoder, Sample
 from recbole_llm.content.feature_table import FeatureTable, apply_transform
+from recbole_llm.content.processes import number_of_processes
 from recbole_llm.content.store import FeatureStore, Shards, raw_key
 from recbole_llm.content.vector_files import load_features
 
@@ -40,8 +41,8 @@ def encode_texts(
     the same machine and threads. (The same text in another batch may differ in the last bits, about 1e-7, since matrix
     products round by the shape of the batch; what a run uses is what it has stored, so the next run uses the same.)
 
-    Under ``torch.distributed`` each rank encodes its share of the shards, then helps with what is missing; ranks meet
-    only in the store, so no rank waits for another and the number of processes may change from run to run.
+    Under ``torch.distributed`` or ``torchrun`` each rank encodes its share of the shards, then helps with what is missing;
+    ranks meet only in the store, so no rank waits for another and the number of processes may change from run to run.
 
     Args:
         texts: one per row; ``None``: the row is absent.
@@ -259,6 +260,5 @@ def _group(batches: Iterator[list[int]]) -> Iterator[list[list[int]]]:
 
 def _shares(shards: list[list[list[int]]]) -> list[list[list[int]]]:
     """This rank's shards, then those of the others from the end: two ranks meet once."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
+    rank, world = number_of_processes()
     return shards[rank::world] + [shard for at, shard in reversed(list(enumerate(shards))) if at % world != rank]

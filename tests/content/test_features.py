@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from recbole_llm.content import features as features_module
 from recbole_llm.content.encoders import load_encoder
 from recbole_llm.content.features import FeatureStore, encode_texts
+from recbole_llm.content.processes import number_of_processes
 from recbole_llm.content.store import default_folder
 
 
@@ -389,21 +390,26 @@ class TestProcesses:
 def _encode_as_rank(folder, texts, rank, world, meeting, counts):
     torch.set_num_threads(1)
     features_module.SHARD_ROWS = 32
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    if meeting is None:  # what torchrun gives
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
+    else:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     encoder = HashEncoder(seconds=0.01)
-    torch.distributed.barrier()
     encode_texts(texts, encoder, FeatureStore(folder), batch_size=8)
     counts.put(len(encoder.encoded))
-    torch.distributed.destroy_process_group()
+    if meeting is not None:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_two_ranks_share_the_work(fork, tmp_path):
-    """One call per rank under torch.distributed, as in a run with two processes."""
+@pytest.mark.parametrize("meeting", ["meeting", None], ids=["process group", "torchrun's environment"])
+def test_two_ranks_share_the_work(fork, tmp_path, meeting):
+    """One call per rank under torch.distributed, as in a run with two processes, or in processes that torchrun started."""
     texts, counts = sentences(400), fork.Queue()
+    meeting = None if meeting is None else tmp_path / meeting
     encode_texts(texts, HashEncoder(), FeatureStore(tmp_path / "alone"), batch_size=8)
     ranks = [
-        fork.Process(target=_encode_as_rank, args=(tmp_path / "shared", texts, rank, 2, tmp_path / "meeting", counts))
+        fork.Process(target=_encode_as_rank, args=(tmp_path / "shared", texts, rank, 2, meeting, counts))
         for rank in range(2)
     ]
     for process in ranks:
@@ -416,6 +422,16 @@ def test_two_ranks_share_the_work(fork, tmp_path):
     # 13 shards: seven and six, and where they meet a shard may be done by both
     assert sum(shares) <= 400 + 3 * 32
     assert min(shares) >= 100
+
+
+@pytest.mark.parametrize(
+    ("rank", "world"), [("2", "2"), ("-1", "2"), ("0", "0"), ("one", "2"), ("1", "1")], ids=lambda value: value
+)
+def test_ranks_that_cannot_be(monkeypatch, rank, world):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(ValueError, match=f"RANK is '{rank}' and WORLD_SIZE '{world}'"):
+        number_of_processes()
 
 
 class TestRanks:
