@@ -50,6 +50,19 @@ def write_dataset(folder, name="toy", n_users=60, n_items=48, per_user=14, seed=
     return folder
 
 
+@pytest.fixture(autouse=True, scope="session")
+def processor_load_read_at_once():
+    """RecBole ends each run with a table whose line on the processor waits for a second, to no use in a test."""
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psutil, "cpu_percent", lambda interval=None, percpu=False: 0.0)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def logging_left_as_found():
     """RecBole sets the root logger's level and adds handlers to it; the tests after it must not depend on that."""
