@@ -52,7 +52,7 @@ def launchers(module: str, like: Tensor, backend: str) -> ModuleType:
     if backend == "auto":
         backend = "torch" if like.dtype == torch.float64 else default_backend(like.device)
     if backend == "torch":
-        return importlib.import_module(f"recbole_llm_kernels.torch_ops.{module}")
+        return _load(f"torch_ops.{module}")
     if like.dtype == torch.float64:
         raise ValueError(
             "the triton backend computes in float32 and takes float32, bfloat16 and float16, got float64; "
@@ -65,7 +65,12 @@ def launchers(module: str, like: Tensor, backend: str) -> ModuleType:
             'backend "triton" was asked for tensors on the CPU, where Triton only interprets, slowly: set '
             'TRITON_INTERPRET=1 before Python starts, move the tensors to a GPU, or use backend="torch"'
         )
-    return importlib.import_module(f"recbole_llm_kernels.triton_ops.{module}")
+    return _load(f"triton_ops.{module}")
+
+
+@cache
+def _load(module: str) -> ModuleType:
+    return importlib.import_module(f"recbole_llm_kernels.{module}")
 
 
 @contextmanager

@@ -216,7 +216,7 @@ def sampled_bce(
     ids = arguments.one_id_type(user_id, pos_id, neg_id)
     op = ops.sampled_bce if neg_id.ndim == 2 else ops.shared_bce
     need = arguments.need(user, item, item_bias)
-    return op(user, item, item_bias, *ids, log_q, neg_valid, weight, neg_weight, reduction, need, backend)[0]
+    return ops.loss(op, user, item, item_bias, *ids, log_q, neg_valid, weight, neg_weight, reduction, need, backend)
 
 
 def catalog_bce(
@@ -264,7 +264,8 @@ def catalog_bce(
     targets = arguments.row_lists("target_offsets", target_offsets, "target_ids", target_ids, query)
     weight = arguments.weights(weight, len(query), "one per row", query)
     need = arguments.need(query, item, item_bias)
-    return ops.catalog_bce(query, item, item_bias, *targets, weight, neg_weight, reduction, need, backend)[0]
+    options = (weight, neg_weight, reduction, need, backend)
+    return ops.loss(ops.catalog_bce, query, item, item_bias, *targets, *options)
 
 
 def catalog_ce(
@@ -306,7 +307,7 @@ def catalog_ce(
     targets = arguments.row_lists("target_offsets", target_offsets, "target_ids", target_ids, query)
     weight = arguments.weights(weight, len(query), "one per row", query)
     need = arguments.need(query, item, item_bias)
-    return ops.catalog_ce(query, item, item_bias, *targets, weight, reduction, need, backend)[0]
+    return ops.loss(ops.catalog_ce, query, item, item_bias, *targets, weight, reduction, need, backend)
 
 
 def score_topk(

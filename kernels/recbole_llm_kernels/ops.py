@@ -5,6 +5,7 @@ arguments and drops the rest. A gradient that is not there (not wanted, or left 
 The launchers of ``torch_ops`` and ``triton_ops`` have the same signatures; ``backends`` chooses between them.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -189,11 +190,32 @@ pair_bce.register_autograd(_pair_backward, setup_context=_pair_bce_setup)
 pair_backward.register_autograd(_no_second_derivative)
 
 
+_functions: dict[CustomOpDef, Callable[..., Any]] = {}
+_eager: dict[CustomOpDef, type[torch.autograd.Function]] = {}
+
+
+def _operator(function: Callable[..., Any]) -> CustomOpDef:
+    """Register ``recbole_llm_kernels::<the function's name>``."""
+    operator = torch.library.custom_op(f"recbole_llm_kernels::{function.__name__}", mutates_args=())(function)
+    _functions[operator] = function
+    return operator
+
+
+def loss(operator: CustomOpDef, *inputs: Any) -> Tensor:
+    """The first result of a registered loss.
+
+    Plain tensors outside a compiler skip the dispatcher, whose Python takes longer than the arithmetic of 2,048 pairs.
+    """
+    if all(type(x) in (Tensor, torch.nn.Parameter) for x in inputs[:2]) and not torch.compiler.is_compiling():
+        return _eager[operator].apply(*inputs)[0]
+    return operator(*inputs)[0]
+
+
 # The losses below share the order of their first arguments, so that one autograd formula serves each pair of operators:
 # two matrices and the bias, then ids, then options, with ``need`` (are their gradients wanted) and ``backend`` last.
 
 
-@torch.library.custom_op("recbole_llm_kernels::sampled_bce", mutates_args=())
+@_operator
 def sampled_bce(
     user: Tensor,
     item: Tensor,
@@ -226,7 +248,7 @@ def _(user: Tensor, item: Tensor, item_bias: Tensor | None, *rest: Any) -> tuple
     return _fake_loss(B, reduction, user), user.new_empty(B, K + 1, dtype=dtype), grad_query
 
 
-@torch.library.custom_op("recbole_llm_kernels::sampled_bce_backward", mutates_args=())
+@_operator
 def sampled_bce_backward(
     grad: Tensor,
     state: list[Tensor],
@@ -253,7 +275,7 @@ def sampled_bce_backward(
     return _filled(grads, need, (user, item, item_bias))
 
 
-@torch.library.custom_op("recbole_llm_kernels::shared_bce", mutates_args=())
+@_operator
 def shared_bce(
     user: Tensor,
     item: Tensor,
@@ -293,7 +315,7 @@ def _(user: Tensor, item: Tensor, item_bias: Tensor | None, *rest: Any) -> tuple
     )
 
 
-@torch.library.custom_op("recbole_llm_kernels::shared_bce_backward", mutates_args=())
+@_operator
 def shared_bce_backward(
     grad: Tensor,
     state: list[Tensor],
@@ -337,7 +359,7 @@ def _sampled_ids(
     return user_id, pos_id, neg_id, poison
 
 
-@torch.library.custom_op("recbole_llm_kernels::catalog_bce", mutates_args=())
+@_operator
 def catalog_bce(
     query: Tensor,
     item: Tensor,
@@ -392,7 +414,7 @@ def _(query: Tensor, item: Tensor, item_bias: Tensor | None, *rest: Any) -> tupl
     return _fake_loss(len(query), reduction, query), *_fake_formed(forms, need, query, item)
 
 
-@torch.library.custom_op("recbole_llm_kernels::catalog_bce_backward", mutates_args=())
+@_operator
 def catalog_bce_backward(
     grad: Tensor,
     state: list[Tensor],
@@ -416,7 +438,7 @@ def catalog_bce_backward(
     return _filled(grads, need, (query, item, item_bias))
 
 
-@torch.library.custom_op("recbole_llm_kernels::catalog_ce", mutates_args=())
+@_operator
 def catalog_ce(
     query: Tensor,
     item: Tensor,
@@ -447,7 +469,7 @@ def _(query: Tensor, item: Tensor, item_bias: Tensor | None, *rest: Any) -> tupl
     return _fake_loss(len(query), reduction, query), log_z, slope, *_fake_formed(forms, need, query, item)
 
 
-@torch.library.custom_op("recbole_llm_kernels::catalog_ce_backward", mutates_args=())
+@_operator
 def catalog_ce_backward(
     grad: Tensor,
     state: list[Tensor],
@@ -482,19 +504,36 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _register_loss(forward: CustomOpDef, backward: CustomOpDef) -> None:
     """Autograd for a loss whose backward takes (upstream gradient, state) and the forward's own arguments."""
 
-    def formula(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(run: Callable[..., Any], ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         state, tensors = ctx.saved_tensors[: ctx.states], ctx.saved_tensors[ctx.states :]
         inputs = [option if x is None else x for x, option in zip(tensors, ctx.options, strict=True)]
         need = list(ctx.needs_input_grad[:3])
         inputs[-2] = need
-        grads = backward(grad, list(state), *inputs)
+        grads = run(grad, list(state), *inputs)
         return *(g if n else None for g, n in zip(grads, need, strict=True)), *(None,) * (len(inputs) - 3)
 
     @backward.register_fake
     def _(grad: Tensor, state: list[Tensor], *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         return _fake_grads(inputs[-2], inputs[:3])
 
-    forward.register_autograd(formula, setup_context=_setup)
+    class Eager(torch.autograd.Function):
+        """The same operator without the dispatcher."""
+
+        @staticmethod
+        def forward(*inputs: Any) -> Any:
+            return _functions[forward](*inputs)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            _setup(ctx, inputs, output)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor, *_: Tensor) -> Any:
+            # create_graph: the operator is the one that refuses a second derivative
+            return gradients(backward if torch.is_grad_enabled() else _functions[backward], ctx, grad)
+
+    _eager[forward] = Eager
+    forward.register_autograd(lambda ctx, grad, *_: gradients(backward, ctx, grad), setup_context=_setup)
     backward.register_autograd(_no_second_derivative)
 
 

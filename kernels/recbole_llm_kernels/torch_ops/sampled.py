@@ -44,7 +44,8 @@ def sampled_bce_fwd(
     dtype = accumulator(user.dtype)
     ids = torch.cat([pos_id[:, None], neg_id], 1)
     (B, W), D = ids.shape, user.shape[1]
-    live, shift = _live(ids, item_bias, neg_valid), _shift(ids, item_bias, log_q, dtype)
+    bias = None if item_bias is None else item_bias[ids].to(dtype)
+    live, shift = _live(ids, bias, neg_valid), _shift(ids, bias, log_q, dtype)
     slope = torch.empty(B, W, dtype=dtype, device=user.device)
     rows = torch.empty(B, dtype=dtype, device=user.device)
     grad_query = torch.empty(B, D, dtype=dtype, device=user.device) if need[0] else None
@@ -108,36 +109,42 @@ def sampled_bce_bwd(
     if need[0]:
         assert grad_query is not None, "the forward was told that no gradient of user is needed"
         row = torch.arange(B, device=user.device)
-        grad_user = sum_segments(sort_segments(user_id, len(user)), row, grad, grad_query, user.dtype)
+        if user.device.type == "cpu" and len(user) == B and torch.equal(user_id, row.to(user_id.dtype)):
+            grad_user = (grad_query * grad[:, None]).to(user.dtype)  # a tower's output, a row for each
+        else:
+            grad_user = sum_segments(sort_segments(user_id, len(user)), row, grad, grad_query, user.dtype)
     if need[1] or need[2]:
-        by_item = sort_segments(torch.cat([pos_id[:, None], neg_id], 1).view(-1), len(item))
+        ids = torch.cat([pos_id[:, None], neg_id], 1).view(-1)
+        by_item = sort_segments(ids, len(item))
         value = (slope * grad[:, None]).view(-1)
         if need[1]:
             in_id = user_id[:, None].expand(B, W).reshape(-1)
             grad_item = sum_segments(by_item, in_id, value, user, item.dtype)
         if need[2] and item_bias is not None:
-            grad_bias = sum_values(by_item, value, item_bias.dtype)
+            if ids.device.type == "cpu":  # the same sums, in the terms' own order
+                grad_bias = torch.bincount(ids, value.double(), len(item)).to(item_bias.dtype)
+            else:
+                grad_bias = sum_values(by_item, value, item_bias.dtype)
     return grad_user, grad_item, grad_bias
 
 
-def _live(ids: Tensor, item_bias: Tensor | None, neg_valid: Tensor | None) -> Tensor:
+def _live(ids: Tensor, bias: Tensor | None, neg_valid: Tensor | None) -> Tensor:
     """Entries that count, ``[B, 1 + K]``: in the catalogue and, if negatives, valid and not the row's positive."""
     live = ids != ids[:, :1]
     if neg_valid is not None:
         live[:, 1:] &= neg_valid
     live[:, 0] = True
-    return live if item_bias is None else live & (item_bias[ids] != -torch.inf)
+    return live if bias is None else live.logical_and_(bias != -torch.inf)
 
 
-def _shift(ids: Tensor, item_bias: Tensor | None, log_q: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Sum of bias and -log_q of every entry; 0 outside the catalogue."""
-    shift = None if item_bias is None else item_bias[ids].to(dtype)
-    if shift is not None:
-        shift.masked_fill_(shift == -torch.inf, 0)
+def _shift(ids: Tensor, bias: Tensor | None, log_q: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Sum of the entries' bias, which is overwritten, and -log_q; 0 outside the catalogue."""
+    if bias is not None:
+        bias.masked_fill_(bias == -torch.inf, 0)
     if log_q is None:
-        return shift
+        return bias
     correction = log_q[ids].to(dtype)
-    return -correction if shift is None else shift - correction
+    return -correction if bias is None else bias - correction
 
 
 def shared_bce_forms(reduction: str) -> tuple[bool, bool]:
@@ -166,11 +173,13 @@ def shared_bce_fwd(
     ``neg_valid`` [M] or [B, M].
     """
     s = gathered_dots(user, item, user_id, pos_id)
-    shift = _shift(pos_id, item_bias, log_q, s.dtype)
+    bias = None if item_bias is None else item_bias[pos_id].to(s.dtype)
+    outside = None if bias is None else bias == -torch.inf
+    shift = _shift(pos_id, bias, log_q, s.dtype)
     s = s if shift is None else s + shift
     loss = softplus(-s)
-    if item_bias is not None:
-        loss.masked_fill_(item_bias[pos_id] == -torch.inf, torch.nan)  # on a CPU the caller has refused it
+    if outside is not None:
+        loss.masked_fill_(outside, torch.nan)  # on a CPU the caller has refused it
     scale = row_scale(weight, reduction, len(user_id), user)
     slope = -torch.sigmoid(-s) * scale
     need = need if reduction != "none" else [False] * 3
@@ -238,8 +247,9 @@ def _negatives(
     """Row losses and scaled gradients of the shared negatives alone."""
     dtype = scale.dtype
     query = user.index_select(0, user_id).to(dtype)
-    shift = _shift(neg_id, item_bias, log_q, dtype)
-    dead = None if item_bias is None else item_bias[neg_id] == -torch.inf
+    bias = None if item_bias is None else item_bias[neg_id].to(dtype)
+    dead = None if bias is None else bias == -torch.inf
+    shift = _shift(neg_id, bias, log_q, dtype)
     if neg_valid is not None and neg_valid.ndim == 1:
         dead = ~neg_valid if dead is None else dead | ~neg_valid
     if dead is not None:
