@@ -1,7 +1,7 @@
 """LLMTwoTower: P(i|u) = sigmoid(<x_u, w_i> + b_i), items described by their content, users by their history."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from recbole_llm.bridge.options import Options
 from recbole_llm.calibration import fit_platt
-from recbole_llm.closed_form import Selection, fit_closed_form
-from recbole_llm.cold_map import ColdBoost, choose_cold_boost, deviation_direction, fit_cold_map
-from recbole_llm.selection import BLEND_WEIGHTS, LinearScorer, Scorer, choose_blend, user_metric
+from recbole_llm.closed_form import ClosedForm, Selection, fit_closed_form
+from recbole_llm.cold_map import ColdBoost
+from recbole_llm.ease import Setting
+from recbole_llm.placement import DEFAULT_MU, ColdItems, Evidence, ItemTables, choose_place, place
+from recbole_llm.recency import NextItemBlock, choose_decay, decayed, fit_next_item
+from recbole_llm.selection import BLEND_WEIGHTS, DEFAULT_METRIC, LinearScorer, Scorer, choose_blend, user_metric
 from recbole_llm.towers import FrozenTensor, ItemTower, Rows, UserTower, history_weights, pool
 from recbole_llm_kernels import catalog_bce, catalog_ce, pair_bce, pair_dot, sampled_bce
 
@@ -22,31 +25,6 @@ NOT_IN_CATALOGUE = float("-inf")  # the kernels' mark for an item that no loss, 
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
 MAX_CALIBRATION_USERS = 5_000  # two numbers are fitted to millions of pairs
 DEFAULT_LEARNED_SHARE = 0.35  # without validation data; the median of what validation chose on three datasets
-
-
-@dataclass(frozen=True)
-class ColdItems:
-    """Items without a training interaction, placed by their texts.
-
-    Attributes:
-        ids: ``[C]`` int64.
-        closed: their targets in the closed form, ``[C, d]``.
-        learned: their targets in the learned block, ``[C, D]``.
-        bias: ``[C]``, in the learned block's units.
-        joint: whether they take part in the ranking of all items.
-    """
-
-    ids: Tensor
-    closed: Tensor
-    learned: Tensor
-    bias: Tensor
-    joint: bool
-
-    def to(self, device: torch.device | str) -> "ColdItems":
-        """The same on another device."""
-        return ColdItems(
-            self.ids.to(device), self.closed.to(device), self.learned.to(device), self.bias.to(device), self.joint
-        )
 
 
 class LLMTwoTower(GeneralRecommender):
@@ -77,6 +55,8 @@ class LLMTwoTower(GeneralRecommender):
         history = dataset.training_rows(options.history_decay)
         self._history_offsets, self._history_ids = FrozenTensor(history.offsets), FrozenTensor(history.ids)
         self._history_times = None if history.weights is None else FrozenTensor(history.weights)
+        ranks = dataset.training_ranks() if options.use_order and options.history_decay is None else None
+        self._ranks = None if ranks is None else FrozenTensor(ranks.weights)
         count = torch.bincount(history.ids, minlength=self.n_items)
         self._trained = FrozenTensor(count > 0)
 
@@ -94,6 +74,11 @@ class LLMTwoTower(GeneralRecommender):
 
         self._closed_source: FrozenTensor | None = None
         self._closed_target: FrozenTensor | None = None  # None beside a source: the identity
+        self._setting: Setting | None = None  # of the closed form
+        self.closed_decay: float | None = None
+        self._next: NextItemBlock | None = None
+        self._later: Rows | None = None  # histories at test where interactions are split by time; weights are ranks
+        self.at_test = False
         self.block_scales = (0.0, 1.0)  # of the closed form and the learned block
         self.calibration = (1.0, 0.0)  # slope > 0 and offset of the score
         self._cold: ColdItems | None = None
@@ -130,6 +115,33 @@ class LLMTwoTower(GeneralRecommender):
         times = None if self._history_times is None else self._history_times.value
         return Rows(self._history_offsets.value, self._history_ids.value, times)
 
+    @property
+    def uses_order(self) -> bool:
+        """Whether interactions are split by time, so that recency counts."""
+        return self._ranks is not None
+
+    @property
+    def ranking_history(self) -> Rows:
+        """Items by which users are ranked: the training items; at test, where time splits, those of validation too."""
+        if self.at_test and self._later is not None:
+            return decayed(self._later, self.options.history_decay)
+        return self.history
+
+    @property
+    def _ranked(self) -> Rows:
+        """``ranking_history`` with ranks (0 the newest) as weights."""
+        if self.at_test and self._later is not None:
+            return self._later
+        assert self._ranks is not None
+        return Rows(self._history_offsets.value, self._history_ids.value, self._ranks.value)
+
+    def remember_later(self, ranked: Rows) -> None:
+        """Histories for the test where interactions are split by time: training and validation items, weights are ranks.
+
+        RecBole gives sequential models the same: every interaction before the one to predict.
+        """
+        self._later = ranked.to(self.item_bias.device)
+
     def _scaled(self, x: Tensor) -> Tensor:
         """Queries from user vectors: training, ranking and prediction multiply the same factor into the same vector."""
         if self.options.scoring == "cosine":
@@ -159,8 +171,7 @@ class LLMTwoTower(GeneralRecommender):
         history = self._drop(self.history.select(user))
         weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights
         # an entry that matches no key, so that every pair finds one to look at
-        used, position = torch.unique(F.pad(history.ids, (0, 1)), return_inverse=True)
-        source = self.source_tower(used)
+        source, position = self._sources_of(F.pad(history.ids, (0, 1)))
         row = history.row_of_entry()
         total = pool(source, Rows(history.offsets, position[:-1]), weights)
         mass = weights.new_zeros(len(user)).index_add_(0, row, weights)
@@ -218,7 +229,7 @@ class LLMTwoTower(GeneralRecommender):
                 item_bias=bias,
                 backend=self.options.kernel_backend,
             )
-        negatives = interaction[self.NEG_ITEM_ID]
+        negatives = interaction[self.NEG_ITEM_ID].view(len(items), -1)
         candidates, bias, rows = self._candidates_of(torch.cat([items[:, None], negatives], 1))
         return sampled_bce(
             query,
@@ -238,8 +249,21 @@ class LLMTwoTower(GeneralRecommender):
         """
         if not self.target_tower.adapters and self.options.scoring == "dot":
             return self._candidates(), self._training_bias(), items
-        used, rows = torch.unique(items, return_inverse=True)
+        used, rows = self._distinct(items)
         return self._candidates(used), self._training_bias(used), rows
+
+    def _sources_of(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Source vectors ``[n, D]`` that hold those of ``items`` (``[m]``), and the row of each, ``[m]``."""
+        if not self.source_tower.adapters:
+            return self.source_tower(), items
+        used, rows = self._distinct(items)
+        return self.source_tower(used), rows
+
+    def _distinct(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``torch.unique`` with its inverse; marks in a table of the catalogue take a fraction of a sort's time."""
+        marks = torch.zeros(self.n_items, dtype=torch.int64, device=items.device)
+        marks[items] = 1
+        return marks.nonzero()[:, 0], (marks.cumsum(0) - 1)[items]
 
     # ------------------------------------------------------------------ what is fitted at once
 
@@ -251,18 +275,53 @@ class LLMTwoTower(GeneralRecommender):
             selection: validation data by which its constants and rank are chosen; ``None`` for the documented constants.
             log: called with one sentence per step.
         """
+        if not self.uses_order or selection is None:
+            block = self._fit_block(self.history, selection, log)
+        else:
+            block = self._fit_with_order(selection, log)
+        self._setting = block.setting
+        self._set_closed_form(block.source, block.target)
+        self.block_scales = (1.0, 1.0)
+
+    def _fit_block(
+        self, history: Rows, selection: Selection | None, log: Callable[[str], None], **fixed: Any
+    ) -> ClosedForm:
         features, present = next(iter(self._features.values()), (None, None))
-        block = fit_closed_form(
-            self.history,
+        return fit_closed_form(
+            history,
             self.n_items,
             None if features is None else features.value,
             None if present is None else present.value,
             selection,
-            dim=self.options.closed_form_dim,
             log=log,
+            **({"dim": self.options.closed_form_dim} | fixed),
         )
-        self._set_closed_form(block.source, block.target)
-        self.block_scales = (1.0, 1.0)
+
+    def _fit_with_order(self, selection: Selection, log: Callable[[str], None]) -> ClosedForm:
+        """The closed form whose histories fade, and the next-item block beside it."""
+        users = torch.nonzero(selection.targets.sizes).squeeze(1)
+        targets, seen, ranked = (rows.select(users) for rows in (selection.targets, selection.seen, self._ranked))
+        untrained = ~self._trained.value
+
+        def value(scorer: Scorer) -> float:
+            return float(user_metric(scorer, targets, seen, self.n_items, selection.metric, excluded=untrained).mean())
+
+        first = self._fit_block(self.history, None, lambda text: None)
+        decay, _ = choose_decay(ranked, first.source, first.target, value)
+        block = self._fit_block(self.history, replace(selection, history=decayed(self._ranked, decay)), log)
+        self.closed_decay, best = choose_decay(ranked, block.source, block.target, value)
+        log(f"histories of the closed form fade by exp(-rank / {self.closed_decay}): {selection.metric} {best:.4f}")
+        self._next = fit_next_item(
+            self._ranked,
+            ranked,
+            self.n_items,
+            LinearScorer(decayed(ranked, self.closed_decay), block.source, block.target),
+            value,
+            None if block.target is None else block.dim,
+            self._trained.value,
+            log,
+        )
+        return block
 
     def _set_closed_form(self, source: Tensor | None, target: Tensor | None) -> None:
         self._closed_source = None if source is None else FrozenTensor(source.to(self.item_bias.device))
@@ -291,7 +350,7 @@ class LLMTwoTower(GeneralRecommender):
         users = torch.nonzero(rated.sizes).squeeze(1)
         if len(users) > MAX_BLEND_USERS:
             users = users[torch.linspace(0, len(users) - 1, MAX_BLEND_USERS, dtype=torch.float64).long()]
-        closed = LinearScorer(self.history.select(users), self._closed_source.value, self._closed_value())
+        closed: Scorer = lambda rows: self._closed_scores(self._closed_query(users[rows])).clone()  # noqa: E731
         learned: Callable[[Tensor], Tensor] = lambda rows: self._learned_logits(users[rows])  # noqa: E731
         trained = self._trained.value
 
@@ -313,7 +372,33 @@ class LLMTwoTower(GeneralRecommender):
         return blend.weight
 
     def _set_cold(self, cold: ColdItems | None) -> None:
+        """Take over the cold items' vectors, or none; their sources stand in the closed form's tables."""
         self._cold, self._ranking_cache = cold, None
+        at = 0
+        for table in self._closed_sources():
+            table[~self._trained.value] = 0.0
+            if cold is not None:
+                table[cold.ids] = cold.closed_source[:, at : at + table.shape[1]]
+                at += table.shape[1]
+
+    def _closed_sources(self) -> list[Tensor]:
+        found = [] if self._closed_source is None else [self._closed_source.value]
+        return found if self._next is None else [*found, self._next.source]
+
+    def _closed_vectors(self) -> tuple[Tensor, Tensor | None]:
+        """Sources of the closed form and of the next-item block side by side, and their targets; ``None``: the identity."""
+        source, target = torch.cat(self._closed_sources(), 1), self._closed_value()
+        if target is not None and self._next is not None and self._next.target is not None:
+            target = torch.cat([target, self._next.target], 1)
+        return source, target
+
+    @torch.no_grad()
+    def cold_scores(self, users: Tensor) -> Tensor:
+        """Scores of the items of ``cold_items`` among themselves, ``[B, C]``, whether or not the ranking holds them."""
+        assert self._cold is not None
+        x = self._queries_by(self.history, None)(users)
+        targets = torch.cat([self._cold.closed, self._cold.learned], 1)
+        return torch.addmm(self._cold.bias * self.block_scales[1], x, targets.T)
 
     @property
     def cold(self) -> Tensor:
@@ -348,60 +433,77 @@ class LLMTwoTower(GeneralRecommender):
             return
         placed = torch.nonzero(cold & present.value).squeeze(1)
         log(f"{n_cold} items have no training interaction; {len(placed)} of them have a text and are placed by it")
-        if not len(placed) or not bool((self._trained.value & present.value).any()):
+        trained = self._trained.value
+        if not len(placed) or not bool((trained & present.value).any()):
             return
-        _, w, bias = self._ranking_tables()
-        blocks = [w, bias.nan_to_num(neginf=0.0)[:, None]]
-        if self.has_closed_form:
-            target = self._closed_value()
-            blocks.insert(0, torch.eye(self.n_items, device=w.device) if target is None else target)
-        values = torch.cat(blocks, 1)
-        popularity = torch.bincount(self._history_ids.value, minlength=self.n_items)
-        mapped = fit_cold_map(features.value, present.value, self._trained.value, values, popularity)
-        predicted = mapped(features.value[placed])
-        d = values.shape[1] - w.shape[1] - 1
-        boost = self._choose_cold_boost(selection, placed, predicted, d)
-        log(str(boost))
-        self._set_cold(self._boosted(placed, predicted, d, boost))
-
-    def _boosted(self, ids: Tensor, predicted: Tensor, d: int, boost: ColdBoost) -> ColdItems:
-        scaled = predicted * boost.kappa
-        closed, learned, bias = scaled[:, :d], scaled[:, d:-1], scaled[:, -1]
-        if boost.offset:
-            few = torch.nonzero(self.history.sizes).squeeze(1)[:MAX_CALIBRATION_USERS]
-            deviations = torch.cat([self._trained_deviation(rows) for rows in few.split(max(1, 2**22 // self.n_items))])
-            history = self.history.select(few)
-            queries = self._queries_of_users(few, history, self._ranking_tables()[0]) * self.block_scales[1]
-            if d:
-                queries = torch.cat([self._closed_query(history) * self.block_scales[0], queries], 1)
-            direction = boost.offset * deviation_direction(queries, deviations)
-            closed, learned = closed + direction[:d], learned + direction[d:]
-        # a value-based metric asks for the score of a pair, wherever a ranking would place it
-        return ColdItems(ids, closed, learned, bias, boost.joint or self._gives_probabilities)
-
-    def _trained_deviation(self, users: Tensor) -> Tensor:
-        """Deviation of each user's scores over the trained items, ``[B]``."""
-        return self._logits(users)[:, self._trained.value].std(1, correction=0)
-
-    def _choose_cold_boost(self, selection: Selection | None, ids: Tensor, predicted: Tensor, d: int) -> ColdBoost:
-        if self.options.cold_boost != "auto":
-            return ColdBoost(joint=True, kappa=float(self.options.cold_boost))
-        cold = torch.zeros_like(self._trained.value)
-        cold[ids] = True
-        if selection is None or not bool(cold[selection.targets.ids].any()):
-            return ColdBoost(joint=False)
-        self._set_cold(self._boosted(ids, predicted, d, ColdBoost(joint=True)))
-        users = torch.nonzero(selection.targets.sizes).squeeze(1)
-        deviations = torch.cat([self._trained_deviation(rows) for rows in users.split(max(1, 2**22 // self.n_items))])
-        return choose_cold_boost(
-            lambda rows: self._logits(users[rows]),
-            selection.targets.select(users),
-            selection.seen.select(users),
-            cold,
-            selection.metric,
-            deviations,
-            excluded=~(self._trained.value | cold),
+        evidence = Evidence(
+            self.history,
+            self.history if selection is None else selection.targets,
+            DEFAULT_METRIC if selection is None else selection.metric,
+            features.value,
+            present.value,
+            trained,
+            torch.bincount(self._history_ids.value, minlength=self.n_items),
         )
+        tables, queries = self._item_tables(), self._queries_by(self.history, None)
+        mu, boost = DEFAULT_MU, ColdBoost(joint=False)
+        if self.options.cold_boost != "auto":
+            boost = ColdBoost(joint=True, kappa=float(self.options.cold_boost))
+        elif selection is not None:
+            mu, boost = choose_place(evidence, placed, tables, queries, self._refit, log)
+        log(str(boost))
+        # a value-based metric asks for the score of a pair, wherever a ranking would place it
+        boost = replace(boost, joint=boost.joint or self._gives_probabilities)
+        D = self.options.embedding_size
+        widths = tables.target.shape[1] - D, tables.source.shape[1] - D
+        self._set_cold(place(evidence, placed, tables, queries, boost, mu, widths, self.block_scales[1]))
+
+    def _item_tables(self, block: ClosedForm | None = None) -> ItemTables:
+        """Vectors of every block side by side, of the model's own closed form or another; the bias in units of the score."""
+        source, w, bias = self._ranking_tables()
+        targets, sources = [w], [source]
+        if self.has_closed_form:
+            closed = self._closed_vectors() if block is None else (block.source, block.target)
+            targets.insert(0, torch.eye(self.n_items, device=w.device) if closed[1] is None else closed[1])
+            sources.insert(0, closed[0])
+        return ItemTables(
+            torch.cat(targets, 1), bias.nan_to_num(neginf=0.0) * self.block_scales[1], torch.cat(sources, 1)
+        )
+
+    def _queries_by(self, history: Rows, closed: tuple[Tensor, Tensor | None] | None) -> Callable[[Tensor], Tensor]:
+        """User vectors in units of the score by given histories, with the model's own closed form or another's sources."""
+        source = self._ranking_tables()[0]
+
+        def queries(users: Tensor) -> Tensor:
+            found = [self._queries_of_users(users, history.select(users), source) * self.block_scales[1]]
+            if self.has_closed_form:
+                x = self._closed_query(users) if closed is None else _pooled(closed[0], history.select(users))
+                found.insert(0, x * self.block_scales[0])
+            return torch.cat(found, 1)
+
+        return queries
+
+    def _refit(self, left: Rows) -> tuple[ItemTables, Callable[[Tensor], Tensor]]:
+        """Tables without some items' interactions: the closed form fitted anew; the learned vectors stay."""
+        if not self.has_closed_form:
+            return self._item_tables(), self._queries_by(left, None)
+        target = self._closed_value()
+        dim: int | str = "full" if target is None else target.shape[1]
+        block = self._fit_block(left, None, lambda text: None, setting=self._setting, dim=dim)
+        return self._item_tables(block), self._queries_by(left, (block.source, block.target))
+
+    @property
+    def cold_items(self) -> ColdItems | None:
+        """The items placed by their texts, with kappa, shift and the source vectors; ``None`` where there are none."""
+        return self._cold
+
+    def cold_remark(self) -> str:
+        """What the model does about items without a training interaction, in a sentence."""
+        if self._cold is None:
+            return "cold items are ranked last: they have no text, or cold_map is none."
+        if not self._cold.joint:
+            return "cold items are left out of the ranking of all items: they would gain nothing on validation."
+        return f"cold items are placed by their texts, {int(self.cold.sum()) - len(self._cold.ids)} without a text ranked last."
 
     @torch.no_grad()
     def calibrate(self, selection: Selection) -> tuple[float, float]:
@@ -455,16 +557,25 @@ class LLMTwoTower(GeneralRecommender):
             "block_scales": self.block_scales,
             "calibration": self.calibration,
             "cold": None if self._cold is None else vars(self._cold),
+            "setting": None if self._setting is None else vars(self._setting),
+            "closed_decay": self.closed_decay,
+            "next_item": None if source is None or self._next is None else vars(self._next),
+            "later": None if self._later is None else vars(self._later),
         }
 
     def load_other_parameter(self, para: dict[str, Any] | None) -> None:
         """Take over what :meth:`other_parameter` gave."""
         if para:
+            device = self.item_bias.device
             self._set_closed_form(para["closed_form_source"], para["closed_form_target"])
+            self._setting = Setting(**para["setting"]) if para.get("setting") else None
+            self.closed_decay = para.get("closed_decay")
+            self._next = NextItemBlock(**para["next_item"]).to(device) if para.get("next_item") else None
+            self._later = Rows(**para["later"]).to(device) if para.get("later") else None
             self.block_scales = tuple(para["block_scales"])
             self.calibration = tuple(para["calibration"])
             cold = None if para["cold"] is None else ColdItems(**para["cold"])
-            self._set_cold(None if cold is None else cold.to(self.item_bias.device))
+            self._set_cold(None if cold is None else cold.to(device))
 
     # ------------------------------------------------------------------ ranking and prediction
 
@@ -479,13 +590,7 @@ class LLMTwoTower(GeneralRecommender):
             return self._ranking_cache[1:]
         with torch.no_grad():
             trained = self._trained.value
-            parts = self.target_tower.parts()
-            residual = parts.pop("id", None)
-            w = torch.zeros(self.n_items, self.options.embedding_size, device=trained.device)
-            for part in parts.values():
-                w = w + part
-            if residual is not None:
-                w = w + residual * trained[:, None]
+            w, source = self._without_untrained(self.target_tower), self._without_untrained(self.source_tower)
             if self.options.scoring == "cosine":
                 w = F.normalize(w, dim=-1)
             floor = self.item_bias[trained].min() if bool(trained.any()) else self.item_bias.new_zeros(())
@@ -493,10 +598,20 @@ class LLMTwoTower(GeneralRecommender):
             bias[0] = NOT_IN_CATALOGUE
             if self._cold is not None:
                 w = w.index_copy(0, self._cold.ids, self._cold.learned)
+                source = source.index_copy(0, self._cold.ids, self._cold.learned_source)
                 place = self._cold.bias if self._cold.joint else torch.full_like(self._cold.bias, NOT_IN_CATALOGUE)
                 bias = bias.index_copy(0, self._cold.ids, place)
-            self._ranking_cache = (state, self.source_tower(), w, bias)
+            self._ranking_cache = (state, source, w, bias)
         return self._ranking_cache[1:]
+
+    def _without_untrained(self, tower: ItemTower) -> Tensor:
+        """Vectors of a tower without the ID vectors that no interaction has trained, ``[N, D]``."""
+        parts = tower.parts()
+        residual = parts.pop("id", None)
+        total = torch.zeros(self.n_items, tower.dim, device=self.item_bias.device)
+        for part in parts.values():
+            total = total + part
+        return total if residual is None else total + residual * self._trained.value[:, None]
 
     def train(self, mode: bool = True) -> "LLMTwoTower":
         """Switch between training and evaluation; drops the tables kept for ranking."""
@@ -509,11 +624,11 @@ class LLMTwoTower(GeneralRecommender):
 
         A block without a share of the score has no columns here and in :meth:`item_vectors`.
         """
-        history = self.history.select(users)
+        history = self.ranking_history.select(users)
         slope, _ = self.calibration
         blocks = []
         if self._closed_counts:
-            blocks.append(self._closed_query(history) * (slope * self.block_scales[0]))
+            blocks.append(self._closed_query(users) * (slope * self.block_scales[0]))
         if self._learned_counts or not blocks:
             source, _, _ = self._ranking_tables()
             blocks.append(self._queries_of_users(users, history, source) * (slope * self.block_scales[1]))
@@ -537,7 +652,7 @@ class LLMTwoTower(GeneralRecommender):
 
     def _closed_table(self) -> Tensor:
         """Targets of the closed form as ranking sees them, ``[N, d]``."""
-        target = self._closed_value()
+        target = self._closed_vectors()[1]
         if target is None:
             target = torch.eye(self.n_items, device=self.item_bias.device)
         return target if self._cold is None else target.index_copy(0, self._cold.ids, self._cold.closed)
@@ -547,10 +662,16 @@ class LLMTwoTower(GeneralRecommender):
         """Whether the targets are stored vectors, and not the full closed form's identity matrix."""
         return not (self._closed_counts and self._closed_target is None)
 
-    def _closed_query(self, history: Rows) -> Tensor:
+    def _closed_query(self, users: Tensor) -> Tensor:
         assert self._closed_source is not None
-        weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights
-        return pool(self._closed_source.value, history, weights)
+        if not self.uses_order:
+            return _pooled(self._closed_source.value, self.ranking_history.select(users))
+        ranked = self._ranked.select(users)
+        x = _pooled(self._closed_source.value, decayed(ranked, self.closed_decay))
+        if self._next is None:
+            return x
+        y = self._next.scale * _pooled(self._next.source, decayed(ranked, self._next.decay))
+        return x + y if self._closed_target is None else torch.cat([x, y], 1)
 
     def _closed_scores(self, query: Tensor) -> Tensor:
         """The closed form's scores of every item, ``[B, N]``."""
@@ -562,7 +683,7 @@ class LLMTwoTower(GeneralRecommender):
 
     def _learned_logits(self, users: Tensor) -> Tensor:
         source, w, bias = self._ranking_tables()
-        return torch.addmm(bias, self._queries_of_users(users, self.history.select(users), source), w.T)
+        return torch.addmm(bias, self._queries_of_users(users, self.ranking_history.select(users), source), w.T)
 
     @property
     def _learned_counts(self) -> bool:
@@ -584,7 +705,7 @@ class LLMTwoTower(GeneralRecommender):
         else:
             scores = self._place().repeat(len(users), 1)
         if self._closed_counts:
-            closed = self._closed_scores(self._closed_query(self.history.select(users)))
+            closed = self._closed_scores(self._closed_query(users))
             scores.add_(closed, alpha=self.block_scales[0])
         slope, offset = self.calibration
         return scores.mul_(slope).add_(offset)
@@ -601,15 +722,15 @@ class LLMTwoTower(GeneralRecommender):
         logit = self._place()[items]
         if self._learned_counts:
             source, w, bias = self._ranking_tables()
-            query = self._queries_of_users(user, self.history.select(user), source)
+            query = self._queries_of_users(user, self.ranking_history.select(user), source)
             logit += self.block_scales[1] * pair_dot(query, w, row, items, item_bias=bias, backend=backend)
         if self._closed_counts and self.has_item_vectors:
-            query = self._closed_query(self.history.select(user))
+            query = self._closed_query(user)
             logit += self.block_scales[0] * pair_dot(query, self._closed_table(), row, items, backend=backend)
         elif self._closed_counts:  # a query is the user's scores of all items, so a few users at a time
             for few in torch.arange(len(user), device=users.device).split(max(1, 2**23 // self.n_items)):
                 here = (row >= few[0]) & (row <= few[-1])
-                scores = self._closed_scores(self._closed_query(self.history.select(user[few])))
+                scores = self._closed_scores(self._closed_query(user[few]))
                 logit[here] += self.block_scales[0] * scores[row[here] - few[0], items[here]]
         slope, offset = self.calibration
         logit = slope * logit + offset
@@ -619,3 +740,9 @@ class LLMTwoTower(GeneralRecommender):
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Logits of every item for each user, flattened, ``[B * N]``; the padding item scores -inf."""
         return self._logits(interaction[self.USER_ID]).view(-1)
+
+
+def _pooled(source: Tensor, history: Rows) -> Tensor:
+    """Sum of source vectors over each history, by its own weights."""
+    weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights
+    return pool(source, history, weights)

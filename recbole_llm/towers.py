@@ -112,14 +112,29 @@ def rows_from_pairs(
     offsets = F.pad(torch.bincount(rows, minlength=n_rows).cumsum(0), (1, 0))
     weights = None
     if decay is not None and time is not None:
-        arrival = torch.empty(len(time), dtype=torch.int64)
-        arrival[torch.argsort(time, stable=True)] = torch.arange(len(time))
-        latest = torch.full((len(key),), -1).scatter_reduce(0, inverse, arrival, "amax")
-        newest_first = torch.argsort(rows * len(time) + (len(time) - 1 - latest))
-        rank = torch.empty_like(newest_first)
-        rank[newest_first] = torch.arange(len(key)) - offsets[rows[newest_first]]
-        weights = torch.exp(-rank.float() / decay)
+        weights = torch.exp(-_ranks(inverse, rows, offsets, time) / decay)
     return Rows(offsets, ids, weights)
+
+
+def ranked_rows(row_id: Tensor, item_id: Tensor, n_rows: int, time: Tensor) -> Rows:
+    """As :func:`rows_from_pairs`, with each item's rank in its row, 0 for the newest, as ``weights``."""
+    span = int(item_id.max()) + 1 if len(item_id) else 1
+    key, inverse = torch.unique(row_id * span + item_id, return_inverse=True)
+    rows = key // span
+    offsets = F.pad(torch.bincount(rows, minlength=n_rows).cumsum(0), (1, 0))
+    return Rows(offsets, key % span, _ranks(inverse, rows, offsets, time))
+
+
+def _ranks(entry_of_pair: Tensor, rows: Tensor, offsets: Tensor, time: Tensor) -> Tensor:
+    """Rank of each entry in its row, ``[nnz]`` float32: 0 for the newest."""
+    n = len(rows)
+    arrival = torch.empty(len(time), dtype=torch.int64)
+    arrival[torch.argsort(time, stable=True)] = torch.arange(len(time))
+    latest = torch.full((n,), -1).scatter_reduce(0, entry_of_pair, arrival, "amax")
+    newest_first = torch.argsort(rows * len(time) + (len(time) - 1 - latest))
+    rank = torch.empty_like(newest_first)
+    rank[newest_first] = torch.arange(n) - offsets[rows[newest_first]]
+    return rank.float()
 
 
 def history_weights(history: Rows, exponent: float) -> Tensor:

@@ -15,7 +15,7 @@ from recbole_llm.bridge.options import Options
 from recbole_llm.content.encoders import load_encoder
 from recbole_llm.content.features import FeatureStore, FeatureTable, apply_transform, encode_texts, load_features
 from recbole_llm.content.text import choose_text_fields, read_atomic_table, texts_of_tokens
-from recbole_llm.towers import Rows, rows_from_pairs
+from recbole_llm.towers import Rows, ranked_rows, rows_from_pairs
 
 _CONTENT = ("_item_features", "_user_features")
 
@@ -101,6 +101,23 @@ class LLMTwoTowerDataset(Dataset):
             time = self.inter_feat[self.time_field]
         users, items = self.inter_feat[self.uid_field].long(), self.inter_feat[self.iid_field].long()
         return rows_from_pairs(users, items, self.user_num, time, decay)
+
+    def training_ranks(self, *later: Any) -> Rows | None:
+        """The items of every user in this split with their ranks, 0 the newest, as weights.
+
+        Args:
+            later: interactions of later splits, which join the histories.
+
+        Returns:
+            ``user_num`` rows; ``None`` where the split is not ordered by time or has no time column.
+        """
+        if self.config["eval_args"]["order"] != "TO" or self.time_field not in self.inter_feat:
+            return None
+        parts = [self.inter_feat, *later]
+        users, items, time = (
+            torch.cat([part[field] for part in parts]) for field in (self.uid_field, self.iid_field, self.time_field)
+        )
+        return ranked_rows(users.long(), items.long(), self.user_num, time)
 
     def _tokens(self, field: str) -> list[str | None]:
         """External ids in internal order; ``None`` for padding."""

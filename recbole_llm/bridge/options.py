@@ -82,6 +82,7 @@ class Options:
     history_dropout: float
     history_exponent: float
     history_decay: float | None
+    use_order: bool
     share_parameters: bool
     cold_map: str
     cold_boost: float | str
@@ -266,6 +267,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "history_dropout": _share,
     "history_exponent": _not_negative,
     "history_decay": _optional_positive,
+    "use_order": _flag,
     "share_parameters": _flag,
     "cold_map": _choice,
     "cold_boost": _boost,

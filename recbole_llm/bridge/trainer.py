@@ -112,6 +112,9 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         blocks = self.model.options.blocks
         selection = self._make_selection(valid_data)
         log: Callable[[str], None] = getLogger().info if verbose else (lambda text: None)
+        if self.model.uses_order and valid_data:
+            self.model.remember_later(train_data._dataset.training_ranks(valid_data._dataset.inter_feat))
+            log("order TO: at test a user's history is the training and validation items, as for sequential models")
         if "closed_form" in blocks and not self.model.has_closed_form:
             self.model.fit_closed_form(selection, log)
             self.model.load_other_parameter(distributed.agreed(self.model.other_parameter()))
@@ -139,6 +142,14 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         if saved:
             self._save_whole_model(verbose)
         return score, result
+
+    def evaluate(self, eval_data: Any, *args: Any, **kwargs: Any) -> Any:
+        """As ``Trainer.evaluate``; where interactions are split by time, the test's histories hold validation's items."""
+        self.model.at_test = getattr(getattr(eval_data, "_sampler", None), "phase", None) == "test"
+        try:
+            return super().evaluate(eval_data, *args, **kwargs)
+        finally:
+            self.model.at_test = False
 
     def _make_selection(self, valid_data: Any) -> Selection | None:
         if not valid_data:

@@ -4,13 +4,13 @@ The model is read through the attributes named here and nothing else; RecBole is
 
 A new item's text direction e goes through the model's own kernel ridge map onto its trained items (``cold_map.py``),
 
-    w = kappa f_w(e) + r,    b = kappa slope s f_b(e) + c,    v = f_v(e)
+    w = kappa f_w(e) + r,    b = kappa slope s (m + f_b(e)) + c,    v = f_v(e)
 
-kappa and r being those of the model's own cold items, slope and c its calibration, s the learned block's scale.
+kappa and r being those of the model's own cold items, m the trained items' mean bias, slope and c the model's calibration, s
+the learned block's scale.
 """
 
 from dataclasses import dataclass
-from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,11 @@ from torch import Tensor
 
 from recbole_llm.cold_map import ColdMap, fit_cold_map
 from recbole_llm.content.feature_table import VARIANCE_FLOOR, FeatureTable
+from recbole_llm.placement import DEFAULT_MU
 from recbole_llm.serving.artifact import Block
 from recbole_llm.serving.text_map import TextMap
 
 MAX_TABLE_BYTES = 4 << 30
-
-log = getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +102,13 @@ def tables_of(model: Any) -> ModelTables:
     """The arrays of a trained model in evaluation mode.
 
     Raises:
-        ValueError: if the tables would be too large to serve.
+        ValueError: if the tables would be too large to serve, or the model weighs histories by time in more than one way.
     """
+    if model.uses_order:
+        raise ValueError(
+            "This model was trained with eval_args.order TO: its blocks weigh a history's order each in its own way, which an "
+            "export does not hold. Train it with use_order: false, or with a history_decay, to export it."
+        )
     vector, bias = model.item_vectors()
     _refuse_large(vector)
     closed = model._closed_source.value if model._closed_counts else None
@@ -130,19 +134,21 @@ def tables_of(model: Any) -> ModelTables:
         parts.append(tower(everyone, torch.zeros(model.n_users, w.shape[1], device=vector.device)) - tower.offset)
     source, part = torch.cat(sources, 1), torch.cat(parts, 1)
     trained, listed = model._trained.value, bias.isfinite()
-    cold_map, kappa, direction = None, 1.0, torch.zeros(vector.shape[1])
+    cold_map, kappa, direction, mean_bias = None, 1.0, torch.zeros(vector.shape[1]), 0.0
     features, present = next(iter(model._features.values()), (None, None))
     if features is not None and present is not None and model.options.cold_map != "none":
         known = trained & present.value
         if bool(known.any()):
-            values = torch.cat([vector, source, raw_bias.nan_to_num(neginf=0.0)[:, None]], 1)
+            raw_bias = raw_bias.nan_to_num(neginf=0.0)
+            mean_bias = float(raw_bias[known].mean())
+            values = torch.cat([vector, source, (raw_bias - mean_bias)[:, None]], 1)
             popularity = torch.bincount(model.history.ids, minlength=model.n_items)
-            cold_map = fit_cold_map(features.value, present.value, trained, values, popularity)
-            placed = torch.nonzero(~trained & present.value).squeeze(1)
-            if len(placed):
-                predicted = cold_map(features.value[placed])
-                kappa, direction = _placing(model, vector[placed], predicted[:, : vector.shape[1]])
-                source = source.index_copy(0, placed, predicted[:, vector.shape[1] : -1])
+            placed = model.cold_items
+            mu = DEFAULT_MU if placed is None else placed.mu
+            cold_map = fit_cold_map(features.value, present.value, trained, values, popularity, mu=mu)
+            if placed is not None and placed.joint:
+                kappa, direction = placed.kappa, _columns(placed.shift, model, closed is not None, with_learned)
+    bias_scale = learned_scale if with_learned and model._learned_counts else 0.0
     finite = bias[listed].min() if bool(listed.any()) else bias.new_zeros(())
     return ModelTables(
         blocks=tuple(blocks),
@@ -158,8 +164,8 @@ def tables_of(model: Any) -> ModelTables:
         cold_map=cold_map,
         kappa=kappa,
         shift=_numpy(direction),
-        bias_scale=learned_scale if with_learned and model._learned_counts else 0.0,
-        bias_offset=shift,
+        bias_scale=bias_scale,
+        bias_offset=shift + kappa * bias_scale * mean_bias,
     )
 
 
@@ -172,22 +178,11 @@ def _refuse_large(vector: Tensor) -> None:
         )
 
 
-def _placing(model: Any, placed: Tensor, predicted: Tensor) -> tuple[float, Tensor]:
-    """Factor kappa and shift r by which the model placed its cold items: placed = kappa predicted + r."""
-    nothing = torch.zeros(placed.shape[1])
-    if model._cold is None or not model._cold.joint:
-        return 1.0, nothing
-    x, y = predicted.double(), placed.double()
-    spread = x - x.mean(0)
-    if float(spread.square().sum()) <= 1e-12 * float(x.square().sum()):  # one item, or all alike
-        return 1.0, nothing
-    kappa = float((spread * (y - y.mean(0))).sum() / spread.square().sum())
-    direction = (y - kappa * x).mean(0)
-    left = float((y - kappa * x - direction).norm() / y.norm().clamp(min=1e-12))
-    if left > 1e-3:
-        log.warning("New items are placed as trained ones: this model's cold items do not come from its text map.")
-        return 1.0, nothing
-    return kappa, direction.float().cpu()
+def _columns(shift: Tensor, model: Any, with_closed: bool, with_learned: bool) -> Tensor:
+    """The columns of a model's shift that its item vectors have."""
+    D = model.options.embedding_size
+    parts = [shift[:-D]] * with_closed + [shift[-D:]] * with_learned
+    return torch.cat(parts)
 
 
 def feature_map(table: FeatureTable, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
