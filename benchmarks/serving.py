@@ -1,361 +1,457 @@
-"""The service under load: requests per second and per CPU second, latency, overload, swaps, restarts.
+"""The service under load: requests per second and per CPU second, latency, overload, swaps, kills, a million items.
 
-    python benchmarks/serving.py --output benchmarks/results/serving.json
+    python benchmarks/serving.py --output benchmarks/results/serving.json --cornac-python VENV/bin/python
+    python benchmarks/serving.py --output benchmarks/results/serving.json --only ivf
+    python benchmarks/serving.py --output benchmarks/results/serving.json --only picture
 
-Every server runs in a process of its own and answers the same request from the same made catalogue; the client is another
-process. Servers take turns, round after round, and medians over rounds are compared, so that what else runs on the machine
-meets all of them. CPU seconds are those of the server's process. "naive" is what a tutorial writes: ``def`` routes,
-pydantic in and out, one matrix product and one partition per request. cornac's server is added where cornac is installed.
+Every server runs in a process of its own and answers the same request (ten items for a user, those of the history left out)
+from a made catalogue of the same size; the client is another process. Servers take turns, round after round; ratios are
+medians of the ratios within a round, so that what else runs on the machine meets all of them. CPU seconds are those of
+the server and its workers. "naive" is what a tutorial writes: ``def`` routes, pydantic in and out, one matrix product and
+one partition per request. cornac's server runs as its README says (``flask run``) and under gunicorn (1 worker, 4 threads),
+with its BPR model of the same width, in the environment that ``--cornac-python`` names. No server writes an access log but
+Flask's, which always does; it goes nowhere.
 """
 
 import argparse
-import asyncio
+import http.client
 import json
 import os
-import platform
-import signal
-import socket
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from serving_servers import (
+    FLASK,
+    GUNICORN,
+    N_USERS,
+    ROOT,
+    Server,
+    clustered_contents,
+    make_cornac_model,
+    write_catalogue,
+)
+from timing import machine
 
-ROOT = Path(__file__).resolve().parents[1]
-HISTORY = 50
-K = 10
-CLOCK = os.sysconf("SC_CLK_TCK")
+CLIENT = Path(__file__).with_name("serving_client.py")
+FIGURE = Path(__file__).with_name("figures") / "serving.svg"
+NUMBERS = ("rps", "p50_ms", "p99_ms", "health_p50_ms", "health_p99_ms", "cpu_s", "requests_per_cpu_s")
+VERSIONS = ("fastapi", "uvicorn", "uvloop", "httptools", "pydantic", "orjson", "numpy", "faiss-cpu")
 
 Result = dict[str, Any]
 
 
-# ------------------------------------------------------------------ what is served
+# ------------------------------------------------------------------ measuring
 
 
-def write_catalogue(folder: Path, n_items: int, dim: int, n_users: int = 1000, seed: int = 0) -> None:
-    """A made model: every user has ``HISTORY`` items; vectors are drawn around 100 centres."""
-    from recbole_llm.serving.artifact import Block, ItemRecord
-    from recbole_llm.serving.artifact_writer import ExportContents, write_artifact
-
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((100, dim), dtype=np.float32)
-    vector = centres[rng.integers(0, 100, n_items)] + rng.standard_normal((n_items, dim), dtype=np.float32)
-    history = np.concatenate([np.sort(rng.choice(n_items, HISTORY, replace=False)) for _ in range(n_users)])
-    write_artifact(
-        folder,
-        ExportContents(
-            item_ids=[str(i) for i in range(n_items)],
-            user_ids=[str(u) for u in range(n_users)],
-            records=[ItemRecord(f"Item number {i}", None, {}) for i in range(n_items)],
-            vector=vector,
-            source=rng.standard_normal((n_items, dim), dtype=np.float32),
-            bias=rng.standard_normal(n_items, dtype=np.float32),
-            trained=np.ones(n_items, bool),
-            blocks=(Block("learned", dim, 0.5, 1.0),),
-            history_offsets=np.arange(n_users + 1) * HISTORY,
-            history_items=history,
-        ),
+def facts() -> Result:
+    """The machine, and the commit of what is measured here."""
+    git = lambda *command: subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: E731
+    head = git("rev-parse", "HEAD")
+    changed = git(
+        "status", "--porcelain", "--", "recbole_llm/serving", *(str(p) for p in ROOT.glob("benchmarks/serving*.py"))
     )
+    return {**machine("cpu"), "commit": f"{head}+changes" if head and changed else head or None}
 
 
-def naive_app() -> Any:
-    """The service of a tutorial, on the same export."""
-    import fastapi
-    from pydantic import BaseModel
-
-    from recbole_llm.serving.artifact import load_export
-
-    export = load_export(os.environ["BENCHMARK_EXPORT"])
-    rows = {user: row for row, user in enumerate(export.user_ids)}
-    app = fastapi.FastAPI()
-
-    class Ask(BaseModel):
-        user: str
-        k: int = K
-
-    class Item(BaseModel):
-        id: str
-        title: str
-        score: float
-
-    class Answer(BaseModel):
-        items: list[Item]
-
-    @app.post("/v1/recommend", response_model=Answer)
-    def recommend(ask: Ask) -> Answer:
-        start, stop = export.history_offsets[rows[ask.user] : rows[ask.user] + 2]
-        seen = export.history_items[start:stop]
-        scores = export.vector @ (export.source[seen].sum(0) / np.float32(len(seen) ** 0.5)) + export.bias
-        scores[seen] = -np.inf
-        top = np.argpartition(-scores, ask.k)[: ask.k]
-        top = top[np.argsort(-scores[top])]
-        return Answer(items=[Item(id=export.item_ids[i], title=export.records[i].title, score=scores[i]) for i in top])
-
-    @app.get("/health/ready")
-    def ready() -> dict[str, str]:
-        return {"status": "ok"}
-
-    return app
-
-
-class Server:
-    """A server process on a free port."""
-
-    def __init__(self, name: str, export: Path, **limits: Any) -> None:
-        self.name = name
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")])
-        one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-        environment = {**os.environ, **one_thread, "PYTHONPATH": path, "BENCHMARK_EXPORT": str(export)}
-        for variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # slow NumPy down where they are set
-            environment.pop(variable, None)
-        if name == "naive":
-            target = "serving:naive_app"
-        else:
-            from recbole_llm.serving.app import SETTINGS_VARIABLE
-            from recbole_llm.serving.settings import Limits, Settings
-
-            target = "recbole_llm.serving.app:app_from_environment"
-            settings = Settings(export=str(export), verify=False, limits=Limits(**limits))
-            environment[SETTINGS_VARIABLE] = settings.to_json()
-        command = [sys.executable, "-m", "uvicorn", "--factory", target, "--port", str(self.port)]
-        self.process = subprocess.Popen([*command, "--no-access-log", "--log-level", "warning"], env=environment)
-        started = time.perf_counter()
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health/ready", timeout=5).read()
-                break
-            except OSError:
-                if self.process.poll() is not None or time.perf_counter() - started > 120:
-                    raise SystemExit(f"the server {name} did not start") from None
-                time.sleep(0.01)
-        self.seconds_to_ready = time.perf_counter() - started
-
-    def cpu_seconds(self) -> float:
-        """User and system time of the process."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / CLOCK
-
-    def stop(self) -> None:
-        """End the process."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
-# ------------------------------------------------------------------ client (a process of its own)
-
-
-async def one_client(
-    port: int, deadline: float, patience: float, outcomes: list[tuple[int, float]], number: int
-) -> None:
-    """Keep one connection busy with one request after the other; wait ``patience`` seconds after a refusal."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    user = number
-    while time.perf_counter() < deadline:
-        user = (user + 7) % 1000
-        body = b'{"user":"%d","k":%d}' % (user, K)
-        head = b"POST /v1/recommend HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-        started = time.perf_counter()
-        writer.write(head % len(body) + body)
-        answer = await reader.readuntil(b"\r\n\r\n")
-        length = int(answer.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        await reader.readexactly(length)
-        status = int(answer[9:12])
-        outcomes.append((status, time.perf_counter() - started))
-        if status != 200:
-            await asyncio.sleep(patience)
-    writer.close()
-
-
-async def watch_health(port: int, deadline: float, seconds: list[float]) -> None:
-    """How long /health/live takes meanwhile."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    while time.perf_counter() < deadline:
-        started = time.perf_counter()
-        writer.write(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        answer = await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(int(answer.lower().split(b"content-length:")[1].split(b"\r\n")[0]))
-        seconds.append(time.perf_counter() - started)
-        await asyncio.sleep(0.05)
-    writer.close()
-
-
-async def load(port: int, clients: int, seconds: float, patience: float) -> tuple[list[tuple[int, float]], list[float]]:
-    """Outcomes of ``clients`` connections during ``seconds``."""
-    outcomes: list[tuple[int, float]] = []
-    health: list[float] = []
-    deadline = time.perf_counter() + seconds
-    tasks = [one_client(port, deadline, patience, outcomes, number) for number in range(clients)]
-    await asyncio.gather(*tasks, watch_health(port, deadline, health))
-    return outcomes, health
-
-
-def client_main(arguments: list[str]) -> None:
-    """The client's process: prints what it saw as JSON."""
-    port, clients, seconds, patience = (float(value) for value in arguments)
-    outcomes, health = asyncio.run(load(int(port), int(clients), seconds, patience))
-    good = sorted(1000 * took for status, took in outcomes if status == 200)
-    counts: dict[int, int] = {}
-    for status, _ in outcomes:
-        counts[status] = counts.get(status, 0) + 1
-    quantile = lambda values, q: values[min(len(values) - 1, int(q * len(values)))] if values else None  # noqa: E731
-    health = sorted(1000 * took for took in health)
-    print(
-        json.dumps(
-            {
-                "rps": len(good) / seconds,
-                "p50_ms": quantile(good, 0.5),
-                "p99_ms": quantile(good, 0.99),
-                "health_p50_ms": quantile(health, 0.5),
-                "status": counts,
-            }
-        )
-    )
+def start_client(server: Server, clients: int, seconds: float, patience: float) -> "subprocess.Popen[str]":
+    command = [sys.executable, CLIENT, str(server.port), str(clients), str(seconds), str(patience), server.kind]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def measure(server: Server, clients: int, seconds: float, patience: float = 0.2) -> Result:
     """One load run against a server, with the server's CPU time."""
-    command = [sys.executable, __file__, "--client", str(server.port), str(clients), str(seconds), str(patience)]
     before = server.cpu_seconds()
-    result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    output, _ = start_client(server, clients, seconds, patience).communicate()
+    result: Result = json.loads(output)
     result["cpu_s"] = server.cpu_seconds() - before
     result["requests_per_cpu_s"] = result["rps"] * seconds / max(result["cpu_s"], 1e-9)
     return result
 
 
-def median_of(results: list[Result]) -> Result:
-    """Median of every number over rounds."""
-    names = ("rps", "p50_ms", "p99_ms", "health_p50_ms", "requests_per_cpu_s")
-    return {name: round(statistics.median(result[name] for result in results), 3) for name in names}
+def median_of(rounds: list[Result]) -> Result:
+    """Medians over rounds, and how many answers were no 200."""
+    medians: Result = {}
+    for name in NUMBERS:
+        values = [round_[name] for round_ in rounds if round_[name] is not None]
+        medians[name] = round(statistics.median(values), 3) if values else None
+    medians["failed"] = sum(n for round_ in rounds for status, n in round_["status"].items() if status != "200")
+    return medians
+
+
+def ratio(ours: list[Result], peer: list[Result], name: str) -> float:
+    """Ours over the peer's: the median of the ratios within a round."""
+    return round(statistics.median(a[name] / b[name] for a, b in zip(ours, peer, strict=True)), 3)
+
+
+def in_turn(servers: dict[str, Server], clients: int, rounds: int, seconds: float) -> dict[str, list[Result]]:
+    """Servers in turn, round after round, in a rotating order."""
+    for server in servers.values():
+        measure(server, clients, 0.5)
+    names = list(servers)
+    results: dict[str, list[Result]] = {name: [] for name in names}
+    for number in range(rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            results[name].append(measure(servers[name], clients, seconds))
+    return results
 
 
 # ------------------------------------------------------------------ scenarios
 
 
-def compare(
-    export: Path, makers: dict[str, Callable[[Path], Server]], clients: int, rounds: int, seconds: float
-) -> dict[str, Result]:
-    """Servers in turn, round after round."""
-    servers = {name: make(export) for name, make in makers.items()}
+def compare(makers: dict[str, Callable[[], Server]], options: argparse.Namespace) -> Result:
+    """Requests per second and latency of servers beside each other; those on our export must agree first."""
+    servers = {name: make() for name, make in makers.items()}
     try:
-        for server in servers.values():
-            measure(server, clients, 0.5)  # warm up
-        results: dict[str, list[Result]] = {name: [] for name in servers}
-        for _ in range(rounds):
-            for name, server in servers.items():
-                results[name].append(measure(server, clients, seconds))
+        for user in range(0, N_USERS, 97):
+            answers = {name: server.ids(str(user)) for name, server in servers.items()}
+            assert all(len(ids) == 10 for ids in answers.values()), answers
+            same = [ids for name, ids in answers.items() if servers[name].kind == "POST"]
+            assert all(ids == same[0] for ids in same), "the servers recommend different items"
+        results = in_turn(servers, options.clients, options.rounds, options.seconds)
     finally:
         for server in servers.values():
             server.stop()
-    failed = {
-        name: sum(sum(n for s, n in r["status"].items() if s != "200") for r in rs) for name, rs in results.items()
+    report: Result = {"servers": {name: median_of(rounds) for name, rounds in results.items()}, "ours_over": {}}
+    for name in results:
+        if name != "ours":
+            numbers = ("rps", "p50_ms", "p99_ms", "requests_per_cpu_s")
+            report["ours_over"][name] = {n: ratio(results["ours"], results[name], n) for n in numbers}
+    return report
+
+
+def small(folder: Path, options: argparse.Namespace) -> Result:
+    """10,000 items: what HTTP costs."""
+    write_catalogue(folder / "small", options.small, options.dim)
+    makers = {name: lambda name=name: Server(name, folder / "small") for name in ("naive", "ours")}
+    report: Result = {"items": options.small}
+    if options.cornac_python:
+        made = make_cornac_model(options.cornac_python, folder / "cornac", options.small, options.dim)
+        report["cornac"] = made["cornac"]
+        for name in (FLASK, GUNICORN):
+            makers[name] = lambda name=name: Server(name, made["model"], python=options.cornac_python)
+    return report | compare(makers, options)
+
+
+def one_client(folder: Path, options: argparse.Namespace) -> Result:
+    """10,000 items and a single client: latency without a queue."""
+    write_catalogue(folder / "one", options.small, options.dim)
+    makers = {name: lambda name=name: Server(name, folder / "one") for name in ("naive", "ours")}
+    return compare(makers, argparse.Namespace(**{**vars(options), "clients": 1}))
+
+
+def large(folder: Path, options: argparse.Namespace) -> Result:
+    """100,000 items: what scoring costs, with batches and without."""
+    makers = {
+        "naive": lambda: Server("naive", folder / "large"),
+        "unbatched": lambda: Server("unbatched", folder / "large", limits={"max_batch": 1}),
+        "ours": lambda: Server("ours", folder / "large"),
     }
-    return {name: {**median_of(rs), "failed": failed[name]} for name, rs in results.items()}
+    return {"items": options.large} | compare(makers, options)
 
 
-def overload(export: Path, seconds: float) -> Result:
-    """Far more clients than the queue holds, beside the rate with few."""
-    server = Server("ours", export, queue=64)
+def overload(folder: Path, options: argparse.Namespace) -> Result:
+    """Far more clients than the queue of 64 holds, beside the rate with 32; refused clients come back after 200 ms."""
+    server = Server("ours", folder / "large", limits={"queue": 64})
+    few, many = [], []
     try:
         measure(server, 32, 0.5)
-        few, many = measure(server, 32, seconds), measure(server, 512, seconds)
+        for _ in range(options.rounds):
+            few.append(measure(server, 32, options.seconds))
+            many.append(measure(server, 512, options.seconds))
     finally:
         server.stop()
-    return {"clients_32": few, "clients_512": many, "goodput_share": round(many["rps"] / few["rps"], 3)}
+    statuses: dict[str, int] = {}
+    for round_ in many:
+        for status, n in round_["status"].items():
+            statuses[status] = statuses.get(status, 0) + n
+    return {
+        "items": options.large,
+        "clients_32": median_of(few),
+        "clients_512": {**median_of(many), "status": statuses},
+        "goodput_share": ratio(many, few, "rps"),
+        "p50_ratio": ratio(many, few, "p50_ms"),
+    }
 
 
-def restart(export: Path, times: int = 3) -> Result:
-    """Seconds from start to the first answer, Python and its imports included."""
+def swap(folder: Path, options: argparse.Namespace) -> Result:
+    """Exports of 100,000 items swapped under load, beside the same load without."""
+    exports = folder / "exports"
+    exports.mkdir()
+    for number, name in enumerate(("one", "two")):
+        write_catalogue(exports / name, options.large, options.dim, seed=number)
+    server = Server("ours", exports)
+    still, moving, swaps = [], [], []
+    try:
+        measure(server, options.clients, 0.5)
+        for _ in range(options.rounds):
+            still.append(measure(server, options.clients, 2 * options.seconds))
+            client = start_client(server, options.clients, 2 * options.seconds, 0.2)
+            before, ended = server.cpu_seconds(), time.perf_counter() + 2 * options.seconds - 0.5
+            while time.perf_counter() < ended:
+                done = server.post("/v1/admin/reload", {"export": ("one", "two")[len(swaps) % 2]})
+                swaps.append(done["seconds"])
+                time.sleep(0.3)
+            output, _ = client.communicate()
+            cpu = server.cpu_seconds() - before
+            moving.append({**json.loads(output), "cpu_s": cpu, "requests_per_cpu_s": 0.0})
+    finally:
+        server.stop()
+    return {
+        "items": options.large,
+        "swaps": len(swaps),
+        "swap_seconds": round(statistics.median(swaps), 3),
+        "without": median_of(still),
+        "with": median_of(moving),
+        "p99_ratio": ratio(moving, still, "p99_ms"),
+    }
+
+
+def writer(port: int, name: str, acknowledged: dict[str, str]) -> None:
+    """Put new items until the server is gone; what it acknowledged goes into the dictionary."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    number = 0
+    while True:
+        item_id, text = f"{name}-{number}", f"word{number % 50} of {name}"
+        try:
+            body = json.dumps({"title": f"Title {item_id}", "text": text})
+            connection.request("PUT", f"/v1/items/{item_id}", body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+        except (OSError, http.client.HTTPException):
+            return
+        assert answer.status == 200, answer.status
+        acknowledged[item_id] = text
+        number += 1
+
+
+def kill(folder: Path, options: argparse.Namespace) -> Result:
+    """Writes by four clients cut off by kill -9, again and again; every acknowledged item must be there, whole."""
+    draw = random.Random(0)
+    server = Server("ours", folder / "large", state=str(folder / "state"), encoder=True)
+    acknowledged: dict[str, str] = {}
+    ready = []
+
+    def check(ids: list[str]) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        lost = 0
+        for item_id in ids:
+            connection.request("GET", f"/v1/items/{item_id}")
+            answer = connection.getresponse()
+            item = json.loads(answer.read())
+            whole = (item.get("text"), item.get("title")) == (acknowledged[item_id], f"Title {item_id}")
+            lost += answer.status != 200 or not whole
+        connection.close()
+        return lost
+
+    lost = 0
+    try:
+        for number in range(options.kills):
+            while server.get("/health/ready")["encoder"] != "ready":
+                time.sleep(0.01)
+            threads = [
+                threading.Thread(target=writer, args=(server.port, f"k{number}w{n}", acknowledged)) for n in range(4)
+            ]
+            for thread in threads:
+                thread.start()
+            time.sleep(draw.uniform(0.2, 0.8))
+            server.kill()
+            for thread in threads:
+                thread.join()
+            server.start()
+            ready.append(server.seconds_to_ready)
+            lost += check(draw.sample(sorted(acknowledged), min(100, len(acknowledged))))
+        lost += check(list(acknowledged))
+        newest = list(acknowledged)[-500:]
+        seen = {item["id"] for item in server.post("/v1/recommend", {"items": newest[:1], "k": 1000})["items"]}
+    finally:
+        server.stop()
+    return {
+        "items": options.large,
+        "kills": options.kills,
+        "acknowledged": len(acknowledged),
+        "lost": lost,
+        "new_items_in_one_answer_of_1000": len(seen & acknowledged.keys()),
+        "ready_median_s": round(statistics.median(ready), 3),
+        "ready_max_s": round(max(ready), 3),
+    }
+
+
+def restart(folder: Path, options: argparse.Namespace) -> Result:
+    """Seconds from the start of the process to its first answer, Python, imports and checksums included; no encoder."""
     seconds = []
-    for _ in range(times):
-        server = Server("ours", export)
+    for _ in range(7):
+        server = Server("ours", folder / "large")
         seconds.append(server.seconds_to_ready)
         server.stop()
-    return {"median_s": round(statistics.median(seconds), 3), "min_s": round(min(seconds), 3)}
+    return {"items": options.large, "median_s": round(statistics.median(seconds), 3), "max_s": round(max(seconds), 3)}
+
+
+def ivf(folder: Path, options: argparse.Namespace) -> Result:
+    """A million clustered items: requests answered from the IVF index, beside exact scoring of all, one at a time."""
+    from recbole_llm.serving.artifact import load_export
+    from recbole_llm.serving.artifact_writer import write_artifact
+    from recbole_llm.serving.ivf import build_index, sample_queries
+    from recbole_llm.serving.query import Pooling
+    from recbole_llm.serving.recommend import Recommender, Request
+
+    contents = clustered_contents(options.million, options.dim)
+    queries = sample_queries(
+        Pooling(contents.blocks, np.zeros(options.dim, np.float32)),
+        contents.source,
+        contents.history_offsets,
+        contents.history_items,
+        np.ones(len(contents.history_items), np.float32),
+    )
+    started = time.perf_counter()
+    index = build_index(contents.vector, contents.bias, queries)
+    build_seconds = time.perf_counter() - started
+    print(f"index built in {build_seconds:.0f} s: {index[0]}", flush=True)
+    write_artifact(folder / "million", replace(contents, index=index))
+    del contents, queries
+    export = load_export(folder / "million", verify=False)
+    fast, exact = Recommender(export), Recommender(export, lambda export, catalog: None)
+    # users whose queries did not choose the number of lists probed
+    users = [str(user) for user in range(N_USERS)][-300:]
+    times: dict[str, list[float]] = {"ivf": [], "exact": []}
+    shares = []
+    for number, user in enumerate(users):
+        request = Request(user=user)
+        answers = {}
+        for name, recommender in (("ivf", fast), ("exact", exact)):
+            began = time.perf_counter()
+            answers[name] = {item.id for item in recommender.recommend(request).items}
+            if number >= 20:
+                times[name].append(time.perf_counter() - began)
+        shares.append(len(answers["ivf"] & answers["exact"]) / len(answers["exact"]))
+    faster = statistics.median(e / i for e, i in zip(times["exact"], times["ivf"], strict=True))
+    return {
+        "items": options.million,
+        "dim": options.dim,
+        "index": {**index[0], "megabytes": round(len(index[1]) / 1e6)},
+        "build_seconds": round(build_seconds, 1),
+        "users": len(users),
+        "recall_at_10": round(float(np.mean(shares)), 4),
+        "exact_ms": round(1e3 * statistics.median(times["exact"]), 3),
+        "ivf_ms": round(1e3 * statistics.median(times["ivf"]), 3),
+        "times_faster": round(faster, 1),
+    }
+
+
+# ------------------------------------------------------------------ report
 
 
 def table(report: Result) -> str:
     """The report for people."""
     lines = []
-    for title in ("small", "large"):
-        lines.append(
-            f"\n{report[title]['items']:,} items, {report['clients']} clients; medians of {report['rounds']} rounds"
-        )
-        lines.append(f"{'':12}{'req/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'req/CPU-s':>11}{'failed':>8}")
-        for name, r in report[title]["servers"].items():
-            cells = (
-                f"{r['rps']:9.0f}{r['p50_ms']:9.1f}{r['p99_ms']:9.1f}{r['requests_per_cpu_s']:11.0f}{r['failed']:8d}"
+    for title in ("small", "one_client", "large"):
+        if title not in report:
+            continue
+        part = report[title]
+        lines.append(f"\n{title}: medians of {part['rounds']} rounds")
+        lines.append(f"{'':16}{'req/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'req/CPU-s':>11}{'failed':>8}")
+        for name, r in part["servers"].items():
+            lines.append(
+                f"{name:16}{r['rps']:9.0f}{r['p50_ms']:9.2f}{r['p99_ms']:9.1f}{r['requests_per_cpu_s']:11.0f}{r['failed']:8d}"
             )
-            lines.append(f"{name:12}{cells}")
-    o = report["overload"]
-    few, many = o["clients_32"], o["clients_512"]
-    lines.append(
-        f"\noverload: 512 clients {many['rps']:.0f} good req/s ({o['goodput_share']:.0%} of 32 clients' {few['rps']:.0f}), "
-        f"p50 {many['p50_ms']:.0f} ms, /health p50 {many['health_p50_ms']:.0f} ms"
-    )
-    lines.append(f"start to ready, {report['large']['items']:,} items: {report['restart']['median_s']:.2f} s")
+        for name, r in part["ours_over"].items():
+            lines.append(f"ours / {name}: " + ", ".join(f"{key} {value:g}" for key, value in r.items()))
+    for title in ("overload", "swap", "kill", "restart", "ivf"):
+        if title in report:
+            lines.append(f"\n{title}: {json.dumps(report[title])}")
     return "\n".join(lines)
 
 
+def picture(report: Result) -> None:
+    """Latency and rate of the servers at 10,000 items, as a picture."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    servers = report["small"]["servers"]
+    names = sorted(servers, key=lambda name: servers[name]["rps"])
+    labels = [{"ours": "recbole-llm serve", "naive": "naive FastAPI"}.get(name, name) for name in names]
+    colours = ["#2a6f97" if name == "ours" else "#b8c4cc" for name in names]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 2.4), sharey=True)
+    for axis, key, title in ((axes[0], "rps", "requests per second"), (axes[1], "p99_ms", "99th percentile, ms")):
+        bars = axis.barh(labels, [servers[name][key] for name in names], color=colours)
+        axis.bar_label(bars, fmt=lambda value: f"{value:,.0f}", padding=3)
+        axis.set_title(title, fontsize=10)
+        axis.margins(x=0.15)
+        axis.set_xticks([])
+        axis.spines[:].set_visible(False)
+        axis.tick_params(left=False)
+    figure.suptitle(
+        f"{report['small']['items']:,} items, {report['small']['clients']} clients, one process", fontsize=10
+    )
+    figure.tight_layout()
+    FIGURE.parent.mkdir(exist_ok=True)
+    figure.savefig(FIGURE, metadata={"Date": None})
+
+
+SCENARIOS: dict[str, Callable[[Path, argparse.Namespace], Result]] = {
+    "small": small,
+    "one_client": one_client,
+    "large": large,
+    "overload": overload,
+    "swap": swap,
+    "kill": kill,
+    "restart": restart,
+    "ivf": ivf,
+}
+
+
 def main() -> None:
-    """Run everything and write the report."""
+    """Run scenarios and write the report; scenarios that are not run keep what the file holds of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", type=int, default=10_000, help="items of the small catalogue")
     parser.add_argument("--large", type=int, default=100_000, help="items of the large catalogue")
+    parser.add_argument("--million", type=int, default=1_000_000, help="items of the catalogue with an index")
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument(
+        "--cornac-python", default=None, metavar="FILE", help="interpreter of an environment with cornac"
+    )
+    parser.add_argument("--only", default=",".join(SCENARIOS), metavar="A,B", help="scenarios, or picture")
     parser.add_argument("--output", default=None, metavar="FILE")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        small, large = Path(folder) / "small", Path(folder) / "large"
-        write_catalogue(small, options.small, options.dim)
-        write_catalogue(large, options.large, options.dim)
-        ours = lambda export: Server("ours", export)  # noqa: E731
-        unbatched = lambda export: Server("unbatched", export, max_batch=1)  # noqa: E731
-        naive = lambda export: Server("naive", export)  # noqa: E731
-        run = (options.clients, options.rounds, options.seconds)
-        report = {
-            "clients": options.clients,
-            "rounds": options.rounds,
-            "seconds": options.seconds,
-            "dim": options.dim,
-            "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-            "load_before": os.getloadavg(),
-            "small": {
-                "items": options.small,
-                "servers": compare(small, {"naive": naive, "ours": ours}, *run),
-            },
-            "large": {
-                "items": options.large,
-                "servers": compare(large, {"naive": naive, "unbatched": unbatched, "ours": ours}, *run),
-            },
-            "overload": overload(large, options.seconds),
-            "restart": restart(large),
-            "load_after": os.getloadavg(),
-        }
+    target = Path(options.output) if options.output else None
+    report: Result = json.loads(target.read_text()) if target is not None and target.is_file() else {}
+    chosen = options.only.split(",")
+    setting = {"clients": options.clients, "rounds": options.rounds, "seconds": options.seconds, "dim": options.dim}
+    versions = {name: version(name) for name in VERSIONS if name != "faiss-cpu" or "ivf" in chosen}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if {"large", "overload", "kill", "restart"} & set(chosen):
+            write_catalogue(folder / "large", options.large, options.dim)
+        for title, scenario in SCENARIOS.items():
+            if title in chosen:
+                before = facts()
+                result = scenario(folder, options)
+                before["versions"].update(versions)
+                report[title] = {**setting, **result, "machine": {**before, "load_after": os.getloadavg()[0]}}
+                if target is not None:  # at once: a later scenario may fail
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if "picture" in chosen:
+        picture(report)
     print(table(report))
-    if options.output:
-        target = Path(options.output)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--client"]:
-        client_main(sys.argv[2:])
-    else:
-        main()
+    main()

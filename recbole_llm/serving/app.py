@@ -13,6 +13,7 @@ from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
@@ -97,6 +98,33 @@ class _Route(APIRoute):
             return await handler(_OrjsonRequest(request.scope, request.receive))
 
         return with_orjson
+
+
+class _BodyRoute(APIRoute):
+    """A route whose body is all of its input, validated here: looking for other parameters costs as much as the answer."""
+
+    adapter: TypeAdapter[Any]
+
+    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
+        validate, endpoint = self.adapter.validate_python, self.endpoint
+
+        async def handle(request: HttpRequest) -> Response:
+            try:
+                body = validate(orjson.loads(await request.body() or b"null"))
+            except orjson.JSONDecodeError as error:
+                raise RequestValidationError(
+                    [{"type": "json_invalid", "loc": ("body", error.pos), "msg": f"JSON decode error: {error.msg}"}]
+                ) from error
+            except ValidationError as error:
+                raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from error
+            response: Response = await endpoint(body, request)
+            return response
+
+        return handle
+
+
+class _RecommendRoute(_BodyRoute):
+    adapter = TypeAdapter(schemas.RecommendBody)
 
 
 def _json(content: Any, status: int = 200) -> Response:
@@ -285,12 +313,6 @@ async def _insist(service: Service, request: HttpRequest) -> None:
 
 
 def _add_reading(app: FastAPI, service: Service) -> None:
-    @app.post(
-        "/v1/recommend",
-        response_model=schemas.RecommendationOut,
-        responses=_problems(404, 408, 413, 415, 504),
-        summary="Recommend for a known user, for items, or for a text",
-    )
     async def recommend(body: schemas.RecommendBody, request: HttpRequest) -> Response:
         await _insist(service, request)
         asked, truncated = await _asked(service, body)
@@ -299,6 +321,16 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         if truncated:
             content["truncated"] = truncated
         return _json(content)
+
+    app.router.add_api_route(
+        "/v1/recommend",
+        recommend,
+        methods=["POST"],
+        response_model=schemas.RecommendationOut,
+        responses=_problems(404, 408, 413, 415, 504),
+        summary="Recommend for a known user, for items, or for a text",
+        route_class_override=_RecommendRoute,
+    )
 
     @app.post(
         "/v1/recommend/batch",

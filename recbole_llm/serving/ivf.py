@@ -114,6 +114,7 @@ class IvfRetriever:
         if shape != (export.manifest.dim + 1, len(export.item_ids)):
             raise ExportError("index.faiss is not an index of this export's vectors: export again.")
         self.nprobe = int(description["nprobe"])
+        self._dead: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))  # with the catalogue's version
 
     def search(
         self,
@@ -126,7 +127,9 @@ class IvfRetriever:
         segments = self.catalog.segments()
         exact = ExactRetriever(segments)
         added = ExactRetriever(segments[1:])
-        dead = np.flatnonzero(segments[0].bias == -np.inf)
+        if self._dead[0] != self.catalog.version:
+            self._dead = (self.catalog.version, np.flatnonzero(segments[0].bias == -np.inf))
+        dead = self._dead[1]
         return [self._one(query[b], k[b], exclude[b], allow[b], exact, added, dead) for b in range(len(k))]
 
     def _one(

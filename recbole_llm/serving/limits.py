@@ -1,13 +1,14 @@
 """The gate before every route: who may ask, how much, and whether there is room, decided before the body is read."""
 
 import asyncio
+import itertools
 import json
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from logging import getLogger
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from recbole_llm.serving.metrics import Metrics
@@ -18,6 +19,7 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+X = TypeVar("X")
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -52,6 +54,8 @@ class Gate:
     def __init__(self, app: App, settings: Settings, metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
         self.in_flight = 0
+        # unique without asking the system for random bytes at every request
+        self._request_ids = map(f"{uuid4().hex[:10]}-{{:x}}".format, itertools.count(1))
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
@@ -86,8 +90,10 @@ class Gate:
             self._record(scope, answer, time.perf_counter() - started)
 
     def _request_id(self, headers: dict[bytes, bytes]) -> str:
-        given = headers.get(b"x-request-id", b"").decode("latin-1")
-        return given if _REQUEST_ID.fullmatch(given) else uuid4().hex[:16]
+        given = headers.get(b"x-request-id")
+        if given is not None and _REQUEST_ID.fullmatch(text := given.decode("latin-1")):
+            return text
+        return next(self._request_ids)
 
     def _record(self, scope: Scope, answer: "_Answer", seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
@@ -177,7 +183,7 @@ class Gate:
             self.metrics.rejected.add(reason="size")
             raise too_large
         try:
-            body = await asyncio.wait_for(_read(receive, limit), limits.body_seconds)
+            body = await _in_time(_read(receive, limit), limits.body_seconds)
         except asyncio.TimeoutError:
             self.metrics.rejected.add(reason="slow")
             raise Problem(408, f"The body did not arrive within {limits.body_seconds:g} seconds.") from None
@@ -197,6 +203,34 @@ class Gate:
             return {"type": "http.request", "body": body, "more_body": False}
 
         return replay
+
+
+async def _in_time(work: Coroutine[Any, Any, X], seconds: float) -> X:
+    """As ``asyncio.wait_for``, in the calling task: a task of its own would cost a turn of the loop for every body.
+
+    Raises:
+        asyncio.TimeoutError: if the work takes longer.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    late = False
+
+    def cancel() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, cancel)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not late:
+            raise
+        if hasattr(task, "uncancel"):  # Python 3.11
+            task.uncancel()
+        raise asyncio.TimeoutError from None
+    finally:
+        timer.cancel()
 
 
 async def _read(receive: Receive, limit: int) -> bytes | None:

@@ -40,6 +40,69 @@ def test_a_lone_entry_does_not_wait_for_company():
     assert run(work()) < 0.02
 
 
+def test_small_work_is_done_on_the_loop_in_one_batch_a_turn():
+    threads, sizes = set(), []
+
+    def note(items):
+        threads.add(threading.get_ident())
+        sizes.append(len(items))
+        if 13 in items:
+            raise RuntimeError("broken")
+        return square(items)
+
+    async def work():
+        batcher = Batcher(note, max_batch=8, max_queue=100, inline=lambda items: 99 not in items)
+        answers = await asyncio.gather(*(batcher.submit(i, 5) for i in range(12)))
+        alone = await asyncio.gather(batcher.submit(-1, 5), return_exceptions=True)
+        broken = await asyncio.gather(batcher.submit(13, 5), batcher.submit(1, 5), return_exceptions=True)
+        here = set(threads)
+        answers.append(await batcher.submit(99, 5))  # large work: in the thread
+        on_thread = await batcher.call(threading.get_ident)
+        batcher.close()
+        return answers, alone, broken, here, on_thread
+
+    answers, alone, broken, here, on_thread = run(work())
+    assert answers == [i * i for i in [*range(12), 99]] and sizes[:2] == [8, 4]
+    assert isinstance(alone[0], ValueError) and [str(error) for error in broken] == ["broken"] * 2
+    assert here == {threading.get_ident()} and threads == {threading.get_ident(), on_thread}
+
+
+def test_small_work_waits_while_the_thread_is_busy():
+    busy, together = threading.Event(), []
+
+    def note(items):
+        if items == ["large"]:
+            busy.set()
+            time.sleep(0.1)
+            busy.clear()
+        else:
+            together.append(busy.is_set())
+        return items
+
+    async def work():
+        batcher = Batcher(note, inline=lambda items: items != ["large"])
+        large = asyncio.create_task(batcher.submit("large", 5))
+        await asyncio.sleep(0.03)
+        assert busy.is_set()
+        await asyncio.gather(large, *(batcher.submit(i, 5) for i in range(3)))
+        batcher.close()
+
+    run(work())
+    assert together == [False]
+
+
+def test_closing_leaves_nobody_waiting():
+    async def work():
+        batcher = Batcher(lambda items: time.sleep(0.1) or items)
+        tasks = [asyncio.create_task(batcher.submit(i, 5)) for i in range(3)]
+        await asyncio.sleep(0.03)
+        batcher.close()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, *rest = run(work())
+    assert first == 0 and all(isinstance(error, QueueFull) for error in rest)
+
+
 def test_what_waits_is_one_batch_and_no_larger_than_allowed():
     sizes, gate = [], threading.Event()
 
