@@ -140,6 +140,12 @@ def _run(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[
     if result is None:  # another group's rank 0 reports
         return 0
     print(f"\n{options.model} on {options.dataset}, {seconds:.1f} s\n{_table(result)}")
+    if options.model == "LLMTwoTower":
+        from recbole_llm.recommend import newest_checkpoint
+
+        checkpoint = newest_checkpoint(config["checkpoint_dir"])
+        if checkpoint is not None and time.time() - checkpoint.stat().st_mtime <= seconds + 1:
+            print(f"next: {PROGRAM} recommend {checkpoint} --users ID")
     if options.output:
         from recbole_llm.bridge.report import versions
 

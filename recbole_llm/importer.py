@@ -283,6 +283,11 @@ def _notes(report: ImportReport) -> list[str]:
                 f"no column of {table.file} looks like text; name some with "
                 f"--{'' if what == 'items' else 'user-'}text-columns."
             )
+    if report.items is not None and report.items.unseen:
+        notes.append(
+            f"{report.items.unseen:,} items have no interaction: RecBole leaves them out. To place them by their texts, take "
+            f"the # from the line 'item: [item_id]' of {report.config_file}."
+        )
     if report.items is None:
         notes.append(
             "no items were given: without texts LLMTwoTower learns from ids alone (encoder is empty in the YAML)."
@@ -309,6 +314,10 @@ def _settings(report: ImportReport, data_path: str | Path, fields: Sequence[str]
         "load_col:",
         f"  inter: {show(list(fields))}",
     ]
+    if report.items is not None and report.items.unseen:
+        lines.append(
+            f"  # item: [item_id]                # also the {report.items.unseen} items without an interaction"
+        )
     if "rating" in fields:
         lines.append("RATING_FIELD: rating")
     if "timestamp" in fields:

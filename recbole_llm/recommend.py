@@ -77,23 +77,23 @@ def open_model(path: str | Path, *, data_path: str | Path | None = None, texts: 
     """A trained model, ready to recommend.
 
     Args:
-        path: the folder of an export, or a checkpoint (``.pth``) of LLMTwoTower: its dataset is read again, no code in the
-            file is run, and nothing is written.
+        path: the folder of an export, or a checkpoint (``.pth``) of LLMTwoTower, or a folder of checkpoints, of which the
+            newest counts. A checkpoint's dataset is read again; no code in the file is run, and nothing is written.
         data_path: for a checkpoint, the folder that holds the dataset's folder now; ``None``: where it was.
         texts: for a checkpoint, whether :func:`recommend_text` is to be used.
 
     Raises:
         ValueError: if there is nothing at ``path``, or it cannot be read.
     """
-    path = Path(path)
+    path = newest_checkpoint(path) or Path(path)
     if path.is_dir():
         if data_path is not None:
             raise ValueError("data_path belongs to a checkpoint; an export holds all it needs.")
         return load_export(path)
     if not path.exists():
         raise ValueError(
-            f"{str(path)!r} does not exist. Give a checkpoint that 'recbole-llm run' saved (saved/LLMTwoTower-....pth) or "
-            "the folder that 'recbole-llm export' wrote."
+            f"{str(path)!r} does not exist. Give a checkpoint that 'recbole-llm run' saved (saved/LLMTwoTower-....pth), its "
+            "folder (saved), or the folder that 'recbole-llm export' wrote."
         )
     from recbole_llm.bridge.trained import load_trained
     from recbole_llm.serving.export import contents_of
@@ -101,6 +101,19 @@ def open_model(path: str | Path, *, data_path: str | Path | None = None, texts: 
 
     model, dataset = load_trained(path, data_path=data_path)
     return export_in_memory(contents_of(model, dataset, map_texts=texts))
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint of LLMTwoTower in ``folder`` that was written last; those of a run's last epoch do not count.
+
+    Args:
+        folder: such as RecBole's ``checkpoint_dir``.
+
+    Returns:
+        ``None`` where there is none.
+    """
+    found = [path for path in Path(folder).glob("LLMTwoTower-*.pth") if not path.stem.endswith("-last")]
+    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 
 def recommend_users(

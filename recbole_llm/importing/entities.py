@@ -197,6 +197,7 @@ class _Writer:
             empty = "\t" * len(self.columns) + "\n"
             rows.finish(keep, extra="".join(value + empty for value in absent.to_pylist()).encode())
         report.rows_kept, report.added = int(keep.sum()), len(absent)
+        report.unseen = report.rows_kept - (len(known) - len(absent))
         if report.text_fields:
             report.without_text = int((length[keep] == 0).sum()) + len(absent)
             report.text_length = quantiles(length[keep][length[keep] > 0])

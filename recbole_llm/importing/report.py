@@ -96,12 +96,14 @@ class EntityReport(TableReport):
 
     Attributes:
         added: ids of the interactions without a row in the file; written with empty cells.
+        unseen: ids of the file without an interaction; written, and in RecBole's catalogue only if ``load_col`` names them.
         without_text: ids (with those added) whose text columns are all empty; ``None`` where there is no text column.
         text_fields: fields that make the text.
         text_length: characters of text per id that has one: min, mean, median, p95, max.
     """
 
     added: int = 0
+    unseen: int = 0
     without_text: int | None = None
     text_fields: list[str] = field(default_factory=list)
     text_length: dict[str, float] = field(default_factory=dict)
@@ -111,6 +113,8 @@ class EntityReport(TableReport):
         lines = super().lines()
         if self.added:
             lines.append(f"  added {self.added:,}: ids of the interactions without a row here, with empty cells")
+        if self.unseen:
+            lines.append(f"  without an interaction: {self.unseen:,} ids")
         if self.text_fields:
             lines.append(f"  text: {', '.join(self.text_fields)}; {self.without_text:,} ids without text")
         if self.text_length:

@@ -13,6 +13,7 @@ from recbole_llm.recommend import (
     Row,
     check_output,
     names,
+    newest_checkpoint,
     open_model,
     recommend_items,
     recommend_text,
@@ -53,11 +54,19 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a checkpoint that 'recbole-llm run' saved (saved/LLMTwoTower-....pth), or the folder of an export",
+        help="a checkpoint that 'recbole-llm run' saved (saved/LLMTwoTower-....pth), its folder for the newest one, or the "
+        "folder of an export",
     )
     parser.add_argument(
         "--data_path", metavar="FOLDER", help="holds the dataset's folder, if that has moved since the training"
     )
+
+
+def _open(options: argparse.Namespace, texts: bool) -> Export:
+    newest = newest_checkpoint(options.model)
+    if newest is not None:
+        _note(f"model: {newest}")
+    return open_model(newest or options.model, data_path=options.data_path, texts=texts)
 
 
 def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +102,7 @@ def run_recommend(options: argparse.Namespace) -> int:
     for name, ids in (("users", users), ("items", items)):
         if ids is not None and not ids:
             raise ValueError(f"--{name} names no id.")
-    model = open_model(options.model, data_path=options.data_path, texts=options.text is not None)
+    model = _open(options, texts=options.text is not None)
     if items is not None or options.text is not None:
         return _answer_one(options, model, items)
     counts = Counts()
@@ -180,7 +189,7 @@ def run_similar(options: argparse.Namespace) -> int:
         raise ValueError(f"--k is {options.k}; expected at least 1.")
     if options.output:
         check_output(options.output)
-    model = open_model(options.model, data_path=options.data_path, texts=False)
+    model = _open(options, texts=False)
     try:
         answer = similar_items(model, options.item, k=options.k)
     except UnknownItemError as error:

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -82,6 +83,15 @@ def test_the_commands(checkpoint, tmp_path, capsys, toy_path):
     assert len((tmp_path / "like.csv").read_text().splitlines()) == 3
     assert cli.main(["recommend", checkpoint, "--users", "u1", "somebody"]) == 2
     assert "'somebody'" in capsys.readouterr().err
+
+    # the folder stands for its newest checkpoint
+    assert cli.main(["recommend", checkpoint, "--users", "u1"]) == 0
+    table = capsys.readouterr().out
+    shutil.copyfile(checkpoint, Path(checkpoint).with_name("LLMTwoTower-older.pth"))
+    os.utime(Path(checkpoint).with_name("LLMTwoTower-older.pth"), (1, 1))
+    assert cli.main(["recommend", str(Path(checkpoint).parent), "--users", "u1"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == table and captured.err.startswith(f"model: {checkpoint}\n")
 
 
 @pytest.mark.filterwarnings("ignore")
