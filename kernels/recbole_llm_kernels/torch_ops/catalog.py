@@ -221,28 +221,39 @@ def catalog_ce_fwd(
     need: Needs,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Reduced loss, log Z [B], slopes of the targets' logits in their row's loss [T], and no gradients yet."""
+    parts = ce_parts(query, item, target_offsets, target_ids, item_bias)
+    rows, log_z, slope = ce_rows(*parts, target_offsets)
+    return reduce_loss(rows, weight, reduction, query), log_z, slope, None, None, None
+
+
+def ce_parts(
+    query: Tensor, item: Tensor, target_offsets: Tensor, target_ids: Tensor, item_bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's largest negative logit [B], the float64 sum of exp(s - largest) over negatives [B], target logits [T]."""
     q = query.to(accumulator(query.dtype))
     cols, grid = columns(item, None, item_bias), cut_in_tiles(len(q), len(item))
     targets = group_targets(target_offsets, target_ids, grid, q.dtype)
-    peak, others = _negatives_sum(q, cols, grid, targets)
+    return *_negatives_sum(q, cols, grid, targets), targets.logits
 
-    row = target_rows(target_offsets, len(target_ids))
+
+def ce_rows(peak: Tensor, others: Tensor, logits: Tensor, target_offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row losses [B] float64, log Z [B] and the targets' slopes [T] from what :func:`ce_parts` gives."""
+    row = target_rows(target_offsets, len(logits))
     by_row = Segments(torch.arange(len(row), device=row.device), target_offsets)
-    s = targets.logits
-    peak, before = peak.scatter_reduce(0, row, s, "amax"), peak
-    others *= torch.exp(before - peak)
-    e = torch.exp(s - peak[row])
+    peak, before = peak.scatter_reduce(0, row, logits, "amax"), peak
+    others = others * torch.exp(before - peak)
+    e = torch.exp(logits - peak[row])
     z_targets = sum_values(by_row, e, torch.float64)
     z = others + z_targets
     # Z without the target itself, as a sum: Z - e would lose it where the target is confident
     rest = others[row] + (z_targets[row] - e)
-    loss = torch.where(e > rest, torch.log1p(rest / e), (peak + z.log())[row] - s)
-    loss = loss.masked_fill_(s == -torch.inf, torch.nan)  # outside the catalogue; on a CPU the caller has refused it
+    loss = torch.where(e > rest, torch.log1p(rest / e), (peak + z.log())[row] - logits)
+    # outside the catalogue; on a CPU the caller has refused it
+    loss = loss.masked_fill_(logits == -torch.inf, torch.nan)
     count = target_offsets.diff()
     slope = ((count[row] - 1) * e - rest) / z[row]
     rows = sum_values(by_row, loss, torch.float64)
-    log_z = (peak + z.log()).to(q.dtype)
-    return reduce_loss(rows, weight, reduction, query), log_z, slope.to(q.dtype), None, None, None
+    return rows, (peak + z.log()).to(logits.dtype), slope.to(logits.dtype)
 
 
 def catalog_ce_bwd(
@@ -258,15 +269,19 @@ def catalog_ce_bwd(
     target_slope: Tensor,
     formed: Grads,
     need: Needs,
+    count: Tensor | None = None,
 ) -> Grads:
-    """Gradients in the inputs' dtypes from upstream ``grad``, [] or [B], and what the forward left."""
+    """Gradients in the inputs' dtypes from upstream ``grad``, [] or [B], and what the forward left.
+
+    ``count``: how many targets each row has, [B]; None: as many as are given, that is, all are in ``item``.
+    """
     q = query.to(accumulator(query.dtype))
     cols, grid = columns(item, None, item_bias), cut_in_tiles(len(q), len(item))
     targets = group_targets(target_offsets, target_ids, grid, q.dtype)
     scale = row_scale(weight, reduction, len(query), query) * grad
     scaled = (q * scale[:, None]).T.contiguous()
     # a negative's slope is T_b exp(s - log Z_b); without targets it is 0, whatever log Z_b is
-    count = target_offsets.diff().to(q.dtype)
+    count = (target_offsets.diff() if count is None else count).to(q.dtype)
     shift = torch.where(count == 0, torch.inf, log_z - count.log())[:, None]
     slope = target_slope.index_select(0, targets.order)
 
