@@ -1,0 +1,226 @@
+"""Next-item quality where interactions are split by time: LLMTwoTower against EASE and RecBole's sequential models.
+
+    python benchmarks/temporal.py --dataset ml-100k
+    python benchmarks/temporal.py --dataset amazon-office --data_path FOLDER --models LLMTwoTower,EASE,SASRec --minutes 7
+
+Leave-one-out by time (RecBole: order TO, split LS valid_and_test): each user's last item is the test, the one before it the
+validation. A sequential model of RecBole is given every item before the one to predict, so LLMTwoTower's and EASE's histories
+at test hold the validation item too; EASE's figure without it stands beside. RecBole does not mask a sequential model's history
+in its ranking; the figures here are of rankings without history items for every model alike, and RecBole's own beside them.
+
+Every model is tuned by validation NDCG@10 over at most ``--budget`` settings; a setting trains until its validation has not
+risen for ``stopping_step`` epochs or for ``--seconds`` of training, whichever is first; which of the two it was is recorded.
+A run that was stopped goes on with the trials in ``--work``; ``--minutes`` begins no further trial after so long (exit code 3).
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
+
+import torch
+from timing import machine
+
+import recbole_llm  # noqa: F401  # before RecBole: its repairs
+from recbole_llm.selection import TopKMetric, user_metric
+from recbole_llm.significance import paired_bootstrap
+from recbole_llm.towers import Rows, pool, rows_from_pairs
+
+OURS = "LLMTwoTower"
+SEQUENCE = {"MAX_ITEM_LIST_LENGTH": [20], "train_batch_size": [1024], "learning_rate": [0.002]}
+GRIDS: dict[str, dict[str, list[Any]]] = {
+    OURS: {},
+    "EASE": {"reg_weight": [100, 50, 250, 20, 500, 1000]},
+    "SASRec": SEQUENCE | {"hidden_dropout_prob": [0.2, 0.5], "attn_dropout_prob": [0.2]},
+    "GRU4Rec": SEQUENCE | {"dropout_prob": [0.3, 0.5]},
+    "BERT4Rec": SEQUENCE | {"hidden_dropout_prob": [0.2, 0.5]},
+}
+SPLIT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
+METRICS = (TopKMetric("ndcg", 10), TopKMetric("recall", 10))
+
+
+class TimeOverError(Exception):
+    """A setting's seconds are over; its best epoch is kept."""
+
+
+def train(model_name: str, arguments: argparse.Namespace, setting: dict[str, Any]) -> dict[str, Any]:
+    """Train one setting and give its figures and each test user's NDCG@10."""
+    sys.argv = sys.argv[:1]
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import get_model, get_trainer, init_logger, init_seed
+
+    common: dict[str, Any] = {
+        "eval_args": SPLIT,
+        "topk": [10],
+        "metrics": ["NDCG", "Recall"],
+        "valid_metric": "NDCG@10",
+        "eval_batch_size": 4_000_000 if model_name in (OURS, "EASE") else 4096,
+        "show_progress": False,
+        "state": "WARNING",
+        "checkpoint_dir": str(Path(arguments.work) / "saved"),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    }
+    if arguments.data_path:
+        common["data_path"] = arguments.data_path
+    if model_name in GRIDS and "MAX_ITEM_LIST_LENGTH" in GRIDS[model_name]:
+        common |= {"train_neg_sample_args": None, "stopping_step": 5, "epochs": 200}
+    config = Config(model=model_name, dataset=arguments.dataset, config_dict=common | setting)
+    init_seed(config["seed"], True)
+    init_logger(config)
+    train_data, valid, test = data_preparation(config, create_dataset(config))
+    model = get_model(model_name)(config, train_data._dataset)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    started, epochs, stopped = time.perf_counter(), 0, "validation"
+
+    def watch(epoch: int, score: float) -> None:
+        nonlocal epochs
+        epochs = epoch + 1
+        if time.perf_counter() - started > arguments.seconds:
+            raise TimeOverError
+
+    try:
+        trainer.fit(train_data, valid, saved=True, show_progress=False, callback_fn=watch)
+    except TimeOverError:
+        stopped = "time"
+    seconds = time.perf_counter() - started
+    stock = trainer.evaluate(test, load_best_model=True, show_progress=False)
+    report = {
+        "model": model_name,
+        "setting": setting,
+        "valid": float(trainer.best_valid_score if model_name != OURS else trainer.best_valid_result["ndcg@10"]),
+        "seconds": round(seconds, 1),
+        "epochs": epochs,
+        "stopped_by": stopped,
+        "recbole_table": {name: float(value) for name, value in stock.items()},
+    }
+    return report | masked_figures(trainer, model_name, train_data, valid, test)
+
+
+@torch.no_grad()
+def masked_figures(trainer: Any, name: str, train_data: Any, valid: Any, test: Any) -> dict[str, Any]:
+    """Figures of rankings without history items, from scores of the test rows."""
+    from recbole_llm.bridge.evaluation import ranked_rows
+
+    model, rows, n_items = trainer.model.eval(), ranked_rows(test), test._dataset.item_num
+    dataset = valid._dataset
+    users = torch.cat([part._dataset.inter_feat[dataset.uid_field].long() for part in (train_data, valid)])
+    items = torch.cat([part._dataset.inter_feat[dataset.iid_field].long() for part in (train_data, valid)])
+    listed = f"{dataset.iid_field}_list"
+    if (
+        listed in train_data._dataset.inter_feat
+    ):  # a sequential model's: the prefixes hold what no row has as its target
+        inter = train_data._dataset.inter_feat
+        prefix = inter[listed].long()
+        users = torch.cat([users, inter[dataset.uid_field].long()[:, None].expand_as(prefix)[prefix > 0]])
+        items = torch.cat([items, prefix[prefix > 0]])
+    order = torch.argsort(rows.users, stable=True)
+    history = rows_from_pairs(users, items, dataset.user_num).select(rows.users[order])
+    targets = rows.positives.select(order)
+    padding = torch.zeros(n_items, dtype=torch.bool)
+    padding[0] = True
+
+    def scores(index: torch.Tensor) -> torch.Tensor:
+        return model.full_sort_predict(rows.batch(order[index])).view(-1, n_items).clone()
+
+    def ease_with_validation(index: torch.Tensor) -> torch.Tensor:
+        own = history.select(index)
+        similarity = torch.as_tensor(model.item_similarity, dtype=torch.float32)
+        return pool(similarity, own, torch.ones(len(own.ids)))
+
+    def figures(scorer: Any, seen: Rows) -> dict[str, Any]:
+        found = {str(m).lower(): user_metric(scorer, targets, seen, n_items, m, padding) for m in METRICS}
+        return {key: float(value.mean()) for key, value in found.items()} | {"users": found["ndcg@10"].tolist()}
+
+    if name == OURS:
+        model.at_test = True
+    result = {"masked": figures(scores, history)}
+    if name == OURS:
+        model.at_test = False
+        result["training_history_only"] = figures(scores, history)
+        result["choices"] = {
+            "closed_decay": model.closed_decay,
+            "next_item_decay": None if model._next is None else model._next.decay,
+            "block_scales": list(model.block_scales),
+        }
+    if name == "EASE":
+        result["training_history_only"] = result["masked"]
+        result["masked"] = figures(ease_with_validation, history)
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", "-d", default="ml-100k")
+    parser.add_argument("--data_path", default=None, help="folder of the dataset; ml-100k needs none")
+    parser.add_argument("--models", "-m", default=",".join(GRIDS))
+    parser.add_argument("--budget", type=int, default=6, help="settings tried per model")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="of training per setting")
+    parser.add_argument("--minutes", type=float, default=None, help="begin no further trial after so long")
+    parser.add_argument("--work", default="temporal", help="trials, so that a stopped run goes on")
+    parser.add_argument("--output", default=None, help="JSON; default benchmarks/results/temporal-<dataset>.json")
+    arguments = parser.parse_args()
+    began, work = time.monotonic(), Path(arguments.work) / arguments.dataset
+    work.mkdir(parents=True, exist_ok=True)
+    best: dict[str, dict[str, Any]] = {}
+    trials: dict[str, list[dict[str, Any]]] = {}
+    for name in arguments.models.split(","):
+        grid = [dict(zip(GRIDS[name], values, strict=True)) for values in itertools.product(*GRIDS[name].values())]
+        for setting in grid[: arguments.budget]:
+            file = work / f"{name}-{'-'.join(map(str, setting.values()))}-{arguments.seconds:g}.json"
+            if not file.is_file():
+                if arguments.minutes is not None and time.monotonic() - began > 60 * arguments.minutes:
+                    print("out of time: run the same command again to go on", flush=True)
+                    return 3
+                file.write_text(json.dumps(train(name, arguments, setting)), encoding="utf-8")
+            trial = json.loads(file.read_text(encoding="utf-8"))
+            print(
+                name, setting, f"valid {trial['valid']:.4f}, {trial['epochs']} epochs, {trial['seconds']} s", flush=True
+            )
+            trials.setdefault(name, []).append({k: v for k, v in trial.items() if k not in ("masked", "recbole_table")})
+            if name not in best or trial["valid"] > best[name]["valid"]:
+                best[name] = trial
+    ours = best.get(OURS)
+    models = {}
+    for name, trial in best.items():
+        users = trial["masked"].pop("users")
+        if ours is not None and name != OURS:
+            first = torch.tensor(ours["masked"]["users"]).numpy()
+            trial["difference_of_ours"] = vars(paired_bootstrap(first, torch.tensor(users).numpy()))
+        elif name == OURS:
+            trial["masked"]["users"] = users
+        models[name] = trial
+    for name, trial in models.items():
+        for figures in (trial["masked"], trial.get("training_history_only", {})):
+            figures.pop("users", None)
+        d = trial.get("difference_of_ours")
+        told = "" if d is None else f"; ours {d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
+        print(
+            f"{name}: test NDCG@10 {trial['masked']['ndcg@10']:.4f}, Recall@10 {trial['masked']['recall@10']:.4f}{told}"
+        )
+    result = {
+        "benchmark": "temporal",
+        "dataset": arguments.dataset,
+        "protocol": "order TO, leave one out; for every model a test history is the training and validation items, without a place",
+        "seconds_per_setting": arguments.seconds,
+        "models": models,
+        "trials": {
+            name: [{k: v for k, v in trial.items() if k != "training_history_only"} for trial in found]
+            for name, found in trials.items()
+        },
+        "machine": machine("cpu"),
+    }
+    path = Path(arguments.output or ROOT / "benchmarks" / "results" / f"temporal-{arguments.dataset}.json")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
