@@ -117,9 +117,23 @@ class Options:
             name: _READERS[name](name, config[name] if name in config else defaults[name])
             for name in (f.name for f in fields(cls))
         }
+        values["item_features_file"] = values["item_features_file"] or _preloaded_file(config)
         if values["tower_features"] is None:  # the closed form already carries the text
             values["tower_features"] = "closed_form" not in values["blocks"] or not values["use_item_id"]
         return cls(**values)
+
+
+def _preloaded_file(config: Any) -> str | None:
+    """The file of item vectors that RecBole's own ``preload_weight`` names, if it names some."""
+    preload = config["preload_weight"]
+    if not preload:
+        return None
+    item_ids = {config["ITEM_ID_FIELD"], *(config["alias_of_item_id"] or ())}
+    for id_field, vector_field in preload.items():
+        for suffix, columns in (config["load_col"] or {}).items() if id_field in item_ids else ():
+            if vector_field in (columns or ()):
+                return str(Path(config["data_path"]) / f"{config['dataset']}.{suffix}")
+    return None
 
 
 def _fail(name: str, value: Any, expected: str, hint: str = "") -> ValueError:

@@ -1,0 +1,62 @@
+"""Item vectors that come with RecBole's own additional_feat_suffix and preload_weight take the place of an encoder's."""
+
+import numpy as np
+import pytest
+import torch
+
+import recbole_llm  # noqa: F401
+
+pytest.importorskip("recbole")
+from recbole.quick_start import run_recbole
+
+from recbole_llm.bridge.options import Options
+from recbole_llm.recommend import open_model, recommend_users
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_vectors_of_preload_weight(toy_path, run_config, tmp_path):
+    target = tmp_path / "data" / "toy"
+    target.mkdir(parents=True)
+    for kind in ("inter", "item"):
+        (target / f"toy.{kind}").write_text((toy_path / "toy" / f"toy.{kind}").read_text())
+    vectors = np.random.default_rng(0).standard_normal((48, 12))
+    lines = ["eid:token\tvec:float_seq"]
+    # backwards, and without one of item i5
+    lines += [f"i{i}\t{' '.join(map(str, vectors[i]))}" for i in range(47, -1, -1) if i != 5]
+    (target / "toy.emb").write_text("\n".join(lines) + "\n")
+    settings = run_config | {
+        "data_path": str(tmp_path / "data"),
+        "additional_feat_suffix": ["emb"],
+        "load_col": {"inter": ["user_id", "item_id"], "emb": ["eid", "vec"]},
+        "alias_of_item_id": ["eid"],
+        "preload_weight": {"eid": "vec"},
+        "feature_transform": "none",
+        "encoder": "no-such-encoder",
+        "epochs": 1,
+    }
+    assert run_recbole("LLMTwoTower", "toy", config_dict=settings)["test_result"]["recall@10"] > 0
+    (checkpoint,) = [path for path in (tmp_path / "saved").glob("*.pth") if "-last" not in path.name]
+    from recbole_llm.bridge.trained import load_trained
+
+    model, dataset = load_trained(checkpoint)
+    table = dataset.item_features["text"]
+    tokens = dataset.field2id_token["item_id"]
+    assert not table.present[0] and not table.present[tokens.tolist().index("i5")]
+    for row in torch.nonzero(table.present).flatten().tolist():
+        np.testing.assert_allclose(table.vectors[row], vectors[int(tokens[row][1:])].astype(np.float32), rtol=1e-6)
+    # RecBole's matrix holds the same, with zeros where there is none
+    np.testing.assert_allclose(dataset.get_preload_weight("eid"), table.vectors, rtol=1e-6)
+    assert len(list(recommend_users(open_model(checkpoint), k=2))) == 120
+
+
+def test_a_file_that_is_named_goes_before(tmp_path):
+    from recbole.config import Config
+
+    given = {"preload_weight": {"eid": "vec"}, "alias_of_item_id": ["eid"], "data_path": str(tmp_path)}
+    given["load_col"] = {"inter": ["user_id", "item_id"], "emb": ["eid", "vec"]}
+    file = str(tmp_path / "toy" / "toy.emb")
+    assert Options.from_config(Config("LLMTwoTower", "toy", config_dict=given)).item_features_file == file
+    named = given | {"item_features_file": "mine.npy"}
+    assert Options.from_config(Config("LLMTwoTower", "toy", config_dict=named)).item_features_file == "mine.npy"
+    of_users = given | {"alias_of_item_id": None, "preload_weight": {"uid": "vec"}}
+    assert Options.from_config(Config("LLMTwoTower", "toy", config_dict=of_users)).item_features_file is None
