@@ -293,6 +293,7 @@ def _fit_dense(
         return value
 
     value: Callable[[Tensor, Tensor | None], float] | None = None
+    floor = 0.0
     if subset is None:
         say(f"closed form: no validation data, so the documented constants apply ({base})")
         full = ClosedForm(solve(gram, catalogue.text, base), None, catalogue.warm, base, "full", None, None)
@@ -302,26 +303,53 @@ def _fit_dense(
         assert best_matrix is not None
         full = ClosedForm(best_matrix, None, catalogue.warm, chosen, "full", best_value, best_value, trials)
         value = partial(catalogue.value, subset)
-    result = _choose_rank(_Ranks(full, catalogue.train, weights, gram, value), dim, max_table_bytes, n_items, say)
+        ease = _tuned_ease(catalogue, subset, chosen.ridge)
+        floor = ease.value or 0.0
+        if floor > best_value:
+            say(
+                f"closed form: {subset.metric} {best_value:.4f} is below that of plain EASE, {floor:.4f}, which is taken"
+            )
+            full = replace(ease, trials=(*trials, *ease.trials))
+            weights = user_weights(catalogue.train, 0.0)
+            gram = weighted_gram(catalogue.train, weights, len(catalogue.items))
+    ranks = _Ranks(full, catalogue.train, weights, gram, value, floor)
+    result = _choose_rank(ranks, dim, max_table_bytes, n_items, say)
     if result.target is not None:
-        if subset is not None and (full.value or 0.0) * (1 - RANK_TOLERANCE) > (result.value or 0.0):
-            _compare_with_ease(catalogue, subset, result, say)
+        if (result.value or 0.0) < floor:
+            say(
+                f"closed form: WARNING, rank {result.dim} has {result.value:.4f} on validation, below EASE's {floor:.4f}; "
+                "raise closed_form_dim or set it to auto"
+            )
         return replace(result, source=catalogue.expand(result.source), target=catalogue.expand(result.target))
     matrix = torch.zeros(n_items, n_items, device=gram.device)
     matrix[catalogue.items[:, None], catalogue.items] = result.source
     return replace(result, source=matrix)
 
 
-def _compare_with_ease(catalogue: _Catalogue, subset: Selection, result: ClosedForm, say: Log) -> None:
-    """Warn where the rank has cost more than the texts and weights have won."""
+def _tuned_ease(catalogue: _Catalogue, subset: Selection, ridge: float) -> ClosedForm:
+    """Plain EASE, its ridge found by a line search that starts at ``ridge``: what the closed form must not fall below.
+
+    On catalogues where a solve takes minutes, with that ridge alone.
+    """
     gram = weighted_gram(catalogue.train, user_weights(catalogue.train, 0.0), len(catalogue.items))
-    settings = [Setting(ridge, 0.0, 1, user_exponent=0.0, ridge_exponent=0.0, tilt=0.0) for ridge in (2.0, 4.0, 8.0)]
-    ease = max(catalogue.value(subset, solve(gram, catalogue.text, setting), None) for setting in settings)
-    if ease > (result.value or 0.0):
-        say(
-            f"closed form: WARNING, rank {result.dim} has {subset.metric} {result.value:.4f}, below EASE's {ease:.4f} "
-            "on validation; raise closed_form_dim or set it to auto"
-        )
+    best = ClosedForm(gram, None, catalogue.warm, Setting.of_ease(ridge), "full", -1.0, -1.0)
+    trials: list[Trial] = []
+
+    def evaluate(candidate: Setting) -> float:
+        nonlocal best
+        started = time.perf_counter()
+        matrix = solve(gram, catalogue.text, candidate)
+        value = catalogue.value(subset, matrix, None)
+        trials.append(Trial(candidate, value, time.perf_counter() - started))
+        if value > (best.value or 0.0):
+            best = replace(best, source=matrix, setting=candidate, value=value, full_value=value)
+        return value
+
+    if len(catalogue.items) > MAX_ITEMS_FOR_ALL_FORMS:
+        evaluate(Setting.of_ease(ridge))
+    else:
+        search_setting(evaluate, Setting.of_ease(ridge), ((0.0, 1),))
+    return replace(best, trials=tuple(trials))
 
 
 def _fit_spectral(
@@ -395,6 +423,7 @@ class _Ranks:
     weights: Tensor
     gram: Tensor
     value: Callable[[Tensor, Tensor | None], float] | None
+    floor: float = 0.0  # tuned EASE's validation value
 
     def loss(self, value: float | None) -> float:
         """Share of the full form's validation value that is lost; 0 where there is nothing to compare."""
@@ -441,7 +470,7 @@ def _choose_rank(ranks: _Ranks, dim: int | str, max_table_bytes: int, n_items: i
     best: ClosedForm | None = None
     for d in dims if ranks.value is not None else dims[:1]:
         factored = _told(ranks, ranks.factored(d), say)
-        if ranks.loss(factored.value) <= RANK_TOLERANCE:
+        if ranks.loss(factored.value) <= RANK_TOLERANCE and (factored.value or 0.0) >= ranks.floor:
             return factored
         if best is None or (factored.value or 0.0) > (best.value or 0.0):
             best = factored

@@ -49,7 +49,14 @@ class Setting:
     ridge_exponent: float = 0.25
     tilt: float = 0.1
 
+    @classmethod
+    def of_ease(cls, ridge: float) -> "Setting":
+        """Plain EASE with a ridge of ``ridge`` mean diagonals of G."""
+        return cls(ridge, 0.0, 1, user_exponent=0.0, ridge_exponent=0.0, tilt=0.0)
+
     def __str__(self) -> str:
+        if self == Setting.of_ease(self.ridge):
+            return f"ridge {self.ridge:g}, plain EASE"
         text = f"text weight {self.text_weight:g}, power {self.text_power}" if self.text_weight else "no text"
         return f"ridge {self.ridge:g}, {text}"
 

@@ -320,6 +320,34 @@ def test_the_squared_kernel_has_no_svd_form():
         spectrum(gram.matmul, gram.diagonal(), text, Setting(text_power=2), 4)
 
 
+def test_constants_that_do_harm_give_way_to_plain_ease():
+    train, valid, _ = interactions(n_users=200, seed=6)
+    selection, lines = selection_of(train, valid), []
+    harmful = Setting(user_exponent=3.0, ridge_exponent=-2.0, tilt=2.0)
+    form = fit_closed_form(train, 25, selection=selection, dim="full", setting=harmful, log=lines.append)
+    assert any("below that of plain EASE" in line for line in lines)
+    assert form.setting == Setting.of_ease(form.setting.ridge)
+    expected = fit_closed_form(train, 25, dim="full", setting=form.setting)
+    torch.testing.assert_close(form.source, expected.source)
+    assert form.value == max(trial.value for trial in form.trials)
+    lines.clear()
+    assert fit_closed_form(train, 25, selection=selection, log=lines.append).setting.tilt == Setting().tilt
+    assert not any("plain EASE, " in line for line in lines)
+
+
+def test_auto_keeps_no_rank_below_ease_however_little_it_loses(monkeypatch):
+    train, valid, _ = interactions(n_users=400, n_items=42, seed=6)
+    monkeypatch.setattr("recbole_llm.closed_form.AUTO_DIMS", (1, 2, 4))
+    selection = selection_of(train, valid)
+    monkeypatch.setattr("recbole_llm.closed_form.RANK_TOLERANCE", 1.0)
+    form = fit_closed_form(train, 42, selection=selection)
+    ease = max(
+        fit_closed_form(train, 42, selection=selection, dim="full", setting=replace(PLAIN, ridge=ridge)).value
+        for ridge in (1.0, 2.0, 4.0)
+    )
+    assert form.dim > 1 and form.value >= ease - 1e-9
+
+
 def test_a_rank_below_ease_is_called_out():
     train, valid, _ = interactions(n_users=200, seed=6)
     lines = []
