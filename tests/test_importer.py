@@ -252,6 +252,30 @@ def test_columns_are_found_by_name_and_content(run):
     assert run("w,b,who\n7,i,a\n", user_column="who", item_column="b")[1][1:] == [["a", "i"]]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("shipped_at", "2026-05-01 10:00:00", True),
+        ("lastSeenAt", "2026-05-01T10:00:00Z", True),
+        ("EVENT DATE", "2026-05-01", True),
+        ("play-time", "1700000000", True),
+        ("watch_time", "35.5", False),  # a duration
+        ("format", "2026-05-01", False),
+        ("delivery_date", "soon", False),
+    ],
+)
+def test_times_under_names_that_nobody_knows(run, name, value, found):
+    report, rows = run(f"user,item,{name}\na,i,{value}\n")
+    assert (rows[0][-1] == "timestamp:float") == found
+    assert (name in report.interactions.unused_columns) != found
+
+
+def test_of_two_times_none_is_guessed(run):
+    report, rows = run("user,item,shipped_at,paid_at\na,i,2026-05-01,2026-04-30\n")
+    assert rows[0] == ["user_id:token", "item_id:token"]
+    assert set(report.interactions.unused_columns) == {"shipped_at", "paid_at"}
+
+
 def test_the_id_column_of_items_is_found_by_the_ids(files, tmp_path):
     rows = [["100", f"i{n}", f"a title of number {n}"] for n in range(1, 5)]
     items = write_csv(tmp_path / "i.csv", ["id", "code", "title"], rows)

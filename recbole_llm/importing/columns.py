@@ -35,6 +35,12 @@ TIME_NAMES = _words(
     "purchasedat orderdate ratingtimestamp"
 )
 
+# "shipped_at", "orderTime", "EVENT DATE": of unknown names, those that end in such a word
+_TIME_ENDING = re.compile(
+    r"(?:^|[^a-zA-Z])(?i:at|on|ts|date|time|datetime|timestamp|day)$|(?<=[a-z])(?:At|On|Date|Time|DateTime|Timestamp|Day)$"
+)
+# seconds, 1973; what is smaller may be a duration
+_FIRST_TIME = 1e8
 _YEAR = re.compile(r"(1[5-9]|20|21)\d\d")
 
 
@@ -111,6 +117,11 @@ def interaction_columns(source: Source, first: Batch, flags: Mapping[str, str | 
         fitting = [name for name in _by_name(free, known) if role in ("user", "item") or _holds(role, first, name)]
         if fitting:
             found[role] = fitting[0]
+    if flags.get("time") is None and "time" not in found:
+        free = [name for name in source.names if name not in found.values() and _TIME_ENDING.search(name)]
+        fitting = [name for name in free if _is_moment(first, name)]
+        if len(fitting) == 1:  # of several nobody knows which one counts; the report lists them
+            found["time"] = fitting[0]
     for role in ("user", "item"):
         if not found.get(role):
             example = {name: first.columns[name][0].as_py() if len(first.lines) else None for name in source.names}
@@ -131,6 +142,13 @@ def _holds(role: str, first: Batch, name: str) -> bool:
     if role == "label":
         return bool((labels(values) >= 0).all())
     return 2 * int(np.isfinite(numbers(values)).sum()) >= len(values)
+
+
+def _is_moment(first: Batch, name: str) -> bool:
+    """Whether the first values of a column are dates, or counts since 1970 that are too large for durations."""
+    values = trimmed(first.columns[name]).drop_null()
+    reader = TimeReader.detect(values)
+    return reader is not None and (reader.unit == "iso" or float(np.nanmedian(reader.seconds(values))) >= _FIRST_TIME)
 
 
 def id_column(source: Source, first: Batch, known: pa.Array, same_name: str, aliases: Sequence[str], flag: str) -> str:
