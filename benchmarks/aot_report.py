@@ -1,7 +1,8 @@
 """What the compiler makes of every Triton kernel, without a GPU: registers, spills, shared memory, instructions, floor.
 
-    python benchmarks/aot_report.py                          # the whole table: a long while
-    python benchmarks/aot_report.py --arch sm_90 --dtype bfloat16 --dim 64 --check
+    python benchmarks/aot_report.py --check                  # the whole table, half an hour of one core
+    python benchmarks/aot_report.py --check --minutes 7      # a piece of it: the next call goes on from there
+    python benchmarks/aot_report.py --arch sm_90 --dtype bfloat16 --dim 64 --json none
 
 The launchers run on small CPU tensors with Triton's launch replaced by a recorder, so what is compiled is what would be
 launched. ``--check`` exits with 1 where a kernel spills, exceeds shared memory, lacks the tensor-core or wide-load
@@ -10,16 +11,19 @@ the workload named in the table (pairs P = 65,536; rows B = 2,048; N = 1,000,000
 """
 
 import argparse
+import hashlib
 import json
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import timing
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -49,6 +53,8 @@ ARCHS = {
 }  # fmt: skip
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64",
          torch.bool: "i1"}  # fmt: skip
+RESULT = timing.ROOT / "benchmarks" / "results" / "aot_report.json"
+Row = dict[str, Any]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 # sizes as a launch specialises them: any; 1 becomes a constant of the compiler; 16 makes wide accesses possible
@@ -112,8 +118,8 @@ def launches(arch: str, dtype: torch.dtype, D: int) -> list[Recorded]:
     return list(unique.values())
 
 
-def compile_launch(launch: Recorded, arch: str, sizes: str = "sixteen") -> Any:
-    """Compile for ``arch`` with integer arguments specialised as ``sizes`` says."""
+def specialised(launch: Recorded, sizes: str) -> ASTSource:
+    """What the compiler is given, integer arguments specialised as ``sizes`` says."""
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.values[parameter.name]
@@ -131,8 +137,18 @@ def compile_launch(launch: Recorded, arch: str, sizes: str = "sixteen") -> Any:
             signature[parameter.name] = "i32"
             if sizes == "sixteen":
                 attributes[i,] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=ARCHS[arch].target, options=launch.options)
+    return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def compile_launch(launch: Recorded, arch: str, sizes: str = "sixteen") -> Any:
+    """Compile for ``arch`` with integer arguments specialised as ``sizes`` says."""
+    return triton.compile(specialised(launch, sizes), target=ARCHS[arch].target, options=launch.options)
+
+
+def fingerprint(launch: Recorded, arch: str, sizes: str) -> str:
+    """Changes with the kernel's source, its arguments and options, the target and the compiler."""
+    given = (specialised(launch, sizes).hash(), ARCHS[arch].target, sorted(launch.options.items()), triton.__version__)
+    return hashlib.sha256(repr(given).encode()).hexdigest()[:16]
 
 
 def measure(compiled: Any, arch: str) -> dict[str, int]:
@@ -234,24 +250,30 @@ def floor(label: str, arch: Arch, D: int, dtype: torch.dtype) -> tuple[float, st
     return 1e6 * times[limit], limit
 
 
-def report(
-    archs: list[str], dtypes: list[str], dims: list[int], sizes: list[str], progress: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """One row per architecture, dtype, width, kernel and specialisation; key "problems" lists what is wrong."""
-    rows = []
+def wanted(archs: list[str], dtypes: list[str], dims: list[int], sizes: list[str]) -> Iterator[tuple[Recorded, Row]]:
+    """Every launch to compile, with the columns of its row that are known before."""
     for arch in archs:
         for dtype in dtypes:
             for D in dims:
                 for launch in launches(arch, DTYPES[dtype], D):
                     for variant in sizes:
-                        compiled = compile_launch(launch, arch, variant)
+                        absent = ",".join(n for n in launch.kernel.arg_names if launch.values[n] is None)
                         row = {"arch": arch, "dtype": dtype, "D": D, "kernel": launch.label, "sizes": variant}
-                        row |= {"warps": launch.options["num_warps"], **measure(compiled, arch)}
-                        row["floor_us"], row["floor_by"] = floor(launch.label, ARCHS[arch], D, DTYPES[dtype])
-                        row["problems"] = problems(launch, row, compiled.asm["ttir"])
-                        rows.append(row)
-                        progress(line(row))
-    return rows
+                        yield launch, row | {"absent": absent, "source": fingerprint(launch, arch, variant)}
+
+
+def filled(launch: Recorded, row: Row) -> Row:
+    """The row with what the compiler made of the launch; key "problems" lists what is wrong."""
+    arch, dtype = ARCHS[row["arch"]], DTYPES[row["dtype"]]
+    compiled = compile_launch(launch, row["arch"], row["sizes"])
+    row = row | {"warps": launch.options["num_warps"], **measure(compiled, row["arch"])}
+    row["floor_us"], row["floor_by"] = floor(launch.label, arch, row["D"], dtype)
+    return row | {"problems": problems(launch, row, compiled.asm["ttir"])}
+
+
+def place_of(row: Row) -> tuple[Any, ...]:
+    """What two rows share of which the later one replaces the earlier."""
+    return tuple(row[name] for name in ("arch", "dtype", "D", "kernel", "absent", "sizes", "precision"))
 
 
 COLUMNS = ("arch", "dtype", "D", "kernel", "sizes", "warps", "registers", "spills", "shared", "matrix", "wide_loads",
@@ -267,7 +289,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; with ``--check`` return 1 where anything is wrong."""
+    """Print the table; with ``--check`` return 1 where anything is wrong; 3: time ran out before the table was whole."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", choices=list(ARCHS), default=list(ARCHS))
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES))
@@ -275,17 +297,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--precision", choices=["highest", "high", "medium"], default="highest",
                         help="torch.set_float32_matmul_precision")  # fmt: skip
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--json", default=str(RESULT), help='result file, kept up after each kernel; "none": no file')
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long; the next call goes on")
     parser.add_argument("--check", action="store_true", help="exit with 1 where anything is wrong")
     options = parser.parse_args(arguments)
     torch.set_float32_matmul_precision(options.precision)
+    file = None if options.json == "none" else Path(options.json)
+    before: list[Row] = json.loads(file.read_text())["rows"] if file and file.exists() else []
+    known, stop = {row["source"]: row for row in before}, time.monotonic() + 60 * options.minutes
     print("  ".join(name.ljust(width) for name, width in zip(COLUMNS, WIDTHS, strict=True)))
-    rows = report(options.arch, options.dtype, options.dim, options.sizes, lambda text: print(text, flush=True))
-    if options.json:
-        options.json.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1) + "\n")
+    rows: list[Row] = []
+    missing = 0
+    for launch, asked in wanted(options.arch, options.dtype, options.dim, options.sizes):
+        if asked["source"] not in known and time.monotonic() > stop:
+            missing += 1
+            continue
+        rows.append(known.get(asked["source"]) or filled(launch, asked | {"precision": options.precision}))
+        print(line(rows[-1]), flush=True)
+    if file:
+        place = {place_of(row): row for row in before} | {place_of(row): row for row in rows}
+        facts = {"triton": triton.__version__, "commit": timing.commit()}
+        lines = ",\n".join(json.dumps(row) for row in place.values())
+        file.write_text(json.dumps(facts)[:-1] + f', "rows": [\n{lines}\n]}}\n')
     wrong = sum(bool(row["problems"]) for row in rows)
-    print(f"{len(rows)} kernels compiled with Triton {triton.__version__}, {wrong} with problems")
-    return 1 if options.check and wrong else 0
+    print(
+        f"{len(rows)} kernels compiled with Triton {triton.__version__}, {wrong} with problems, {missing} still to do"
+    )
+    return 3 if missing else int(options.check and wrong > 0)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,16 @@ a shared machine the second is the steadier one. A GPU is timed by events, with 
 
 import ctypes
 import gc
+import json
 import os
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +67,8 @@ def paired(variants: Variants, budget: float, device: str, most: int = 30, fewes
     clock, names = Clock(device), list(variants)
     once = 0.0
     for name in names:
-        variants[name]()
-        once += clock(variants[name])[0]
+        seconds, _ = clock(variants[name])
+        once += seconds if seconds > 1 and not name.endswith("compile") else clock(variants[name])[0]
     rounds = max(fewest, min(most, int(budget / max(once, 1e-9))))
     wall: dict[str, list[float]] = {name: [] for name in names}
     cpu: dict[str, list[float]] = {name: [] for name in names}
@@ -95,27 +98,57 @@ def ratio(baseline: list[float], times: list[float]) -> float:
     return statistics.median(b / t for b, t in zip(baseline, times, strict=True))
 
 
-def peak_memory(function: Callable[[], object], device: str) -> float:
-    """MiB that two calls of ``function`` take above what is there before them, results included.
+def peak_memory(function: Callable[[], object], device: str, forget: Callable[[], None]) -> dict[str, float]:
+    """Peak MiB of one call after the first, above what is there before it, results included.
 
-    On Linux from VmHWM, reset first; call it in a process that has done nothing else, since memory freed earlier may be
-    used again without a rise. On a GPU from the allocator.
+    Call it in a process that has done nothing else. What the first call leaves behind once its results are dropped, code
+    of libraries and compiled graphs, is not counted.
+
+    Args:
+        function: the call; its results stay until ``forget``.
+        device: "cpu" or "cuda".
+        forget: drops the results.
+
+    Returns:
+        "allocated": most bytes held at once, as PyTorch's allocator counts them; on a CPU this leaves out what libraries
+        allocate themselves, and what other threads than the caller's do. "resident", on a CPU under Linux: how far the
+        process grows over three calls (fewer beyond 15 seconds).
     """
+    began = time.perf_counter()
+    function()
+    forget()
+    took = time.perf_counter() - began
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
-        function()
         torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return {"allocated": (torch.cuda.max_memory_allocated() - before) / 2**20}
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before_kib = _status("VmRSS")
-    function()
-    function()
-    return (_status("VmHWM") - before_kib) / 2**10
+    for _ in range(max(1, min(3, int(15 / took)))):
+        function()
+    resident = (_status("VmHWM") - before_kib) / 2**10
+    forget()
+    found = {"resident": resident}
+    if torch.get_num_threads() == 1:
+        found["allocated"] = _allocated_at_once(function) / 2**20
+    return found
+
+
+def _allocated_at_once(function: Callable[[], object]) -> int:
+    """Bytes, from the events of PyTorch's profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    return max(accumulate(change for _, change in changes))
 
 
 def _status(field: str) -> int:
@@ -187,5 +220,5 @@ def commit() -> str | None:
             return None
 
     head = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--", "kernels", "benchmarks/timing.py", "benchmarks/kernel_speed.py")
+    changed = git("status", "--porcelain", "--", "kernels", "benchmarks/*.py")
     return head + "+changes" if head and changed else head

@@ -24,6 +24,7 @@ from triton.backends import backends
 _path = Path(__file__).parents[2] / "benchmarks" / "aot_report.py"
 _spec = importlib.util.spec_from_file_location("aot_report", _path)
 aot = importlib.util.module_from_spec(_spec)
+sys.path.insert(0, str(_path.parent))  # its neighbours
 sys.modules["aot_report"] = aot
 _spec.loader.exec_module(aot)
 

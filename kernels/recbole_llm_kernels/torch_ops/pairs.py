@@ -137,18 +137,18 @@ def pair_bwd(
     grad = grad.to(accumulator(user.dtype))
     value = grad.expand(user_id.shape) if slope is None else grad * slope
     live = None if item_bias is None else item_bias.index_select(0, item_id) != -torch.inf
-    by_user, by_item = threads.run(
-        [
-            lambda: sort_segments(user_id, len(user), live) if need[0] else None,
-            lambda: sort_segments(item_id, len(item), live) if need[1] or need[2] else None,
-        ]
-    )
-    grad_user = grad_item = grad_bias = None
-    if by_user is not None:
-        grad_user = sum_segments(by_user, item_id, value, item, user.dtype)
-    if by_item is not None:
-        if need[1]:
-            grad_item = sum_segments(by_item, user_id, value, user, item.dtype)
-        if need[2] and item_bias is not None:
-            grad_bias = sum_values(by_item, value, item_bias.dtype)
+
+    def of_users() -> Tensor | None:
+        if not need[0]:
+            return None
+        return sum_segments(sort_segments(user_id, len(user), live), item_id, value, item, user.dtype)
+
+    def of_items() -> tuple[Tensor | None, Tensor | None]:
+        if not (need[1] or need[2]):
+            return None, None
+        by_item = sort_segments(item_id, len(item), live)
+        vectors = sum_segments(by_item, user_id, value, user, item.dtype) if need[1] else None
+        return vectors, None if item_bias is None or not need[2] else sum_values(by_item, value, item_bias.dtype)
+
+    grad_user, (grad_item, grad_bias) = threads.both(of_users, of_items, user.device)
     return grad_user, grad_item, grad_bias

@@ -37,8 +37,10 @@ def sort_segments(out_id: Tensor, n_out: int, live: Tensor | None = None) -> Seg
         out_id = torch.where(live, out_id, n_out)
     order = stable_order(out_id, n_out + 1)  # n_out itself stands for a term that is not live
     if out_id.device.type == "cpu":
-        offsets = torch.zeros(n_out + 1, dtype=torch.int64)
-        torch.cumsum(torch.bincount(out_id, minlength=n_out)[:n_out], 0, out=offsets[1:])
+        # int32 where it holds the number of terms: half the memory of all that is read with it
+        offsets = torch.zeros(n_out + 1, dtype=torch.int32 if len(out_id) < 2**31 else torch.int64)
+        count = torch.bincount(out_id, minlength=n_out)[:n_out]
+        torch.cumsum(count, 0, dtype=offsets.dtype, out=offsets[1:])
     else:  # bincount would synchronise
         bounds = torch.arange(n_out + 1, device=out_id.device, dtype=out_id.dtype)
         offsets = torch.searchsorted(out_id[order], bounds)

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
@@ -38,6 +39,14 @@ def run(jobs: Sequence[Callable[[], T]]) -> list[T]:
     if len(jobs) == 1 or threads == 1:
         return [job() for job in jobs]
     return list(_pool(threads).map(_without_grad, jobs))
+
+
+def both(first: Callable[[], T], second: Callable[[], U], device: torch.device) -> tuple[T, U]:
+    """Results of two jobs: side by side on two threads of a CPU, elsewhere in turn, each on all threads there are."""
+    if workers(device) != 2:
+        return first(), second()
+    a, b = run([first, second])  # type: ignore[list-item]
+    return a, b  # type: ignore[return-value]
 
 
 def _without_grad(job: Callable[[], T]) -> T:
