@@ -10,7 +10,7 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import EvaluatorType, InputType
 from torch import Tensor, nn
 
-from recbole_llm.bridge.options import Options
+from recbole_llm.bridge.options import NEG_VALID_FIELD, Options
 from recbole_llm.calibration import fit_platt
 from recbole_llm.closed_form import ClosedForm, Selection, fit_closed_form
 from recbole_llm.cold_map import ColdBoost
@@ -229,14 +229,21 @@ class LLMTwoTower(GeneralRecommender):
                 item_bias=bias,
                 backend=self.options.kernel_backend,
             )
-        negatives = interaction[self.NEG_ITEM_ID].view(len(items), -1)
-        candidates, bias, rows = self._candidates_of(torch.cat([items[:, None], negatives], 1))
+        negatives, valid = interaction[self.NEG_ITEM_ID], None
+        if NEG_VALID_FIELD in interaction.interaction:  # shared by the batch
+            valid = interaction[NEG_VALID_FIELD]
+            candidates, bias, rows = self._candidates_of(torch.cat([items, negatives]))
+            positive, negative = rows[: len(items)], rows[len(items) :]
+        else:
+            candidates, bias, rows = self._candidates_of(torch.cat([items[:, None], negatives.view(len(items), -1)], 1))
+            positive, negative = rows[:, 0], rows[:, 1:]
         return sampled_bce(
             query,
             candidates,
             row,
-            rows[:, 0].contiguous(),
-            rows[:, 1:].contiguous(),
+            positive.contiguous(),
+            negative.contiguous(),
+            neg_valid=valid,
             item_bias=bias,
             neg_weight=self.options.neg_weight,
             backend=self.options.kernel_backend,

@@ -19,6 +19,7 @@ CATALOG_LOSSES = ("catalog_bce", "catalog_ce")
 USER_TOWER_PARTS = ("history", "id", "text")
 BLOCKS = ("closed_form", "learned")
 EVAL_BACKENDS = ("streamed", "stock")
+NEG_VALID_FIELD = "neg_valid"  # column of a batch whose rows share their negatives: where one counts
 # at this similarity an unknown key is taken for a misspelt one of ours
 MISSPELLING_RATIO = 0.85
 

@@ -30,6 +30,10 @@ from recbole_llm.closed_form import Selection
 from recbole_llm.selection import TopKMetric
 from recbole_llm.towers import rows_from_pairs
 
+MANY_ITEMS = 100_000  # on a CPU: where sampled losses become the better choice
+SHARED_NEGATIVES = (
+    "train_neg_sample_args: {distribution: uniform, sample_num: 1, alpha: 1.0, dynamic: false, shared: 1024}"
+)
 STEPS_PER_CHECK = 100  # a NaN stays in the sum of losses, so the sum is looked at now and then and not every loss
 
 
@@ -119,6 +123,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             self.model.fit_closed_form(selection, log)
             self.model.load_other_parameter(distributed.agreed(self.model.other_parameter()))
         if "learned" in blocks:
+            self._tell_of_large_catalogue(log)
             self.model.rank_by_learned_block()
             super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
             self._restore_random_state()
@@ -150,6 +155,21 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             return super().evaluate(eval_data, *args, **kwargs)
         finally:
             self.model.at_test = False
+
+    def _tell_of_large_catalogue(self, log: Callable[[str], None]) -> None:
+        items = self.model.n_items - 1
+        if self.device.type != "cpu" or items <= MANY_ITEMS:
+            return
+        args, loss = self.config["train_neg_sample_args"], self.model.options.loss_type
+        if self.model.options.trains_on_users:
+            log(
+                f"{items:,} items on a CPU: {loss} scores every one of them for every user. Much faster per epoch: "
+                f"loss_type: sampled_bce with negatives that a batch shares, {SHARED_NEGATIVES}."
+            )
+        elif args.get("shared"):
+            log(f"{items:,} items on a CPU: {loss} with {args['shared']:,} negatives that the rows of a batch share")
+        else:
+            log(f"{items:,} items on a CPU: {loss}; rows of a batch can share their negatives, {SHARED_NEGATIVES}.")
 
     def _make_selection(self, valid_data: Any) -> Selection | None:
         if not valid_data:

@@ -1,5 +1,6 @@
 """Training rows: every user once, exact negatives, RecBole's meaning of the batch size."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -121,3 +122,56 @@ def test_dynamic_negatives_are_refused_with_a_way_out():
 def test_the_loss_type_chooses_the_rows():
     assert batches.train_dataloader_class({"loss_type": "catalog_ce"}) is batches.UserRowsDataLoader
     assert batches.train_dataloader_class({"loss_type": "pair_bce"}) is batches.InteractionRowsDataLoader
+
+
+@pytest.mark.parametrize("slots", [0, 64], ids=["shared slots", "a slot for each"])
+def test_positives_are_found_exactly_where_slots_are_shared(monkeypatch, slots):
+    monkeypatch.setattr(batches, "MOST_SLOTS_PER_PAIR", slots)
+    monkeypatch.setattr(batches, "SLOTS_PER_PAIR", 1)  # many false suspects
+    user, item = pairs()
+    sampler = batches.NegativeSampler(user, item, "uniform", 1.0)
+    every = torch.cartesian_prod(torch.unique(user), torch.unique(item))
+    known = set(zip(user.tolist(), item.tolist(), strict=True))
+    found = sampler._positives(every[:, 0] * sampler._span + every[:, 1])
+    assert found.tolist() == [row for row, pair in enumerate(every.tolist()) if tuple(pair) in known]
+    among = sampler.positives_among(user, torch.tensor([2, 3, 20]))
+    assert among.tolist() == [[(u, i) in known for i in (2, 3, 20)] for u in user.tolist()]
+
+
+def test_a_user_tower_of_histories_gets_its_users_side_by_side(monkeypatch):
+    monkeypatch.setattr(batches, "GROUP", 4)
+    loader, user, item = make(batches.InteractionRowsDataLoader, train_batch_size=len(pairs()[0]) * 3)
+    (epoch,), (other,) = list(loader), list(loader)
+    got = list(zip(epoch["user_id"].tolist(), epoch["item_id"].tolist(), strict=True))
+    assert sorted(got) == sorted(zip(user.tolist(), item.tolist(), strict=True))
+    runs = 1 + sum(a != b for (a, _), (b, _) in pairwise(got))
+    assert runs <= sum(-(-n // 4) for n in torch.bincount(user).tolist())
+    assert epoch["user_id"].tolist() != other["user_id"].tolist()
+    alone, *_ = make(batches.InteractionRowsDataLoader, train_batch_size=len(user) * 3, user_tower="id")
+    users = next(iter(alone))["user_id"]
+    assert (users[1:] != users[:-1]).sum() > 300  # of 399: no history, no grouping
+
+
+def test_shared_negatives_are_distinct_and_count_for_users_without_them():
+    args = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "shared": 10}
+    loader, user, item = make(batches.InteractionRowsDataLoader, train_neg_sample_args=args)
+    known = set(zip(user.tolist(), item.tolist(), strict=True))
+    rows = list(loader)
+    assert [len(b["user_id"]) for b in rows] == [64] * 6 + [16]
+    for batch in rows:
+        negatives = batch["neg_item_id"].tolist()
+        assert len(set(negatives)) == len(negatives) <= 10
+        assert batch["neg_valid"].tolist() == [
+            [(u, i) not in known for i in negatives] for u in batch["user_id"].tolist()
+        ]
+    assert rows[0]["neg_item_id"].tolist() != rows[1]["neg_item_id"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("shared", "loss", "words"),
+    [(-1, "sampled_bce", "a number of items"), (5, "pair_bce", "belongs to loss_type sampled_bce")],
+)
+def test_shared_negatives_elsewhere_are_refused(shared, loss, words):
+    args = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "shared": shared}
+    with pytest.raises(ValueError, match=words):
+        make(batches.InteractionRowsDataLoader, train_neg_sample_args=args, loss_type=loss)

@@ -40,6 +40,9 @@ def quick(run_config):
     return run_config | {"encoder": "", "epochs": 4}
 
 
+SHARED = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "shared": 8}
+
+
 class StoppedError(Exception):
     pass
 
@@ -57,6 +60,7 @@ def stop_after(epoch):
     [
         {},
         {"loss_type": "sampled_bce"},
+        {"loss_type": "sampled_bce", "train_neg_sample_args": SHARED},
         {"learner": "adagrad"},
         {"eval_step": 2},
         {"blocks": "learned", "user_tower": "history+id"},
