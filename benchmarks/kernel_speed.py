@@ -10,10 +10,10 @@ is an error. Losses are timed forward and backward, with dense gradients for bot
 interleaved (timing.py). The share of the roofline is the time that the bytes (each distinct row once, each gradient once)
 or the multiplications would take at the ceilings measured on the same machine, over the time taken.
 
-Peak memory of a step is measured in a process of its own, in two ways. "allocated": bytes that PyTorch's allocator holds
-at once, results included. "resident": how far the process grows over three steps. "beyond the result" leaves out the
-gradients, which every variant returns. glibc's malloc is kept from holding large blocks back in that process: left to
-itself it may keep up to twice as much, of any variant, another amount in each run.
+Peak memory of a step is measured in a process of its own, on one thread, in two ways. "allocated": bytes that PyTorch's
+allocator holds at once, results included. "resident": how far the process grows over three steps. "beyond the result"
+leaves out the gradients, which every variant returns. glibc's malloc is kept from holding large blocks back in that
+process: left to itself it may keep up to twice as much, of any variant, another amount in each run.
 """
 
 import argparse
@@ -35,20 +35,20 @@ RESULTS = timing.ROOT / "benchmarks" / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FULL: list[tuple[str, Shape]] = [
     ("pair_bce", dict(P=65536, n=100_000, D=64)),
+    ("sampled_bce", dict(B=4096, K=64, n=100_000, D=64)),
+    ("score_topk", dict(B=1024, N=100_000, D=64, k=50)),
+    ("score_topk", dict(B=256, N=1_000_000, D=64, k=50)),
+    ("catalog_bce", dict(B=2048, N=200_000, D=64)),
+    ("catalog_ce", dict(B=2048, N=200_000, D=64)),
     ("pair_bce", dict(P=65536, n=100_000, D=64, ids="zipf")),
     ("pair_bce", dict(P=65536, n=1_000_000, D=64)),
     ("pair_bce", dict(P=2048, n=10_000, D=64)),
-    ("sampled_bce", dict(B=4096, K=64, n=100_000, D=64)),
     ("sampled_bce", dict(B=4096, K=64, n=100_000, D=64, ids="zipf")),
     ("sampled_bce", dict(B=16384, K=4, n=100_000, D=64)),
-    ("score_topk", dict(B=1024, N=100_000, D=64, k=50)),
-    ("score_topk", dict(B=256, N=1_000_000, D=64, k=50)),
     ("score_topk", dict(B=4096, N=10_000, D=64, k=20)),
-    ("catalog_bce", dict(B=2048, N=200_000, D=64)),
     ("catalog_bce", dict(B=2048, N=50_000, D=64)),
     ("catalog_bce", dict(B=1024, N=50_000, D=128)),
     ("catalog_bce", dict(B=943, N=1683, D=64)),
-    ("catalog_ce", dict(B=2048, N=200_000, D=64)),
     ("catalog_ce", dict(B=2048, N=50_000, D=64)),
     ("catalog_ce", dict(B=943, N=1683, D=64)),
 ]
@@ -157,10 +157,10 @@ def show(entry: dict[str, Any]) -> None:
         )
 
 
-def source(name: str) -> str:
-    """Changes with the kernels' code and with that of the operator's case."""
-    package = timing.ROOT / "kernels" / "recbole_llm_kernels"
-    text = b"".join(file.read_bytes() for file in sorted(package.rglob("*.py")))
+def source(name: str, device: str) -> str:
+    """Changes with the code of the implementation and of the operator's case."""
+    folder = timing.ROOT / "kernels" / "recbole_llm_kernels" / ("torch_ops" if device == "cpu" else "triton_ops")
+    text = b"".join(file.read_bytes() for file in sorted(folder.glob("*.py")))
     return hashlib.sha256(text + inspect.getsource(OPERATORS[name]).encode()).hexdigest()[:16]
 
 
@@ -170,8 +170,10 @@ def key(entry: dict[str, Any]) -> tuple[object, ...]:
 
 
 def run_one(args: argparse.Namespace, name: str, shape: Shape, threads: int) -> dict[str, Any]:
-    """Times and, for each variant, memory, from processes of their own."""
+    """Times and, on a GPU or one thread of a CPU, each variant's memory, from processes of their own."""
     entry = spawn(args, name, shape, threads, None)
+    if args.device == "cpu" and threads != 1:
+        return entry
     variants = entry["variants"]
     for variant, figures in variants.items():
         figures["mib"] = spawn(args, name, shape, threads, variant)
@@ -183,7 +185,7 @@ def run_one(args: argparse.Namespace, name: str, shape: Shape, threads: int) -> 
             beyond = [x[kind] - x["result"] for x in (mib, ours)]
             less[f"{kind} beyond the result"] = max(beyond[0], 0.1) / max(beyond[1], 0.1)
         figures["ours_takes_less_memory_by"] = less
-    return entry | {"machine": timing.machine(args.device), "source": source(name)}
+    return entry
 
 
 def run_grid(args: argparse.Namespace) -> int:
@@ -195,13 +197,14 @@ def run_grid(args: argparse.Namespace) -> int:
     for name, shape in FULL:
         for threads in args.threads if args.device == "cpu" else [torch.get_num_threads()]:
             asked = key({"operator": name, "shape": shape, "dtype": args.dtype, "threads": threads})
-            fresh = asked in entries and entries[asked]["source"] == source(name) and not args.again
+            fresh = asked in entries and entries[asked]["source"] == source(name, args.device) and not args.again
             if fresh or (args.only and name not in args.only):
                 continue
             if time.monotonic() > stop:
                 left += 1
                 continue
             entry = run_one(args, name, shape, threads)
+            entry |= {"machine": timing.machine(args.device), "source": source(name, args.device)}
             show(entry)
             entries[asked] = entry
             lines = ",\n".join(json.dumps(e) for e in entries.values())
