@@ -302,7 +302,8 @@ def ivf(folder: Path, options: argparse.Namespace) -> Result:
     """A million clustered items: requests answered from the IVF index, beside exact scoring of all, one at a time."""
     from recbole_llm.serving.artifact import load_export
     from recbole_llm.serving.artifact_writer import write_artifact
-    from recbole_llm.serving.ivf import build_index, sample_queries
+    from recbole_llm.serving.candidates import sample_queries
+    from recbole_llm.serving.ivf import build_index
     from recbole_llm.serving.query import Pooling
     from recbole_llm.serving.recommend import Recommender, Request
 

@@ -30,6 +30,7 @@ from recbole_llm.serving.limits import Gate
 from recbole_llm.serving.overlay import OverlayError
 from recbole_llm.serving.problem import MEDIA_TYPE, Problem, echo
 from recbole_llm.serving.recommend import Recommendation, Recommended, Request
+from recbole_llm.serving.remote import SearchError
 from recbole_llm.serving.service import NotYetApplied, ReloadRunning, Service, Versioned
 from recbole_llm.serving.settings import Settings
 from recbole_llm.serving.text import EncoderUnavailable, SentenceEncoder, TransformerEncoder
@@ -165,6 +166,16 @@ def _item(state: ItemState) -> dict[str, Any]:
     }
 
 
+_REFUSALS: tuple[tuple[type[Exception], int, str, int | None], ...] = (
+    (QueueFull, 503, "The service is at its limit; try again.", 1),
+    (DeadlineExceeded, 504, "The answer was not ready in time.", None),
+    (NotYetApplied, 503, "This process has not seen that change yet.", 1),
+    (ReloadRunning, 409, "An export is being loaded already.", None),
+    (OverlayError, 503, "The log of changes cannot be written; nothing was changed.", 10),
+    (SearchError, 503, "The server that searches items did not take the export; the log says why.", 10),
+)
+
+
 def problem_of(error: BaseException) -> Problem | None:
     """The problem that an error of the service is to a caller; ``None`` for a fault of ours."""
     if isinstance(error, Problem):
@@ -173,18 +184,11 @@ def problem_of(error: BaseException) -> Problem | None:
         return Problem(404, f"No user {echo(str(error))}; give items, or fallback 'popular'.")
     if isinstance(error, UnknownItemError):
         return Problem(404, f"No item {echo(str(error))}.")
-    if isinstance(error, QueueFull):
-        return Problem(503, "The service is at its limit; try again.", retry_after=1)
-    if isinstance(error, DeadlineExceeded):
-        return Problem(504, "The answer was not ready in time.")
-    if isinstance(error, NotYetApplied):
-        return Problem(503, "This process has not seen that change yet.", retry_after=1)
-    if isinstance(error, ReloadRunning):
-        return Problem(409, "An export is being loaded already.")
+    for kind, status, detail, retry_after in _REFUSALS:
+        if isinstance(error, kind):
+            return Problem(status, detail, retry_after=retry_after)
     if isinstance(error, ExportError):
         return Problem(422, str(error))
-    if isinstance(error, OverlayError):
-        return Problem(503, "The log of changes cannot be written; nothing was changed.", retry_after=10)
     if isinstance(error, EncoderUnavailable):
         return Problem(503, str(error), retry_after=5) if error.retry else Problem(422, str(error))
     if isinstance(error, ValueError):
@@ -276,7 +280,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http)
     for kind in (
         Problem, LookupError, ValueError, QueueFull, DeadlineExceeded, NotYetApplied, ReloadRunning, OverlayError,
-        EncoderUnavailable,
+        EncoderUnavailable, SearchError,
     ):  # fmt: skip
         app.add_exception_handler(kind, known)
 

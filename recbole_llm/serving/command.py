@@ -33,6 +33,12 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR|URL",
         help="log of changes: a folder, or postgresql://...; default DIR.state",
     )
+    parser.add_argument(
+        "--search",
+        default="memory",
+        metavar="WHERE",
+        help="memory; postgres: pgvector in the database of --state; or the address of a Qdrant server",
+    )
     parser.add_argument("--read-only", action="store_true", help="refuse changes")
     parser.add_argument("--watch", action="store_true", help="load an export that appears")
     parser.add_argument("--api-key-file", default=None, metavar="FILE", help="lines read:KEY or write:KEY")
@@ -76,6 +82,14 @@ def settings_of(options: argparse.Namespace) -> Settings:
         state = str(Path(state).resolve())
     if options.workers > 1 and state is None:
         raise ValueError("--workers needs a log that they share: give --state, or leave --read-only out.")
+    if options.search == "postgres" and not (state or "").startswith(("postgresql://", "postgres://")):
+        raise ValueError(
+            "--search postgres needs --state postgresql://USER:PASSWORD@HOST/DATABASE, where the vectors go."
+        )
+    if options.search not in ("memory", "postgres") and not options.search.startswith(("http://", "https://")):
+        raise ValueError(
+            f"--search is {options.search!r}; expected memory, postgres, or the http:// address of Qdrant."
+        )
     hosts = tuple(dict.fromkeys([*LOOPBACK_HOSTS, *options.allowed_host]))
     if not is_loopback(options.host):
         hosts = ("*",) if options.host in ("0.0.0.0", "::") and not options.allowed_host else (*hosts, options.host)
@@ -86,6 +100,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         allowed_hosts=hosts,
         cors_origins=tuple(options.cors_origin),
         read_only=options.read_only,
+        search=options.search,
         watch=options.watch,
         verify=not options.no_verify,
         encoder=not options.no_encoder,

@@ -307,7 +307,8 @@ def _text_map(tables: ModelTables, dataset: Any, options: Any, encoder: Any | No
 def _index(kind: str, tables: ModelTables, history: Any) -> tuple[Mapping[str, Any], bytes] | None:
     if kind == "exact" or (kind == "auto" and len(tables.vector) <= EXACT_UP_TO):
         return None
-    from recbole_llm.serving.ivf import build_index, sample_queries
+    from recbole_llm.serving.candidates import sample_queries
+    from recbole_llm.serving.ivf import build_index
     from recbole_llm.serving.query import Pooling
 
     items = history.ids.numpy() - 1

@@ -147,6 +147,12 @@ class Recommender:
         self._popularity: np.ndarray | None = None
         self._norms: np.ndarray | None = None
 
+    def close(self) -> None:
+        """Let go of what the retriever holds open."""
+        close = getattr(self._retriever, "close", None)
+        if close is not None:
+            close()
+
     # ------------------------------------------------------------------ answers
 
     def recommend(self, request: Request) -> Recommendation:

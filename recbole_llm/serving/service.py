@@ -20,8 +20,9 @@ from recbole_llm.serving.errors import ExportError
 from recbole_llm.serving.metrics import Gauge, Metrics
 from recbole_llm.serving.overlay import Change, Delete, Overlay, OverlayError, Put, open_overlay
 from recbole_llm.serving.recommend import Recommendation, Recommender, Request
+from recbole_llm.serving.remote import SearchError, remote_retriever
 from recbole_llm.serving.settings import Settings
-from recbole_llm.serving.swap import Built, apply_all, build, find_export
+from recbole_llm.serving.swap import Built, Encode, apply_all, build, find_export
 from recbole_llm.serving.text import SentenceEncoder, TextEncoding, TransformerEncoder
 
 X = TypeVar("X")
@@ -78,6 +79,8 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self._make_encoder = make_encoder
+        in_memory = settings.search == "memory"
+        self._make_retriever = None if in_memory else remote_retriever(settings.search, settings.state)
         self._recommender: Recommender | None = None
         self._overlay: Overlay | None = None
         self._stale = 0
@@ -118,12 +121,13 @@ class Service:
         Raises:
             ExportError: if the export cannot be read.
             OverlayError: if the log cannot be opened.
+            SearchError: if vectors cannot be copied to where they are searched.
         """
         state = None if self.settings.read_only and self.settings.state is None else self.settings.state
         self._overlay = await self._in_log(lambda: open_overlay(state))
         changes, (self._reload_seen, _) = await self._in_log(lambda: (self._log.since(0), self._log.reload_asked()))
         folder = find_export(self.settings.export)
-        built = await self._in_loading(lambda: build(folder, changes, None, verify=self.settings.verify))
+        built = await self._in_loading(lambda: self._build(folder, changes, None))
         self._recommender, self._stale = built.recommender, built.stale
         loop = asyncio.get_running_loop()
         self.text = self._text_encoding(folder, built.recommender.export.manifest)
@@ -154,6 +158,8 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.batcher.close()
         self.text.close()
+        if self._recommender is not None:
+            self._recommender.close()
         if self._overlay is not None:
             await self._in_log(self._overlay.close)
         self._log_thread.shutdown(wait=False)
@@ -193,7 +199,7 @@ class Service:
         return results
 
     def _is_small(self, jobs: list[Any]) -> bool:
-        if not all(type(job) is Request for job in jobs):
+        if self._make_retriever is not None or not all(type(job) is Request for job in jobs):
             return False
         catalog = self.recommender.catalog
         return len(jobs) * len(catalog) * catalog.export.manifest.dim <= INLINE_PRODUCTS
@@ -309,7 +315,7 @@ class Service:
                     next_look = time.monotonic() + WATCH_SECONDS
                     if find_export(self.settings.export) != self.recommender.export.folder:
                         await self._reload_here(None)
-            except (OverlayError, ExportError, ReloadRunning) as error:
+            except (OverlayError, ExportError, SearchError, ReloadRunning) as error:
                 log.warning("%s", error)
 
     # ------------------------------------------------------------------ another export
@@ -324,6 +330,7 @@ class Service:
             ReloadRunning: if another one is being loaded.
             ExportError: if it cannot be served; the old one stays.
             OverlayError: if the log cannot be read.
+            SearchError: if its vectors cannot be copied to where they are searched; the old one stays.
         """
         swap = await self._reload_here(name)
         number = await self._in_log(lambda: self._log.ask_reload(name))
@@ -337,7 +344,7 @@ class Service:
             started, before = time.perf_counter(), self.export_id
             try:
                 await self._load_and_swap(name)
-            except (ExportError, OverlayError):
+            except (ExportError, OverlayError, SearchError):
                 self.metrics.swaps.add(result="failed")
                 raise
             self.metrics.swaps.add(result="ok")
@@ -349,12 +356,13 @@ class Service:
     async def _load_and_swap(self, name: str | None) -> None:
         changes = await self._in_log(lambda: self._log.since(0))
         built, text = await self._in_loading(lambda: self._load(name, changes))
-        new = built.recommender
+        old, new = self.recommender, built.recommender
         while True:
             # what the old one learns meanwhile, before the new one answers: a change that was seen stays seen
             apply_all(new, await self._changes_for(new))
             if await self.batcher.call(lambda: self._swap_in(built)):
                 break
+        old.close()
         await self._catch_up()
         if text is not self.text:
             self.text.close()
@@ -375,7 +383,10 @@ class Service:
             if text.state != "none" and not text.wait(ENCODER_SECONDS):
                 raise ExportError(f"The encoder of export {manifest.export_id} cannot be loaded; the log says why.")
         encode = text.encode_now if text.state == "ready" else None
-        return build(folder, changes, encode, verify=self.settings.verify), text
+        return self._build(folder, changes, encode), text
+
+    def _build(self, folder: Path, changes: Sequence[Change], encode: Encode | None) -> Built:
+        return build(folder, changes, encode, verify=self.settings.verify, make_retriever=self._make_retriever)
 
     def _encoder_wanted(self) -> str | None:
         encoder = self.recommender.export.manifest.encoder

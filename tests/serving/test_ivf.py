@@ -8,8 +8,9 @@ pytest.importorskip("faiss", reason="extra 'ann'")
 
 from recbole_llm.serving.artifact import ItemRecord, load_export
 from recbole_llm.serving.artifact_writer import write_artifact
+from recbole_llm.serving.candidates import sample_queries
 from recbole_llm.serving.errors import ExportError
-from recbole_llm.serving.ivf import build_index, sample_queries
+from recbole_llm.serving.ivf import build_index
 from recbole_llm.serving.query import Pooling
 from recbole_llm.serving.recommend import Recommender, Request
 

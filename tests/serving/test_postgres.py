@@ -72,7 +72,8 @@ def test_a_nul_is_refused_and_changes_nothing(postgres):
     overlay.close()
 
 
-def test_two_replicas_see_each_others_changes(postgres, shared_folder):
+@pytest.mark.parametrize("search", ["memory", "postgres"])
+def test_two_replicas_see_each_others_changes(postgres, shared_folder, search):
     pytest.importorskip("fastapi", reason="extra 'serve'")
     pytest.importorskip("httpx", reason="extra 'test': httpx")
     from starlette.testclient import TestClient
@@ -80,7 +81,7 @@ def test_two_replicas_see_each_others_changes(postgres, shared_folder):
     from recbole_llm.serving.app import create_app
     from recbole_llm.serving.settings import Settings
 
-    settings = Settings(export=str(shared_folder), state=postgres, allowed_hosts=("testserver",))
+    settings = Settings(export=str(shared_folder), state=postgres, search=search, allowed_hosts=("testserver",))
     make = lambda: TestClient(create_app(settings, lambda folder, manifest: WordEncoder()))  # noqa: E731
     with make() as one, make() as two:
         assert one.app.state.service.text.wait(10)
@@ -89,5 +90,9 @@ def test_two_replicas_see_each_others_changes(postgres, shared_folder):
         started = time.monotonic()
         seen = two.get("/v1/items/new", headers={"x-min-seq": str(answer.json()["seq"])})
         assert seen.status_code == 200 and time.monotonic() - started < 1
+        both = [c.post("/v1/recommend", json={"items": ["i1"], "k": 50, "filter": {}}).json() for c in (one, two)]
+        assert both[0] == both[1] and "new" in {item["id"] for item in both[0]["items"]}
+        assert two.post("/v1/admin/reload", json={}).status_code == 200
+        assert two.post("/v1/recommend", json={"items": ["i1"], "k": 50}).json()["items"] == both[0]["items"]
         wrong = one.put("/v1/items/nul", json={"text": "sea", "title": "a\x00b"})
         assert wrong.status_code == 422 and "NUL" in wrong.json()["detail"]
