@@ -7,7 +7,7 @@ The launchers of ``torch_ops`` and ``triton_ops`` have the same signatures; ``ba
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, List, get_args, get_origin  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -17,6 +17,15 @@ from recbole_llm_kernels.backends import as_given, checked, launchers
 from recbole_llm_kernels.checks import check_inside, check_rows, synchronising_checks
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
+_list_of: Any = List  # noqa: UP006
+
+
+def _registered(function: Callable[..., Any]) -> CustomOpDef:
+    """The operator ``recbole_llm_kernels::<the function's name>``; PyTorch 2.6 knows typing.List, and not list, in one."""
+    for name, kind in function.__annotations__.items():
+        if get_origin(kind) is list:
+            function.__annotations__[name] = _list_of[get_args(kind)[0]]
+    return torch.library.custom_op(f"recbole_llm_kernels::{function.__name__}", mutates_args=())(function)
 
 
 def _poison(loss: Tensor, by: Tensor | None) -> Tensor:
@@ -70,7 +79,7 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
     )
 
 
-@torch.library.custom_op("recbole_llm_kernels::pair_dot", mutates_args=())
+@_registered
 def pair_dot(
     user: Tensor, item: Tensor, user_id: Tensor, item_id: Tensor, item_bias: Tensor | None, backend: str
 ) -> Tensor:
@@ -91,7 +100,7 @@ def _pair_dot_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors, None)
 
 
-@torch.library.custom_op("recbole_llm_kernels::pair_sigmoid", mutates_args=())
+@_registered
 def pair_sigmoid(
     user: Tensor, item: Tensor, user_id: Tensor, item_id: Tensor, item_bias: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -115,7 +124,7 @@ def _pair_sigmoid_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
     ctx.save_for_backward(*tensors, output[1])
 
 
-@torch.library.custom_op("recbole_llm_kernels::pair_bce", mutates_args=())
+@_registered
 def pair_bce(
     user: Tensor,
     item: Tensor,
@@ -149,7 +158,7 @@ def _pair_bce_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
     ctx.save_for_backward(*tensors, output[1])
 
 
-@torch.library.custom_op("recbole_llm_kernels::pair_backward", mutates_args=())
+@_registered
 def pair_backward(
     grad: Tensor,
     slope: Tensor | None,
@@ -195,8 +204,8 @@ _eager: dict[CustomOpDef, type[torch.autograd.Function]] = {}
 
 
 def _operator(function: Callable[..., Any]) -> CustomOpDef:
-    """Register ``recbole_llm_kernels::<the function's name>``."""
-    operator = torch.library.custom_op(f"recbole_llm_kernels::{function.__name__}", mutates_args=())(function)
+    """Register ``function`` and keep it beside its operator."""
+    operator = _registered(function)
     _functions[operator] = function
     return operator
 
@@ -543,7 +552,7 @@ _register_loss(catalog_bce, catalog_bce_backward)
 _register_loss(catalog_ce, catalog_ce_backward)
 
 
-@torch.library.custom_op("recbole_llm_kernels::score_topk", mutates_args=())
+@_registered
 def score_topk(
     query: Tensor,
     item: Tensor,
