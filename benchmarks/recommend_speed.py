@@ -21,6 +21,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+import recbole_llm  # noqa: F401  (before RecBole, in every process)
+
 DIMS = 128  # of the made export: two blocks of 64
 HISTORY = 20  # items per user
 
@@ -32,8 +35,6 @@ def recbole_topk(checkpoint: str, k: int, output: str) -> dict[str, float]:
     import torch
     from recbole.quick_start import load_data_and_model
     from recbole.utils.case_study import full_sort_topk
-
-    import recbole_llm  # noqa: F401
 
     config, model, dataset, _, valid_data, _ = load_data_and_model(checkpoint)
     model.eval()
