@@ -2,8 +2,8 @@
 
     python benchmarks/stock_models.py --output benchmarks/results/stock_models.json      # about an hour, one thread
     python benchmarks/stock_models.py --models BPR,DeepFM --update --output benchmarks/results/stock_models.json
-    python benchmarks/stock_models.py --stock --python OLD/bin/python --output old.json   # RecBole alone
-    python benchmarks/stock_models.py --report benchmarks/results/stock_models.json old.json
+    python benchmarks/stock_models.py --stock --python OLD/bin/python --output old.json  # RecBole alone
+    python benchmarks/stock_models.py --report benchmarks/results/stock_models{,-old-stack}.json
 
 The data is the first 150 users of ml-100k, which the RecBole wheel contains, with random vectors for its entities and
 relations. A repair counts as needed if leaving it out makes the run fail or changes its metrics; those needed to import
@@ -326,9 +326,13 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def report(path: str, old: str | None) -> None:
-    """Print a result file as Markdown, beside the numbers of another one."""
+    """Print a result file as Markdown, beside the numbers of the same models on the libraries RecBole was made for."""
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     other = {r["model"]: r for r in json.loads(Path(old).read_text(encoding="utf-8"))["models"]} if old else {}
+    ok = sum(row["result"] == "ok" for row in content["models"])
+    stack = ", ".join(f"{name} {number}" for name, number in content["versions"].items() if name != "ray")
+    print(f"{ok} of {len(content['models'])} stock models train, validate and test: {content['data']}, with {stack}.")
+    print(f"All of them need {', '.join(content['needed_by_all'])}.\n")
     print("| model | type | result | CPU s | repairs beside the common ones |" + (" old libraries |" if old else ""))
     print("|---|---|---|---|---|" + ("---|" if old else ""))
     for row in content["models"]:
