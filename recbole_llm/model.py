@@ -1,7 +1,6 @@
 """LLMTwoTower: P(i|u) = sigmoid(<x_u, w_i> + b_i), items described by their content, users by their history."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,21 +10,13 @@ from recbole.utils import EvaluatorType, InputType
 from torch import Tensor, nn
 
 from recbole_llm.bridge.options import NEG_VALID_FIELD, Options
-from recbole_llm.calibration import fit_platt
-from recbole_llm.closed_form import ClosedForm, Selection, fit_closed_form
-from recbole_llm.cold_map import ColdBoost
-from recbole_llm.ease import Setting
-from recbole_llm.placement import DEFAULT_MU, ColdItems, Evidence, ItemTables, choose_place, place
-from recbole_llm.recency import NextItemBlock, choose_decay, decayed, fit_next_item
-from recbole_llm.selection import BLEND_WEIGHTS, DEFAULT_METRIC, LinearScorer, Scorer, choose_blend, user_metric
+from recbole_llm.fitted import FittedBlocks, pooled
+from recbole_llm.recency import decayed
 from recbole_llm.towers import FrozenTensor, ItemTower, Rows, UserTower, history_weights, pool
 from recbole_llm_kernels import catalog_bce, catalog_ce, pair_bce, pair_dot, sampled_bce
 from recbole_llm_kernels.torch_ops.pool import pool as pool_on_cpu
 
 NOT_IN_CATALOGUE = float("-inf")  # the kernels' mark for an item that no loss, gradient or ranking may see
-MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
-MAX_CALIBRATION_USERS = 5_000  # two numbers are fitted to millions of pairs
-DEFAULT_LEARNED_SHARE = 0.35  # without validation data; the median of what validation chose on three datasets
 
 
 def _pool(vectors: Tensor, history: Rows, weights: Tensor) -> Tensor:
@@ -35,7 +26,7 @@ def _pool(vectors: Tensor, history: Rows, weights: Tensor) -> Tensor:
     return pool_on_cpu(vectors, history.ids, history.offsets, weights)
 
 
-class LLMTwoTower(GeneralRecommender):
+class LLMTwoTower(FittedBlocks, GeneralRecommender):
     """Two-tower model over frozen text vectors, trained inside RecBole.
 
     Source vectors, target vectors and bias are a concatenation of blocks (``blocks``), so that a score stays one dot product:
@@ -80,17 +71,7 @@ class LLMTwoTower(GeneralRecommender):
         if not options.use_item_bias:
             nn.init.zeros_(self.item_bias)
 
-        self._closed_source: FrozenTensor | None = None
-        self._closed_target: FrozenTensor | None = None  # None beside a source: the identity
-        self._setting: Setting | None = None  # of the closed form
-        self.closed_decay: float | None = None
-        self._next: NextItemBlock | None = None
-        self._later: Rows | None = None  # histories at test where interactions are split by time; weights are ranks
-        self.at_test = False
-        self.block_scales = (0.0, 1.0)  # of the closed form and the learned block
-        self.calibration = (1.0, 0.0)  # slope > 0 and offset of the score
-        self._cold: ColdItems | None = None
-        self._ranking_cache: tuple[Any, Tensor, Tensor, Tensor] | None = None
+        self._nothing_fitted()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LLMTwoTower":
         for tensors in self._features.values():  # those that no tower holds
@@ -280,318 +261,6 @@ class LLMTwoTower(GeneralRecommender):
         marks[items] = 1
         return marks.nonzero()[:, 0], (marks.cumsum(0) - 1)[items]
 
-    # ------------------------------------------------------------------ what is fitted at once
-
-    @torch.no_grad()
-    def fit_closed_form(self, selection: Selection | None, log: Callable[[str], None]) -> None:
-        """Fit the closed-form block on the training interactions and take over its vectors.
-
-        Args:
-            selection: validation data by which its constants and rank are chosen; ``None`` for the documented constants.
-            log: called with one sentence per step.
-        """
-        if not self.uses_order or selection is None:
-            block = self._fit_block(self.history, selection, log)
-        else:
-            block = self._fit_with_order(selection, log)
-        self._setting = block.setting
-        self._set_closed_form(block.source, block.target)
-        self.block_scales = (1.0, 1.0)
-
-    def _fit_block(
-        self, history: Rows, selection: Selection | None, log: Callable[[str], None], **fixed: Any
-    ) -> ClosedForm:
-        features, present = next(iter(self._features.values()), (None, None))
-        return fit_closed_form(
-            history,
-            self.n_items,
-            None if features is None else features.value,
-            None if present is None else present.value,
-            selection,
-            log=log,
-            **({"dim": self.options.closed_form_dim} | fixed),
-        )
-
-    def _fit_with_order(self, selection: Selection, log: Callable[[str], None]) -> ClosedForm:
-        """The closed form whose histories fade, and the next-item block beside it."""
-        users = torch.nonzero(selection.targets.sizes).squeeze(1)
-        targets, seen, ranked = (rows.select(users) for rows in (selection.targets, selection.seen, self._ranked))
-        untrained = ~self._trained.value
-
-        def value(scorer: Scorer) -> float:
-            return float(user_metric(scorer, targets, seen, self.n_items, selection.metric, excluded=untrained).mean())
-
-        first = self._fit_block(self.history, None, lambda text: None)
-        decay, _ = choose_decay(ranked, first.source, first.target, value)
-        block = self._fit_block(self.history, replace(selection, history=decayed(self._ranked, decay)), log)
-        self.closed_decay, best = choose_decay(ranked, block.source, block.target, value)
-        log(f"histories of the closed form fade by exp(-rank / {self.closed_decay}): {selection.metric} {best:.4f}")
-        self._next = fit_next_item(
-            self._ranked,
-            ranked,
-            self.n_items,
-            LinearScorer(decayed(ranked, self.closed_decay), block.source, block.target),
-            value,
-            None if block.target is None else block.dim,
-            self._trained.value,
-            log,
-        )
-        return block
-
-    def _set_closed_form(self, source: Tensor | None, target: Tensor | None) -> None:
-        self._closed_source = None if source is None else FrozenTensor(source.to(self.item_bias.device))
-        self._closed_target = None if target is None else FrozenTensor(target.to(self.item_bias.device))
-        self._ranking_cache = None
-
-    def rank_by_learned_block(self) -> None:
-        """Leave the closed form out of the score until :meth:`choose_blend` weighs it in."""
-        self.block_scales, self.calibration = (0.0, 1.0), (1.0, 0.0)
-        self._set_cold(None)
-
-    @torch.no_grad()
-    def choose_blend(self, selection: Selection | None) -> float:
-        """Weigh the closed form and the learned block, each scaled by the deviation of its scores.
-
-        Args:
-            selection: validation data; without it the learned block's share is ``DEFAULT_LEARNED_SHARE``.
-
-        Returns:
-            The learned block's share of the score, in [0, 1]; a model of one block has nothing to weigh.
-        """
-        if self._closed_source is None or "learned" not in self.options.blocks:
-            self.block_scales = (1.0, 0.0) if self.has_closed_form else (0.0, 1.0)
-            return self.block_scales[1]
-        rated = self.history if selection is None else selection.targets
-        users = torch.nonzero(rated.sizes).squeeze(1)
-        if len(users) > MAX_BLEND_USERS:
-            users = users[torch.linspace(0, len(users) - 1, MAX_BLEND_USERS, dtype=torch.float64).long()]
-        closed: Scorer = lambda rows: self._closed_scores(self._closed_query(users[rows])).clone()  # noqa: E731
-        learned: Callable[[Tensor], Tensor] = lambda rows: self._learned_logits(users[rows])  # noqa: E731
-        trained = self._trained.value
-
-        def value(scorer: Scorer) -> float:
-            assert selection is not None
-            targets, seen = selection.targets.select(users), selection.seen.select(users)
-            return float(user_metric(scorer, targets, seen, self.n_items, selection.metric, excluded=~trained).mean())
-
-        blend = choose_blend(
-            closed,
-            learned,
-            torch.arange(len(users), device=users.device),
-            self.n_items,
-            value if selection is not None and len(users) else lambda scorer: 0.0,
-            weights=BLEND_WEIGHTS if selection is not None and len(users) else (DEFAULT_LEARNED_SHARE,),
-            columns=trained,
-        )
-        self.block_scales = blend.scales
-        return blend.weight
-
-    def _set_cold(self, cold: ColdItems | None) -> None:
-        """Take over the cold items' vectors, or none; their sources stand in the closed form's tables."""
-        self._cold, self._ranking_cache = cold, None
-        at = 0
-        for table in self._closed_sources():
-            table[~self._trained.value] = 0.0
-            if cold is not None:
-                table[cold.ids] = cold.closed_source[:, at : at + table.shape[1]]
-                at += table.shape[1]
-
-    def _closed_sources(self) -> list[Tensor]:
-        found = [] if self._closed_source is None else [self._closed_source.value]
-        return found if self._next is None else [*found, self._next.source]
-
-    def _closed_vectors(self) -> tuple[Tensor, Tensor | None]:
-        """Sources of the closed form and of the next-item block side by side, and their targets; ``None``: the identity."""
-        source, target = torch.cat(self._closed_sources(), 1), self._closed_value()
-        if target is not None and self._next is not None and self._next.target is not None:
-            target = torch.cat([target, self._next.target], 1)
-        return source, target
-
-    @torch.no_grad()
-    def cold_scores(self, users: Tensor) -> Tensor:
-        """Scores of the items of ``cold_items`` among themselves, ``[B, C]``, whether or not the ranking holds them."""
-        assert self._cold is not None
-        x = self._queries_by(self.history, None)(users)
-        targets = torch.cat([self._cold.closed, self._cold.learned], 1)
-        return torch.addmm(self._cold.bias * self.block_scales[1], x, targets.T)
-
-    @property
-    def cold(self) -> Tensor:
-        """Items without a training interaction, ``[N]`` bool; padding is none."""
-        cold = ~self._trained.value
-        cold[0] = False
-        return cold
-
-    @torch.no_grad()
-    def place_cold_items(self, selection: Selection | None, log: Callable[[str], None]) -> None:
-        """Give the items without a training interaction vectors from their texts, and a place beside the trained ones.
-
-        Their targets and bias come from a kernel ridge map of text to trained items; ``cold_boost: auto`` chooses factor
-        and offset of their scores by the joint ranking of validation, under a floor for the trained items' quality.
-
-        Args:
-            selection: validation data; without a cold item among its targets there is nothing to choose by, and cold
-                items are left out of the joint ranking.
-            log: called with one sentence per finding.
-        """
-        self._set_cold(None)
-        self.calibration = (1.0, 0.0)  # deviations are measured in the score's own units; calibrate anew afterwards
-        cold = self.cold
-        if not bool(cold.any()):
-            return
-        features, present = next(iter(self._features.values()), (None, None))
-        n_cold = int(cold.sum())
-        if features is None or present is None or self.options.cold_map == "none":
-            log(
-                f"{n_cold} items have no training interaction, and nothing to place them by (cold_map {self.options.cold_map})"
-            )
-            return
-        placed = torch.nonzero(cold & present.value).squeeze(1)
-        log(f"{n_cold} items have no training interaction; {len(placed)} of them have a text and are placed by it")
-        trained = self._trained.value
-        if not len(placed) or not bool((trained & present.value).any()):
-            return
-        evidence = Evidence(
-            self.history,
-            self.history if selection is None else selection.targets,
-            DEFAULT_METRIC if selection is None else selection.metric,
-            features.value,
-            present.value,
-            trained,
-            torch.bincount(self._history_ids.value, minlength=self.n_items),
-        )
-        tables, queries = self._item_tables(), self._queries_by(self.history, None)
-        mu, boost = DEFAULT_MU, ColdBoost(joint=False)
-        if self.options.cold_boost != "auto":
-            boost = ColdBoost(joint=True, kappa=float(self.options.cold_boost))
-        elif selection is not None:
-            mu, boost = choose_place(evidence, placed, tables, queries, self._refit, log)
-        log(str(boost))
-        # a value-based metric asks for the score of a pair, wherever a ranking would place it
-        boost = replace(boost, joint=boost.joint or self._gives_probabilities)
-        D = self.options.embedding_size
-        widths = tables.target.shape[1] - D, tables.source.shape[1] - D
-        self._set_cold(place(evidence, placed, tables, queries, boost, mu, widths, self.block_scales[1]))
-
-    def _item_tables(self, block: ClosedForm | None = None) -> ItemTables:
-        """Vectors of every block side by side, of the model's own closed form or another; the bias in units of the score."""
-        source, w, bias = self._ranking_tables()
-        targets, sources = [w], [source]
-        if self.has_closed_form:
-            closed = self._closed_vectors() if block is None else (block.source, block.target)
-            targets.insert(0, torch.eye(self.n_items, device=w.device) if closed[1] is None else closed[1])
-            sources.insert(0, closed[0])
-        return ItemTables(
-            torch.cat(targets, 1), bias.nan_to_num(neginf=0.0) * self.block_scales[1], torch.cat(sources, 1)
-        )
-
-    def _queries_by(self, history: Rows, closed: tuple[Tensor, Tensor | None] | None) -> Callable[[Tensor], Tensor]:
-        """User vectors in units of the score by given histories, with the model's own closed form or another's sources."""
-        source = self._ranking_tables()[0]
-
-        def queries(users: Tensor) -> Tensor:
-            found = [self._queries_of_users(users, history.select(users), source) * self.block_scales[1]]
-            if self.has_closed_form:
-                x = self._closed_query(users) if closed is None else _pooled(closed[0], history.select(users))
-                found.insert(0, x * self.block_scales[0])
-            return torch.cat(found, 1)
-
-        return queries
-
-    def _refit(self, left: Rows) -> tuple[ItemTables, Callable[[Tensor], Tensor]]:
-        """Tables without some items' interactions: the closed form fitted anew; the learned vectors stay."""
-        if not self.has_closed_form:
-            return self._item_tables(), self._queries_by(left, None)
-        target = self._closed_value()
-        dim: int | str = "full" if target is None else target.shape[1]
-        block = self._fit_block(left, None, lambda text: None, setting=self._setting, dim=dim)
-        return self._item_tables(block), self._queries_by(left, (block.source, block.target))
-
-    @property
-    def cold_items(self) -> ColdItems | None:
-        """The items placed by their texts, with kappa, shift and the source vectors; ``None`` where there are none."""
-        return self._cold
-
-    def cold_remark(self) -> str:
-        """What the model does about items without a training interaction, in a sentence."""
-        if self._cold is None:
-            return "cold items are ranked last: they have no text, or cold_map is none."
-        if not self._cold.joint:
-            return "cold items are left out of the ranking of all items: they would gain nothing on validation."
-        return f"cold items are placed by their texts, {int(self.cold.sum()) - len(self._cold.ids)} without a text ranked last."
-
-    @torch.no_grad()
-    def calibrate(self, selection: Selection) -> tuple[float, float]:
-        """Fit slope and offset of the score, so that sigmoid(score) is a probability.
-
-        The event is the one validation holds: of the items that a user has not touched in training, those that turn up in
-        the user's validation interactions. Only items with a training interaction count.
-
-        Args:
-            selection: validation data.
-
-        Returns:
-            Slope and offset; (1, 0) where validation has no target.
-        """
-        self.calibration = (1.0, 0.0)
-        users = torch.nonzero(selection.targets.sizes).squeeze(1)
-        if len(users) > MAX_CALIBRATION_USERS:
-            users = users[torch.linspace(0, len(users) - 1, MAX_CALIBRATION_USERS, dtype=torch.float64).long()]
-        trained = self._trained.value
-
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for few in users.split(max(1, 2**22 // self.n_items)):
-                targets, seen = selection.targets.select(few), selection.seen.select(few)
-                label = torch.zeros(len(few), self.n_items, dtype=torch.bool, device=few.device)
-                label[targets.row_of_entry(), targets.ids] = True
-                counts = trained.expand(len(few), -1).clone()
-                counts[seen.row_of_entry(), seen.ids] = False
-                yield self._logits(few)[counts], label[counts]
-
-        self.calibration = fit_platt(batches)
-        return self.calibration
-
-    @property
-    def has_closed_form(self) -> bool:
-        """Whether the closed form has been fitted or loaded."""
-        return self._closed_source is not None
-
-    def _closed_value(self) -> Tensor | None:
-        return None if self._closed_target is None else self._closed_target.value
-
-    def other_parameter(self) -> dict[str, Any]:
-        """What was fitted and is no parameter, as plain tensors and numbers for the checkpoint.
-
-        While the learned block trains, the closed form is left out: it would be written again with every improvement, and
-        a run that resumes fits it again.
-        """
-        source = self._closed_source if self._closed_counts else None
-        return {
-            "closed_form_source": None if source is None else source.value,
-            "closed_form_target": None if source is None else self._closed_value(),
-            "block_scales": self.block_scales,
-            "calibration": self.calibration,
-            "cold": None if self._cold is None else vars(self._cold),
-            "setting": None if self._setting is None else vars(self._setting),
-            "closed_decay": self.closed_decay,
-            "next_item": None if source is None or self._next is None else vars(self._next),
-            "later": None if self._later is None else vars(self._later),
-        }
-
-    def load_other_parameter(self, para: dict[str, Any] | None) -> None:
-        """Take over what :meth:`other_parameter` gave."""
-        if para:
-            device = self.item_bias.device
-            self._set_closed_form(para["closed_form_source"], para["closed_form_target"])
-            self._setting = Setting(**para["setting"]) if para.get("setting") else None
-            self.closed_decay = para.get("closed_decay")
-            self._next = NextItemBlock(**para["next_item"]).to(device) if para.get("next_item") else None
-            self._later = Rows(**para["later"]).to(device) if para.get("later") else None
-            self.block_scales = tuple(para["block_scales"])
-            self.calibration = tuple(para["calibration"])
-            cold = None if para["cold"] is None else ColdItems(**para["cold"])
-            self._set_cold(None if cold is None else cold.to(device))
-
     # ------------------------------------------------------------------ ranking and prediction
 
     def _ranking_tables(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -680,12 +349,12 @@ class LLMTwoTower(GeneralRecommender):
     def _closed_query(self, users: Tensor) -> Tensor:
         assert self._closed_source is not None
         if not self.uses_order:
-            return _pooled(self._closed_source.value, self.ranking_history.select(users))
+            return pooled(self._closed_source.value, self.ranking_history.select(users))
         ranked = self._ranked.select(users)
-        x = _pooled(self._closed_source.value, decayed(ranked, self.closed_decay))
+        x = pooled(self._closed_source.value, decayed(ranked, self.closed_decay))
         if self._next is None:
             return x
-        y = self._next.scale * _pooled(self._next.source, decayed(ranked, self._next.decay))
+        y = self._next.scale * pooled(self._next.source, decayed(ranked, self._next.decay))
         return x + y if self._closed_target is None else torch.cat([x, y], 1)
 
     def _closed_scores(self, query: Tensor) -> Tensor:
@@ -755,9 +424,3 @@ class LLMTwoTower(GeneralRecommender):
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Logits of every item for each user, flattened, ``[B * N]``; the padding item scores -inf."""
         return self._logits(interaction[self.USER_ID]).view(-1)
-
-
-def _pooled(source: Tensor, history: Rows) -> Tensor:
-    """Sum of source vectors over each history, by its own weights."""
-    weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights
-    return pool(source, history, weights)
