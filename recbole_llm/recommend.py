@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recbole_llm.serving.artifact import Export, load_export
+from recbole_llm.serving.artifact import MANIFEST, Export, load_export
 from recbole_llm.serving.errors import UnknownItemError, UnknownUserError
 from recbole_llm.serving.recommend import Recommendation, Recommender, Request
 from recbole_llm.serving.retrieval import MARGIN, ExactRetriever, Hits
@@ -89,6 +89,10 @@ def open_model(path: str | Path, *, data_path: str | Path | None = None, texts: 
     if path.is_dir():
         if data_path is not None:
             raise ValueError("data_path belongs to a checkpoint; an export holds all it needs.")
+        if not (path / MANIFEST).is_file():
+            raise ValueError(
+                f"{str(path)!r} holds neither a checkpoint (LLMTwoTower-....pth) nor an export ({MANIFEST})."
+            )
         return load_export(path)
     if not path.exists():
         raise ValueError(

@@ -79,7 +79,7 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
     who.add_argument("--users-file", metavar="FILE", help="the same, an id a line")
     who.add_argument("--items", nargs="+", metavar="ID", help="items that a new user likes; commas separate too")
     who.add_argument("--items-file", metavar="FILE", help="the same, an id a line")
-    who.add_argument("--text", help="what a new user asks for")
+    who.add_argument("--text", help="what a new user asks for, in words")
     parser.add_argument("--k", type=int, default=10, help="items per user (default: 10)")
     parser.add_argument("--include-seen", action="store_true", help="items of the history may be recommended again")
     parser.add_argument("--skip-unknown", action="store_true", help="count unknown ids instead of stopping")
@@ -121,9 +121,9 @@ def run_recommend(options: argparse.Namespace) -> int:
         for user, of_user in groupby(_known(lambda: list(rows)), lambda row: row.user):
             print(f"user {user}", *_table(list(of_user)), sep="\n")  # noqa: T201
     if counts.short:
-        _note(f"{counts.short} users have fewer than {options.k} items: no more may be recommended to them")
+        _note(f"users with fewer than {options.k} items, since no more may be recommended to them: {counts.short}")
     if counts.unknown:
-        _note(f"{counts.unknown} unknown users were skipped")
+        _note(f"unknown users skipped: {counts.unknown}")
     return 0
 
 
@@ -140,7 +140,7 @@ def _answer_one(options: argparse.Namespace, model: Export, items: Sequence[str]
     else:
         print(*_table(rows), sep="\n")  # noqa: T201
     if answer.unknown:
-        _note(f"{len(answer.unknown)} unknown items were skipped: {names(answer.unknown)}")
+        _note(f"unknown items skipped: {len(answer.unknown)} ({names(answer.unknown)})")
     return 0
 
 
@@ -168,7 +168,7 @@ def _known(answer: Callable[[], Any]) -> Any:
             f"no user of the training data has the id {error}. --skip-unknown leaves them out; for a new user give --items."
         ) from error
     except UnknownItemError as error:
-        raise ValueError(f"no item has the id {error}. --skip-unknown leaves them out.") from error
+        raise ValueError(f"no item of the training data has the id {error}. --skip-unknown leaves them out.") from error
 
 
 def add_similar_arguments(parser: argparse.ArgumentParser) -> None:
@@ -193,7 +193,7 @@ def run_similar(options: argparse.Namespace) -> int:
     try:
         answer = similar_items(model, options.item, k=options.k)
     except UnknownItemError as error:
-        raise ValueError(f"--item: no item has the id {str(options.item)!r}.") from error
+        raise ValueError(f"--item: no item of the training data has the id {options.item!r}.") from error
     rows = list(rows_of(answer, options.item))
     if options.output:
         write_rows(rows, options.output)

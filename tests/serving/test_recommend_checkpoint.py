@@ -137,3 +137,5 @@ def test_what_is_no_model(tmp_path, content, message, capsys):
         file.write_bytes(content)
     assert cli.main(["recommend", str(file), "--users", "u1"]) == 2
     assert message in capsys.readouterr().err
+    assert cli.main(["recommend", str(tmp_path), "--users", "u1"]) == 2
+    assert "holds neither a checkpoint" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def test_unknown_users_are_an_error_or_counted(export, export_folder, capsys):
     assert cli.main(["recommend", str(export_folder), "--users", known, "nobody", "no one", "--skip-unknown"]) == 0
     captured = capsys.readouterr()
     assert f"user {known}\n" in captured.out
-    assert "2 unknown users were skipped" in captured.err
+    assert "unknown users skipped: 2" in captured.err
     many = [f"x{n}" for n in range(25)]
     assert cli.main(["recommend", str(export_folder), "--users", *many]) == 2
     assert "'x9' and 15 more" in capsys.readouterr().err
@@ -45,7 +45,10 @@ def test_a_user_with_fewer_items_than_asked_for_is_counted(export, export_folder
         len([r for r in rows if r.user == user]) < len(export.item_ids) for user in export.user_ids
     )
     assert cli.main(["recommend", str(export_folder), "--users", *export.user_ids, "--k", "40"]) == 0
-    assert f"{counts.short} users have fewer than 40 items" in capsys.readouterr().err
+    assert (
+        f"users with fewer than 40 items, since no more may be recommended to them: {counts.short}"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_kernel_gives_the_same_rows(export, monkeypatch):
@@ -122,7 +125,7 @@ def test_a_list_of_items_answers_on_the_terminal_and_unknown_ones_are_named(expo
     assert cli.main(["recommend", str(export_folder), "--items", f"{item},nothing", "nix"]) == 2
     assert "'nothing', 'nix'" in capsys.readouterr().err
     assert cli.main(["recommend", str(export_folder), "--items", item, "nothing", "--skip-unknown"]) == 0
-    assert "1 unknown items were skipped: 'nothing'" in capsys.readouterr().err
+    assert "unknown items skipped: 1 ('nothing')" in capsys.readouterr().err
     assert cli.main(["recommend", str(export_folder), "--items", "nothing", "--skip-unknown"]) == 2
     assert "'nothing'" in capsys.readouterr().err
     assert recommend_items(export, [item, "nothing"], skip_unknown=True).unknown == ("nothing",)
