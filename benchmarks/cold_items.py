@@ -3,9 +3,9 @@
     python benchmarks/cold_items.py --dataset ml-100k
     python benchmarks/cold_items.py --dataset amazon-office --data_path FOLDER --draws 0,1
 
-For each draw ``recbole-llm split`` hides 15% of the items from training; half of their interactions are in validation, half in test.
-LLMTwoTower trains with its defaults. Two protocols: *test*, the test split as RecBole evaluates it; *launch*, the test split and
-every interaction with a hidden item. Beside it: content kNN (sum over the history of max(cosine, 0)^3 of the texts) and chance,
+For each draw ``recbole-llm split`` hides 15% of the items from training; half of their interactions go to validation, half to
+test. LLMTwoTower trains with its defaults. Two protocols: *test*, the test split as RecBole evaluates it; *launch*, the test split
+and every interaction with a hidden item. Beside it: content kNN (sum over the history of max(cosine, 0)^3 of the texts) and chance,
 among the cold items; and the ranking of all without the cold items. Draws are kept in ``--work``; the summary is one JSON file.
 """
 
