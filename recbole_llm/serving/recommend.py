@@ -327,16 +327,18 @@ class Recommender:
         Target vectors are compared, or source vectors where the manifest's ``similar_by`` says so.
 
         Args:
-            item_id: a live item; it is not in its own answer.
+            item_id: a live item, or one that the model knows and does not rank; it is not in its own answer.
             k: how many.
             filter: attribute conditions.
 
         Raises:
-            UnknownItemError: if there is no live item of that id.
+            UnknownItemError: if there is no such item.
             ValueError: on a filter that does not fit the export's attributes.
         """
         catalog = self.catalog
-        row = catalog.row(item_id)
+        known = catalog.row_of.get(item_id)
+        unlisted = known is not None and known < catalog.n_base and not self.export.listed[known]
+        row = known if known is not None and unlisted else catalog.row(item_id)
         by_source = self.export.manifest.similar_by == "source"
         base = self.export.source if by_source else self.export.vector
         if self._norms is None:

@@ -288,6 +288,23 @@ def test_similar(tmp_path, by):
     assert all(recommender.export.records[int(i.id[1:])].attributes["kind"] == "farm" for i in narrowed.items)
 
 
+def test_similar_to_an_item_that_the_model_does_not_rank(tmp_path):
+    listed = np.ones(40, bool)
+    listed[39] = False
+    recommender = load(tmp_path, listed=listed)
+    ranked = [i.id for i in recommender.similar("i39", k=40).items]
+    assert len(ranked) == 39 and "i39" not in ranked
+    assert ranked[0] == max(
+        (f"i{n}" for n in range(39)),
+        key=lambda i: np.dot(*(unit(recommender.export.vector[int(j[1:])]) for j in (i, "i39"))),
+    )
+    assert "i39" not in {i.id for i in recommender.similar("i1", k=40).items}
+
+
+def unit(vector):
+    return vector / np.linalg.norm(vector)
+
+
 def test_search_by_title(recommender):
     assert [s.id for s in recommender.catalog.find("title 1", 3)] == ["i1", "i10", "i11"]
     assert recommender.catalog.find("LE 39", 5)[0].id == "i39"
