@@ -121,6 +121,7 @@ def _(user: Tensor, item: Tensor, user_id: Tensor, *rest: Any) -> tuple[Tensor, 
 def _pair_sigmoid_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.backend = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for what has no gradient
     ctx.save_for_backward(*tensors, output[1])
 
 
@@ -155,6 +156,7 @@ def _(user: Tensor, item: Tensor, user_id: Tensor, *rest: Any) -> tuple[Tensor, 
 def _pair_bce_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, _label, _weight, _reduction, ctx.backend = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for what has no gradient
     ctx.save_for_backward(*tensors, output[1])
 
 
@@ -506,6 +508,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     """Save every tensor of a loss and remember its options; all outputs but the loss are state."""
     state = output[1:]
     ctx.mark_non_differentiable(*state)
+    ctx.set_materialize_grads(False)  # no zeros for them: the state of a catalogue loss is as large as its gradients
     ctx.states, ctx.options = len(state), [None if isinstance(x, Tensor) else x for x in inputs]
     ctx.save_for_backward(*state, *(x if isinstance(x, Tensor) else None for x in inputs))
 
