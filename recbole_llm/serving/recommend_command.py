@@ -74,7 +74,10 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     who = parser.add_mutually_exclusive_group()
     who.add_argument(
-        "--users", nargs="+", metavar="ID", help="users of the training data; without any of these: all of them"
+        "--users",
+        nargs="+",
+        metavar="ID",
+        help="users of the training data, commas separate too; without any of these: all of them",
     )
     who.add_argument("--users-file", metavar="FILE", help="the same, an id a line")
     who.add_argument("--items", nargs="+", metavar="ID", help="items that a new user likes; commas separate too")

@@ -312,7 +312,7 @@ def test_search_by_title(recommender):
 
 
 def test_serving_loads_neither_torch_nor_recbole():
-    modules = "recommend artifact artifact_writer"
+    modules = "recommend artifact artifact_writer in_memory recommend_command"
     code = "".join(f"import recbole_llm.serving.{m}\n" for m in modules.split())
     code += "import sys; print([m for m in ('torch', 'recbole', 'transformers', 'pandas') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
