@@ -288,6 +288,11 @@ def _notes(report: ImportReport) -> list[str]:
             f"{report.items.unseen:,} items have no interaction: RecBole leaves them out. To place them by their texts, take "
             f"the # from the line 'item: [item_id]' of {report.config_file}."
         )
+    if report.users is not None and report.users.text_fields:
+        notes.append(
+            "users are described by their histories alone; for their texts too, take the # from the line 'user_tower' of "
+            f"{report.config_file}."
+        )
     if report.items is None:
         notes.append(
             "no items were given: without texts LLMTwoTower learns from ids alone (encoder is empty in the YAML)."
@@ -330,6 +335,7 @@ def _settings(report: ImportReport, data_path: str | Path, fields: Sequence[str]
         lines.append("encoder: ~                      # no item texts")
     if report.users is not None and report.users.text_fields:
         lines.append(f"user_text_fields: {show(report.users.text_fields)}")
+        lines.append("# user_tower: history+text         # users' texts take part in the model")
     return "\n".join(lines) + "\n"
 
 

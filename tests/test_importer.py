@@ -305,6 +305,8 @@ def test_fields_keep_apart_what_recbole_would_mix(files, tmp_path):
     settings = (tmp_path / "x" / "x.yaml").read_text()
     assert "item_text_fields: [name]" in settings
     assert "user_text_fields: [user_name, bio]" in settings
+    assert yaml.safe_load(settings.replace("# user_tower", "user_tower"))["user_tower"] == "history+text"
+    assert any("'user_tower'" in note for note in report.notes)
 
 
 def test_ids_that_look_alike_stay_apart_and_are_told(run):
