@@ -5,6 +5,7 @@ arguments and drops the rest. A gradient that is not there (not wanted, or left 
 The launchers of ``torch_ops`` and ``triton_ops`` have the same signatures; ``backends`` chooses between them.
 """
 
+import inspect
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, List, get_args, get_origin  # noqa: UP035
@@ -186,7 +187,9 @@ def _(grad: Tensor, slope: Tensor | None, user: Tensor, item: Tensor, *rest: Any
     return _fake_grads(need, (user, item, item_bias))
 
 
-def _pair_backward(ctx: Any, grad: Tensor, _slope: Tensor | None = None) -> tuple[Tensor | None, ...]:
+def _pair_backward(ctx: Any, grad: Tensor | None, _slope: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * len(ctx.needs_input_grad)
     user, item, user_id, item_id, item_bias, slope = ctx.saved_tensors
     need = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[4]]
     grads = pair_backward(grad, slope, user, item, user_id, item_id, item_bias, need, ctx.backend)
@@ -516,7 +519,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _register_loss(forward: CustomOpDef, backward: CustomOpDef) -> None:
     """Autograd for a loss whose backward takes (upstream gradient, state) and the forward's own arguments."""
 
-    def gradients(run: Callable[..., Any], ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(run: Callable[..., Any], ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
         state, tensors = ctx.saved_tensors[: ctx.states], ctx.saved_tensors[ctx.states :]
         inputs = [option if x is None else x for x, option in zip(tensors, ctx.options, strict=True)]
         need = list(ctx.needs_input_grad[:3])
@@ -544,6 +549,8 @@ def _register_loss(forward: CustomOpDef, backward: CustomOpDef) -> None:
             # create_graph: the operator is the one that refuses a second derivative
             return gradients(backward if torch.is_grad_enabled() else _functions[backward], ctx, grad)
 
+    # apply() reads the signature of forward at every call
+    Eager.forward.__signature__ = inspect.signature(Eager.forward)  # type: ignore[attr-defined]
     _eager[forward] = Eager
     forward.register_autograd(lambda ctx, grad, *_: gradients(backward, ctx, grad), setup_context=_setup)
     backward.register_autograd(_no_second_derivative)

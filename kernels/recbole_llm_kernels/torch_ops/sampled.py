@@ -8,7 +8,8 @@ gradient; the item gradient is a segmented sum over (item, row, slope). Nothing 
 Negatives shared by the batch (``shared_bce``): a small catalogue, in tiles as in ``catalog``; no [B, M] is stored.
 """
 
-from functools import partial
+import warnings
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from recbole_llm_kernels.torch_ops.segment_sum import accumulator, sort_segments
 from recbole_llm_kernels.torch_ops.tiles import Sums, columns, cut_in_tiles
 
 GATHERED = 1 << 18  # elements of item rows gathered at a time: 1 MiB of float32
+IN_PLACE = 1 << 16  # ids at a time where nothing is gathered
 
 
 def sampled_bce_fwd(
@@ -45,26 +47,28 @@ def sampled_bce_fwd(
     ids = torch.cat([pos_id[:, None], neg_id], 1)
     (B, W), D = ids.shape, user.shape[1]
     bias = None if item_bias is None else item_bias[ids].to(dtype)
-    live, shift = _live(ids, bias, neg_valid), _shift(ids, bias, log_q, dtype)
+    in_place = len(item) >= W and _reads_items_in_place(item, bias)  # PyTorch wants no more entries than a matrix has
+    live, shift = _live(ids, bias, neg_valid), _shift(ids, bias, log_q, dtype)  # the second overwrites bias
     slope = torch.empty(B, W, dtype=dtype, device=user.device)
     rows = torch.empty(B, dtype=dtype, device=user.device)
     grad_query = torch.empty(B, D, dtype=dtype, device=user.device) if need[0] else None
     scale = row_scale(weight, reduction, len(user_id), user)
-    chunk = max(1, GATHERED // (W * D))
+    chunk = max(1, IN_PLACE // W if in_place else GATHERED // (W * D))
 
     def job(starts: range) -> None:
-        users, items = Rows(user, min(chunk, B)), Rows(item, min(chunk, B) * W)
+        users, items = Rows(user, min(chunk, B)), None if in_place else Rows(item, min(chunk, B) * W)
         for lo in starts:
             part = slice(lo, min(lo + chunk, B))
-            query = users.take(user_id[part])
-            vectors = items.take(ids[part].reshape(-1)).view(-1, W, D)
-            dead = ~live[part]
-            if item_bias is not None and (dead.device.type != "cpu" or bool(dead.any())):
-                vectors.masked_fill_(dead[:, :, None], 0)  # whatever an item outside the catalogue holds
-            s = slope[part]
-            torch.bmm(
-                query[:, None, :], vectors.transpose(1, 2), out=s[:, None, :]
-            )  # 6 times as fast as vectors @ query
+            query, term, dead, s = users.take(user_id[part]), ids[part].reshape(-1), ~live[part], slope[part]
+            if items is None:
+                vectors = item.detach()
+                s.view(-1).copy_(sampled_dots(query, vectors, term))
+            else:
+                vectors = items.take(term).masked_fill_(dead.view(-1, 1), 0)  # whatever an item outside it holds
+                rows_of = vectors.view(-1, W, D)
+                # 6 times as fast as rows_of @ query
+                torch.bmm(query[:, None, :], rows_of.transpose(1, 2), out=s[:, None, :])
+                term = torch.arange(len(term), device=term.device)
             if shift is not None:
                 s += shift[part]
             s[:, 0].neg_()
@@ -76,18 +80,41 @@ def sampled_bce_fwd(
                 e[:, 1:] *= neg_weight
             e *= scale[part, None]
             if grad_query is not None:
-                grad_query[part] = _rows_of_each(vectors, e)
+                begin = torch.arange(0, len(term), W, device=term.device)
+                # for W = 2 in a tenth of bmm's time
+                grad_query[part] = embedding_bag(
+                    term.long(), vectors, begin, mode="sum", per_sample_weights=e.reshape(-1)
+                )
 
     threads.run([partial(job, starts) for starts in threads.cut(range(0, B, chunk), user.device)])
     return reduce_loss(rows.double(), weight, reduction, user), slope, grad_query
 
 
-def _rows_of_each(vectors: Tensor, value: Tensor) -> Tensor:
-    """Sums of each row's vectors: ``[B, W, D]``, ``[B, W]`` -> ``[B, D]``; for W = 2 in a tenth of bmm's time."""
-    (B, W), D = value.shape, vectors.shape[2]
-    term = torch.arange(B * W, device=value.device)
-    begin = torch.arange(0, B * W, W, device=value.device)
-    return embedding_bag(term, vectors.view(-1, D), begin, mode="sum", per_sample_weights=value.view(-1))
+def _reads_items_in_place(item: Tensor, bias: Tensor | None) -> bool:
+    """Whether no copy of the items' rows is needed: float on a CPU, and none of them outside the catalogue."""
+    if item.device.type != "cpu" or item.dtype not in (torch.float32, torch.float64) or not has_sampled_dots():
+        return False
+    return bias is None or bool((bias != -torch.inf).all())
+
+
+@cache
+def has_sampled_dots() -> bool:
+    """Whether this build of PyTorch has ``sampled_addmm`` on a CPU; its warning that sparse rows are new is kept quiet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            one = torch.ones(1, 1)
+            return bool(sampled_dots(one, one, torch.zeros(1, dtype=torch.int64)).item() == 1)
+        except RuntimeError:
+            return False
+
+
+def sampled_dots(query: Tensor, item: Tensor, ids: Tensor) -> Tensor:
+    """<query_b, item[ids_bw]>, ``[B * W]``, for W ids ``[B * W]`` of each row: nothing is gathered."""
+    begin = torch.arange(0, len(ids) + 1, len(ids) // max(len(query), 1) or 1, dtype=ids.dtype)
+    zero = torch.zeros(len(ids), dtype=query.dtype)
+    rows = torch.sparse_csr_tensor(begin, ids, zero, (len(query), len(item)), check_invariants=False)
+    return torch.sparse.sampled_addmm(rows, query, item.t(), beta=0.0).values()
 
 
 def sampled_bce_bwd(
