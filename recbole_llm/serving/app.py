@@ -20,20 +20,27 @@ from starlette.staticfiles import StaticFiles
 
 import recbole_llm
 from recbole_llm.serving import schemas
+from recbole_llm.serving.answers import (
+    invalid_problem,
+    item_content,
+    json_answer,
+    problem_of,
+    recommendation_content,
+    request_of,
+    state_content,
+)
 from recbole_llm.serving.artifact import Manifest
 from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
-from recbole_llm.serving.catalog import ItemState
 from recbole_llm.serving.command import reload_on_hangup
-from recbole_llm.serving.errors import ExportError, UnknownItemError, UnknownUserError
 from recbole_llm.serving.items import Writer
 from recbole_llm.serving.limits import Gate
 from recbole_llm.serving.overlay import OverlayError
-from recbole_llm.serving.problem import MEDIA_TYPE, Problem, echo
-from recbole_llm.serving.recommend import Recommendation, Recommended, Request
+from recbole_llm.serving.problem import MEDIA_TYPE, Problem
+from recbole_llm.serving.recommend import Request
 from recbole_llm.serving.remote import SearchError
-from recbole_llm.serving.service import NotYetApplied, ReloadRunning, Service, Versioned
+from recbole_llm.serving.service import NotYetApplied, ReloadRunning, Service
 from recbole_llm.serving.settings import Settings
-from recbole_llm.serving.text import EncoderUnavailable, SentenceEncoder, TransformerEncoder
+from recbole_llm.serving.text import EncodedText, EncoderUnavailable, SentenceEncoder, TransformerEncoder
 
 STATIC = Path(__file__).parent / "static"
 MAX_SEQ = 2**53
@@ -128,84 +135,6 @@ class _RecommendRoute(_BodyRoute):
     adapter = TypeAdapter(schemas.RecommendBody)
 
 
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(content), status, media_type="application/json")
-
-
-def _recommended(item: Recommended) -> dict[str, Any]:
-    out: dict[str, Any] = {"id": item.id, "title": item.title, "score": item.score, "cold": item.cold}
-    if item.reasons is not None:
-        out["reasons"] = [
-            {"id": reason.id, "title": reason.title, "contribution": reason.contribution} for reason in item.reasons
-        ]
-        out["rest"], out["bias"] = item.rest, item.bias
-    return out
-
-
-def _recommendation(answer: Recommendation) -> dict[str, Any]:
-    return {
-        "items": [_recommended(item) for item in answer.items],
-        "source": answer.source,
-        "unknown": list(answer.unknown),
-    }
-
-
-def _state(answer: Versioned) -> dict[str, Any]:
-    return {"model": answer.model, "overlay_seq": answer.overlay_seq}
-
-
-def _item(state: ItemState) -> dict[str, Any]:
-    record = state.record
-    return {
-        "id": state.id,
-        "title": record.title,
-        "text": record.text,
-        "attributes": dict(record.attributes),
-        "cold": state.cold,
-        "added_at": state.added_at,
-    }
-
-
-_REFUSALS: tuple[tuple[type[Exception], int, str, int | None], ...] = (
-    (QueueFull, 503, "The service is at its limit; try again.", 1),
-    (DeadlineExceeded, 504, "The answer was not ready in time.", None),
-    (NotYetApplied, 503, "This process has not seen that change yet.", 1),
-    (ReloadRunning, 409, "An export is being loaded already.", None),
-    (OverlayError, 503, "The log of changes cannot be written; nothing was changed.", 10),
-    (SearchError, 503, "The server that searches items did not take the export; the log says why.", 10),
-)
-
-
-def problem_of(error: BaseException) -> Problem | None:
-    """The problem that an error of the service is to a caller; ``None`` for a fault of ours."""
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, UnknownUserError):
-        return Problem(404, f"No user {echo(str(error))}; give items, or fallback 'popular'.")
-    if isinstance(error, UnknownItemError):
-        return Problem(404, f"No item {echo(str(error))}.")
-    for kind, status, detail, retry_after in _REFUSALS:
-        if isinstance(error, kind):
-            return Problem(status, detail, retry_after=retry_after)
-    if isinstance(error, ExportError):
-        return Problem(422, str(error))
-    if isinstance(error, EncoderUnavailable):
-        return Problem(503, str(error), retry_after=5) if error.retry else Problem(422, str(error))
-    if isinstance(error, ValueError):
-        return Problem(422, str(error))
-    return None
-
-
-def _invalid(error: RequestValidationError) -> Problem:
-    errors = [
-        {"loc": [part if isinstance(part, int) else str(part)[:64] for part in e["loc"]], "msg": e["msg"][:200]}
-        for e in error.errors()[:20]
-    ]
-    where = ".".join(map(str, errors[0]["loc"])) if errors else "body"
-    message = errors[0]["msg"] if errors else "the request cannot be read"
-    return Problem(422, f"{where[:128]}: {message}", errors)
-
-
 def create_app(
     settings: Settings, make_encoder: Callable[[Path, Manifest], SentenceEncoder] = TransformerEncoder
 ) -> FastAPI:
@@ -261,7 +190,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def invalid(request: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return answer(_invalid(error))
+        return answer(invalid_problem(error))
 
     async def http(request: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -285,25 +214,12 @@ def _add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, known)
 
 
-async def _asked(service: Service, body: Any, vector: Any = None) -> tuple[Request, int]:
-    """A body as a request, its text encoded, and whether the text was cut."""
-    common = {
-        "k": body.k,
-        "exclude": body.exclude,
-        "exclude_seen": body.exclude_seen,
-        "filter": {
-            name: value.model_dump(exclude_none=True) if isinstance(value, schemas.Bounds) else value
-            for name, value in body.filter.items()
-        },
-        "explain": body.explain,
-        "fallback": body.fallback,
-    }
-    if isinstance(body, schemas.UserRequest):
-        return Request(user=body.user, **common), 0
-    if isinstance(body, schemas.ItemsRequest):
-        return Request(items=body.items, weights=body.weights, **common), 0
-    (encoded,) = await service.text.encode([body.text], service.settings.limits.request_seconds)
-    return Request(text_vector=encoded.vector, **common), int(encoded.cut > 0)
+async def _encoded(service: Service, bodies: Sequence[Any]) -> dict[str, EncodedText]:
+    """The texts of bodies with their vectors."""
+    texts = list(dict.fromkeys(body.text for body in bodies if isinstance(body, schemas.TextRequest)))
+    if not texts:
+        return {}
+    return dict(zip(texts, await service.text.encode(texts, service.settings.limits.request_seconds), strict=True))
 
 
 async def _insist(service: Service, request: HttpRequest) -> None:
@@ -319,12 +235,12 @@ async def _insist(service: Service, request: HttpRequest) -> None:
 def _add_reading(app: FastAPI, service: Service) -> None:
     async def recommend(body: schemas.RecommendBody, request: HttpRequest) -> Response:
         await _insist(service, request)
-        asked, truncated = await _asked(service, body)
-        answer = await service.recommend(asked)
-        content = {**_recommendation(answer.value), **_state(answer)}
-        if truncated:
-            content["truncated"] = truncated
-        return _json(content)
+        texts = await _encoded(service, [body])
+        answer = await service.recommend(request_of(body, texts))
+        content = {**recommendation_content(answer.value), **state_content(answer)}
+        if any(encoded.cut for encoded in texts.values()):
+            content["truncated"] = 1
+        return json_answer(content)
 
     app.router.add_api_route(
         "/v1/recommend",
@@ -346,16 +262,26 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         await _insist(service, request)
         results: list[dict[str, Any]] = []
         ready: list[tuple[int, Request]] = []
+        texts: dict[str, EncodedText] = {}
+        failure: Exception | None = None
+        try:
+            texts = await _encoded(service, body.requests)  # all of them at once: the encoder works in batches
+        except Exception as error:
+            failure = error
         for asked in body.requests:
             try:
-                ready.append((len(results), (await _asked(service, asked))[0]))
+                if failure is not None and isinstance(asked, schemas.TextRequest):
+                    raise failure
+                ready.append((len(results), request_of(asked, texts)))
                 results.append({})
             except Exception as error:
                 results.append({"error": _content_of(error)})
         answer = await service.ask_many([asked for _, asked in ready])
         for (at, _), value in zip(ready, answer.value, strict=True):
-            results[at] = {"error": _content_of(value)} if isinstance(value, Exception) else _recommendation(value)
-        return _json({"results": results, **_state(answer)})
+            results[at] = (
+                {"error": _content_of(value)} if isinstance(value, Exception) else recommendation_content(value)
+            )
+        return json_answer({"results": results, **state_content(answer)})
 
     def _content_of(error: Exception) -> dict[str, Any]:
         problem = problem_of(error)
@@ -376,7 +302,7 @@ def _add_items(app: FastAPI, service: Service) -> None:
     ) -> Response:
         await _insist(service, request)
         answer = await service.ask(lambda recommender: recommender.similar(item_id, k))
-        return _json({**_recommendation(answer.value), **_state(answer)})
+        return json_answer({**recommendation_content(answer.value), **state_content(answer)})
 
     @app.get(
         "/v1/items/{item_id:any}",
@@ -387,7 +313,7 @@ def _add_items(app: FastAPI, service: Service) -> None:
     async def item(item_id: ItemId, request: HttpRequest) -> Response:
         await _insist(service, request)
         answer = await service.ask(lambda recommender: recommender.catalog.state(recommender.catalog.row(item_id)))
-        return _json({**_item(answer.value), **_state(answer)})
+        return json_answer({**item_content(answer.value), **state_content(answer)})
 
     @app.get("/v1/items", response_model=schemas.FoundOut, responses=_problems(504), summary="Items by their title")
     async def search(
@@ -395,7 +321,7 @@ def _add_items(app: FastAPI, service: Service) -> None:
         limit: Annotated[int, Query(ge=1, le=100)] = 10,
     ) -> Response:
         answer = await service.ask(lambda recommender: recommender.catalog.find(search, limit))
-        return _json({"items": [_item(state) for state in answer.value], **_state(answer)})
+        return json_answer({"items": [item_content(state) for state in answer.value], **state_content(answer)})
 
 
 def _add_writing(app: FastAPI, service: Service) -> None:
@@ -410,14 +336,14 @@ def _add_writing(app: FastAPI, service: Service) -> None:
     async def put(item_id: ItemId, body: schemas.ItemBody) -> Response:
         (written,) = await writer.write([(item_id, body)])
         answer = await service.ask(lambda recommender: _cold(recommender, item_id))
-        return _json(
+        return json_answer(
             {
                 "id": item_id,
                 "created": written.created,
                 "seq": written.seq,
                 "cold": answer.value,
                 "truncated": int(written.cut > 0),
-                **_state(answer),
+                **state_content(answer),
             }
         )
 
@@ -430,7 +356,7 @@ def _add_writing(app: FastAPI, service: Service) -> None:
     async def delete(item_id: ItemId) -> Response:
         (written,) = await writer.write([(item_id, None)])
         answer = await service.ask(lambda recommender: None)
-        return _json({"id": item_id, "seq": written.seq, **_state(answer)})
+        return json_answer({"id": item_id, "seq": written.seq, **state_content(answer)})
 
     @app.post(
         "/v1/items/batch",
@@ -443,7 +369,9 @@ def _add_writing(app: FastAPI, service: Service) -> None:
         written = await writer.write(entries)
         answer = await service.ask(lambda recommender: None)
         truncated = sum(one.cut > 0 for one in written)
-        return _json({"seq": written[-1].seq, "count": len(written), "truncated": truncated, **_state(answer)})
+        return json_answer(
+            {"seq": written[-1].seq, "count": len(written), "truncated": truncated, **state_content(answer)}
+        )
 
 
 def _cold(recommender: Any, item_id: str) -> bool:
@@ -456,7 +384,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     async def model() -> Response:
         answer = await service.ask(lambda recommender: recommender.export.manifest.to_json())
         content = {name: value for name, value in answer.value.items() if name != "files"}
-        return _json({**content, **_state(answer), "encoder_state": service.text.state})
+        return json_answer({**content, **state_content(answer), "encoder_state": service.text.state})
 
     @app.post(
         "/v1/admin/reload",
@@ -466,15 +394,15 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     )
     async def reload(body: schemas.ReloadBody) -> Response:
         swap = await service.reload(body.export)
-        return _json({"from": swap.before, "to": swap.after, "seconds": swap.seconds})
+        return json_answer({"from": swap.before, "to": swap.after, "seconds": swap.seconds})
 
     @app.get("/health/live", response_model=schemas.HealthOut, summary="The process answers")
     async def live() -> Response:
-        return _json({"status": "ok"})
+        return json_answer({"status": "ok"})
 
     @app.get("/health/ready", response_model=schemas.HealthOut, summary="The catalogue is in, the log applied")
     async def ready() -> Response:
-        return _json({"status": "ok", "model": service.export_id, "encoder": service.text.state})
+        return json_answer({"status": "ok", "model": service.export_id, "encoder": service.text.state})
 
     @app.get("/metrics", summary="Prometheus text", responses={200: {"content": {"text/plain": {}}}, **_problems()})
     async def metrics() -> Response:

@@ -9,6 +9,7 @@
       item_ids.txt  user_ids.txt   one JSON string a line; line number = row
       items.jsonl            {"title", "text", "attributes"} a line; line number = row
       encoder/               only where the encoder travels along
+      recommend.onnx  text_map.onnx   only with --onnx: see onnx_graphs.py
       README.md              model card
 
 A score is <q, w_i> + b_i. The columns are blocks, one after the other; the part of q in block b of a user with history
@@ -38,6 +39,7 @@ MANIFEST = "manifest.json"
 VECTORS, HISTORY, TEXT_MAP = "vectors.safetensors", "history.safetensors", "text_map.safetensors"
 ITEM_IDS, USER_IDS, ITEMS, CARD = "item_ids.txt", "user_ids.txt", "items.jsonl", "README.md"
 INDEX = "index.faiss"
+ONNX_RECOMMEND, ONNX_TEXT_MAP = "recommend.onnx", "text_map.onnx"
 ENCODER_FOLDER = "encoder"
 REQUIRED = (VECTORS, HISTORY, ITEM_IDS, USER_IDS, ITEMS)
 ATTRIBUTE_KINDS = ("token", "tokens", "number")
@@ -46,7 +48,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 # one folder of encoder files may hold one more level (1_Pooling/config.json); nothing executable, nothing pickled
 _ENCODER_FILE = re.compile(rf"{ENCODER_FOLDER}/(?:{_PART}/)?{_PART}\.(?:safetensors|json|txt|model)")
-_PLAIN_FILES = frozenset({*REQUIRED, TEXT_MAP, CARD, INDEX})
+_PLAIN_FILES = frozenset({*REQUIRED, TEXT_MAP, CARD, INDEX, ONNX_RECOMMEND, ONNX_TEXT_MAP})
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,9 @@ class Manifest:
         part = self.to_json()
         for name in ("export_id", "created_at", "producer", "metrics", "index"):
             del part[name]
-        # the card and the index describe the model; they do not change an answer
-        part["files"] = {name: sums for name, sums in part["files"].items() if name not in (CARD, INDEX)}
+        # the card, the index and the graphs describe the model; they do not change an answer
+        beside = (CARD, INDEX, ONNX_RECOMMEND, ONNX_TEXT_MAP)
+        part["files"] = {name: sums for name, sums in part["files"].items() if name not in beside}
         return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
 
 

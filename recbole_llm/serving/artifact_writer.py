@@ -67,6 +67,7 @@ class ExportContents:
         similar_by: ``vector`` or ``source``.
         overlay_seq: last change of the service's log that the training data held already.
         index: description for the manifest, and the file's bytes; ``None`` for exact scoring.
+        onnx: whether the arithmetic goes along as ONNX graphs (needs onnx).
         metrics: for the model card and the manifest.
         producer: further versions for the manifest.
         card: the model card, Markdown.
@@ -95,6 +96,7 @@ class ExportContents:
     similar_by: str = "vector"
     overlay_seq: int = 0
     index: tuple[Mapping[str, Any], bytes] | None = None
+    onnx: bool = False
     metrics: Mapping[str, Any] = field(default_factory=dict)
     producer: Mapping[str, str] = field(default_factory=dict)
     card: str | None = None
@@ -130,7 +132,11 @@ def write_artifact(folder: str | Path, contents: ExportContents) -> Manifest:
         _write_text(temporary / MANIFEST, json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n")
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
-        load_export(temporary)
+        export = load_export(temporary)
+        if contents.onnx:
+            from recbole_llm.serving.onnx_graphs import check_graphs
+
+            check_graphs(export)
         os.rename(temporary, folder)
         _sync(folder.parent)
     except BaseException:
@@ -181,6 +187,10 @@ def _write_files(folder: Path, contents: ExportContents) -> None:
     )
     if contents.index is not None:
         (folder / INDEX).write_bytes(contents.index[1])
+    if contents.onnx:
+        from recbole_llm.serving.onnx_graphs import write_graphs
+
+        write_graphs(folder, contents.blocks, _text_map_kind(contents.text_map))
     if contents.card is not None:
         _write_text(folder / CARD, contents.card)
     for name, path in contents.encoder_files.items():
@@ -230,13 +240,17 @@ def _manifest(folder: Path, contents: ExportContents) -> Manifest:
         encoder=contents.encoder,
         item_text=contents.item_text,
         attributes=dict(contents.attributes),
-        text_map=None if text_map is None else {"kind": text_map.kind, "normalize": text_map.normalize},
+        text_map=_text_map_kind(text_map),
         overlay_seq=contents.overlay_seq,
         index={"kind": "exact"} if contents.index is None else dict(contents.index[0]),
         metrics=dict(contents.metrics),
         files=files,
     )
     return replace(draft, export_id=draft.identity())
+
+
+def _text_map_kind(text_map: TextMap | None) -> dict[str, Any] | None:
+    return None if text_map is None else {"kind": text_map.kind, "normalize": text_map.normalize}
 
 
 def _sha256(path: Path) -> str:

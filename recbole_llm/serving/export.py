@@ -6,6 +6,7 @@ A model is anything with the methods and attributes of ``LLMTwoTower`` that are 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def export_model(
     attributes: Sequence[str] | None = None,
     keep_text: bool = True,
     bundle_encoder: bool = False,
+    onnx: bool = False,
     metrics: Mapping[str, Any] | None = None,
     overlay_seq: int = 0,
 ) -> Manifest:
@@ -59,6 +61,7 @@ def export_model(
         attributes: columns of the item file to show and filter by; ``None`` for all that are short.
         keep_text: whether the items' texts go along.
         bundle_encoder: copy the encoder's files into the export, so that the service needs no hub.
+        onnx: write the arithmetic as ONNX graphs too (needs onnx); compared with the model where onnxruntime is installed.
         metrics: for the model card, such as the test result.
         overlay_seq: last change of the service's log that the training data held already.
 
@@ -84,9 +87,8 @@ def export_model(
         metrics=metrics,
         overlay_seq=overlay_seq,
     )
-    manifest = write_artifact(
-        output, ExportContents(**{**vars(contents), "card": model_card(contents, getattr(dataset, "dataset_name", ""))})
-    )
+    card = model_card(contents, getattr(dataset, "dataset_name", ""))
+    manifest = write_artifact(output, replace(contents, card=card, onnx=onnx))
     counts = manifest.counts
     log.info("Exported %d items and %d users as %s to %s", counts["items"], counts["users"], manifest.export_id, output)
     return manifest
@@ -332,6 +334,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", default=None, metavar="FILE", help="from 'recbole-llm run --output FILE', for the card"
     )
+    parser.add_argument("--onnx", action="store_true", help="write the arithmetic as ONNX graphs too")
     parser.add_argument("--overlay-seq", type=int, default=0, help="last change that the training data held already")
 
 
@@ -355,6 +358,7 @@ def run_export(options: argparse.Namespace) -> int:
         attributes=None if options.attributes is None else [part.strip() for part in options.attributes.split(",")],
         keep_text=not options.no_text,
         bundle_encoder=options.bundle_encoder,
+        onnx=options.onnx,
         metrics=metrics,
         overlay_seq=options.overlay_seq,
     )

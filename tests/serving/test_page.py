@@ -13,7 +13,7 @@ pytest.importorskip("orjson", reason="extra 'serve'")
 pytest.importorskip("uvicorn", reason="extra 'serve'")
 pytest.importorskip("playwright", reason="extra 'test': playwright")
 import uvicorn
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Error, expect, sync_playwright
 
 from recbole_llm.serving.app import create_app
 from recbole_llm.serving.settings import Key, Settings
@@ -26,7 +26,12 @@ KEY = "k" * 20
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            # containers have no user namespaces for a sandbox, and little shared memory
+            arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        except Error as error:
+            pytest.skip(f"chromium does not start here: {str(error).splitlines()[0]}")
         yield browser
         browser.close()
 
