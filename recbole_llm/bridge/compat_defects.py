@@ -1,4 +1,4 @@
-"""Repairs of RecBole's own defects, which show on every stack: metrics, folders, saved data, case study."""
+"""Repairs of RecBole's own defects, which show on every stack: metrics, folders, splits, saved data, case study."""
 
 import copy
 import os
@@ -57,6 +57,41 @@ def _ensure_dir(module: ModuleType) -> None:
         return ensure_dir
 
     override(module, "ensure_dir", make)
+
+
+# ---------------------------------------------------------------- splits
+
+
+def _has_time_split() -> tuple[bool, str]:
+    from importlib.metadata import version
+
+    found = version("recbole")
+    if found == "1.2.0":
+        return False, "RecBole 1.2.0 has no split by time"
+    return True, "with order RO, split TS takes a user's test interactions at random, whatever their time"
+
+
+@repair(
+    "recbole.data.dataset.dataset",
+    upstream="data/dataset/dataset.py:1756-1769 (a user's times are sorted, the rows that they choose are not)",
+    issues="none found",
+    until="time_based_split sorts the rows",
+    condition=_has_time_split,
+)
+def _time_split(module: ModuleType) -> None:
+    """Split TS tests on what came after its boundary, in every order."""
+
+    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
+        def time_based_split(self: Any, ratios: Any, group_by: Any) -> Any:
+            if self.time_field in self.inter_feat:
+                times = self.inter_feat[self.time_field]
+                if bool((times[1:] < times[:-1]).any()):
+                    self.sort(by=self.time_field)
+            return stock(self, ratios, group_by)
+
+        return time_based_split
+
+    override(module.Dataset, "time_based_split", make)
 
 
 # ---------------------------------------------------------------- saved data

@@ -239,6 +239,14 @@ def probe_dgcf():
     return run("DGCF", train_batch_size=2048, n_factors=2, n_iterations=1)
 
 
+def probe_time_split():
+    columns = {"inter": ["user_id", "item_id", "rating"]}
+    args = {"split": {"TS": [0.5, 0.1, 0.4]}, "order": "RO"}
+    _, data = dataset("BPR", load_col=columns, TIME_FIELD="rating", eval_args=args)
+    train, valid, test = (part.inter_feat["rating"] for part in data.build())
+    return f"test is later: {bool(max(train.max(), valid.max()) < test.min())}"
+
+
 def probe_saved_dataset():
     rows = []
     for ratios in ([0.8, 0.1, 0.1], [0.4, 0.3, 0.3]):
@@ -318,6 +326,7 @@ SHOWN = {
     "fillna": ("city -9223372036854775808 -9223372036854775808 age nan nan", "city 0 0 age 29.84 29.84"),
     "collector": ("AttributeError", "ran: itemcoverage@10, giniindex@10, averagepopularity@10, tailpercentage@10"),
     "ensure_dir": ("FileExistsError", "there"),
+    "time_split": ("test is later: False", "test is later: True"),
     "saved_dataset": ("training rows: [144, 144]", "training rows: [144, 72]"),
     "saved_dataloaders": ("64 rows, no generator; 64 rows, a generator", "64 rows, a generator; 32 rows, a generator"),
     "case_study": ("TypeError: full_like(): argument 'input'", "users have no interaction in this split: "),
