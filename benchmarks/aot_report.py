@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import timing
 import torch
 import triton
+import triton.backends.compiler
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -53,6 +54,7 @@ ARCHS = {
 }  # fmt: skip
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64",
          torch.bool: "i1"}  # fmt: skip
+_ATTRIBUTES = getattr(triton.backends.compiler, "AttrsDescriptor", None)  # of Triton 3.2
 RESULT = timing.ROOT / "benchmarks" / "results" / "aot_report.json"
 Row = dict[str, Any]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -103,6 +105,8 @@ def launches(arch: str, dtype: torch.dtype, D: int) -> list[Recorded]:
     with recorder(ARCHS[arch].on) as recorded:
         _, slope = pairs.pair_bce_fwd(user, item, ids, ids, torch.zeros(B), bias, None, "mean")
         pairs.pair_bwd(one, slope, user, item, ids, ids, bias, every)
+        many = torch.zeros(tuning.COUNTED_PAIRS + 1, dtype=torch.int64)  # as many as are sorted
+        pairs.order_pairs(many, many, bias, B, N, every)
         _, query, _, _ = catalog.catalog_bce_fwd(user, item, *targets, bias, None, 1.0, "mean", every)
         formed = (query, None, None)
         catalog.catalog_bce_bwd(one, user, item, *targets, bias, None, 1.0, "mean", formed, every)
@@ -137,7 +141,21 @@ def specialised(launch: Recorded, sizes: str) -> ASTSource:
             signature[parameter.name] = "i32"
             if sizes == "sixteen":
                 attributes[i,] = [["tt.divisibility", 16]]
+    if _ATTRIBUTES is not None:
+        return _for_triton_3_2(launch.kernel, signature, constants, attributes)
     return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def _for_triton_3_2(kernel: JITFunction, signature: Row, constants: Row, attributes: Row) -> ASTSource:
+    """The same in the words of Triton 3.2: constants by name, and a size of 1 is an i32 known to be 1."""
+    params = kernel.params
+    kinds = {p.name: {"constexpr": "*i8" if constants[p.num,] is None else "i32"}.get(signature[p.name], signature[p.name])
+             for p in params if not p.is_constexpr}  # fmt: skip
+    by_name = {params[i].name: value for (i,), value in constants.items()}
+    ones = [i for (i,) in constants if not params[i].is_constexpr and constants[i,] is not None]
+    properties = {"tt.divisibility": [i for (i,) in attributes], "tt.equal_to": ones}
+    described = _ATTRIBUTES.from_dict({"arg_properties": properties, "cls": "AttrsDescriptor"})
+    return ASTSource(fn=kernel, signature=kinds, constants=by_name, attrs=described)
 
 
 def compile_launch(launch: Recorded, arch: str, sizes: str = "sixteen") -> Any:
@@ -234,6 +252,7 @@ def floor(label: str, arch: Arch, D: int, dtype: torch.dtype) -> tuple[float, st
     work: dict[str, tuple[float, float, float]] = {  # bytes, flops, exponentials
         "pair_fwd": (2 * P * D * s + 28 * P, 0, P),
         "sort_key": (24 * P, 0, 0),
+        "rank": (48 * tuning.COUNTED_PAIRS, 0, 0),
         "chunk_sum": (2 * P * D * s + 24 * P, 0, 0),
         "join_chunks": (P // 32 * D * 4, 0, 0),
         "tile_pass[bce]": (tables + N * D * s, 6 * B * N * D if s == 2 else 4 * B * N * D, B * N),

@@ -95,6 +95,7 @@ _seed: int | None = None
 _order: list[int] = []
 _grid = (1, 1, 1)
 launches = 0  # watched so far
+launching = False  # whether one is under way
 
 
 @contextmanager
@@ -174,9 +175,12 @@ def _no_copy_back(self, *args):
 
 
 def _call(self, *args, **kwargs):
-    global _launch, launches
-    _launch = Launch()
-    _stock["__call__"](self, *args, **kwargs)
+    global _launch, launches, launching
+    _launch, launching = Launch(), True
+    try:
+        _stock["__call__"](self, *args, **kwargs)
+    finally:
+        launching = False
     launches += 1
     faults = _launch.faults + _launch.races()
     if faults:

@@ -24,12 +24,13 @@ import test_sampled
 import test_topk
 import triton
 import triton.language as tl
-from ops_cases import LOW, names, row_lists
+from ops_cases import LOW, biases, ids, names, row_lists, rows
 from test_contract import Case
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import recbole_llm_kernels as kernels
-from recbole_llm_kernels import reference
-from recbole_llm_kernels.triton_ops import segment_sum, targets
+from recbole_llm_kernels import backends, ops, reference
+from recbole_llm_kernels.triton_ops import pairs, segment_sum, targets, tuning
 
 interpreter_checks.install()
 
@@ -58,6 +59,61 @@ def test_pairs_against_the_oracle(name, dtype):
     }[name]
     options = dict(reduction="mean", weight=torch.rand(70)) if name == "pair_bce" else {}
     test_pairs.check(name, "triton", operands, ids, extra, sizes, **options)
+
+
+def test_places_are_counted_as_they_are_sorted(monkeypatch):
+    """Few pairs are ordered by counting, many by a stable sort: the same keys and order, pairs without gradient last."""
+    user_id, item_id = ids(7, (300,), 1), ids(40, (300,), 2)
+    user_id[[5, 200]], item_id[[9, 290]] = 7, -1  # out of range
+    given = user_id, item_id, biases(40), 7, 40, [True, False, True]
+    counted = pairs.order_pairs(*given)
+    monkeypatch.setattr(tuning, "COUNTED_PAIRS", 0)
+    for a, b in zip(counted, pairs.order_pairs(*given), strict=True):
+        assert torch.equal(a.key, b.key.long()) and torch.equal(a.order, b.order)
+        assert (a.key.diff() >= 0).all() and (a.key[-4:] >= 7).all()
+
+
+# what a device is kept busy with by an operation of PyTorch: nothing for views and fresh memory
+NO_LAUNCH = {"aten::detach", "aten::view", "aten::empty", "aten::empty_like", "aten::select", "aten::expand", "aten::t",
+             "aten::unbind", "aten::alias", "aten::new_empty", "aten::slice", "aten::squeeze", "aten::unsqueeze"}  # fmt: skip
+
+
+class Launches(TorchDispatchMode):
+    """Operations of PyTorch that launch something; those of the interpreter itself are not counted."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().split(".")[0]
+        if name not in NO_LAUNCH and not interpreter_checks.launching:
+            self.found.append(name)
+        return function(*args, **kwargs or {})
+
+
+def test_a_small_batch_of_pairs_takes_ten_launches(monkeypatch):
+    """Forward and backward, fills included, and nothing reads a value back."""
+    monkeypatch.undo()  # fresh buffers stay as they are: no fills that the code has not asked for
+    monkeypatch.setattr(backends, "synchronising_checks", lambda device: False)  # as on a GPU
+    monkeypatch.setattr(ops, "synchronising_checks", lambda device: False)
+    user, item = (rows(50, 16, torch.float32, seed).requires_grad_() for seed in (0, 1))
+    user_id, item_id, label = ids(50, (200,), 2), ids(50, (200,), 3), torch.ones(200)
+    one = torch.ones(())
+    before = interpreter_checks.launches
+    with Launches() as operations:
+        kernels.pair_bce(user, item, user_id, item_id, label, backend="triton").backward()
+    assert operations.found == [
+        "recbole_llm_kernels::pair_bce",
+        "aten::ones_like",
+        "recbole_llm_kernels::pair_backward",
+    ]
+    # the pairs, their places, and for each matrix the sums of chunks and over chunks
+    assert interpreter_checks.launches - before == 6
+    with Launches() as operations, torch.no_grad():
+        _, slope = pairs.pair_bce_fwd(user, item, user_id, item_id, label, None, None, "mean")
+        pairs.pair_bwd(one, slope, user, item, user_id, item_id, None, [True, True, False])
+    assert sorted(operations.found) == ["aten::mean", "aten::zeros", "aten::zeros"]
 
 
 @pytest.mark.parametrize("hot", [False, True], ids=["many", "hot"])
@@ -141,8 +197,6 @@ def test_program_order_changes_nothing(name):
 def test_ids_out_of_range_are_masked(number, monkeypatch):
     """As on a GPU, where nothing looks at ids first: every access stays inside, the loss is NaN, gradients exist."""
     from test_contract import bad_ids
-
-    from recbole_llm_kernels import backends, ops
 
     monkeypatch.setattr(backends, "synchronising_checks", lambda device: False)
     monkeypatch.setattr(ops, "synchronising_checks", lambda device: False)

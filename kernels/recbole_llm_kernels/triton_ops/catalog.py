@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from recbole_llm_kernels.triton_ops.math import log1p
-from recbole_llm_kernels.triton_ops.pairs import launch_pairs, reduce_rows, sort_keys
+from recbole_llm_kernels.triton_ops.pairs import launch_pairs, order_pairs, reduce_rows
 from recbole_llm_kernels.triton_ops.segment_sum import sum_segments
 from recbole_llm_kernels.triton_ops.targets import mark, mark_transposed, rows_of
 from recbole_llm_kernels.triton_ops.tiles import LOWEST, Axis, tile_pass
@@ -214,7 +214,7 @@ def catalog_ce_bwd(
     count = target_offsets.diff()
     shift = torch.where(count == 0, torch.inf, log_z - count.to(torch.float32).log())
     row = rows_of(target_offsets, T)
-    by_row, by_item = sort_keys(row, target_ids, item_bias, B, N, need)
+    by_row, by_item = order_pairs(row, target_ids, item_bias, B, N, need)
     value = target_slope * scale.index_select(0, row)
     one = torch.ones((), device=query.device)
     grad_query = grad_item = grad_bias = None

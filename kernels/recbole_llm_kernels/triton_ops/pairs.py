@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recbole_llm_kernels.triton_ops import tuning
 from recbole_llm_kernels.triton_ops.math import sigmoid, softplus
-from recbole_llm_kernels.triton_ops.segment_sum import sum_segments
+from recbole_llm_kernels.triton_ops.segment_sum import Sorted, sort_by, sum_segments
 
 
 @triton.jit
@@ -87,6 +87,17 @@ def _pair_fwd_kernel(
 
 
 @triton.jit
+def _rows_of_pairs(p, live, user_id_ptr, item_id_ptr, bias_ptr, n_users, n_items):
+    """Rows of the pairs in both gradients; a pair without a gradient gets the number of rows."""
+    user_id = tl.load(user_id_ptr + p, mask=live, other=0).to(tl.int64)
+    item_id = tl.load(item_id_ptr + p, mask=live, other=0).to(tl.int64)
+    used = (user_id >= 0) & (user_id < n_users) & (item_id >= 0) & (item_id < n_items)
+    if bias_ptr is not None:
+        used = used & (tl.load(bias_ptr + item_id, mask=live & used, other=0.0) != float("-inf"))
+    return tl.where(used, user_id, n_users), tl.where(used, item_id, n_items)
+
+
+@triton.jit
 def _sort_key_kernel(
     user_id_ptr,  # [P]
     item_id_ptr,  # [P]
@@ -100,15 +111,41 @@ def _sort_key_kernel(
 ):
     p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     live = p < P
-    user_id = tl.load(user_id_ptr + p, mask=live, other=0).to(tl.int64)
-    item_id = tl.load(item_id_ptr + p, mask=live, other=0).to(tl.int64)
-    used = (user_id >= 0) & (user_id < n_users) & (item_id >= 0) & (item_id < n_items)
-    if bias_ptr is not None:
-        used = used & (tl.load(bias_ptr + item_id, mask=live & used, other=0.0) != float("-inf"))
+    user_key, item_key = _rows_of_pairs(p, live, user_id_ptr, item_id_ptr, bias_ptr, n_users, n_items)
     if user_key_ptr is not None:
-        tl.store(user_key_ptr + p, tl.where(used, user_id, n_users), mask=live)
+        tl.store(user_key_ptr + p, user_key, mask=live)
     if item_key_ptr is not None:
-        tl.store(item_key_ptr + p, tl.where(used, item_id, n_items), mask=live)
+        tl.store(item_key_ptr + p, item_key, mask=live)
+
+
+@triton.jit
+def _rank_kernel(
+    user_id_ptr,  # [P]
+    item_id_ptr,  # [P]
+    bias_ptr,  # [n_items] or None
+    sorted_ptr,  # [2, 2, P] int64 out: keys and order by user, keys and order by item
+    P,
+    n_users,
+    n_items,
+    BLOCK_P: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+):
+    """A pair's place is the number of pairs before it: P^2 comparisons in one launch, where a sort takes several."""
+    side = tl.program_id(1).to(tl.int64)
+    p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    live = p < P
+    user_key, item_key = _rows_of_pairs(p, live, user_id_ptr, item_id_ptr, bias_ptr, n_users, n_items)
+    key = tl.where(side == 0, user_key, item_key)
+    place = tl.zeros([BLOCK_P], dtype=tl.int32)
+    for start in range(0, P, BLOCK_Q):
+        q = start + tl.arange(0, BLOCK_Q)
+        by_user, by_item = _rows_of_pairs(q, q < P, user_id_ptr, item_id_ptr, bias_ptr, n_users, n_items)
+        other = tl.where(side == 0, by_user, by_item)[None, :]
+        before = (other < key[:, None]) | ((other == key[:, None]) & (q[None, :] < p[:, None]))
+        place += tl.sum((before & (q < P)[None, :]).to(tl.int32), axis=1)
+    at = sorted_ptr + 2 * side * P + place
+    tl.store(at, key, mask=live)
+    tl.store(at + P, p, mask=live)
 
 
 def launch_pairs(
@@ -138,25 +175,36 @@ def launch_pairs(
     return out, slope
 
 
-def sort_keys(
+def order_pairs(
     user_id: Tensor, item_id: Tensor, item_bias: Tensor | None, n_users: int, n_items: int, need: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Keys for ``sum_segments`` by user and by item; pairs without a gradient get the number of rows."""
-    P = user_id.numel()
+) -> tuple[Sorted | None, Sorted | None]:
+    """Pairs by user and by item, as far as a gradient is wanted; pairs without one come last."""
+    P, wanted = user_id.numel(), (need[0], need[1] or need[2])
+    if not any(wanted):
+        return None, None
+    if P <= tuning.COUNTED_PAIRS:
+        found = torch.empty(2, 2, P, dtype=torch.int64, device=user_id.device)
+        if P:
+            with torch.cuda.device_of(user_id):
+                _rank_kernel[(triton.cdiv(P, 32), 2)](
+                    user_id, item_id, item_bias, found, P, n_users, n_items,
+                    BLOCK_P=32, BLOCK_Q=128, num_warps=4, enable_fp_fusion=True,
+                )  # fmt: skip
+        by_user, by_item = (Sorted(*side) if want else None for side, want in zip(found, wanted, strict=True))
+        return by_user, by_item
 
     def empty(rows: int) -> Tensor:
         # half the sort's traffic
         return torch.empty(P, dtype=torch.int32 if rows < 2**31 - 1 else torch.int64, device=user_id.device)
 
-    user_key = empty(n_users) if need[0] else None
-    item_key = empty(n_items) if need[1] or need[2] else None
-    if P and (user_key is not None or item_key is not None):
-        with torch.cuda.device_of(user_id):
-            _sort_key_kernel[(triton.cdiv(P, 1024),)](
-                user_id, item_id, item_bias, user_key, item_key, P, n_users, n_items,
-                BLOCK_P=1024, num_warps=4, enable_fp_fusion=True,
-            )  # fmt: skip
-    return user_key, item_key
+    user_key = empty(n_users) if wanted[0] else None
+    item_key = empty(n_items) if wanted[1] else None
+    with torch.cuda.device_of(user_id):
+        _sort_key_kernel[(triton.cdiv(P, 1024),)](
+            user_id, item_id, item_bias, user_key, item_key, P, n_users, n_items,
+            BLOCK_P=1024, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+    return None if user_key is None else sort_by(user_key), None if item_key is None else sort_by(item_key)
 
 
 def pair_dot_fwd(user: Tensor, item: Tensor, user_id: Tensor, item_id: Tensor, item_bias: Tensor | None) -> Tensor:
@@ -207,7 +255,7 @@ def pair_bwd(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of (user, item, item_bias) as far as in ``need``; ``grad`` is [] or [P], a missing ``slope`` is 1."""
     grad = grad.to(torch.float32).contiguous()
-    by_user, by_item = sort_keys(user_id, item_id, item_bias, len(user), len(item), need)
+    by_user, by_item = order_pairs(user_id, item_id, item_bias, len(user), len(item), need)
     grad_user = grad_item = grad_bias = None
     if by_user is not None:
         grad_user, _ = sum_segments(by_user, len(user), item_id, slope, grad, item, 1, user.dtype, None)

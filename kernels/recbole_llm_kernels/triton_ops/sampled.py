@@ -17,8 +17,8 @@ from torch import Tensor
 from recbole_llm_kernels.triton_ops import tuning
 from recbole_llm_kernels.triton_ops.catalog import Grads, Needs, row_scale, upstream_scale, weighted
 from recbole_llm_kernels.triton_ops.math import sigmoid, softplus
-from recbole_llm_kernels.triton_ops.pairs import launch_pairs, sort_keys
-from recbole_llm_kernels.triton_ops.segment_sum import sum_segments
+from recbole_llm_kernels.triton_ops.pairs import launch_pairs, order_pairs
+from recbole_llm_kernels.triton_ops.segment_sum import sort_by, sum_segments
 from recbole_llm_kernels.triton_ops.tiles import Axis, Sums, tile_pass
 
 
@@ -159,7 +159,7 @@ def sampled_bce_bwd(
     grad = grad.to(torch.float32).contiguous()
     grad_user = grad_item = grad_bias = None
     if need[0] and grad_query is not None:
-        grad_user, _ = sum_segments(_key(user_id, len(user)), len(user), None, None, grad, grad_query, 1,
+        grad_user, _ = sum_segments(sort_by(_key(user_id, len(user))), len(user), None, None, grad, grad_query, 1,
                                     user.dtype, None)  # fmt: skip
     if need[1] or need[2]:
         ids = torch.cat([pos_id[:, None], neg_id], 1).view(-1)
@@ -167,7 +167,7 @@ def sampled_bce_bwd(
         in_id = user_id.clamp(0, max(0, len(user) - 1))
         bias_dtype = item_bias.dtype if need[2] and item_bias is not None else None
         grad_item, grad_bias = sum_segments(
-            _key(ids, len(item)), len(item), in_id, slope.view(-1), grad, user, W,
+            sort_by(_key(ids, len(item))), len(item), in_id, slope.view(-1), grad, user, W,
             item.dtype if need[1] else None, bias_dtype,
         )  # fmt: skip
     return grad_user, grad_item, grad_bias
@@ -246,7 +246,7 @@ def shared_bce_bwd(
     grad = grad.to(torch.float32).contiguous()
     grad_user = grad_item = grad_bias = None
     if need[0] and formed[0] is not None:
-        grad_user, _ = sum_segments(_key(user_id, len(user)), len(user), None, None, grad, formed[0], 1,
+        grad_user, _ = sum_segments(sort_by(_key(user_id, len(user))), len(user), None, None, grad, formed[0], 1,
                                     user.dtype, None)  # fmt: skip
     if need[1] or need[2]:
         scale = upstream_scale(grad, weight, reduction, user, B)
@@ -260,10 +260,10 @@ def shared_bce_bwd(
                 "bce", negatives, queries, valid=None if valid is None else valid.T, neg_weight=neg_weight,
                 grad_dtype=wanted[0], bias_dtype=wanted[1],
             )  # fmt: skip
-        _, by_pos = sort_keys(user_id, pos_id, item_bias, len(user), N, [False, True, True])
+        _, by_pos = order_pairs(user_id, pos_id, item_bias, len(user), N, [False, True, True])
         assert by_pos is not None
         positive = sum_segments(by_pos, N, user_id, slope * grad, _one(user), user, 1, *wanted)
-        by_neg = _key(neg_id, N)
+        by_neg = sort_by(_key(neg_id, N))
         other = None if sums.grad is None else sum_segments(by_neg, N, None, None, _one(user), sums.grad, 1, *wanted)[0]
         if need[1]:
             grad_item = _add(positive[0], other, item.dtype)

@@ -9,12 +9,26 @@ chunk adds them up. Every sum has a fixed order: no atomics, bitwise repeatable.
 Bytes: 2 P D s (rows read, at most as much written) + 24 P; beside it 8 D ceil(P / CHUNK) of partial sums.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from recbole_llm_kernels.triton_ops import tuning
+
+
+class Sorted(NamedTuple):
+    """Terms in the order of the output row they belong to."""
+
+    key: Tensor  # [P] ascending, int32 or int64; the number of output rows or above: the term is left out
+    order: Tensor  # [P] the terms in that order
+
+
+def sort_by(key: Tensor) -> Sorted:
+    """Terms by ``key`` [P]; equal keys keep their order."""
+    return Sorted(*torch.sort(key, stable=True))
 
 
 @triton.jit
@@ -132,7 +146,7 @@ def _join_chunks_kernel(
 
 
 def sum_segments(
-    key: Tensor,
+    by: Sorted,
     n_out: int,
     in_id: Tensor | None,
     value: Tensor | None,
@@ -145,7 +159,7 @@ def sum_segments(
     """Sums of rows ``[n_out, D]`` in ``dtype`` and of values ``[n_out]`` in ``value_dtype``; a None dtype: not wanted.
 
     Args:
-        key: the output row of every term, ``[P]``, int32 or int64; ``n_out`` or above: the term is left out.
+        by: the terms by output row.
         n_out: rows of the result.
         in_id: rows of ``source``, ``[P / width]``; None: term p takes row p / width.
         value: factors of the terms, ``[P]`` float32; None: all 1.
@@ -155,12 +169,12 @@ def sum_segments(
         dtype: of the row sums.
         value_dtype: of the value sums.
     """
+    key, order = by
     P, D = key.numel(), source.shape[1]
     out = None if dtype is None else torch.zeros(n_out, D, dtype=dtype, device=source.device)
     out_value = None if value_dtype is None else torch.zeros(n_out, dtype=value_dtype, device=source.device)
     if P == 0 or n_out == 0 or (out is None and out_value is None):
         return out, out_value
-    key, order = torch.sort(key, stable=True)
     blocks = tuning.segment_sum(D, source.dtype, tuning.target(source.device))
     chunks = triton.cdiv(P, blocks.CHUNK)
     head = torch.empty(2, chunks, D + 1, dtype=torch.float32, device=source.device)
@@ -182,6 +196,6 @@ def sum_segments(
 def segment_sum(out_id: Tensor, in_id: Tensor, value: Tensor, source: Tensor, n_out: int, dtype: torch.dtype) -> Tensor:
     """``[n_out, D]``: sum over p with out_id_p = r of value_p * source[in_id_p], accumulated in float32."""
     one = torch.ones((), device=source.device)
-    out, _ = sum_segments(out_id, n_out, in_id, value, one, source, 1, dtype, None)
+    out, _ = sum_segments(sort_by(out_id), n_out, in_id, value, one, source, 1, dtype, None)
     assert out is not None
     return out

@@ -39,6 +39,9 @@ def target(device: torch.device) -> Target:
     return _device_target(torch.cuda.current_device() if device.index is None else device.index)
 
 
+COUNTED_PAIRS = 4096  # pairs up to which their places are counted, 33 million comparisons for both sides in one launch
+
+
 class PairBlocks(NamedTuple):
     """Blocks of the pair kernels."""
 
