@@ -7,8 +7,8 @@ A kernel ridge map takes a text direction e (ease.text_directions) to what the m
 V the target vectors, biases and source vectors of the trained items that have a text. It is linear in V: mapping vectors
 is the same as mapping columns of scores. A text unlike all others gets the zero vector.
 
-The map's scores are shrunk towards zero, how much depends on the data. ``choose_cold_boost`` finds, on training items
-hidden for the purpose, the place of cold items in the joint ranking:
+The map's scores are shrunk towards zero, how much depends on the data. ``choose_cold_boost`` finds the place of cold items
+in the joint ranking, from targets of validation that are cold or from items hidden for the purpose (``placement.py``):
 
     score(u, cold i) = kappa <x_u, f(e_i)> + offset sd_u
 
@@ -28,7 +28,7 @@ from recbole_llm.selection import CHUNK_ELEMENTS, Scorer, TopKMetric
 from recbole_llm.towers import Rows
 
 BANDWIDTH = 0.8  # h: .4 and 1.6 rank hidden items worse in 4 of 4 draws from ml-100k and amazon-office
-MU = 0.5  # .3 and 1 differ by less than 4% either way
+MU = 1.0  # .3 is better in 2 of 4 draws and worse in 2: placement.py chooses
 MAX_ANCHORS = 20_000  # 1.6 GB for K in float32
 KAPPAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 OFFSETS = (-2.0, -1.5, -1.0, -0.75, -0.5, -0.25, 0.0)
@@ -159,8 +159,7 @@ class _Candidates:
     hits: Tensor  # [U, k]
     cold_scores: Tensor  # [U, k], factor 1 and offset 0
     cold_hits: Tensor
-    deviations: Tensor  # [U, 1]
-    levels: Tensor  # [U, 1]
+    deviations: Tensor  # [U] or [U, 1]
     n_warm_targets: Tensor  # [U]
     n_targets: Tensor
 
@@ -173,7 +172,6 @@ def choose_cold_boost(
     metric: TopKMetric,
     deviations: Tensor,
     excluded: Tensor | None = None,
-    levels: Tensor | None = None,
     *,
     kappas: Sequence[float] = KAPPAS,
     offsets: Sequence[float] = OFFSETS,
@@ -181,18 +179,14 @@ def choose_cold_boost(
 ) -> ColdBoost:
     """The place of cold items that gains most in the joint ranking while the warm items keep their quality.
 
-    The model is one fitted without some training items, which play the cold ones: choose as many as are cold in truth,
-    drop their interactions, fit again, map their vectors from their texts.
-
     Args:
         scorer: scores of the rows of ``targets``, cold columns mapped with factor 1 and offset 0.
-        targets: what each user should get: warm validation items, and the hidden interactions with the items in ``cold``.
+        targets: what each user should get, warm items and items in ``cold``.
         seen: as many rows; items without a place, unless they are targets.
-        cold: ``[n_items]`` bool, the items hidden.
+        cold: ``[n_items]`` bool, the items to place.
         metric: by which it is chosen.
         deviations: ``[U]``, sd_u of every row of ``targets``.
         excluded: ``[n_items]`` bool, items without a place (padding, untrained items without a text).
-        levels: ``[U]``, the score from which kappa counts, such as the user's mean over the trained items; ``None`` for 0.
         kappas: factors tried.
         offsets: offsets tried.
         warm_floor: share of the warm metric without cold items that must remain.
@@ -202,15 +196,12 @@ def choose_cold_boost(
     """
     if not len(targets.ids):
         return ColdBoost(joint=False)
-    levels = torch.zeros_like(deviations) if levels is None else levels
-    found = _first_places(scorer, targets, seen, cold, metric.k, deviations, excluded, levels)
+    found = _first_places(scorer, targets, seen, cold, metric.k, deviations, excluded)
     has_warm = found.n_warm_targets > 0
 
     def values(kappa: float | None, offset: float) -> tuple[float, float]:
         """Mean joint and mean warm metric; without the cold items for ``None``."""
-        cold_scores = None
-        if kappa is not None:
-            cold_scores = found.levels + kappa * (found.cold_scores - found.levels) + offset * found.deviations
+        cold_scores = found.cold_scores * kappa + offset * found.deviations if kappa is not None else None
         scores = found.scores if cold_scores is None else torch.cat([found.scores, cold_scores], dim=1)
         hits = found.hits if cold_scores is None else torch.cat([found.hits, found.cold_hits], dim=1)
         order = torch.argsort(scores, dim=1, descending=True, stable=True)[:, : metric.k]
@@ -235,14 +226,7 @@ def choose_cold_boost(
 
 
 def _first_places(
-    scorer: Scorer,
-    targets: Rows,
-    seen: Rows,
-    cold: Tensor,
-    k: int,
-    deviations: Tensor,
-    excluded: Tensor | None,
-    levels: Tensor,
+    scorer: Scorer, targets: Rows, seen: Rows, cold: Tensor, k: int, deviations: Tensor, excluded: Tensor | None
 ) -> _Candidates:
     rows = torch.nonzero(targets.sizes).squeeze(1)
     warm_targets = targets.keep(~cold[targets.ids])
@@ -264,12 +248,5 @@ def _first_places(
         parts.append((halves[0], halves[1], halves[2], halves[3]))
     scores, hits, cold_scores, cold_hits = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return _Candidates(
-        scores,
-        hits,
-        cold_scores,
-        cold_hits,
-        deviations[rows, None],
-        levels[rows, None],
-        warm_targets.sizes[rows],
-        targets.sizes[rows],
+        scores, hits, cold_scores, cold_hits, deviations[rows, None], warm_targets.sizes[rows], targets.sizes[rows]
     )

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from recbole_llm.calibration import fit_platt
 from recbole_llm.closed_form import ClosedForm, Selection, fit_closed_form
-from recbole_llm.cold_map import ColdBoost
+from recbole_llm.cold_map import MU, ColdBoost
 from recbole_llm.ease import Setting
-from recbole_llm.placement import DEFAULT_MU, ColdItems, Evidence, ItemTables, choose_place, place
+from recbole_llm.placement import ColdItems, Evidence, ItemTables, choose_place, place
 from recbole_llm.recency import NextItemBlock, choose_decay, decayed, fit_next_item
 from recbole_llm.selection import BLEND_WEIGHTS, DEFAULT_METRIC, LinearScorer, Scorer, choose_blend, user_metric
 from recbole_llm.towers import FrozenTensor, Rows, pool
@@ -262,7 +262,7 @@ class FittedBlocks:
             torch.bincount(self._history_ids.value, minlength=self.n_items),
         )
         tables, queries = self._item_tables(), self._queries_by(self.history, None)
-        mu, boost = DEFAULT_MU, ColdBoost(joint=False)
+        mu, boost = MU, ColdBoost(joint=False)
         if self.options.cold_boost != "auto":
             boost = ColdBoost(joint=True, kappa=float(self.options.cold_boost))
         elif selection is not None:

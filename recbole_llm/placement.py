@@ -17,12 +17,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from recbole_llm.cold_map import ColdBoost, choose_cold_boost, deviation_direction, fit_cold_map
+from recbole_llm.cold_map import MU, ColdBoost, choose_cold_boost, deviation_direction, fit_cold_map
 from recbole_llm.selection import CHUNK_ELEMENTS, TopKMetric, user_metric
 from recbole_llm.towers import Rows, rows_from_pairs
 
 MUS = (0.3, 1.0)  # .1 and 3 rank hidden items at most 2% better, and give scores that are harder to place
-DEFAULT_MU = 1.0
 MAX_HIDDEN_SHARE = 0.3  # of the trained items that have a text
 MAX_USERS = 5_000  # by whom the place is chosen
 MAX_ANCHORS_TO_CHOOSE_MU = 8_000  # beyond, a factorisation for every mu is not worth its time
@@ -230,9 +229,9 @@ def choose_place(
     n_targets = int(cold[evidence.targets.ids].sum())
     if not n_targets:
         say("no cold item is among validation's targets: nothing to gain by ranking them with the others")
-        return DEFAULT_MU, ColdBoost(joint=False)
+        return MU, ColdBoost(joint=False)
     few = int((evidence.trained & evidence.present).sum()) <= MAX_ANCHORS_TO_CHOOSE_MU
-    mus = MUS if few else (DEFAULT_MU,)
+    mus = MUS if few else (MU,)
     enough = n_targets >= ENOUGH_TARGETS
     trials = validation_trials(evidence, ids, tables, queries, mus) if enough else None
     if trials is None:

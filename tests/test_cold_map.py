@@ -80,7 +80,7 @@ def test_with_too_many_items_the_most_popular_are_the_anchors():
     fitted = fit_cold_map(features, present, warm, values, popularity, max_anchors=5)
     few = torch.zeros(N_ITEMS, dtype=torch.bool)
     few[known[:5]] = True
-    expected = explicit_map(features, present, few, values, features[[0, 6]], 0.5, 0.8)
+    expected = explicit_map(features, present, few, values, features[[0, 6]], 1.0, 0.8)
     torch.testing.assert_close(fitted(features[[0, 6]]).double(), expected, rtol=1e-4, atol=1e-5)
 
 

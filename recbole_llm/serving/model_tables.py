@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.cold_map import ColdMap, fit_cold_map
+from recbole_llm.cold_map import MU, ColdMap, fit_cold_map
 from recbole_llm.content.feature_table import VARIANCE_FLOOR, FeatureTable
-from recbole_llm.placement import DEFAULT_MU
 from recbole_llm.serving.artifact import Block
 from recbole_llm.serving.text_map import TextMap
 
@@ -144,7 +143,7 @@ def tables_of(model: Any) -> ModelTables:
             values = torch.cat([vector, source, (raw_bias - mean_bias)[:, None]], 1)
             popularity = torch.bincount(model.history.ids, minlength=model.n_items)
             placed = model.cold_items
-            mu = DEFAULT_MU if placed is None else placed.mu
+            mu = MU if placed is None else placed.mu
             cold_map = fit_cold_map(features.value, present.value, trained, values, popularity, mu=mu)
             if placed is not None and placed.joint:
                 kappa, direction = placed.kappa, _columns(placed.shift, model, closed is not None, with_learned)
