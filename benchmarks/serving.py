@@ -36,6 +36,7 @@ from serving_servers import (
     GUNICORN,
     N_USERS,
     ROOT,
+    SLOWS_NUMPY,
     Server,
     clustered_contents,
     make_cornac_model,
@@ -455,4 +456,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # one thread, as a worker has; and without what slows NumPy down where it is set
+    wanted = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    if any(os.environ.get(name) != value for name, value in wanted.items()) or any(
+        n in os.environ for n in SLOWS_NUMPY
+    ):
+        kept = {name: value for name, value in os.environ.items() if name not in SLOWS_NUMPY}
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**kept, **wanted})
     main()

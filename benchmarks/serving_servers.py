@@ -20,6 +20,7 @@ HISTORY = 50
 K = 10
 F = 32  # of the made encoder
 CLOCK = os.sysconf("SC_CLK_TCK")
+SLOWS_NUMPY = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 FLASK, GUNICORN = "cornac flask", "cornac gunicorn"
 
 
@@ -211,7 +212,7 @@ class Server:
             self.port = probe.getsockname()[1]
         one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         self.environment = {**os.environ, **one_thread, "BENCHMARK_EXPORT": str(export)}
-        for variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # slow NumPy down where they are set
+        for variable in SLOWS_NUMPY:
             self.environment.pop(variable, None)
         address = f"127.0.0.1:{self.port}"
         if self.kind == "GET":
