@@ -24,6 +24,8 @@ from recbole_llm.serving.catalog import Catalog
 from recbole_llm.serving.errors import ExportError
 
 MIN_ROWS_PER_LIST = 39  # below this k-means of FAISS warns
+# k-means sees this many rows per list, not FAISS's 256: a quarter of the build time, and recall is measured either way
+TRAINING_ROWS_PER_LIST = 64
 
 log = getLogger(__name__)
 
@@ -55,7 +57,7 @@ def build_index(vector: np.ndarray, bias: np.ndarray, queries: np.ndarray) -> tu
     N, width = table.shape
     nlist = max(1, min(round(4 * N**0.5), N // MIN_ROWS_PER_LIST))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, nlist, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed = 0
+    index.cp.seed, index.cp.max_points_per_centroid = 0, TRAINING_ROWS_PER_LIST
     index.train(table)
     index.add(table)
     wide = with_bias(queries, np.ones(len(queries), np.float32))
