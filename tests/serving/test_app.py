@@ -104,6 +104,18 @@ def test_the_service_answers_as_the_python_api(client, export):
             )
 
 
+def test_the_service_answers_as_the_command(client, shared_folder, export, tmp_path):
+    from recbole_llm import cli
+
+    target = tmp_path / "all.jsonl"
+    assert cli.main(["recommend", str(shared_folder), "--k", "6", "--output", str(target)]) == 0
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert {row["user"] for row in rows} == set(export.user_ids)
+    for user in export.user_ids:
+        got = [(item["id"], item["title"], item["score"], item["cold"]) for item in client.ask(user=user, k=6)["items"]]
+        assert got == [(r["item"], r["title"], r["score"], r["cold"]) for r in rows if r["user"] == user]
+
+
 def test_items_text_and_fallback(client):
     assert client.ask(items=["i1", "zz"])["unknown"] == ["zz"]
     assert client.ask(text="space story")["source"] == "text"
