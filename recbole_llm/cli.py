@@ -24,12 +24,16 @@ _EXTRAS = {
 
 def _split_overrides(rest: Sequence[str], command: str) -> list[str]:
     """The arguments that argparse does not know: all must be ``--key=value``, which RecBole reads from ``sys.argv``."""
+    given: dict[str, str] = {}
     for argument in rest:
         if not argument.startswith("--") or "=" not in argument:
             raise ValueError(
                 f"{argument!r} is not an option of '{PROGRAM} {command}' and not a configuration value; "
                 f"write values as --key=value, for example --epochs=5. '{PROGRAM} {command} --help' lists the options."
             )
+        key, _, value = argument.partition("=")
+        if given.setdefault(key, value) != value:
+            raise ValueError(f"{key} is given twice, as {given[key]!r} and {value!r}; give it once.")
     return list(rest)
 
 
