@@ -15,6 +15,7 @@ from recbole_llm.recency import decayed
 from recbole_llm.towers import FrozenTensor, ItemTower, Rows, UserTower, history_weights, pool
 from recbole_llm_kernels import catalog_bce, catalog_ce, pair_bce, pair_dot, sampled_bce
 from recbole_llm_kernels.torch_ops.pool import pool as pool_on_cpu
+from recbole_llm_kernels.torch_ops.pool import scaled_rows
 
 NOT_IN_CATALOGUE = float("-inf")  # the kernels' mark for an item that no loss, gradient or ranking may see
 
@@ -154,8 +155,11 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
 
     def _queries_of_pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Queries ``[P, D]`` of (user, item) pairs whose item takes no part in its own user's history."""
-        if not self.user_tower.uses_history:
-            return self._scaled(self.user_tower(users, None))
+        tower = self.user_tower
+        if tower.id is not None and tower.is_a_table and self.options.scoring == "dot" and not users.is_cuda:
+            return scaled_rows(tower.id.weight, users, tower.offset, self.log_scale.exp())
+        if not tower.uses_history:
+            return self._scaled(tower(users, None))
         user, of_pair = torch.unique(users, return_inverse=True)
         history = self._drop(self.history.select(user))
         weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights

@@ -279,6 +279,11 @@ class UserTower(nn.Module):
             self.text, self.has_text = text
             self.adapter = _adapter(self.text.value.shape[1], dim, hidden)
 
+    @property
+    def is_a_table(self) -> bool:
+        """Whether x_u = e_u + c: neither history nor text."""
+        return self.id is not None and not self.uses_history and self.adapter is None
+
     def forward(self, users: Tensor, pooled: Tensor | None) -> Tensor:
         """User vectors x_u, ``[B, D]``.
 

@@ -81,3 +81,18 @@ def test_pooling_has_the_gradient_of_embedding_bag(dtype):
     pooled.backward(upstream)
     bag.backward(upstream)
     torch.testing.assert_close(one.grad, two.grad)
+
+
+def test_scaled_rows_have_the_gradients_of_the_chain():
+    from recbole_llm_kernels.torch_ops.pool import scaled_rows
+
+    leaves = [rows(9, 5, torch.float64, 0), torch.randn(5).double(), torch.tensor(0.7).double()]
+    entry, upstream = ids(9, (30,), 1, torch.int64), rows(30, 5, torch.float64, 2)
+    ours, chain = ([x.clone().requires_grad_() for x in leaves] for _ in range(2))
+    got = scaled_rows(ours[0], entry, ours[1], ours[2])
+    want = (chain[0][entry] + chain[1]) * chain[2]
+    torch.testing.assert_close(got, want)
+    got.backward(upstream)
+    want.backward(upstream)
+    for x, y in zip(ours, chain, strict=True):
+        torch.testing.assert_close(x.grad, y.grad)
