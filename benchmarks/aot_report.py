@@ -266,7 +266,7 @@ def floor(label: str, arch: Arch, D: int, dtype: torch.dtype) -> tuple[float, st
     size, flops, exponentials = work[label]
     times = {"memory": size / arch.bandwidth, "matrix": flops / rate, "exp": exponentials / arch.exponentials}
     limit = max(times, key=lambda name: times[name])
-    return 1e6 * times[limit], limit
+    return round(1e6 * times[limit], 2), limit
 
 
 def wanted(archs: list[str], dtypes: list[str], dims: list[int], sizes: list[str]) -> Iterator[tuple[Recorded, Row]]:
@@ -288,6 +288,15 @@ def filled(launch: Recorded, row: Row) -> Row:
     row = row | {"warps": launch.options["num_warps"], **measure(compiled, row["arch"])}
     row["floor_us"], row["floor_by"] = floor(launch.label, arch, row["D"], dtype)
     return row | {"problems": problems(launch, row, compiled.asm["ttir"])}
+
+
+FIELDS = ("arch", "dtype", "D", "kernel", "absent", "sizes", "precision", "warps", "registers", "spills", "shared", "matrix",
+          "wide_loads", "exponentials", "fma", "atomics", "floor_us", "floor_by", "problems", "source")  # fmt: skip
+
+
+def rows_of(data: Row) -> list[Row]:
+    """The rows of a result file."""
+    return [dict(zip(data["columns"], row, strict=True)) for row in data["rows"]]
 
 
 def place_of(row: Row) -> tuple[Any, ...]:
@@ -322,7 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_float32_matmul_precision(options.precision)
     file = None if options.json == "none" else Path(options.json)
-    before: list[Row] = json.loads(file.read_text())["rows"] if file and file.exists() else []
+    before = rows_of(json.loads(file.read_text())) if file and file.exists() else []
     known, stop = {row["source"]: row for row in before}, time.monotonic() + 60 * options.minutes
     print("  ".join(name.ljust(width) for name, width in zip(COLUMNS, WIDTHS, strict=True)))
     rows: list[Row] = []
@@ -335,8 +344,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(line(rows[-1]), flush=True)
     if file:
         place = {place_of(row): row for row in before} | {place_of(row): row for row in rows}
-        facts = {"triton": triton.__version__, "commit": timing.commit()}
-        lines = ",\n".join(json.dumps(row) for row in place.values())
+        facts = {"triton": triton.__version__, "commit": timing.commit(), "columns": FIELDS}
+        lines = ",\n".join(json.dumps([row[name] for name in FIELDS]) for row in place.values())
         file.write_text(json.dumps(facts)[:-1] + f', "rows": [\n{lines}\n]}}\n')
     wrong = sum(bool(row["problems"]) for row in rows)
     print(

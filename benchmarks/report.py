@@ -1,0 +1,305 @@
+"""Markdown tables and SVG plots from every result file in a folder.
+
+    python benchmarks/report.py                              # benchmarks/results/*.json to REPORT.md and plots/*.svg there
+    python benchmarks/report.py --results FOLDER --no-plots
+
+One small renderer per kind of file, found by the file's name up to the first "-" or "_<card>": add a function and its
+line in ``RENDERERS``. A file of another kind is listed as such. Nothing is measured here, and no figure is changed but
+for rounding. Plots need the extra "bench" (matplotlib); the same results give the same bytes.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RESULTS = Path(__file__).parent / "results"
+Json = dict[str, Any]
+
+
+class Bars(NamedTuple):
+    """A plot of horizontal bars."""
+
+    name: str  # of the file
+    title: str
+    axis: str
+    groups: list[str]
+    series: dict[str, list[float | None]]  # a value per group; None: no bar
+    log: bool = False
+    line: float | None = None  # where a value is as good as ours
+
+
+class Section(NamedTuple):
+    """What one file becomes."""
+
+    lines: list[str]
+    plots: list[Bars]
+
+
+def number(x: object) -> str:
+    """Three significant digits; what is no number as it is."""
+    if isinstance(x, bool) or not isinstance(x, int | float):
+        return "" if x is None else str(x)
+    if isinstance(x, int):
+        return f"{x:,}"
+    return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """A Markdown table; a bar in a cell is escaped."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        lines.append("| " + " | ".join(number(cell).replace("|", "\\|") for cell in row) + " |")
+    return [*lines, ""]
+
+
+def records(rows: Json) -> list[str]:
+    """A table of {name: {field: number or text}}; fields that hold more than one value are left out."""
+    flat = {name: {k: v for k, v in row.items() if not isinstance(v, dict | list)} for name, row in rows.items()}
+    fields = list(dict.fromkeys(field for row in flat.values() for field in row))
+    return table(["", *fields], [[name, *(row.get(f) for f in fields)] for name, row in flat.items()])
+
+
+def facts(data: Json) -> list[str]:
+    """Machine, versions and commit, as far as a file holds them."""
+    machine, found = data.get("machine"), []
+    if isinstance(machine, dict):
+        found += [str(machine[k]) for k in ("device", "cpu", "processor", "platform") if machine.get(k)]
+        found += [f"{machine['cores']} cores"] if "cores" in machine else []
+    elif machine:
+        found.append(str(machine))
+    versions = data.get("versions") or (machine.get("versions") if isinstance(machine, dict) else None) or {}
+    found += [f"{name} {version}" for name, version in versions.items() if version]
+    commit = data.get("commit") or (machine.get("commit") if isinstance(machine, dict) else None)
+    found += [f"commit {commit[:10]}{'+changes' if commit.endswith('+changes') else ''}"] if commit else []
+    return ["Measured on: " + ", ".join(found) + ".", ""] if found else []
+
+
+def shape_of(entry: Json) -> str:
+    """An entry's shape in a line."""
+    shape = " ".join(f"{k}={number(v)}" for k, v in entry["shape"].items())
+    return shape if entry["dtype"] == "float32" else f"{shape} {entry['dtype']}"
+
+
+def kernel_speed(data: Json) -> Section:
+    """How many times as fast, and how many times less memory, ours is than each other way to compute the same."""
+    lines, plots = [], []
+    entries = data["entries"]
+    for machine in {json.dumps(e["machine"]["versions"] | {"cpu": e["machine"]["cpu"]}): e for e in entries}.values():
+        lines += facts(machine)
+    rows = []
+    for e in entries:
+        for name, v in e["variants"].items():
+            rows.append([e["operator"], shape_of(e), e["threads"], name, v["ms"], v["gflop_per_s"], v["gb_per_s"],
+                         f"{100 * v['share_of_roofline']:.0f}%", v["ours_is_faster_by"]])  # fmt: skip
+    head = ["operator", "shape", "threads", "", "ms", "GFLOP/s", "GB/s", "roofline", "ours is faster by"]
+    lines += table(head, rows)
+    measured = [e for e in entries if "mib" in e["variants"]["ours"]]
+    rows = []
+    for e in measured:
+        for name, v in e["variants"].items():
+            less = v["ours_takes_less_memory_by"]
+            rows.append([e["operator"], shape_of(e), name, v["mib"]["allocated"], v["mib"].get("resident"),
+                         v["mib"]["result"], less["allocated"], less["allocated beyond the result"]])  # fmt: skip
+    head = ["operator", "shape", "", "MiB allocated", "MiB resident", "MiB of the result", "ours takes less by",
+            "beyond the result"]  # fmt: skip
+    lines += ["Peak memory of one step, one thread:", "", *table(head, rows)]
+    reasons = {f"{name}: {reason}" for e in entries for name, reason in e["unavailable"].items()}
+    lines += [f"- not measured, {reason}" for reason in sorted(reasons)] + [""] * bool(reasons)
+    for threads in sorted({e["threads"] for e in entries}):
+        chosen = [e for e in entries if e["threads"] == threads]
+        plots.append(_ratios(f"kernel_speed_{data['device']}_{threads}", chosen,
+                             f"Speed on {data['device']}, {threads} thread{'s' * (threads > 1)}", "ours is faster by",
+                             lambda v: v["ours_is_faster_by"]))  # fmt: skip
+    plots.append(_ratios(f"kernel_memory_{data['device']}", measured, f"Peak memory on {data['device']}, allocated in a step",
+                         "ours takes less by", lambda v: v["ours_takes_less_memory_by"]["allocated"]))  # fmt: skip
+    return Section(lines, plots)
+
+
+def _ratios(name: str, entries: list[Json], title: str, axis: str, value: Callable[[Json], float]) -> Bars:
+    others = list(dict.fromkeys(v for e in entries for v in e["variants"] if v != "ours"))
+    series = {o: [value(e["variants"][o]) if o in e["variants"] else None for e in entries] for o in others}
+    return Bars(name, title, axis, [f"{e['operator']} {shape_of(e)}" for e in entries], series, log=True, line=1.0)
+
+
+def aot_report(data: Json) -> Section:
+    """What the compiler makes of the Triton kernels: the heaviest specialisation of each, and what is wrong."""
+    rows = [dict(zip(data["columns"], row, strict=True)) for row in data["rows"]]
+    wrong = [r for r in rows if r["problems"]]
+    lines = [f"{len(rows)} kernels compiled with Triton {data['triton']} (no GPU), {len(wrong)} with problems.", ""]
+    worst: dict[tuple[str, ...], Json] = {}
+    for r in rows:
+        key = r["kernel"], r["arch"], r["dtype"], str(r["D"])
+        if key not in worst or r["registers"] > worst[key]["registers"]:
+            worst[key] = r
+    fields = ["registers", "spills", "shared", "matrix", "wide_loads", "floor_us"]
+    head = ["kernel", "architecture", "dtype", "D", *fields[:5], "predicted floor, us"]
+    lines += table(head, [[*key, *(r[f] for f in fields)] for key, r in sorted(worst.items())])
+    lines += [
+        f"- {r['arch']} {r['dtype']} D={r['D']} {r['kernel']} {r['sizes']}: {'; '.join(r['problems'])}" for r in wrong
+    ]
+    return Section([*lines, ""] if wrong else lines, [])
+
+
+def gpu_acceptance(data: Json) -> Section:
+    """Which steps passed on the card."""
+    steps = {k: v for k, v in data.items() if isinstance(v, dict) and "passed" in v}
+    rows = [[k, "passed" if v["passed"] else v.get("skipped", "FAILED")] for k, v in steps.items()]
+    return Section([f"{data.get('card', data.get('device'))}:", "", *table(["step", "result"], rows)], [])
+
+
+def quality(data: Json) -> Section:
+    """Test metrics by split and model, mean and spread over seeds."""
+    lines, plots = [*facts(data), f"{data['protocol']}.", ""], []
+    for split in data["splits"]:
+        rows = split["rows"]
+        names = list(rows[0]["mean"])
+        cells = [[r["model"], r["seeds"], *(_spread(r, n) for n in names), r["seconds"], r["p"]] for r in rows]
+        seed = split["split_seed"]
+        lines += [f"Split seed {seed}:", "", *table(["model", "seeds", *names, "seconds", "p (Holm)"], cells)]
+        metric = split["metric"]
+        series = {metric: [r["mean"].get(metric) for r in rows]}
+        plots.append(Bars(f"quality_{data['dataset']}_{seed}", f"{data['dataset']}, split seed {seed}", metric,
+                          [r["model"] for r in rows], series))  # fmt: skip
+    return Section(lines, plots)
+
+
+def _spread(row: Json, name: str) -> str:
+    mean, spread = row["mean"].get(name), row.get("spread", {}).get(name)
+    return "" if mean is None else f"{mean:.4g}" + (f" ± {spread:.2g}" if spread else "")
+
+
+def import_speed(data: Json) -> Section:
+    """Seconds and peak memory of reading and importing."""
+    rows = data["measurements"]
+    cells = [[r["name"], r.get("library"), r.get("rows_out"), r["seconds"], r.get("peak_mib")] for r in rows]
+    lines = [f"{number(data['rows'])} rows:", "", *table(["", "library", "rows out", "seconds", "peak MiB"], cells)]
+    series = {"seconds": [r["seconds"] for r in rows]}
+    return Section(lines, [Bars("import_speed", "Reading and importing", "seconds", [r["name"] for r in rows], series)])
+
+
+def stock_models(data: Json) -> Section:
+    """How many of RecBole's models run."""
+    models = data["models"]
+    counts = Counter((m["type"], m["result"]) for m in models)
+    lines = [*facts(data), f"{data['data']}: {len(models)} models.", ""]
+    lines += table(["type", "result", "models"], [[*key, n] for key, n in sorted(counts.items())])
+    lines += [f"- {m['model']}: {m['result']}" for m in models if m["result"] != "ok"]
+    return Section([*lines, ""], [])
+
+
+def encode_speed(data: Json) -> Section:
+    """Texts encoded a second."""
+    compared = data["compared"]
+    names = list(compared["seconds"])
+    fields = [f for f in compared if isinstance(compared[f], dict) and set(names) <= set(compared[f])]
+    cells = [[n, *(compared[f][n] for f in fields if not isinstance(compared[f][n], list))] for n in names]
+    shown = [f for f in fields if not isinstance(compared[f][names[0]], list)]
+    return Section([*facts(data), *table(["", *(f.replace("_", " ") for f in shown)], cells)], [])
+
+
+def serving(data: Json) -> Section:
+    """Requests a second and latencies of the services compared."""
+    lines = facts(data)
+    parts = {"": data} | {name: part for name, part in data.items() if isinstance(part, dict)}
+    for name, part in parts.items():
+        if "servers" in part:
+            lines += [*([f"{name}:", ""] if name else []), *records(part["servers"])]
+    return Section(lines, [])
+
+
+RENDERERS: dict[str, Callable[[Json], Section]] = {
+    f.__name__: f
+    for f in (kernel_speed, aot_report, gpu_acceptance, quality, import_speed, stock_models, encode_speed, serving)
+}
+
+
+def kind_of(stem: str) -> str | None:
+    """The renderer for a file of this name; None: there is none."""
+    fitting = [kind for kind in RENDERERS if stem == kind or stem.startswith((f"{kind}-", f"{kind}_"))]
+    return max(fitting, key=len) if fitting else None
+
+
+def section(file: Path) -> Section:
+    """One file; of an unknown kind, or not as its kind was when the renderer was written: said so."""
+    data, kind = json.loads(file.read_text(encoding="utf-8")), kind_of(file.stem)
+    if kind is None:
+        fields = ", ".join(data) if isinstance(data, dict) else f"a list of {len(data)}"
+        found = facts(data) if isinstance(data, dict) else []
+        return Section([*found, f"No renderer for this kind of file. It holds: {fields}.", ""], [])
+    try:
+        return RENDERERS[kind](data)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        return Section([f"Not rendered: {kind} files have changed ({type(error).__name__}: {error}).", ""], [])
+
+
+def draw(bars: Bars, folder: Path) -> Path:
+    """Write the plot as SVG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "recbole-llm", "font.size": 8})
+    count = len(bars.series)
+    figure, axes = plt.subplots(figsize=(9, 0.8 + len(bars.groups) * (0.12 + 0.13 * count)))
+    for place, (name, values) in enumerate(bars.series.items()):
+        drawn = [(g + 0.8 * (place + 0.5) / count - 0.4, v) for g, v in enumerate(values) if v is not None]
+        axes.barh([y for y, _ in drawn], [v for _, v in drawn], height=0.7 / count, label=name)
+        for y, v in drawn:
+            axes.text(v, y, f" {number(float(v))}", va="center", fontsize=6)
+    axes.set_yticks(range(len(bars.groups)), bars.groups)
+    axes.invert_yaxis()
+    axes.set_xlabel(bars.axis)
+    axes.set_title(bars.title)
+    if bars.log:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    if bars.line is not None:
+        axes.axvline(bars.line, color="black", linewidth=0.8)
+    if count > 1:
+        axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.01, 1))
+    figure.tight_layout()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{bars.name}.svg"
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    return path
+
+
+def render(results: Path, output: Path, plots: bool) -> list[str]:
+    """The report's lines; plots go to the folder "plots" beside ``output``."""
+    lines = ["# Results", "", "Written by `python benchmarks/report.py` from the JSON files in this folder.", ""]
+    files = sorted(results.glob("*.json"))
+    for file in files:
+        part = section(file)
+        lines += [f"## {file.name}", "", *part.lines]
+        if plots:
+            drawn = [draw(bars, output.parent / "plots") for bars in part.plots]
+            lines += [line for path in drawn for line in (f"![{path.stem}](plots/{path.name})", "")]
+    return lines if files else [*lines, "There is no result file.", ""]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of result files")
+    parser.add_argument("--output", type=Path, help="Markdown file; default: REPORT.md in that folder")
+    parser.add_argument("--no-plots", dest="plots", action="store_false", help="tables only, without matplotlib")
+    options = parser.parse_args(arguments)
+    output = options.output or options.results / "REPORT.md"
+    try:
+        lines = render(options.results, output, options.plots)
+    except ImportError as error:
+        print(f"plots need matplotlib ({error}): pip install 'recbole-llm[bench]', or add --no-plots")
+        return 1
+    output.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    print(f"written to {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The benchmarks themselves: the quick grid runs and refuses wrong results; the report renders what result files hold."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import kernel_cases
+import kernel_speed
+import report
+
+TINY = {"pair_bce": dict(P=300, n=200, D=16), "sampled_bce": dict(B=60, K=5, n=200, D=16),
+        "catalog_bce": dict(B=20, N=300, D=16), "catalog_ce": dict(B=20, N=300, D=16),
+        "score_topk": dict(B=20, N=5000, D=16, k=10)}  # fmt: skip
+
+
+@pytest.fixture
+def real_buffers(monkeypatch):
+    monkeypatch.undo()  # the profiler and the baselines fill their own
+
+
+@pytest.fixture
+def tiny(monkeypatch, real_buffers):
+    monkeypatch.setattr(kernel_speed, "QUICK", [(name, TINY[name]) for name in kernel_cases.OPERATORS])
+    monkeypatch.setattr(kernel_cases, "competitors", dict)
+    slow = kernel_speed.timing.paired
+    monkeypatch.setattr(kernel_speed.timing, "paired", lambda v, budget, device: slow(v, 0.01, device))
+    limits = {"flop_per_s": 1e11, "mm_flop_per_s": 1e11, "bytes_per_s": 1e10}
+    monkeypatch.setattr(kernel_speed.timing, "ceilings", lambda *_: limits)
+
+
+def test_the_quick_grid_shows_every_operator(tiny, capsys):
+    assert kernel_speed.main(["--quick", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    for name in kernel_cases.OPERATORS:
+        assert f"{name}  " in shown
+    assert shown.count("  ours  ") == len(TINY)
+
+
+def test_a_wrong_result_is_not_timed(tiny, monkeypatch):
+    right = kernel_cases.kernels.pair_bce
+    monkeypatch.setattr(kernel_cases.kernels, "pair_bce", lambda *args: 1.001 * right(*args))
+    with pytest.raises(SystemExit, match="pair_bce .*not timed, the result is wrong"):
+        kernel_speed.main(["--quick", "--device", "cpu", "--only", "pair_bce"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from Linux")
+def test_memory_counts_what_is_held_at_once(real_buffers):
+    """32 MiB kept beside 16 MiB that were freed before the last 16 MiB."""
+    held = []
+
+    def call():
+        torch.ones(1 << 22)
+        held.append(torch.ones(1 << 23))
+        torch.ones(1 << 22)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = kernel_speed.timing.peak_memory(call, "cpu", held.clear)
+    finally:
+        torch.set_num_threads(before)
+    assert found["allocated"] == pytest.approx(48, abs=1)
+    assert found["resident"] >= 48
+
+
+def entry(threads, **mib):
+    ours = {"ms": 2.0, "gflop_per_s": 3.0, "gb_per_s": 4.0, "share_of_roofline": 0.5, "ours_is_faster_by": 1.0}
+    eager = ours | {"ms": 5.0, "ours_is_faster_by": 2.5}
+    for variant, memory in ((ours, 10.0), (eager, 40.0)) if mib else ():
+        variant["mib"] = {"allocated": memory, "resident": memory, "result": 5.0}
+        variant["ours_takes_less_memory_by"] = {"allocated": memory / 10, "allocated beyond the result": 7.0}
+    return {"operator": "pair_bce", "shape": {"P": 65536}, "dtype": "float32", "threads": threads,
+            "machine": {"cpu": "A processor", "versions": {"torch": "2.13"}, "commit": "abc"},
+            "unavailable": {"Liger-Kernel": "not installed"}, "variants": {"eager": eager, "ours": ours}}  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path):
+    files = {
+        "kernel_speed": {"device": "cpu", "entries": [entry(1, mib=True), entry(2)]},
+        "gpu_acceptance_a-card": {"card": "A card", "tests": {"passed": True}, "speed": {"passed": False}},
+        "something-new": {"machine": {"cpu": "A processor"}, "figures": [1]},
+        "stock_models": {"models": "not what it was"},
+    }
+    for name, data in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(data))
+    return tmp_path
+
+
+def test_the_report_holds_every_file(results):
+    assert report.main(["--results", str(results), "--no-plots"]) == 0
+    text = (results / "REPORT.md").read_text()
+    assert "| pair_bce | P=65,536 | 2 | eager | 5 | 3 | 4 | 50% | 2.5 |" in text
+    assert "| pair_bce | P=65,536 | eager | 40 | 40 | 5 | 4 | 7 |" in text
+    assert "- not measured, Liger-Kernel: not installed" in text
+    assert "| tests | passed |\n| speed | FAILED |" in text
+    assert (
+        "## something-new.json\n\nMeasured on: A processor.\n\nNo renderer for this kind of file. It holds: machine"
+        in text
+    )
+    assert "Not rendered: stock_models files have changed" in text
+
+
+def test_plots_are_svg_and_the_same_again(results):
+    pytest.importorskip("matplotlib")
+    assert report.main(["--results", str(results)]) == 0
+    drawn = {file.name: file.read_bytes() for file in (results / "plots").iterdir()}
+    assert set(drawn) == {"kernel_speed_cpu_1.svg", "kernel_speed_cpu_2.svg", "kernel_memory_cpu.svg"}
+    assert all(x.startswith(b"<?xml") and b"2.5" in drawn["kernel_speed_cpu_1.svg"] for x in drawn.values())
+    assert all(f"plots/{name}" in (results / "REPORT.md").read_text() for name in drawn)
+    report.main(["--results", str(results)])
+    assert drawn == {file.name: file.read_bytes() for file in (results / "plots").iterdir()}
+
+
+def test_committed_results_of_the_kernels_are_rendered():
+    for file in [*report.RESULTS.glob("kernel_speed*.json"), *report.RESULTS.glob("aot_report*.json")]:
+        lines = report.section(file).lines
+        assert len(lines) > 10 and not any(line.startswith("Not rendered") for line in lines)
