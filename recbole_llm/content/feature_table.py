@@ -68,23 +68,47 @@ def apply_transform(table: FeatureTable, kind: str) -> FeatureTable:
     """
     if kind not in TRANSFORMS:
         raise ValueError(f"feature_transform must be one of {', '.join(TRANSFORMS)}, got {kind!r}.")
-    rows = table.vectors[table.present]
-    if kind == "none" or not len(rows):
+    if kind == "none" or not bool(table.present.any()):
         return table
-    centred = rows.double() - rows.double().mean(0)
-    if kind == "center":
-        result = centred
-    else:
-        if kind == "standardize":
-            variance = centred.square().mean(0)
-            result = centred / (variance + VARIANCE_FLOOR * variance.mean()).clamp_min(1e-30).sqrt()
-        else:
-            variance, basis = torch.linalg.eigh(centred.T @ centred / len(centred))
-            scale = (variance.clamp_min(0) + VARIANCE_FLOOR * variance.mean()).clamp_min(1e-30).rsqrt()
-            result = (centred @ (basis * scale)) @ basis.T
-        size = result.square().sum().sqrt()
-        if size > 0:
-            result = result * (centred.square().sum().sqrt() / size)
+    center, matrix = fit_transform(table, kind)
+    result = table.vectors[table.present].double() - center
+    if matrix is not None:
+        result = result @ matrix
     vectors = torch.zeros_like(table.vectors)
     vectors[table.present] = result.float()
     return replace(table, vectors=vectors, fingerprint=f"{table.fingerprint}:{kind}")
+
+
+def fit_transform(table: FeatureTable, kind: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The affine map z = (x - m) T of :func:`apply_transform`, which vectors that come later go through too.
+
+    Args:
+        table: the vectors it is fitted to.
+        kind: as there.
+
+    Returns:
+        m ``[F]`` and T ``[F, F]`` (``None`` for the identity), float64.
+
+    Raises:
+        ValueError: on an unknown kind.
+    """
+    if kind not in TRANSFORMS:
+        raise ValueError(f"feature_transform must be one of {', '.join(TRANSFORMS)}, got {kind!r}.")
+    rows = table.vectors[table.present].double()
+    if kind == "none" or not len(rows):
+        return rows.new_zeros(table.dim), None
+    center = rows.mean(0)
+    if kind == "center":
+        return center, None
+    centred = rows - center
+    if kind == "standardize":
+        variance = centred.square().mean(0)
+        matrix = torch.diag((variance + VARIANCE_FLOOR * variance.mean()).clamp_min(1e-30).rsqrt())
+    else:
+        variance, basis = torch.linalg.eigh(centred.T @ centred / len(centred))
+        scale = (variance.clamp_min(0) + VARIANCE_FLOOR * variance.mean()).clamp_min(1e-30).rsqrt()
+        matrix = (basis * scale) @ basis.T
+    size = (centred @ matrix).square().sum().sqrt()
+    if size > 0:
+        matrix = matrix * (centred.square().sum().sqrt() / size)
+    return center, matrix

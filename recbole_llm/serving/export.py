@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.feature_table import fit_transform
 from recbole_llm.content.features import FeatureStore, encode_texts
 from recbole_llm.content.text import (
     AtomicTable,
@@ -26,7 +27,7 @@ from recbole_llm.content.text import (
 from recbole_llm.serving.artifact import EncoderSpec, ItemRecord, ItemText, Manifest
 from recbole_llm.serving.artifact_writer import ExportContents, write_artifact
 from recbole_llm.serving.model_card import model_card
-from recbole_llm.serving.model_tables import ModelTables, feature_map, tables_of
+from recbole_llm.serving.model_tables import ModelTables, tables_of
 from recbole_llm.serving.text_map import TextMap
 
 INDEX_KINDS = ("auto", "exact", "ivf")
@@ -303,7 +304,7 @@ def _text_map(tables: ModelTables, dataset: Any, options: Any, encoder: Any | No
     tokens = [None, *_tokens(dataset, dataset.iid_field)]
     texts, _ = texts_of_tokens(table, tokens, fields, options.item_text_template)
     raw = encode_texts(texts, encoder, FeatureStore(options.feature_cache_dir), batch_size=options.encoder_batch_size)
-    return tables.text_map(*feature_map(raw, options.feature_transform))
+    return tables.text_map(*fit_transform(raw, options.feature_transform))
 
 
 def _index(kind: str, tables: ModelTables, history: Any) -> tuple[Mapping[str, Any], bytes] | None:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from recbole_llm.cold_map import MU, ColdMap, fit_cold_map
-from recbole_llm.content.feature_table import VARIANCE_FLOOR, FeatureTable
 from recbole_llm.serving.artifact import Block
 from recbole_llm.serving.text_map import TextMap
 
@@ -61,25 +60,25 @@ class ModelTables:
     bias_scale: float
     bias_offset: float
 
-    def text_map(self, center: np.ndarray, transform: np.ndarray | None) -> TextMap | None:
+    def text_map(self, center: Tensor, transform: Tensor | None) -> TextMap | None:
         """The map from raw text vectors.
 
         Args:
-            center: ``[F]`` of :func:`feature_map`.
-            transform: ``[F, F]`` of :func:`feature_map`, or ``None``.
+            center: ``[F]`` of :func:`recbole_llm.content.feature_table.fit_transform`.
+            transform: ``[F, F]`` of the same, or ``None``.
         """
         if self.cold_map is None:
             return None
         D = self.vector.shape[1]
         coefficients = _numpy(self.cold_map.coefficients)
         # (f - center) T - centre = (f - center - centre T^-1) T
-        centre: np.ndarray = _numpy(self.cold_map.centre).astype(np.float64)
+        centre = self.cold_map.centre.cpu().double()
         if transform is not None:
-            centre = np.linalg.lstsq(transform.astype(np.float64).T, centre, rcond=None)[0]
+            centre = torch.linalg.lstsq(transform.T, centre[:, None]).solution[:, 0]
         return TextMap(
             kind="rbf",
-            center=(center + centre).astype(np.float32),
-            transform=transform,
+            center=_numpy(center + centre),
+            transform=None if transform is None else _numpy(transform),
             normalize=True,
             support=_numpy(self.cold_map.anchors),
             gamma=1.0 / self.cold_map.bandwidth,
@@ -182,34 +181,3 @@ def _columns(shift: Tensor, model: Any, with_closed: bool, with_learned: bool) -
     D = model.options.embedding_size
     parts = [shift[:-D]] * with_closed + [shift[-D:]] * with_learned
     return torch.cat(parts)
-
-
-def feature_map(table: FeatureTable, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """The affine map of :func:`recbole_llm.content.feature_table.apply_transform`, for vectors that come later.
-
-    Args:
-        table: raw vectors of the items.
-        kind: ``center``, ``none``, ``standardize`` or ``whiten``.
-
-    Returns:
-        ``center`` ``[F]`` and ``transform`` ``[F, F]`` (``None`` for the identity), float32: z = (f - center) T.
-    """
-    F = table.dim
-    rows = table.vectors[table.present].double()
-    if kind == "none" or not len(rows):
-        return np.zeros(F, np.float32), None
-    center = rows.mean(0)
-    if kind == "center":
-        return _numpy(center), None
-    centred = rows - center
-    if kind == "standardize":
-        variance = centred.square().mean(0)
-        transform = torch.diag((variance + VARIANCE_FLOOR * variance.mean()).clamp_min(1e-30).rsqrt())
-    else:
-        variance, basis = torch.linalg.eigh(centred.T @ centred / len(centred))
-        scale = (variance.clamp_min(0) + VARIANCE_FLOOR * variance.mean()).clamp_min(1e-30).rsqrt()
-        transform = (basis * scale) @ basis.T
-    size = (centred @ transform).square().sum().sqrt()
-    if size > 0:
-        transform = transform * (centred.square().sum().sqrt() / size)
-    return _numpy(center), _numpy(transform)

@@ -13,10 +13,8 @@ import recbole_llm  # noqa: F401
 pytest.importorskip("recbole")
 from recbole.quick_start import run_recbole
 
-from recbole_llm.content.feature_table import FeatureTable, apply_transform
 from recbole_llm.serving.artifact import load_export
 from recbole_llm.serving.export import add_export_arguments, export_model, load_trained, run_export
-from recbole_llm.serving.model_tables import feature_map
 from recbole_llm.serving.recommend import Recommender, Request
 
 VARIANTS = {
@@ -120,17 +118,6 @@ def test_a_text_lands_where_the_model_puts_its_cold_items(run_config, tmp_path, 
     np.testing.assert_allclose(source, export.source[cold], rtol=1e-2, atol=2e-3)
     if model._cold.joint:
         np.testing.assert_allclose(bias, export.bias[cold], rtol=1e-2, atol=2e-3)
-
-
-@pytest.mark.parametrize("kind", ["none", "center", "standardize", "whiten"])
-def test_feature_map_is_the_transform(kind):
-    torch.manual_seed(0)
-    present = torch.arange(30) != 4
-    table = FeatureTable(torch.randn(30, 7) @ torch.randn(7, 7) + 1, present, "text", "x")
-    center, transform = feature_map(table, kind)
-    z = table.vectors.numpy() - center
-    z = z if transform is None else z @ transform
-    np.testing.assert_allclose(z[present], apply_transform(table, kind).vectors[present], rtol=1e-4, atol=1e-5)
 
 
 def test_the_command(run_config, tmp_path, capsys):
