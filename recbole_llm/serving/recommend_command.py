@@ -1,6 +1,7 @@
 """``recbole-llm recommend`` and ``recbole-llm similar``."""
 
 import argparse
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -66,7 +67,17 @@ def _open(options: argparse.Namespace, texts: bool) -> Export:
     newest = newest_checkpoint(options.model)
     if newest is not None:
         _note(f"model: {newest}")
-    return open_model(newest or options.model, data_path=options.data_path, texts=texts)
+    log = logging.getLogger("recbole_llm.content.features")
+    log.addFilter(_not_of_training)
+    try:
+        return open_model(newest or options.model, data_path=options.data_path, texts=texts)
+    finally:
+        log.removeFilter(_not_of_training)
+
+
+def _not_of_training(record: logging.LogRecord) -> bool:
+    """Leave out what the training's log has said of the items' texts."""
+    return "encoder_max_tokens" not in record.msg
 
 
 def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:

@@ -57,13 +57,17 @@ def test_a_checkpoint_recommends_as_its_export(run_config, tmp_path, variant):
 
 @pytest.fixture
 def checkpoint(run_config):
-    return train(run_config)
+    return train(run_config, encoder_max_tokens=8)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_commands(checkpoint, tmp_path, capsys, toy_path):
+def test_the_commands(checkpoint, tmp_path, capsys, toy_path, caplog):
     assert cli.main(["recommend", checkpoint, "--k", "3", "--output", str(tmp_path / "recs.jsonl")]) == 0
     assert "180 items for 60 users written" in capsys.readouterr().out
+    # texts are cut, which the training has said and a recommendation need not say again
+    assert "encoder_max_tokens" not in caplog.text
+    open_model(checkpoint, texts=False)
+    assert "longer than encoder_max_tokens" in caplog.text
     rows = [json.loads(line) for line in (tmp_path / "recs.jsonl").read_text().splitlines()]
     assert len(rows) == 180 and rows[0].keys() == {"user", "rank", "item", "title", "score", "cold"}
     assert " story of " in rows[0]["title"]
