@@ -9,7 +9,23 @@ from typing import Any
 
 import recbole_llm
 
-PACKAGES = ("recbole", "torch", "triton", "transformers", "tokenizers", "numpy", "pandas", "scipy", "setuptools", "ray")
+PACKAGES = (
+    "recbole",
+    "torch",
+    "triton",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "pandas",
+    "scipy",
+    "scikit-learn",
+    "hyperopt",
+    "setuptools",
+    "ray",
+)
+# what changes how a run behaves
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "TRITON_INTERPRET")
+PREFIX = "RECBOLE_LLM_"
 
 
 def versions() -> dict[str, str]:
@@ -24,7 +40,7 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine, kernel backend, repairs and caches, ready for JSON.
+    """Versions, machine, environment variables, kernel backend, repairs and caches, ready for JSON.
 
     Imports RecBole and so applies the repairs that it reports.
     """
@@ -43,7 +59,9 @@ def environment() -> dict[str, Any]:
             "executable": os.path.basename(sys.executable),
             "cpu threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "PyTorch's CUDA": torch.version.cuda or "none",
         },
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k in VARIABLES or k.startswith(PREFIX)},
         "kernels": {"backend": default_backend(device)},
         "repairs": {r.name: f"{r.state}: {r.reason}" for r in repair_report()},
         "caches": {"features": FeatureStore().describe()},
