@@ -23,6 +23,7 @@ from ops_cases import (
 )
 
 import recbole_llm_kernels as kernels
+from recbole_llm_kernels import reference
 
 # (rows, negatives, users, items, dim): one tile; ragged; a long hot item; one negative; no rows
 OWN = [(64, 16, 50, 300, 64), (333, 7, 37, 211, 60), (700, 3, 5, 2, 3), (129, 1, 40, 40, 200), (0, 4, 3, 3, 8)]
@@ -156,6 +157,23 @@ def test_no_live_negative_leaves_the_positive(backend, shared):
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w)
     assert (got[1][1:] == 0).all() and (got[2][1:] == 0).all()
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_ids_beyond_two_to_the_31_elements(backend, shared):
+    """Row 33,999,999 of 64 columns starts at element 2.2e9; a lazily mapped table costs no memory."""
+    numpy = pytest.importorskip("numpy")
+    n, D = 34_000_000, 64
+    table = torch.from_numpy(numpy.zeros((n, D), dtype=numpy.int16)).view(torch.bfloat16)
+    if DEVICE == "cuda":
+        table = torch.zeros(n, D, dtype=torch.bfloat16, device=DEVICE)
+    last = torch.tensor([n - 1, n - 2, 33_554_432, 5], device=DEVICE)
+    table[last] = rows(4, D, torch.bfloat16, 1)
+    user, number = rows(4, D, torch.bfloat16, 0), torch.arange(4, device=DEVICE)
+    small = torch.tensor([1, 2, 3, 0], device=DEVICE) if shared else number[None].repeat(4, 1).roll(1, 1)
+    got = kernels.sampled_bce(user, table, number, last, last[small], backend=backend)
+    want = reference.sampled_bce(user.double(), table[last].double(), number, number, small)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])

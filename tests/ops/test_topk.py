@@ -41,6 +41,29 @@ def test_ids_and_ties_are_exact(backend, shape, dtype):
     assert torch.equal(got.scores.double(), scores)
 
 
+@pytest.mark.parametrize("D", [1, 3, 60, 64, 100, 128, 200, 256, 512])
+def test_every_width(backend, D):
+    test_ids_and_ties_are_exact(backend, (6, 300, D, 5), torch.float32)
+
+
+@pytest.mark.parametrize("N", [300, 9000])
+def test_strides_repeats_and_autocast_change_nothing(backend, N):
+    """Transposed matrices and strided ids give the same bits, and so does a second call; autocast rounds the matrices."""
+    query, item, bias = rows(9, 24, torch.float32, 0), rows(N, 24, torch.float32, 1), biases(N)
+    offsets, seen = seen_lists(9, N, 30)
+    options = dict(item_bias=bias, seen_offsets=offsets, seen_ids=seen)
+    got = kernels.score_topk(query, item, 5, **options, backend=backend)
+    wide = dict(item_bias=bias.repeat_interleave(2)[::2], seen_offsets=offsets.repeat_interleave(2)[::2],
+                seen_ids=seen.repeat_interleave(2)[::2])  # fmt: skip
+    strided = kernels.score_topk(query.T.contiguous().T, item.T.contiguous().T, 5, **wide, backend=backend)
+    for again in (strided, kernels.score_topk(query, item, 5, **options, backend=backend)):
+        assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        cast = kernels.score_topk(query, item, 5, **options, backend=backend)
+    rounded = kernels.score_topk(query.bfloat16(), item.bfloat16(), 5, **options, backend=backend)
+    assert cast.scores.dtype == torch.float32 and all(torch.equal(a, b) for a, b in zip(cast, rounded, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=names)
 @pytest.mark.parametrize("N", [300, 40_000, 300_000])
 def test_scores_are_right_and_no_better_item_is_left_out(backend, dtype, N):
@@ -81,6 +104,13 @@ def test_equal_items_are_ordered_by_id(backend):
     assert got.ids.tolist() == [[7, 40_000, 49_999, 0, 1, 2, 3, 4, 5, 6]] * 3
     everything = kernels.score_topk(query, item[:20], 30, backend=backend)
     assert everything.ids.tolist() == [[7, *range(7), *range(8, 20), *[-1] * 10]] * 3
+
+
+def test_one_tie_at_the_last_place(backend):
+    """No two scores are equal but the k-th and the next: the row still comes in descending order."""
+    item = torch.tensor([[1.0], [7.0], [3.0], [9.0], [3.0], [5.0], [0.0], [2.0]], device=DEVICE)
+    got = kernels.score_topk(torch.ones(1, 1, device=DEVICE), item, 4, backend=backend)
+    assert got.scores.tolist() == [[9, 7, 5, 3]] and got.ids.tolist() == [[3, 1, 5, 2]]
 
 
 def test_vectors_outside_the_catalogue_may_hold_anything(backend):

@@ -183,12 +183,14 @@ def select(s: Tensor, ids: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
     W = s.shape[1]
     value, place = torch.topk(s, min(k + 1, W), dim=1)
     chosen = place if ids is None else ids.gather(1, place)
+    by_place = False
     if k < W:
         tied = ((value[:, k - 1] == value[:, k]) & (value[:, k] != -torch.inf)).nonzero()[:, 0]
         value, chosen = value[:, :k], chosen[:, :k]
         if len(tied):
+            by_place = True  # those rows come in the order of their ids
             value[tied], chosen[tied] = _select_tied(s[tied], None if ids is None else ids[tied], value[tied, -1:], k)
-    if bool((value[:, 1:] == value[:, :-1]).any()):
+    if by_place or bool((value[:, 1:] == value[:, :-1]).any()):
         chosen, by_id = chosen.sort(dim=1)
         value, by_value = value.gather(1, by_id).sort(dim=1, descending=True, stable=True)
         chosen = chosen.gather(1, by_value)
