@@ -6,7 +6,6 @@ or not at all.
 """
 
 import argparse
-import fcntl
 import glob
 import importlib.util
 import json
@@ -239,11 +238,16 @@ def _move(temporary: Path, folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which ends with the process.
+    """Hold the folder's lock, which ends with the process; on Windows, which has none for folders, nothing is held.
 
     Raises:
         BlockingIOError: if another process holds it.
     """
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -180,5 +180,5 @@ def reload_on_hangup(service: Any, loop: Any) -> None:
 
     try:
         loop.add_signal_handler(signal.SIGHUP, hangup)
-    except (ValueError, RuntimeError, NotImplementedError):  # a test's thread
-        log.debug("SIGHUP is not handled in this thread")
+    except (ValueError, RuntimeError, NotImplementedError, AttributeError):  # a test's thread; Windows
+        log.debug("SIGHUP is not handled in this thread, or not known to the system")

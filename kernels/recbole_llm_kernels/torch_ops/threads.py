@@ -18,7 +18,8 @@ U = TypeVar("U")
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
-os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
 
 
 def workers(device: torch.device) -> int:
