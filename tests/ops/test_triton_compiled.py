@@ -93,6 +93,6 @@ def test_the_checks_see_a_narrow_offset_and_a_spill():
         values = {"table": table, "index": index, "out": index.float(), "D": 64, "WIDE": wide, "BLOCK": 32}
         _, problems = compiled(aot.Recorded(_narrow, values, {"num_warps": 1}), "sm_90", "generic")
         assert [p.startswith("multiplies an offset in 32 bits") for p in problems] == ([] if wide else [True])
-    values = {"x": table, "out": table, "BLOCK": 64}
-    row, problems = compiled(aot.Recorded(_hungry, values, {"num_warps": 1}), "sm_90", "sixteen", "float32")
+    values, options = {"x": table, "out": table, "BLOCK": 32}, {"num_warps": 1, "maxnreg": 32}
+    row, problems = compiled(aot.Recorded(_hungry, values, options), "sm_90", "sixteen", "float32")
     assert row["spills"] > 0 and any(p.startswith("spills") for p in problems)
