@@ -44,6 +44,7 @@ ENCODER_FOLDER = "encoder"
 REQUIRED = (VECTORS, HISTORY, ITEM_IDS, USER_IDS, ITEMS)
 ATTRIBUTE_KINDS = ("token", "tokens", "number")
 MAX_MANIFEST_BYTES = 1 << 20
+JSON_BYTES_AT_ONCE = 1 << 17  # about a millisecond
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 # one folder of encoder files may hold one more level (1_Pooling/config.json); nothing executable, nothing pickled
@@ -403,7 +404,13 @@ def _json_lines(content: memoryview, name: str, count: int) -> list[Any]:
     if text and not text.endswith(b"\n"):
         raise ExportError(f"{name} does not end with a line break: it is cut off.")
     lines = text.count(b"\n")
-    values = parse_json(b"[" + text[:-1].replace(b"\n", b",") + b"]", name)
+    values: list[Any] = []
+    start = 0
+    while start < len(text):  # in pieces: the parser lets no other thread run, and a service loads while it answers
+        stop = text.find(b"\n", start + JSON_BYTES_AT_ONCE)
+        stop = len(text) - 1 if stop < 0 else stop
+        values += parse_json(b"[" + text[start:stop].replace(b"\n", b",") + b"]", name)
+        start = stop + 1
     if len(values) != count or lines != count:
         raise ExportError(f"{name} has {lines} lines, the manifest says {count}.")
     return values

@@ -5,9 +5,11 @@ Threads: the event loop; the scorer (reads and changes the catalogue); the log (
 
 import asyncio
 import gc
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
@@ -28,6 +30,7 @@ from recbole_llm.serving.text import SentenceEncoder, TextEncoding, TransformerE
 X = TypeVar("X")
 WATCH_SECONDS = 1.0
 INLINE_PRODUCTS = 50_000_000  # 2 ms of a core, 32 requests to 10,000 items of 128 dimensions: the loop waits no longer
+LOADING_SWITCH_SECONDS = 0.001
 ENCODER_SECONDS = 300.0  # until a new export's encoder must have loaded
 
 log = getLogger(__name__)
@@ -348,7 +351,7 @@ class Service:
                 self.metrics.swaps.add(result="failed")
                 raise
             self.metrics.swaps.add(result="ok")
-            await self._in_loading(_freeze)
+            await self._in_loading(_freeze_young)
             swap = Swap(before, self.export_id, time.perf_counter() - started)
             log.info("Export %s replaced %s in %.2f s", swap.after, swap.before, swap.seconds)
             return swap
@@ -386,7 +389,8 @@ class Service:
         return self._build(folder, changes, encode), text
 
     def _build(self, folder: Path, changes: Sequence[Change], encode: Encode | None) -> Built:
-        return build(folder, changes, encode, verify=self.settings.verify, make_retriever=self._make_retriever)
+        with _giving_way():
+            return build(folder, changes, encode, verify=self.settings.verify, make_retriever=self._make_retriever)
 
     def _encoder_wanted(self) -> str | None:
         encoder = self.recommender.export.manifest.encoder
@@ -425,8 +429,27 @@ def _answer_all(requests: list[Request], recommender: Recommender) -> list[Recom
     return recommender.recommend_many(requests)
 
 
+@contextmanager
+def _giving_way() -> Iterator[None]:
+    """For a load beside requests: they get the interpreter after a millisecond, not five, and no collection runs."""
+    interval, collects = sys.getswitchinterval(), gc.isenabled()
+    sys.setswitchinterval(LOADING_SWITCH_SECONDS)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+        sys.setswitchinterval(interval)
+
+
 def _freeze() -> None:
     """Take what was loaded out of the garbage collector's sight: a full collection of it stalls every request."""
-    gc.unfreeze()
     gc.collect()
+    gc.freeze()
+
+
+def _freeze_young() -> None:
+    """The same while requests are answered: nothing of an export refers back to it, so the old one is gone already."""
+    gc.collect(1)
     gc.freeze()

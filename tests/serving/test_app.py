@@ -1,10 +1,12 @@
 """The routes and the gate, in process."""
 
+import gc
 import json
 import logging
 import re
 import threading
 import time
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -411,6 +413,24 @@ def exports(tmp_path):
     folder = tmp_path / "exports"
     write_artifact(folder / "one", make_contents())
     return folder
+
+
+def test_a_swap_lets_go_of_the_old_export_without_a_collection(start, exports):
+    client = start(exports)
+    client.ask(user="u1", explain=1, filter={"kind": "war"})
+    client.put("/v1/items/new", json={"text": "space opera"})
+    old = weakref.ref(client.service.recommender)
+    write_artifact(exports / "two", make_contents(seed=5))
+    gc.disable()
+    try:
+        assert client.post("/v1/admin/reload", json={}).status_code == 200
+        client.ask(user="u1")
+        deadline = time.monotonic() + 2
+        while old() is not None and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        gc.enable()
+    assert old() is None
 
 
 def test_reload_swaps_and_keeps_the_changes(start, exports):
