@@ -32,7 +32,13 @@ SHARPEN_ABOVE = 0.002  # loss from which factors are sharpened
 MAX_ITEMS_FOR_ALL_FORMS = 8192  # beyond, only the cheapest of the factor forms, then sharpened
 RIDGE_RANGE = (0.25, 512.0)
 MAX_DENSE_ITEMS = 20_000  # 6.4 GB while solving
-SPECTRAL_DIMS = (512, 1024)
+SPECTRAL_DIMS = (512, 1024, 1536, 2048)
+SPECTRAL_TOLERANCE = (
+    0.002  # the largest rank is itself below the exact solution: ml-1m-text .2512 against .2532 of validation
+)
+SEARCH_DIM = 1024  # at which the SVD form's constants are searched; the rank grows afterwards
+SEARCH_DIM_OF_MANY = 256  # the same beyond MANY_ITEMS, where a setting takes minutes
+MANY_ITEMS = 50_000
 
 Log = Callable[[str], None]
 
@@ -221,7 +227,9 @@ def fit_closed_form(
         selection: validation data; without it, or without a target in it, the constants of ``setting`` and the first of
             ``AUTO_DIMS`` apply.
         dim: rank; ``"full"`` for the item-item matrix itself; ``"auto"`` for the smallest of ``AUTO_DIMS`` within
-            ``RANK_TOLERANCE`` of the full form's validation value, else the full form if ``max_table_bytes`` holds it.
+            ``RANK_TOLERANCE`` of the full form's validation value and not below tuned EASE's, else the full form if
+            ``max_table_bytes`` holds it. In the SVD form, the smallest of ``SPECTRAL_DIMS`` within ``SPECTRAL_TOLERANCE``
+            of the largest that it holds.
         setting: the constants; with ``selection``, where the search starts.
         max_dense_items: trained items up to which B is solved for exactly, in four ``[n, n]`` float32 matrices at the peak;
             beyond, the SVD form.
@@ -361,6 +369,10 @@ def _fit_spectral(
     metric = gram_product(catalogue.train, weights, None, len(catalogue.items))
     affordable = max(1, max_table_bytes // (8 * len(catalogue.warm)))
     dims = (dim,) if isinstance(dim, int) else tuple(d for d in SPECTRAL_DIMS if d <= affordable) or (affordable,)
+    if subset is None:  # nothing to choose a rank by
+        dims = tuple(d for d in dims if d <= SEARCH_DIM)[-1:] or dims
+    search_dim = SEARCH_DIM if len(catalogue.items) <= MANY_ITEMS else SEARCH_DIM_OF_MANY
+    searched = dims[-1] if subset is None else min(dims[-1], search_dim)
     base = replace(base, text_power=1)
     found: dict[Setting, Spectrum] = {}
     best_value = -1.0
@@ -368,8 +380,8 @@ def _fit_spectral(
     def solve_and_keep(candidate: Setting) -> float:
         nonlocal best_value
         start = next((spectrum.vectors for spectrum in found.values()), None)
-        spectral = spectrum(metric, popularity, catalogue.text, candidate, dims[-1], start, 4 if start is None else 2)
-        value = catalogue.value(subset, *spectral.factors(dims[-1])) if subset is not None else 0.0
+        spectral = spectrum(metric, popularity, catalogue.text, candidate, searched, start, 4 if start is None else 2)
+        value = catalogue.value(subset, *spectral.factors(searched)) if subset is not None else 0.0
         if value > best_value:
             best_value = value
             found.clear()
@@ -384,14 +396,17 @@ def _fit_spectral(
         kernels = tuple(kernel for kernel in TEXT_KERNELS if kernel[1] == 1) if base.text_weight else ((0.0, 1),)
         _, trials = _choose_setting(solve_and_keep, base, kernels, str(subset.metric), say)
     (chosen, best), *_ = found.items()
+    if subset is not None and dims[-1] > searched:
+        best = spectrum(metric, popularity, catalogue.text, chosen, dims[-1], best.vectors, 3)
+        best_value = catalogue.value(subset, *best.factors(dims[-1]))
+        say(f"closed form: rank {dims[-1]} (SVD form) has {best_value:.4f}")
     rank, rank_value = dims[-1], None if subset is None else best_value
     for smaller in dims[:-1]:
-        if subset is None:
-            break
+        assert subset is not None
         value = catalogue.value(subset, *best.factors(smaller))
         loss = 1 - value / best_value if best_value else 0.0
         say(f"closed form: rank {smaller} (SVD form) has {value:.4f}, {loss:.1%} below rank {dims[-1]}")
-        if loss <= RANK_TOLERANCE:
+        if loss <= SPECTRAL_TOLERANCE:
             rank, rank_value = smaller, value
             break
     source, target = (catalogue.expand(vectors) for vectors in best.factors(rank))
