@@ -6,6 +6,7 @@ it is the split the model was trained on.
 """
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,9 @@ def load_trained(checkpoint: str | Path, *, data_path: str | Path | None = None)
     Raises:
         ValueError: if the file is none of ours or damaged, or the dataset is not there or not the one trained on.
     """
-    state = read_checkpoint(checkpoint)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of files that are not ours
+        state = read_checkpoint(checkpoint)
     name, dataset_name, given = settings_for_resume(checkpoint)
     if name != "LLMTwoTower":
         raise ValueError(f"checkpoint: {str(checkpoint)!r} is of {name}; this reads LLMTwoTower's alone.")
@@ -70,11 +73,12 @@ def load_trained(checkpoint: str | Path, *, data_path: str | Path | None = None)
     model = LLMTwoTower(config, train).to(config["device"])
     try:
         model.load_state_dict(state["state_dict"])
-    except RuntimeError as error:
+        model.load_other_parameter(state["other_parameter"])
+    except (RuntimeError, TypeError, LookupError) as error:
         raise ValueError(
-            f"checkpoint: {str(checkpoint)!r} holds a model of another shape than its settings make ({error})."
+            f"checkpoint: {str(checkpoint)!r} holds another model than this version of recbole-llm makes of its settings "
+            f"({error}). Use the version that wrote it, or train again."
         ) from error
-    model.load_other_parameter(state["other_parameter"])
     return model.eval(), train
 
 

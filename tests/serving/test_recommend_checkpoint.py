@@ -144,6 +144,20 @@ def test_no_pickle_is_read(checkpoint, monkeypatch):
     assert len(list(recommend_users(open_model(checkpoint, texts=False), ["u1"], k=4))) == 4
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("part", ["state_dict", "other_parameter"])
+def test_a_checkpoint_of_another_version(checkpoint, capsys, part):
+    import torch
+
+    from recbole_llm.bridge.checkpoint import read_checkpoint
+
+    content = read_checkpoint(checkpoint)
+    content[part] = {"closed_form_source": None}
+    torch.save(content, checkpoint)
+    assert cli.main(["recommend", checkpoint, "--users", "u1"]) == 2
+    assert "holds another model than this version" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "message"), [(None, "does not exist"), (b"no checkpoint", "damaged or no checkpoint"), (b"", "damaged")]
 )
