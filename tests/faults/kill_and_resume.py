@@ -25,7 +25,7 @@ from recbole_llm import cli  # noqa: E402
 from recbole_llm.bridge.checkpoint import read_checkpoint  # noqa: E402
 
 SETTINGS = ["--gpu_id=", "--encoder=", "--embedding_size=16", "--train_batch_size=16", "--show_progress=False"]
-RUN = ["-m", "LLMTwoTower", "-d", "toy", "--epochs=12", "--stopping_step=4", *SETTINGS]
+RUN = ["-m", "LLMTwoTower", "-d", "toy", "--stopping_step=4", *SETTINGS]
 
 
 def start(folder, arguments):
@@ -124,5 +124,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         sys.exit(
-            compare_killed_runs(Path(place), options.kills, [], (signal.SIGKILL, signal.SIGTERM), options.seed) > 0
+            compare_killed_runs(
+                Path(place), options.kills, ["--epochs=12"], (signal.SIGKILL, signal.SIGTERM), options.seed
+            )
+            > 0
         )

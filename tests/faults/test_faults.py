@@ -1,6 +1,5 @@
 """Runs that are killed, stopped or out of disk lose nothing. ``kill_and_resume.py --kills 20`` is the long form, by hand."""
 
-import importlib.util
 import os
 import re
 import signal
@@ -16,48 +15,46 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are fo
 SCRIPT = Path(__file__).with_name("kill_and_resume.py")
 
 
-@pytest.fixture(scope="module")
-def faults():
-    spec = importlib.util.spec_from_file_location("kill_and_resume", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_killed_runs_resume_to_the_same_bits():
-    """In an interpreter of its own: a process that is forked should have no threads."""
-    out = subprocess.run([sys.executable, str(SCRIPT), "--kills", "2"], capture_output=True, text=True, timeout=600)
-    assert out.returncode == 0, out.stdout + out.stderr[-3000:]
-    assert out.stdout.count("equal") >= 1
-
-
-def test_a_full_disk_ends_the_run_and_leaves_the_earlier_checkpoint(tmp_path):
-    """The limit on a file's size stands for the disk: it is lowered once the first checkpoint is there."""
-    code = f"""
-import resource, signal, sys
+def in_an_interpreter_of_its_own(code):
+    """A process that is forked should have no threads."""
+    lines = f"""
+import sys
 sys.path[:0] = [{str(SCRIPT.parent)!r}, {str(SCRIPT.parents[1])!r}]
 import kill_and_resume as faults
 from pathlib import Path
+"""
+    return subprocess.run([sys.executable, "-c", lines + code], capture_output=True, text=True, timeout=600)
+
+
+def test_killed_runs_resume_to_the_same_bits_and_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
+    """The limit on a file's size stands for the disk: it is lowered once the first checkpoint is there."""
+    (tmp_path / "kills").mkdir()
+    (tmp_path / "disk").mkdir()
+    out = in_an_interpreter_of_its_own(f"""
+print(faults.compare_killed_runs(Path({str(tmp_path / "kills")!r}), 2, ["--epochs=6"]), "differ")
+
+import resource, signal
 from recbole_llm.bridge import trainer
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-folder = Path({str(tmp_path)!r})
-faults.write_dataset(folder)
+folder = Path({str(tmp_path / "disk")!r})
 write = trainer.write_checkpoint
 def filling(path, state, config):
     if state["epoch"] == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     write(path, state, config)
 trainer.write_checkpoint = filling
-code = faults.exit_code(faults.start(folder, [*faults.RUN, f"--data_path={{folder}}"]))
+data = "--data_path=" + {str(tmp_path / "kills")!r}
+code = faults.exit_code(faults.start(folder, [*faults.RUN, "--epochs=6", data]))
 (last,) = folder.glob("saved/*-last.pth")
 print(code, faults.read_checkpoint(last)["epoch"], faults.leftovers(folder))
 trainer.write_checkpoint = write
 code = faults.exit_code(faults.start(folder, ["--resume", str(last)]))
 print(code, faults.read_checkpoint(last)["epoch"] > 3)
-"""
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
-    log = (tmp_path / "run.log").read_text()
-    assert out.stdout.splitlines()[-2:] == ["2 2 []", "0 True"], out.stdout + out.stderr[-2000:] + log[-2000:]
+""")
+    assert out.returncode == 0, out.stdout + out.stderr[-3000:]
+    log = (tmp_path / "disk" / "run.log").read_text()
+    assert out.stdout.count("equal") >= 1
+    assert out.stdout.splitlines()[-3:] == ["0 differ", "2 2 []", "0 True"], out.stdout + log[-2000:]
     assert re.search(r"error: The checkpoint .* could not be written", log)
 
 
