@@ -24,7 +24,7 @@ from recbole_llm.serving.recommend import Recommendation, Recommender, Request
 from recbole_llm.serving.retrieval import MARGIN, ExactRetriever, Hits
 
 BATCH = 256  # users scored in one pass over the catalogue
-# scores from which the kernel pays for the 2.4 s that importing its dependencies takes; with 200,000 items of 64
+# from so many scores on the kernel makes up for the 2.4 s that its first call takes (torch._dynamo is imported); with 200,000 items of 64
 # dimensions and one thread of an AMD EPYC NumPy makes 98 million scores a second, the kernel 170 million, and it takes
 # all threads
 KERNEL_FROM = 10**9
@@ -143,11 +143,18 @@ def recommend_users(
         Rows, user after user in the order given, best item first.
 
     Raises:
-        UnknownUserError: naming the unknown users of the first batch that holds some, unless ``skip_unknown``.
+        UnknownUserError: naming the unknown users, unless ``skip_unknown``: all of a sequence, those of the first batch
+            that holds some of any other iterable.
+        ValueError: if ``users`` is a string.
     """
+    if isinstance(users, str):
+        raise ValueError(f"users is the string {users!r}; give a list of ids.")
     counts = counts or Counts()
-    known = users if isinstance(users, Sequence) else None
-    n_users = len(export.user_ids) if users is None else len(known or ())
+    n_users = len(export.user_ids) if users is None else len(users) if isinstance(users, Sequence) else 0
+    if isinstance(users, Sequence) and not skip_unknown:
+        known = set(export.user_ids)
+        if strangers := [user for user in users if user not in known]:
+            raise UnknownUserError(names(strangers))
     large = n_users * len(export.item_ids) >= KERNEL_FROM and export.index is None
     recommender = Recommender(export, _kernel_retriever if large else None)
     for batch in _batches(export.user_ids if users is None else users):

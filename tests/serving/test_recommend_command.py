@@ -8,6 +8,7 @@ import pytest
 
 from recbole_llm import cli, recommend
 from recbole_llm.recommend import Counts, recommend_items, recommend_users, write_rows
+from recbole_llm.serving.errors import UnknownUserError
 from recbole_llm.serving.recommend import Recommender, Request
 
 
@@ -36,6 +37,17 @@ def test_unknown_users_are_an_error_or_counted(export, export_folder, capsys):
     many = [f"x{n}" for n in range(25)]
     assert cli.main(["recommend", str(export_folder), "--users", *many]) == 2
     assert "'x9' and 15 more" in capsys.readouterr().err
+
+
+def test_unknown_users_are_named_before_anything_is_scored(export):
+    with pytest.raises(UnknownUserError, match="'x', 'y'"):
+        next(recommend_users(export, [*export.user_ids * 40, "x", *export.user_ids, "y"]))
+    rows = recommend_users(export, iter([*export.user_ids * 40, "x"]))
+    assert next(rows).user == export.user_ids[0]
+    with pytest.raises(UnknownUserError, match="'x'"):
+        list(rows)
+    with pytest.raises(ValueError, match="give a list of ids"):
+        next(recommend_users(export, export.user_ids[0]))
 
 
 def test_a_user_with_fewer_items_than_asked_for_is_counted(export, export_folder, capsys):
