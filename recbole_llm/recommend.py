@@ -24,9 +24,9 @@ from recbole_llm.serving.recommend import Recommendation, Recommender, Request
 from recbole_llm.serving.retrieval import MARGIN, ExactRetriever, Hits
 
 BATCH = 256  # users scored in one pass over the catalogue
-# from so many scores on the kernel makes up for the 2.4 s that its first call takes (torch._dynamo is imported); with 200,000 items of 64
-# dimensions and one thread of an AMD EPYC NumPy makes 98 million scores a second, the kernel 170 million, and it takes
-# all threads
+# from so many scores on the kernel makes up for the 2.4 s of its first call, which imports torch._dynamo; with 200,000
+# items of 64 dimensions and one thread of an AMD EPYC NumPy makes 98 million scores a second and the kernel 170 million,
+# and the kernel takes all threads
 KERNEL_FROM = 10**9
 FORMATS = (".jsonl", ".csv", ".parquet")
 NAMED = 10  # unknown ids that a message names
