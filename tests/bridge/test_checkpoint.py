@@ -258,3 +258,25 @@ def test_nan_ends_the_run_and_names_the_epoch(quick, monkeypatch):
     with pytest.raises(ValueError, match="Training loss is nan, in epoch 0"):
         trainer.fit(train, valid, verbose=False)
     assert read_checkpoint(last_file(trainer.saved_model_file))["epoch"] == -1
+
+
+def test_a_closed_form_alone_is_fitted_at_once_and_read_back_exactly(quick):
+    quick |= {"blocks": "closed_form", "closed_form_dim": "full", "encoder": ""}
+    trainer, train, valid, test = build(quick)
+    score, result = trainer.fit(train, valid, verbose=False)
+    assert not trainer.train_loss_dict  # no epoch
+    (only,) = glob.glob(quick["checkpoint_dir"] + "/*.pth")
+    users = torch.arange(1, trainer.model.n_users)
+    found = trainer.model.full_sort_predict({"user_id": users}).view(len(users), -1)
+    # the definition: a user's score is the sum of the rows of the items in the history, on the scale of a probability
+    source, history = trainer.model._closed_source.value, trainer.model.history
+    held = torch.zeros(trainer.model.n_users, trainer.model.n_items)
+    held[history.row_of_entry(), history.ids] = 1
+    slope, offset = trainer.model.calibration
+    items = (trainer.model._place() == 0).nonzero()[:, 0]
+    torch.testing.assert_close(found[:, items], (slope * (held[1:] @ source) + offset)[:, items], rtol=1e-4, atol=1e-5)
+    assert result == trainer.evaluate(valid, load_best_model=False)
+    _, model, *_ = load_data_and_model(only)
+    assert torch.equal(model.full_sort_predict({"user_id": users}).view(len(users), -1), found)
+    again, train, valid, _ = build(quick)
+    assert again.fit(train, valid, verbose=False) == (score, result)
