@@ -28,13 +28,14 @@ from recbole_llm.serving.errors import UnknownItemError, UnknownUserError
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-    """Rows of one user as lines; on a terminal, titles end where it does."""
-    width = max([len(row.title) for row in rows] + [5])
+    """Rows of one user as lines; on a terminal, titles end where it does, and no character of theirs commands it."""
+    titles = ["".join(c if c.isprintable() else " " for c in row.title) for row in rows]
+    width = max([*map(len, titles), 5])
     number = max([len(f"{row.score:.3f}") for row in rows] + [5])
     ids = max([len(row.item) + (6 if row.cold else 0) for row in rows] + [2])
     if sys.stdout.isatty():
         width = max(min(width, shutil.get_terminal_size().columns - number - ids - 9), 5)
-    shown = [row.title if len(row.title) <= width else row.title[: width - 1] + "…" for row in rows]
+    shown = [title if len(title) <= width else title[: width - 1] + "…" for title in titles]
     lines = [f"{'':>3}  {'title':{width}}  {'score':>{number}}  id"]
     for row, title in zip(rows, shown, strict=True):
         cold = " (new)" if row.cold else ""

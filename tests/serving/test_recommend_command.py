@@ -3,11 +3,13 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
 from recbole_llm import cli, recommend
 from recbole_llm.recommend import Counts, recommend_items, recommend_users, write_rows
+from recbole_llm.serving.artifact_writer import write_artifact
 from recbole_llm.serving.errors import UnknownUserError
 from recbole_llm.serving.recommend import Recommender, Request
 
@@ -48,6 +50,14 @@ def test_unknown_users_are_named_before_anything_is_scored(export):
         list(rows)
     with pytest.raises(ValueError, match="give a list of ids"):
         next(recommend_users(export, export.user_ids[0]))
+
+
+def test_titles_do_not_command_the_terminal(tmp_path, contents, capsys):
+    records = [replace(record, title=f"a\x1b[2Jb\n{record.title}") for record in contents.records]
+    write_artifact(tmp_path / "rude", replace(contents, records=records))
+    assert cli.main(["recommend", str(tmp_path / "rude"), "--users", contents.user_ids[0], "--k", "2"]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert len(lines) == 5 and "a [2Jb Title" in lines[2]
 
 
 def test_a_user_with_fewer_items_than_asked_for_is_counted(export, export_folder, capsys):
