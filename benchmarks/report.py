@@ -211,9 +211,112 @@ def serving(data: Json) -> Section:
     return Section(lines, [])
 
 
+def cold(data: Json) -> Section:
+    """Items without a training interaction: among themselves, and in the ranking of all."""
+    rows = [
+        [d["draw"], protocol, *(f"{d[protocol]['cold_only'][k]:.4f}" for k in ("ours", "content_knn", "chance")),
+         f"{d[protocol]['joint']:.4f}", f"{d[protocol]['joint_gain']:+.2%}", f"{-d[protocol]['warm_cost']:+.2%}"]
+        for d in data["draws"] for protocol in ("test", "launch")
+    ]  # fmt: skip
+    head = ["draw", "protocol", "cold only: ours", "content kNN", "chance", "all items", "against leaving out", "warm"]
+    return Section([*facts(data), f"{data['metric']}, {data['share_hidden']:.0%} hidden.", "", *table(head, rows)], [])
+
+
+def temporal(data: Json) -> Section:
+    """The next item, where interactions are split by time."""
+    rows = []
+    for name, m in data["models"].items():
+        alone, d = m.get("training_history_only", {}), m.get("difference_of_ours")
+        told = f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]" if d else ""
+        rows.append([name, f"{m['valid']:.4f}", f"{m['masked']['ndcg@10']:.4f}", f"{m['masked']['recall@10']:.4f}",
+                     f"{alone['ndcg@10']:.4f}" if alone else "", m["epochs"], m["stopped_by"], m["seconds"], told])  # fmt: skip
+    head = ["model", "valid", "ndcg@10", "recall@10", "ndcg@10, training history", "epochs", "stopped by", "seconds",
+            "ours minus it [95%]"]  # fmt: skip
+    return Section([*facts(data), f"{data['protocol']}.", "", *table(head, rows)], [])
+
+
+def calibration(data: Json) -> Section:
+    """Probabilities against what happens, and quality by dimension."""
+    found, dims = data["calibration"], data["dimensions"]
+    kinds = ("equally_wide_bins", "equally_filled_bins", "ten_best_of_each_user")
+    lines = [
+        *facts(data),
+        *table(["expected calibration error", ""], [[k.replace("_", " "), found[k]["ece"]] for k in kinds]),
+    ]
+    best = found["ten_best_of_each_user"]
+    filled = [(n, p, y) for n, p, y in zip(best["pairs"], best["probability"], best["positives"], strict=True) if n]
+    lines += ["Each user's ten best, by bin:", "", *table(["pairs", "probability", "share that happens"], filled)]
+    step = data["worked_case"]["course"][-1]
+    lines += [f"Worked case after {step['step']} steps: P = {step['probability']}.", ""]
+    rows = [[p["block"], p["d"], f"{p['valid']:.4f}", f"{p['test']:.4f}", p["seconds"], p["peak_mib"]] for p in dims]
+    lines += table(["block", "d", "valid", "test", "seconds", "peak MiB"], rows)
+    ds = list(dict.fromkeys(p["d"] for p in dims))
+    series: dict[str, list[float | None]] = {
+        b: [next((p["test"] for p in dims if p["block"] == b and p["d"] == d), None) for d in ds]
+        for b in dict.fromkeys(p["block"] for p in dims)
+    }
+    plots = [
+        Bars(
+            f"dimensions_{data['dataset']}", f"{data['dataset']}, d dimensions", "ndcg@10", [str(d) for d in ds], series
+        )
+    ]
+    reliable: dict[str, list[float | None]] = {
+        "P(i|u)": [p for _, p, _ in filled], "share that happens": [y for _, _, y in filled]
+    }  # fmt: skip
+    plots.append(Bars(f"reliability_{data['dataset']}", f"{data['dataset']}, each user's ten best", "probability",
+                      [f"{n:,} pairs" for n, _, _ in filled], reliable))  # fmt: skip
+    return Section(lines, plots)
+
+
+def sharing(data: Json) -> Section:
+    """Tied and separate towers, texts and IDs."""
+    rows = []
+    for r in data["rows"]:
+        alone, both = r["learned"], r["closed_form+learned"]
+        rows.append([r["item"], r["towers"], r["parameters"], f"{alone['test']:.4f}", alone["seconds"], alone["peak_mib"],
+                     f"{both['test']:.4f}"])  # fmt: skip
+    head = [
+        "item vector",
+        "towers",
+        "parameters",
+        "ndcg@10 alone",
+        "seconds",
+        "peak MiB",
+        "ndcg@10 with the closed form",
+    ]
+    return Section([*facts(data), *table(head, rows)], [])
+
+
+def robustness(data: Json) -> Section:
+    """What bad texts and interactions cost."""
+    rows = []
+    for name, p in data["points"].items():
+        d = p["difference"]
+        rows.append([name, p["what"], f"{p['ours']:.4f}", f"{p['ease']:.4f}",
+                     f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]", p["setting"]])  # fmt: skip
+    head = ["", "what", "ours", "EASE", "difference [95%]", "setting chosen"]
+    series: dict[str, list[float | None]] = {k: [p[k] for p in data["points"].values()] for k in ("ours", "ease")}
+    plot = Bars(f"robustness_{data['dataset']}", f"{data['dataset']}, test", "ndcg@10", list(data["points"]), series)
+    return Section([*facts(data), f"{data['metric']}.", "", *table(head, rows)], [plot])
+
+
 RENDERERS: dict[str, Callable[[Json], Section]] = {
     f.__name__: f
-    for f in (kernel_speed, aot_report, gpu_acceptance, quality, import_speed, stock_models, encode_speed, serving)
+    for f in (
+        kernel_speed,
+        aot_report,
+        gpu_acceptance,
+        quality,
+        cold,
+        temporal,
+        calibration,
+        sharing,
+        robustness,
+        import_speed,
+        stock_models,
+        encode_speed,
+        serving,
+    )
 }
 
 
