@@ -91,6 +91,49 @@ def fit_cold_map(
     Raises:
         ValueError: if no warm item has a text.
     """
+    known = _anchor_items(present, warm, popularity, max_anchors)
+    centre = text_centre(features, present)
+    anchors = text_directions(features, present, centre)[known]
+    L = _factor(anchors, mu, bandwidth)
+    return ColdMap(centre, anchors, torch.cholesky_solve(values[known].float(), L), bandwidth)
+
+
+def map_weights(
+    features: Tensor,
+    present: Tensor,
+    warm: Tensor,
+    ids: Tensor,
+    popularity: Tensor | None = None,
+    *,
+    mu: float = MU,
+    bandwidth: float = BANDWIDTH,
+    max_anchors: int = MAX_ANCHORS,
+) -> tuple[Tensor, Tensor]:
+    """The map of some items as weights of the items it is fitted on: cheaper than the map where values are many.
+
+    Args:
+        features: as in :func:`fit_cold_map`, and all arguments but ``ids``.
+        present: as there.
+        warm: as there.
+        ids: ``[C]``, items that have a text.
+        popularity: as there.
+        mu: as there.
+        bandwidth: as there.
+        max_anchors: as there.
+
+    Returns:
+        The m items fitted on, ``[m]`` int64, and ``[C, m]`` float32: its product with their values is ``map(features[ids])``.
+
+    Raises:
+        ValueError: if no warm item has a text.
+    """
+    known = _anchor_items(present, warm, popularity, max_anchors)
+    directions = text_directions(features, present, text_centre(features, present))
+    L = _factor(directions[known], mu, bandwidth)
+    return known, torch.cholesky_solve(_kernel(directions[known], directions[ids], bandwidth), L).T
+
+
+def _anchor_items(present: Tensor, warm: Tensor, popularity: Tensor | None, max_anchors: int) -> Tensor:
     known = torch.nonzero(warm & present).squeeze(1)
     if not len(known):
         raise ValueError(
@@ -100,11 +143,14 @@ def fit_cold_map(
         if popularity is not None:
             known = known[torch.argsort(popularity[known], descending=True, stable=True)]
         known = known[:max_anchors].sort().values
-    centre = text_centre(features, present)
-    anchors = text_directions(features, present, centre)[known]
+    return known
+
+
+def _factor(anchors: Tensor, mu: float, bandwidth: float) -> Tensor:
+    """Cholesky factor of K + mu I."""
     K = _kernel(anchors, anchors, bandwidth)
     K.diagonal().add_(mu)
-    return ColdMap(centre, anchors, torch.cholesky_solve(values[known].float(), torch.linalg.cholesky(K)), bandwidth)
+    return torch.linalg.cholesky(K)
 
 
 def deviation_direction(pooled: Tensor, deviations: Tensor, ridge: float = 1e-3) -> Tensor:
@@ -118,10 +164,13 @@ def deviation_direction(pooled: Tensor, deviations: Tensor, ridge: float = 1e-3)
     Returns:
         r, ``[d]`` float32, by ridge regression in float64.
     """
-    x = pooled.double()
-    gram = x.T @ x
-    gram.diagonal().add_(ridge * gram.diagonal().mean() + torch.finfo(torch.float64).tiny)
-    return torch.linalg.solve(gram, x.T @ deviations.double()).float()
+    x, wanted = pooled.double(), deviations.double()
+    ridge = ridge * float(x.square().sum()) / x.shape[1] + torch.finfo(torch.float64).tiny
+    by_users = x.shape[0] < x.shape[1]  # the smaller of the two systems that have the same solution
+    gram = x @ x.T if by_users else x.T @ x
+    gram.diagonal().add_(ridge)
+    found = x.T @ torch.linalg.solve(gram, wanted) if by_users else torch.linalg.solve(gram, x.T @ wanted)
+    return found.float()
 
 
 @dataclass(frozen=True)

@@ -201,12 +201,12 @@ class FittedBlocks:
         found = [] if self._closed_source is None else [self._closed_source.value]
         return found if self._next is None else [*found, self._next.source]
 
-    def _closed_vectors(self) -> tuple[Tensor, Tensor | None]:
-        """Sources of the closed form and of the next-item block side by side, and their targets; ``None``: the identity."""
-        source, target = torch.cat(self._closed_sources(), 1), self._closed_value()
+    def _closed_targets(self) -> Tensor | None:
+        """Targets of the closed form and of the next-item block side by side; ``None``: the identity."""
+        target = self._closed_value()
         if target is not None and self._next is not None and self._next.target is not None:
             target = torch.cat([target, self._next.target], 1)
-        return source, target
+        return target
 
     @torch.no_grad()
     def cold_scores(self, users: Tensor) -> Tensor:
@@ -271,20 +271,20 @@ class FittedBlocks:
         # a value-based metric asks for the score of a pair, wherever a ranking would place it
         boost = replace(boost, joint=boost.joint or self._gives_probabilities)
         D = self.options.embedding_size
-        widths = tables.target.shape[1] - D, tables.source.shape[1] - D
+        columns = tables.target.shape[1] + self.n_items * tables.identity
+        widths = columns - D, sum(table.shape[1] for table in tables.sources) - D
         self._set_cold(place(evidence, placed, tables, queries, boost, mu, widths, self.block_scales[1]))
 
     def _item_tables(self, block: ClosedForm | None = None) -> ItemTables:
         """Vectors of every block side by side, of the model's own closed form or another; the bias in units of the score."""
         source, w, bias = self._ranking_tables()
-        targets, sources = [w], [source]
-        if self.has_closed_form:
-            closed = self._closed_vectors() if block is None else (block.source, block.target)
-            targets.insert(0, torch.eye(self.n_items, device=w.device) if closed[1] is None else closed[1])
-            sources.insert(0, closed[0])
-        return ItemTables(
-            torch.cat(targets, 1), bias.nan_to_num(neginf=0.0) * self.block_scales[1], torch.cat(sources, 1)
-        )
+        bias = bias.nan_to_num(neginf=0.0) * self.block_scales[1]
+        if not self.has_closed_form:
+            return ItemTables(w, bias, (source,))
+        target = self._closed_targets() if block is None else block.target
+        sources = self._closed_sources() if block is None else [block.source]
+        table = w if target is None else torch.cat([target, w], 1)
+        return ItemTables(table, bias, (*sources, source), identity=target is None)
 
     def _queries_by(self, history: Rows, closed: tuple[Tensor, Tensor | None] | None) -> Callable[[Tensor], Tensor]:
         """User vectors in units of the score by given histories, with the model's own closed form or another's sources."""

@@ -340,7 +340,7 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
 
     def _closed_table(self) -> Tensor:
         """Targets of the closed form as ranking sees them, ``[N, d]``."""
-        target = self._closed_vectors()[1]
+        target = self._closed_targets()
         if target is None:
             target = torch.eye(self.n_items, device=self.item_bias.device)
         return target if self._cold is None else target.index_copy(0, self._cold.ids, self._cold.closed)

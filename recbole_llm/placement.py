@@ -17,13 +17,14 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from recbole_llm.cold_map import MU, ColdBoost, choose_cold_boost, deviation_direction, fit_cold_map
+from recbole_llm.cold_map import MU, ColdBoost, choose_cold_boost, deviation_direction, map_weights
 from recbole_llm.selection import CHUNK_ELEMENTS, TopKMetric, user_metric
 from recbole_llm.towers import Rows, rows_from_pairs
 
 MUS = (0.3, 1.0)  # .1 and 3 rank hidden items at most 2% better, and give scores that are harder to place
 MAX_HIDDEN_SHARE = 0.3  # of the trained items that have a text
 MAX_USERS = 5_000  # by whom the place is chosen
+MAX_USERS_OF_SHIFT = 3_000  # by whose scores the offset becomes a vector
 MAX_ANCHORS_TO_CHOOSE_MU = 8_000  # beyond, a factorisation for every mu is not worth its time
 ENOUGH_TARGETS = 100  # cold ones in validation that decide without hidden items
 LEAST_GAIN = 0.002  # of the joint metric, where hidden items decide
@@ -38,14 +39,24 @@ class ItemTables:
     """Vectors of a trained model's items; rows of untrained items are not read.
 
     Attributes:
-        target: w_i, ``[N, v]``.
+        target: w_i, ``[N, t]``, or the columns of it that follow the identity.
         bias: b_i, ``[N]``, finite.
-        source: by which the item counts in a history, ``[N, v']``.
+        sources: by which the item counts in a history, ``[N, s_k]`` of every block.
+        identity: whether w_i begins with the i-th row of the identity, N columns that are not stored: the first N elements of
+            x_u are scores themselves.
     """
 
     target: Tensor
     bias: Tensor
-    source: Tensor
+    sources: tuple[Tensor, ...]
+    identity: bool = False
+
+    def scores(self, x: Tensor) -> Tensor:
+        """<x_u, w_i> + b_i of all items, ``[B, N]`` in a fresh tensor."""
+        if not self.identity:
+            return torch.addmm(self.bias, x, self.target.T)
+        n = len(self.bias)
+        return torch.addmm(self.bias, x[:, n:], self.target.T).add_(x[:, :n])
 
 
 @dataclass(frozen=True)
@@ -53,9 +64,9 @@ class PlacedItems:
     """Mapped vectors of some items; rows as in :class:`ItemTables`.
 
     Attributes:
-        target: ``[C, v]``.
+        target: ``[C, v]``, the identity's columns included.
         bias: ``[C]``.
-        source: ``[C, v']``.
+        source: ``[C, s]``, the blocks side by side.
         mean_bias: of the items mapped onto, what a text unlike all others gets.
     """
 
@@ -102,11 +113,14 @@ def map_items(tables: ItemTables, evidence: Evidence, trained: Tensor, ids: Tens
         mu: ridge.
     """
     mean = tables.bias[trained & evidence.present].mean()
-    values = torch.cat([tables.target, (tables.bias - mean)[:, None], tables.source], 1)
-    mapped = fit_cold_map(evidence.features, evidence.present, trained, values, evidence.popularity, mu=mu)
-    predicted = mapped(evidence.features[ids])
-    v = tables.target.shape[1]
-    return PlacedItems(predicted[:, :v], predicted[:, v] + mean, predicted[:, v + 1 :], float(mean))
+    known, weights = map_weights(evidence.features, evidence.present, trained, ids, evidence.popularity, mu=mu)
+    targets = [weights @ tables.target[known]]
+    if tables.identity:
+        rows = torch.zeros(len(ids), len(tables.bias), device=weights.device)
+        rows[:, known] = weights
+        targets.insert(0, rows)
+    source = torch.cat([weights @ table[known] for table in tables.sources], 1)
+    return PlacedItems(torch.cat(targets, 1), weights @ (tables.bias[known] - mean) + mean, source, float(mean))
 
 
 @dataclass(frozen=True)
@@ -171,7 +185,7 @@ class Trial:
     def scores(self, rows: Tensor) -> Tensor:
         """Scores ``[B, N]`` with factor 1 and offset 0."""
         x = self.queries[rows]
-        scores = torch.addmm(self.tables.bias, x, self.tables.target.T)
+        scores = self.tables.scores(x)
         scores[:, self.ids] = torch.addmm(self.placed.bias, x, self.placed.target.T)
         return scores
 
@@ -201,11 +215,11 @@ Refit = Callable[[Rows], tuple[ItemTables, Queries]]
 """Histories without the hidden items -> tables fitted on them, and the users' vectors by these tables and histories."""
 
 
-def _some(users: Tensor) -> Tensor:
-    """At most ``MAX_USERS`` of them, evenly spaced."""
-    if len(users) <= MAX_USERS:
+def _some(users: Tensor, most: int = MAX_USERS) -> Tensor:
+    """At most so many of them, evenly spaced."""
+    if len(users) <= most:
         return users
-    return users[torch.linspace(0, len(users) - 1, MAX_USERS, dtype=torch.float64).long()]
+    return users[torch.linspace(0, len(users) - 1, most, dtype=torch.float64).long()]
 
 
 def choose_place(
@@ -315,13 +329,13 @@ def place(
         queries: of the model.
         boost: factor and offset.
         mu: ridge of the map.
-        widths: columns of the closed form in ``tables.target`` and in ``tables.source``; the rest are the learned block's.
+        widths: columns of the closed form among the targets' and among the sources'; the rest are the learned block's.
         bias_unit: factor between a bias of the learned block and ``tables.bias``.
     """
     placed = map_items(tables, evidence, evidence.trained, ids, mu)
     shift = torch.zeros_like(placed.target[0])
     if boost.offset:
-        users = _some(torch.nonzero(evidence.history.sizes).squeeze(1))
+        users = _some(torch.nonzero(evidence.history.sizes).squeeze(1), MAX_USERS_OF_SHIFT)
         trial = Trial(queries(users), tables, placed, ids, evidence.trained, evidence.history, evidence.history)
         shift = boost.offset * deviation_direction(trial.queries, trial.deviations())
     target = boost.kappa * placed.target + shift

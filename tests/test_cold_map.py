@@ -13,6 +13,7 @@ from recbole_llm.cold_map import (
     choose_cold_boost,
     deviation_direction,
     fit_cold_map,
+    map_weights,
 )
 from recbole_llm.selection import TopKMetric, user_metric
 from recbole_llm.towers import rows_from_pairs
@@ -82,6 +83,26 @@ def test_with_too_many_items_the_most_popular_are_the_anchors():
     few[known[:5]] = True
     expected = explicit_map(features, present, few, values, features[[0, 6]], 1.0, 0.8)
     torch.testing.assert_close(fitted(features[[0, 6]]).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_map_as_weights_is_the_map():
+    features, present, warm, values = catalogue(seed=3)
+    ids = torch.nonzero(~warm & present).squeeze(1)
+    popularity = torch.rand(N_ITEMS, generator=torch.Generator().manual_seed(0))
+    for most in (100, 6):
+        mapped = fit_cold_map(features, present, warm, values, popularity, max_anchors=most)
+        known, weights = map_weights(features, present, warm, ids, popularity, max_anchors=most)
+        torch.testing.assert_close(weights @ values[known], mapped(features[ids]), rtol=1e-4, atol=1e-5)
+
+
+def test_few_users_give_the_direction_that_many_columns_would():
+    generator = torch.Generator().manual_seed(0)
+    x, d = torch.randn(20, 50, generator=generator), torch.rand(20, generator=generator)
+    wide = x.double()
+    gram = wide.T @ wide
+    gram.diagonal().add_(1e-3 * gram.diagonal().mean())
+    expected = torch.linalg.solve(gram, wide.T @ d.double()).float()
+    torch.testing.assert_close(deviation_direction(x, d), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_no_text_to_learn_from_is_an_error():

@@ -31,7 +31,7 @@ def world():
     popularity = torch.bincount(train.ids, minlength=N)
     evidence = Evidence(train, valid, METRIC, features, torch.ones(N, dtype=torch.bool), trained, popularity)
     bias = torch.full((N,), -3.0) + 0.1 * truth[:, 0]
-    tables = ItemTables(torch.where(trained[:, None], truth, 0.0), torch.where(trained, bias, 0.0), truth * 2)
+    tables = ItemTables(torch.where(trained[:, None], truth, 0.0), torch.where(trained, bias, 0.0), (truth * 2,))
     return evidence, tables, lambda rows: users[rows], truth, train
 
 
@@ -48,7 +48,7 @@ def test_a_text_that_is_not_trusted_gets_the_mean_bias_and_no_vector(world):
     assert found.mean_bias == pytest.approx(float(tables.bias[:100].mean()))
     near = map_items(tables, evidence, evidence.trained, torch.arange(10), mu=1e-4)
     torch.testing.assert_close(near.target, tables.target[:10], rtol=0.02, atol=0.02)
-    torch.testing.assert_close(near.source, tables.source[:10], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(near.source, tables.sources[0][:10], rtol=0.02, atol=0.02)
 
 
 def test_where_validation_holds_cold_targets_they_decide(world):
@@ -115,3 +115,16 @@ def test_placed_items_score_as_the_trial_that_chose_them_said(world):
     torch.testing.assert_close(cold.bias * 0.5, boost.kappa * mapped.bias)
     assert cold.mean_bias * 0.5 == pytest.approx(mapped.mean_bias)
     torch.testing.assert_close(torch.cat([cold.closed_source, cold.learned_source], 1), mapped.source)
+
+
+def test_an_identity_that_is_not_stored_is_the_identity(world):
+    evidence, tables, queries, truth, _ = world
+    mask = evidence.trained[:, None]
+    stored = ItemTables(torch.cat([torch.eye(N), tables.target], 1), tables.bias, tables.sources)
+    short = ItemTables(tables.target, tables.bias, tables.sources, identity=True)
+    x = torch.randn(7, N + V, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(short.scores(x), stored.scores(x), rtol=1e-4, atol=1e-4)
+    ids = torch.arange(100, 120)
+    first, second = (map_items(each, evidence, evidence.trained, ids, 1.0) for each in (short, stored))
+    torch.testing.assert_close(first.target, second.target, rtol=1e-4, atol=1e-5)
+    assert first.target.shape == (20, N + V) and not first.target[:, :N][:, ~mask[:, 0]].any()
