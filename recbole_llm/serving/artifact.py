@@ -4,7 +4,7 @@
       manifest.json          schema, sizes and sha256 of every other file, the model's constants
       vectors.safetensors    item.vector f32[N,D]  item.source f32[N,D]  item.bias f32[N]  item.trained u8[N]
                              item.listed u8[N]  user.offset f32[D]  [user.part f32[U,D]]; row 0 is the first item: no padding
-    history.safetensors    offsets i64[U+1]  items i32[nnz]  weight f32[nnz]   training histories
+      history.safetensors    offsets i64[U+1]  items i32[nnz]  weight f32[nnz]  [rank f32[nnz]]   training histories
       text_map.safetensors   only where texts can be mapped: see text_map.py
       item_ids.txt  user_ids.txt   one JSON string a line; line number = row
       items.jsonl            {"title", "text", "attributes"} a line; line number = row
@@ -17,7 +17,8 @@ weights t_j is
 
     x_b = sum_j t_j v_jb / (sum_j t_j)^exponent_b + offset_b + part_ub,    q_b = scale_b x_b    [scale_b x_b / |x_b|]
 
-where the bracket is scoring "cosine".
+where the bracket is scoring "cosine". A block with a decay has weights t_j = exp(-rank_j / decay) of its own; rank 0 is the
+newest item of the history.
 """
 
 import hashlib
@@ -62,6 +63,7 @@ class Block:
         exponent: of the sum of the history weights that a pooled history is divided by.
         scale: factor of the query.
         scoring: ``dot`` or ``cosine``.
+        decay: by which histories fade in this block; ``None`` for the history's own weights.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Block:
     exponent: float
     scale: float
     scoring: str = "dot"
+    decay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,7 @@ class Export:
         history_weight: ``[nnz]`` float32, t_j.
         text_map: or ``None``.
         index: bytes of the index file, or ``None``.
+        history_rank: ``[nnz]`` float32, 0 for a user's newest item; ``None`` where no block fades.
     """
 
     folder: Path
@@ -220,6 +224,7 @@ class Export:
     history_weight: np.ndarray
     text_map: TextMap | None
     index: memoryview | None = None
+    history_rank: np.ndarray | None = None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -286,6 +291,7 @@ def _check_manifest(manifest: Manifest) -> None:
         claim(is_count(block.dim) and block.dim > 0, "a block has no columns")
         claim(is_number(block.exponent) and is_number(block.scale), "a block's exponent or scale is no number")
         claim(block.scoring in ("dot", "cosine"), f"scoring {block.scoring!r} is unknown")
+        claim(block.decay is None or (is_number(block.decay) and block.decay > 0), "a block's decay is not positive")
     for name in ("items", "users", "interactions", "trained_items"):
         claim(is_count(manifest.counts.get(name)), f"counts lack {name}")
     claim(is_count(manifest.overlay_seq), "overlay_seq is no count")
@@ -344,8 +350,13 @@ def load_export(folder: str | Path, *, verify: bool = True) -> Export:
     offsets = take(tensors, HISTORY, "offsets", np.int64, (U + 1,))
     items = take(tensors, HISTORY, "items", np.int32, (nnz,))
     weight = take(tensors, HISTORY, "weight", np.float32, (nnz,))
+    rank = take(tensors, HISTORY, "rank", np.float32, (nnz,)) if "rank" in tensors else None
     _nothing_left(tensors, HISTORY)
     _check_history(offsets, items, weight, N)
+    if (rank is None) != all(block.decay is None for block in manifest.blocks):
+        raise ExportError(f"{HISTORY} and the blocks' decays do not agree.")
+    if rank is not None and (rank < 0).any():
+        raise ExportError(f"{HISTORY}: a rank is negative.")
 
     return Export(
         folder=folder,
@@ -365,6 +376,7 @@ def load_export(folder: str | Path, *, verify: bool = True) -> Export:
         history_weight=weight,
         text_map=_read_text_map(opened[TEXT_MAP], manifest) if TEXT_MAP in opened else None,
         index=opened.get(INDEX),
+        history_rank=rank,
     )
 
 

@@ -56,6 +56,7 @@ class ExportContents:
         history_offsets: ``[U + 1]`` int64.
         history_items: ``[nnz]`` rows, ascending and unique within a user.
         history_weight: ``[nnz]`` float32 t_j; ``None`` for ones.
+        history_rank: ``[nnz]``, 0 for a user's newest item; needed where a block has a decay, else ``None``.
         offset: ``[D]`` float32; ``None`` for zeros.
         user_part: ``[U, D]`` float32, or ``None``.
         text_map: or ``None``.
@@ -83,6 +84,7 @@ class ExportContents:
     history_offsets: np.ndarray
     history_items: np.ndarray
     history_weight: np.ndarray | None = None
+    history_rank: np.ndarray | None = None
     records: Sequence[ItemRecord] | None = None
     listed: np.ndarray | None = None
     offset: np.ndarray | None = None
@@ -163,8 +165,10 @@ def _write_files(folder: Path, contents: ExportContents) -> None:
     save_file(vectors, folder / VECTORS)
     items = np.ascontiguousarray(contents.history_items, dtype=np.int32)
     weight = contents.history_weight
+    rank = {} if contents.history_rank is None else {"rank": float32(contents.history_rank)}
     save_file(
         {
+            **rank,
             "offsets": np.ascontiguousarray(contents.history_offsets, dtype=np.int64),
             "items": items,
             "weight": np.ones(len(items), np.float32) if weight is None else float32(weight),

@@ -99,7 +99,13 @@ def wide_query(query: np.ndarray) -> np.ndarray:
 
 
 def sample_queries(
-    pooling: Pooling, source: np.ndarray, offsets: np.ndarray, items: np.ndarray, weight: np.ndarray, seed: int = 0
+    pooling: Pooling,
+    source: np.ndarray,
+    offsets: np.ndarray,
+    items: np.ndarray,
+    weight: np.ndarray,
+    rank: np.ndarray | None = None,
+    seed: int = 0,
 ) -> np.ndarray:
     """Queries of up to ``SAMPLED_QUERIES`` users with a history, ``[Q, D]`` float32; of items, where there is no user."""
     users = np.flatnonzero(np.diff(offsets))
@@ -109,13 +115,17 @@ def sample_queries(
         return np.stack([pooling.query(source[[row]], np.ones(1, np.float32)).vector for row in rows])
     chosen = draw.permutation(users)[:SAMPLED_QUERIES]
     spans = [slice(int(offsets[user]), int(offsets[user + 1])) for user in chosen]
-    return np.stack([pooling.query(source[items[span]], weight[span]).vector for span in spans])
+    ranks = [None if rank is None else rank[span] for span in spans]
+    queries = [pooling.query(source[items[s]], weight[s], None, r) for s, r in zip(spans, ranks, strict=True)]
+    return np.stack([query.vector for query in queries])
 
 
 def queries_of(export: Export) -> np.ndarray:
     """:func:`sample_queries` of an export's users."""
     pooling = Pooling(export.manifest.blocks, export.offset)
-    return sample_queries(pooling, export.source, export.history_offsets, export.history_items, export.history_weight)
+    return sample_queries(
+        pooling, export.source, export.history_offsets, export.history_items, export.history_weight, export.history_rank
+    )
 
 
 def best_rows(vector: np.ndarray, bias: np.ndarray, queries: np.ndarray) -> list[np.ndarray]:

@@ -149,6 +149,7 @@ def contents_of(
         history_offsets=offsets[1:],
         history_items=history.ids.numpy() - 1,
         history_weight=None if history.weights is None else history.weights.numpy(),
+        history_rank=tables.history_rank,
         text_map=text_map,
         encoder=spec,
         encoder_files=_encoder_files(encoder) if bundle_encoder and encoder is not None else {},
@@ -317,7 +318,7 @@ def _index(kind: str, tables: ModelTables, history: Any) -> tuple[Mapping[str, A
     items = history.ids.numpy() - 1
     weight = np.ones(len(items), np.float32) if history.weights is None else history.weights.numpy()
     pooling = Pooling(tables.blocks, tables.offset)
-    queries = sample_queries(pooling, tables.source, history.offsets.numpy()[1:], items, weight)
+    queries = sample_queries(pooling, tables.source, history.offsets.numpy()[1:], items, weight, tables.history_rank)
     return build_index(tables.vector, tables.bias, queries)
 
 

@@ -43,6 +43,7 @@ class ModelTables:
         shift: r, ``[D]``.
         bias_scale: slope s.
         bias_offset: c.
+        history_rank: ``[nnz]`` of the training histories, 0 for the newest; ``None`` where no block fades.
     """
 
     blocks: tuple[Block, ...]
@@ -59,6 +60,7 @@ class ModelTables:
     shift: np.ndarray
     bias_scale: float
     bias_offset: float
+    history_rank: np.ndarray | None = None
 
     def text_map(self, center: Tensor, transform: Tensor | None) -> TextMap | None:
         """The map from raw text vectors.
@@ -100,26 +102,31 @@ def tables_of(model: Any) -> ModelTables:
     """The arrays of a trained model in evaluation mode.
 
     Raises:
-        ValueError: if the tables would be too large to serve, or the model weighs histories by time in more than one way.
+        ValueError: if the tables would be too large to serve.
     """
-    if model.uses_order:
-        raise ValueError(
-            "This model was trained with eval_args.order TO: its blocks weigh a history's order each in its own way, which an "
-            "export does not hold. Train it with use_order: false, or with a history_decay, to export it."
-        )
     vector, bias = model.item_vectors()
+    with_closed = model._closed_counts
+    # where the full form and the next-item block share their targets, the identity, each gets a copy
+    shared = with_closed and not model.has_item_vectors and model._next is not None
+    if shared:
+        vector = torch.cat([vector[:, : model.n_items], vector], 1)
     _refuse_large(vector)
-    closed = model._closed_source.value if model._closed_counts else None
-    with_learned = vector.shape[1] > (0 if closed is None else closed.shape[1])
+    closed = model._closed_sources() if with_closed else []
+    with_learned = vector.shape[1] > sum(table.shape[1] for table in closed)
     slope, shift = (float(value) for value in model.calibration)
     closed_scale, learned_scale = (slope * float(scale) for scale in model.block_scales)
     blocks: list[Block] = []
     sources, offsets, parts = [], [], []
-    if closed is not None:
-        blocks.append(Block("closed_form", closed.shape[1], 0.0, closed_scale))
-        sources.append(closed)
-        offsets.append(torch.zeros(closed.shape[1], device=vector.device))
-        parts.append(torch.zeros(model.n_users, closed.shape[1], device=vector.device))
+    decays = [model.closed_decay if model.uses_order else None]
+    names, scales = ["closed_form"], [closed_scale]
+    if model._next is not None:
+        names, scales = [*names, "next_item"], [*scales, closed_scale * model._next.scale]
+        decays.append(model._next.decay)
+    for name, table, scale, decay in zip(names, closed, scales, decays, strict=False):
+        blocks.append(Block(name, table.shape[1], 0.0, scale, decay=decay))
+        sources.append(table)
+        offsets.append(torch.zeros(table.shape[1], device=vector.device))
+        parts.append(torch.zeros(model.n_users, table.shape[1], device=vector.device))
     raw_bias = torch.zeros_like(bias)
     if with_learned:
         tower, options = model.user_tower, model.options
@@ -145,7 +152,8 @@ def tables_of(model: Any) -> ModelTables:
             mu = MU if placed is None else placed.mu
             cold_map = fit_cold_map(features.value, present.value, trained, values, popularity, mu=mu)
             if placed is not None and placed.joint:
-                kappa, direction = placed.kappa, _columns(placed.shift, model, closed is not None, with_learned)
+                kappa, direction = placed.kappa, _columns(placed.shift, model, with_closed, with_learned)
+                direction = torch.cat([direction[: model.n_items], direction]) if shared else direction
     bias_scale = learned_scale if with_learned and model._learned_counts else 0.0
     finite = bias[listed].min() if bool(listed.any()) else bias.new_zeros(())
     return ModelTables(
@@ -164,6 +172,7 @@ def tables_of(model: Any) -> ModelTables:
         shift=_numpy(direction),
         bias_scale=bias_scale,
         bias_offset=shift + kappa * bias_scale * mean_bias,
+        history_rank=_numpy(model._ranks.value) if any(block.decay is not None for block in blocks) else None,
     )
 
 

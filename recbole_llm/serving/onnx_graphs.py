@@ -1,6 +1,6 @@
 """The export's arithmetic as ONNX, for servers that speak ONNX and no Python.
 
-    recommend.onnx   history int64[h], weight f32[h], part f32[D], exclude int64[e], k int64[1]
+    recommend.onnx   history int64[h], weight f32[h], part f32[D], exclude int64[e], k int64[1], [rank f32[h]]
                      -> rows int64[k], scores f32[k]                      rows are lines of item_ids.txt
     text_map.onnx    text_vector f32[n,F] -> item_vector f32[n,D], item_source f32[n,D], item_bias f32[n]
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.serving.artifact import ONNX_RECOMMEND, ONNX_TEXT_MAP, TEXT_MAP, VECTORS, Block, Export
-from recbole_llm.serving.query import TINY
+from recbole_llm.serving.query import TINIEST, TINY
 from recbole_llm.serving.recommend import Recommender, Request
 
 OPSET = 17
@@ -112,12 +112,15 @@ def _write_recommend(folder: Path, blocks: Sequence[Block]) -> None:
     op, D = graph.op, sum(block.dim for block in blocks)
     history = op("Gather", graph.tensor("item.source"), "history", axis=0)
     fixed = op("Add", graph.tensor("user.offset"), "part")
-    total = op("Max", op("ReduceSum", "weight", keepdims=0), graph.constant(np.finfo(np.float32).tiny))
     queries, start = [], 0
     for block in blocks:
         bounds = (graph.constant([start], np.int64), graph.constant([start + block.dim], np.int64))
         first, start = graph.constant([0], np.int64), start + block.dim
-        pooled = op("Mul", "weight", op("Pow", total, graph.constant(-block.exponent)))
+        weight = "weight"
+        if block.decay is not None:
+            weight = op("Exp", op("Neg", op("Div", "rank", graph.constant(block.decay))))
+        total = op("Max", op("ReduceSum", weight, keepdims=0), graph.constant(TINIEST))
+        pooled = op("Mul", weight, op("Pow", total, graph.constant(-block.exponent)))
         source = op("Slice", history, *bounds, graph.constant([1], np.int64))
         x = op("Add", op("MatMul", pooled, source), op("Slice", fixed, *bounds, first))
         if block.scoring == "cosine":
@@ -135,6 +138,8 @@ def _write_recommend(folder: Path, blocks: Sequence[Block]) -> None:
     vector = ("float", ["h"])
     inputs = {"history": ("int64", ["h"]), "weight": vector, "part": ("float", [D])}
     inputs |= {"exclude": ("int64", ["e"]), "k": ("int64", [1])}
+    if any(block.decay is not None for block in blocks):
+        inputs["rank"] = vector
     graph.save(folder / ONNX_RECOMMEND, inputs, {"rows": ("int64", ["k"]), "scores": ("float", ["k"])})
 
 
@@ -186,6 +191,8 @@ def check_graphs(export: Export) -> bool:
         part = np.zeros(export.manifest.dim, np.float32) if export.user_part is None else export.user_part[user]
         asked = {"history": history, "weight": export.history_weight[span], "part": part, "exclude": history}
         asked["k"] = np.array([len(wanted)], np.int64)
+        if export.history_rank is not None:
+            asked["rank"] = export.history_rank[span]
         rows, scores = recommend.run(["rows", "scores"], asked)
         truth = np.array([item.score for item in wanted])
         _same(ONNX_RECOMMEND, scores, truth)

@@ -5,7 +5,7 @@ With history weights t_j, block b of the query is (:mod:`recbole_llm.serving.art
     q_b = f_b (sum_j t_j / T^e_b v_jb + offset_b + part_ub),    T = sum_j t_j,   f_b = scale_b [/ |x_b| for cosine]
 
 so that <q, w_i> + bias_i = sum_j [sum_b f_b t_j / T^e_b <v_jb, w_ib>] + <f (offset + part), w_i> + bias_i: the bracket
-is what item j of the history adds to the score of item i.
+is what item j of the history adds to the score of item i. A block with a decay has t_j = exp(-rank_j / decay).
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ import numpy as np
 from recbole_llm.serving.artifact import Block
 
 TINY = np.float32(1e-12)
+TINIEST = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,19 +48,28 @@ class Pooling:
         self.blocks = list(blocks)
         self.offset = offset
 
-    def query(self, source: np.ndarray, times: np.ndarray, part: np.ndarray | None = None) -> Query:
+    def query(
+        self,
+        source: np.ndarray,
+        times: np.ndarray,
+        part: np.ndarray | None = None,
+        ranks: np.ndarray | None = None,
+    ) -> Query:
         """The query of a history.
 
         Args:
             source: ``[h, D]`` float32.
             times: ``[h]`` float32, t_j.
             part: ``[D]`` float32 of this user alone, or ``None``.
+            ranks: ``[h]`` float32, 0 for the newest, by which blocks with a decay weigh; ``None``: as the others, by ``times``.
         """
         vector = np.empty(source.shape[1], np.float32)
         weights = np.empty((len(source), len(self.blocks)), np.float32)
-        total = max(float(times.sum(dtype=np.float64)), float(np.finfo(np.float32).tiny))
         for b, (block, columns) in enumerate(zip(self.blocks, self.columns, strict=True)):
-            pooled = times * np.float32(total**-block.exponent)
+            fades = block.decay is not None and ranks is not None
+            weight = np.exp(-ranks / np.float32(block.decay)) if fades else times  # type: ignore[operator,arg-type]
+            total = max(float(weight.sum(dtype=np.float64)), TINIEST)
+            pooled = weight * np.float32(total**-block.exponent)
             x = pooled @ source[:, columns] + self.offset[columns]
             if part is not None:
                 x += part[columns]

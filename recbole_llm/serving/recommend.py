@@ -197,7 +197,7 @@ class Recommender:
         """``None`` for the fallback."""
         catalog = self.catalog
         unknown: list[str] = []
-        part = None
+        part = ranks = None
         if request.user is not None:
             user = self._user_row.get(request.user)
             if user is None:
@@ -207,6 +207,7 @@ class Recommender:
             span = slice(*self.export.history_offsets[user : user + 2])
             rows, times = self.export.history_items[span].astype(np.int64), self.export.history_weight[span]
             part = None if self.export.user_part is None else self.export.user_part[user]
+            ranks = None if self.export.history_rank is None else self.export.history_rank[span]
             source, kind = catalog.source(rows), "history"
         elif request.items is not None:
             rows, times, unknown = self._listed(request.items, request.weights)
@@ -214,12 +215,14 @@ class Recommender:
                 if request.fallback == "popular":
                     return None
                 raise UnknownItemError(", ".join(unknown[:3]) or "no item was given")
+            if request.weights is None:  # given weights are meant for every block
+                ranks = np.arange(len(rows) - 1, -1, -1, dtype=np.float32)
             source, kind = catalog.source(rows), "items"
         else:
             assert request.text_vector is not None
             rows, times, kind = _NO_ROWS, np.ones(1, np.float32), "text"
             source = self._text_map_of(request.text_vector[None])[1]
-        query = self._pooling.query(source, times, part)
+        query = self._pooling.query(source, times, part, ranks)
         hidden, unknown_exclusions = self._rows_of(request.exclude)
         if request.exclude_seen:
             hidden = np.concatenate([hidden, self._with_successors(rows)])

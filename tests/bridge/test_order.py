@@ -3,6 +3,7 @@
 import logging
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,9 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
-from recbole_llm.serving.model_tables import tables_of
+from recbole_llm.serving.artifact import load_export
+from recbole_llm.serving.export import export_model
+from recbole_llm.serving.recommend import Recommender, Request
 
 BY_TIME = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 
@@ -115,7 +118,36 @@ def test_vectors_scores_and_pairs_agree_and_come_back_from_a_checkpoint(walks):
     torch.testing.assert_close(model._logits(users), before)
 
 
-def test_such_a_model_is_not_exported_wrongly(walks):
-    trainer, _ = train(walks | {"blocks": "closed_form"})
-    with pytest.raises(ValueError, match="use_order: false"):
-        tables_of(trainer.model.eval())
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"blocks": "closed_form"}, {"closed_form_dim": 12}, {"closed_form_dim": 12, "cold_boost": 1.0}],
+    ids=str,
+)
+def test_the_export_ranks_as_the_model(walks, tmp_path, changes):
+    """Every block fades a history in its own way, for known users and for lists of items, oldest first."""
+    trainer, loaders = train(walks | changes)
+    model, dataset = trainer.model.eval(), loaders[0]._dataset
+    manifest = export_model(model, dataset, tmp_path / "export", index="exact")
+    assert {block.name for block in manifest.blocks} >= {"closed_form", "next_item"}
+    assert any(block.decay for block in manifest.blocks)
+    export = load_export(tmp_path / "export")
+    recommender = Recommender(export)
+    users = torch.arange(1, dataset.user_num)
+    logits = model.full_sort_predict({model.USER_ID: users}).view(len(users), -1)[:, 1:].numpy()
+    for row, user in enumerate(export.user_ids):
+        answer = recommender.recommend(Request(user=user, k=dataset.item_num, exclude_seen=False, explain=2))
+        got = {item.id: item.score for item in answer.items}
+        expected = logits[row]
+        assert got.keys() == {i for i, logit in zip(export.item_ids, expected, strict=True) if np.isfinite(logit)}
+        wanted = [got.get(item, -np.inf) for item in export.item_ids]
+        np.testing.assert_allclose(wanted, expected, rtol=2e-4, atol=5e-5)
+        for item in answer.items[:5]:
+            total = sum(reason.contribution for reason in item.reasons) + item.rest + item.bias
+            assert total == pytest.approx(item.score, abs=1e-5)
+    if export.user_part is None:
+        span = slice(*export.history_offsets[3:5])
+        oldest_first = np.argsort(-export.history_rank[span])
+        items = [export.item_ids[i] for i in export.history_items[span][oldest_first]]
+        known = recommender.recommend(Request(user=export.user_ids[3]))
+        assert recommender.recommend(Request(items=items)).items == known.items
+        assert recommender.recommend(Request(items=items[::-1])).items != known.items

@@ -153,6 +153,8 @@ MANIFEST_DAMAGE = {
     "more trained": (lambda m: m["counts"].update(trained_items=1), "trained"),
     "index": (lambda m: m.update(index={"kind": "hnsw"}), "neither exact nor ivf"),
     "decay": (lambda m: m.update(history_decay=-1.0), "history_decay"),
+    "block's decay": (lambda m: m["blocks"][0].update(decay=0), "a block's decay"),
+    "block's decay without ranks": (lambda m: m["blocks"][0].update(decay=2.0), "decays do not agree"),
     "similar": (lambda m: m.update(similar_by="code"), "similar_by"),
     "sum": (lambda m: m["files"]["README.md"].update(sha256="0"), None),
 }

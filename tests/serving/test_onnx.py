@@ -10,7 +10,7 @@ pytest.importorskip("onnx", reason="extra 'onnx'")
 pytest.importorskip("onnxruntime", reason="extra 'onnx'")
 import onnxruntime
 
-from recbole_llm.serving.artifact import ONNX_RECOMMEND, ONNX_TEXT_MAP, load_export
+from recbole_llm.serving.artifact import ONNX_RECOMMEND, ONNX_TEXT_MAP, Block, load_export
 from recbole_llm.serving.artifact_writer import write_artifact
 from recbole_llm.serving.onnx_graphs import check_graphs
 from recbole_llm.serving.recommend import Recommender, Request
@@ -21,6 +21,10 @@ VARIANTS = {
     "cosine, user parts": {"scoring": "cosine", "user_part": True},
     "unlisted items": {"listed": np.arange(40) % 5 != 2},
     "no texts": {"text_map": None},
+    "a block that fades": {
+        "blocks": (Block("closed_form", 6, 0.0, 0.7, decay=2.0), Block("learned", 4, 0.5, 1.3)),
+        "history_rank": np.arange(len(make_contents().history_items)) % 5,
+    },
     "linear, transform": {
         "text_map": TextMap(
             kind="linear", center=np.ones(F, np.float32), transform=np.eye(F, 7, dtype=np.float32),
@@ -54,6 +58,7 @@ def test_the_graphs_answer_as_the_export(tmp_path, variant):
                 "part": np.zeros(10, np.float32) if export.user_part is None else export.user_part[user],
                 "exclude": history,
                 "k": np.array([7], np.int64),
+                **({} if export.history_rank is None else {"rank": export.history_rank[span]}),
             },
         )
         assert [export.item_ids[row] for row in rows] == [item.id for item in wanted]
