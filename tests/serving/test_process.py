@@ -1,5 +1,6 @@
 """Real server processes: killed, in pairs, and swapping under load."""
 
+import argparse
 import asyncio
 import json
 import os
@@ -19,6 +20,7 @@ pytest.importorskip("orjson", reason="extra 'serve'")
 pytest.importorskip("httpx", reason="extra 'test': httpx")
 import httpx
 
+from recbole_llm.serving import command
 from recbole_llm.serving.artifact_writer import write_artifact
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -230,17 +232,24 @@ def test_hangup_loads_the_newest_and_term_drains(serve, folder, tmp_path):
     assert "recbole-llm serves" in log and "Traceback" not in log
 
 
+def test_a_mistake_is_one_line(serve, folder):
+    server = serve(folder, "--state", "/dev/null/x")
+    assert server.process.wait(30) != 0
+    log = server.process.stderr.read()
+    assert "state /dev/null/x" in log and "Traceback" not in log
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--host", "0.0.0.0"], "no key is set: give --api-key-file"),
         (["--workers", "0"], "--workers is 0"),
-        (["--state", "/dev/null/x"], "state /dev/null/x"),
+        (["--workers", "2", "--read-only"], "--workers needs a log"),
         (["--api-key-file", "/nowhere"], "nowhere"),
     ],
 )
-def test_mistakes_are_one_line(serve, folder, options, message):
-    server = serve(folder, *options)
-    assert server.process.wait(30) != 0
-    log = server.process.stderr.read()
-    assert message in log and "Traceback" not in log
+def test_mistakes_are_found_before_anything_starts(folder, options, message):
+    parser = argparse.ArgumentParser()
+    command.add_serve_arguments(parser)
+    with pytest.raises((ValueError, OSError), match=message):
+        command.settings_of(parser.parse_args([str(folder), *options]))
