@@ -48,6 +48,9 @@ def test_a_checkpoint_recommends_as_its_export(run_config, tmp_path, variant):
         assert ours.dtype == theirs.dtype, name
         np.testing.assert_array_equal(ours, theirs, err_msg=name)
     np.testing.assert_array_equal(opened.history_weight, exported.history_weight)
+    assert (opened.history_rank is None) == (exported.history_rank is None)
+    if opened.history_rank is not None:
+        np.testing.assert_array_equal(opened.history_rank, exported.history_rank)
     assert opened.manifest.blocks == exported.manifest.blocks and opened.manifest.dim == exported.manifest.dim
     assert list(recommend_users(opened, k=5)) == list(recommend_users(exported, k=5))
     assert recommend_items(opened, ["i1", "i5"]) == recommend_items(exported, ["i1", "i5"])
