@@ -48,7 +48,8 @@ def sampled_bce_fwd(
     (B, W), D = ids.shape, user.shape[1]
     bias = None if item_bias is None else item_bias[ids].to(dtype)
     in_place = len(item) >= W and _reads_items_in_place(item, bias)  # PyTorch wants no more entries than a matrix has
-    live, shift = _live(ids, bias, neg_valid), _shift(ids, bias, log_q, dtype)  # the second overwrites bias
+    dead = _dead(ids, bias, neg_valid)
+    shift = _shift(ids, bias, log_q, dtype, dead is None)  # overwrites bias
     slope = torch.empty(B, W, dtype=dtype, device=user.device)
     rows = torch.empty(B, dtype=dtype, device=user.device)
     grad_query = torch.empty(B, D, dtype=dtype, device=user.device) if need[0] else None
@@ -59,12 +60,15 @@ def sampled_bce_fwd(
         users, items = Rows(user, min(chunk, B)), None if in_place else Rows(item, min(chunk, B) * W)
         for lo in starts:
             part = slice(lo, min(lo + chunk, B))
-            query, term, dead, s = users.take(user_id[part]), ids[part].reshape(-1), ~live[part], slope[part]
+            query, term, s = users.take(user_id[part]), ids[part].reshape(-1), slope[part]
+            none = None if dead is None else dead[part]
             if items is None:
                 vectors = item.detach()
                 s.view(-1).copy_(sampled_dots(query, vectors, term))
             else:
-                vectors = items.take(term).masked_fill_(dead.view(-1, 1), 0)  # whatever an item outside it holds
+                vectors = items.take(term)
+                if none is not None:
+                    vectors.masked_fill_(none.reshape(-1, 1), 0)  # whatever an item outside the catalogue holds
                 rows_of = vectors.view(-1, W, D)
                 # 6 times as fast as rows_of @ query
                 torch.bmm(query[:, None, :], rows_of.transpose(1, 2), out=s[:, None, :])
@@ -72,9 +76,11 @@ def sampled_bce_fwd(
             if shift is not None:
                 s += shift[part]
             s[:, 0].neg_()
-            terms = softplus(s).masked_fill_(dead, 0)
-            rows[part] = terms[:, 0].masked_fill(dead[:, 0], torch.nan) + neg_weight * terms[:, 1:].sum(1)
-            e = s.sigmoid_().masked_fill_(dead, 0)
+            terms, e = softplus(s), s.sigmoid_()
+            if none is not None:
+                terms.masked_fill_(none, 0)[:, 0].masked_fill_(none[:, 0], torch.nan)
+                e.masked_fill_(none, 0)
+            torch.add(terms[:, 0], terms[:, 1:].sum(1), alpha=neg_weight, out=rows[part])
             e[:, 0].neg_()
             if neg_weight != 1:
                 e[:, 1:] *= neg_weight
@@ -155,18 +161,23 @@ def sampled_bce_bwd(
     return grad_user, grad_item, grad_bias
 
 
-def _live(ids: Tensor, bias: Tensor | None, neg_valid: Tensor | None) -> Tensor:
-    """Entries that count, ``[B, 1 + K]``: in the catalogue and, if negatives, valid and not the row's positive."""
-    live = ids != ids[:, :1]
+def _dead(ids: Tensor, bias: Tensor | None, neg_valid: Tensor | None) -> Tensor | None:
+    """Entries that do not count, ``[B, 1 + K]``: outside the catalogue, invalid, or negatives that are the row's positive.
+
+    None where a CPU has seen that there are none.
+    """
+    dead = ids == ids[:, :1]
     if neg_valid is not None:
-        live[:, 1:] &= neg_valid
-    live[:, 0] = True
-    return live if bias is None else live.logical_and_(bias != -torch.inf)
+        dead[:, 1:] |= ~neg_valid
+    dead[:, 0] = False
+    if bias is not None and (bias.device.type != "cpu" or not bool(bias.isfinite().all())):
+        dead |= bias == -torch.inf
+    return None if dead.device.type == "cpu" and not bool(dead.any()) else dead
 
 
-def _shift(ids: Tensor, bias: Tensor | None, log_q: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Sum of the entries' bias, which is overwritten, and -log_q; 0 outside the catalogue."""
-    if bias is not None:
+def _shift(ids: Tensor, bias: Tensor | None, log_q: Tensor | None, dtype: torch.dtype, inside: bool) -> Tensor | None:
+    """Sum of the entries' bias, which is overwritten, and -log_q; 0 outside the catalogue, if not all are ``inside``."""
+    if bias is not None and not inside:
         bias.masked_fill_(bias == -torch.inf, 0)
     if log_q is None:
         return bias
@@ -202,7 +213,7 @@ def shared_bce_fwd(
     s = gathered_dots(user, item, user_id, pos_id)
     bias = None if item_bias is None else item_bias[pos_id].to(s.dtype)
     outside = None if bias is None else bias == -torch.inf
-    shift = _shift(pos_id, bias, log_q, s.dtype)
+    shift = _shift(pos_id, bias, log_q, s.dtype, False)
     s = s if shift is None else s + shift
     loss = softplus(-s)
     if outside is not None:
@@ -276,7 +287,7 @@ def _negatives(
     query = user.index_select(0, user_id).to(dtype)
     bias = None if item_bias is None else item_bias[neg_id].to(dtype)
     dead = None if bias is None else bias == -torch.inf
-    shift = _shift(neg_id, bias, log_q, dtype)
+    shift = _shift(neg_id, bias, log_q, dtype, False)
     if neg_valid is not None and neg_valid.ndim == 1:
         dead = ~neg_valid if dead is None else dead | ~neg_valid
     if dead is not None:
