@@ -33,11 +33,18 @@ class Items(RuleBasedStateMachine):
     """``self.titles`` is what must be live; every deleted export item is in ``self.gone``."""
 
     folder: Path  # of exports, made once
+    address: str | None = None  # of PostgreSQL, which then holds the log and answers searches
 
     @initialize()
     def begin(self):
         self.loop = asyncio.new_event_loop()
         self.state = tempfile.mkdtemp()
+        self.place = {"state": self.address or self.state, "search": "postgres" if self.address else "memory"}
+        if self.address:
+            import psycopg
+
+            with psycopg.connect(self.address) as connection:
+                connection.execute("DROP TABLE IF EXISTS item, counter")
         self.titles = {f"i{n}": f"Title {n}" for n in range(N)}
         self.count = itertools.count()
         self.export = "one"
@@ -48,7 +55,7 @@ class Items(RuleBasedStateMachine):
 
     def start(self):
         place = self.folder / self.export
-        self.service = Service(Settings(export=str(place), state=self.state, verify=False), lambda f, m: WordEncoder())
+        self.service = Service(Settings(export=str(place), verify=False, **self.place), lambda f, m: WordEncoder())
         self.run(self.service.start())
         assert self.service.text.wait(10)
         self.writer = Writer(self.service)
@@ -77,7 +84,7 @@ class Items(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(["one", "two"]))
     def swap(self, name):
-        self.service.settings = Settings(export=str(self.folder / name), state=self.state, verify=False)
+        self.service.settings = Settings(export=str(self.folder / name), verify=False, **self.place)
         swap = self.run(self.service.reload())
         self.export = name
         assert swap.after == self.service.export_id
@@ -112,12 +119,15 @@ def exports(tmp_path_factory):
     return folder
 
 
-def test_items(exports, monkeypatch):
+@pytest.mark.parametrize(("state", "examples"), [("SQLite", 25), ("PostgreSQL", 8)])
+def test_items(exports, monkeypatch, request, state, examples):
     # a full collection at every start: beside other tests' torch it takes most of the time, and changes no answer
     monkeypatch.setattr("recbole_llm.serving.service._freeze", lambda: None)
+    monkeypatch.setattr("recbole_llm.serving.service._freeze_young", lambda: None)
     Items.folder = exports
+    Items.address = request.getfixturevalue("postgres") if state == "PostgreSQL" else None
     run = settings(
-        max_examples=25,
+        max_examples=examples,
         stateful_step_count=12,
         derandomize=True,
         deadline=None,
