@@ -25,12 +25,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from serving_search import ivf, pgvector
 from serving_servers import (
     FLASK,
     GUNICORN,
@@ -38,7 +37,6 @@ from serving_servers import (
     ROOT,
     SLOWS_NUMPY,
     Server,
-    clustered_contents,
     make_cornac_model,
     write_catalogue,
 )
@@ -332,58 +330,6 @@ def restart(folder: Path, options: argparse.Namespace) -> Result:
     return {"items": options.large, "median_s": round(statistics.median(seconds), 3), "max_s": round(max(seconds), 3)}
 
 
-def ivf(folder: Path, options: argparse.Namespace) -> Result:
-    """A million clustered items: requests answered from the IVF index, beside exact scoring of all, one at a time."""
-    from recbole_llm.serving.artifact import load_export
-    from recbole_llm.serving.artifact_writer import write_artifact
-    from recbole_llm.serving.candidates import sample_queries
-    from recbole_llm.serving.ivf import build_index
-    from recbole_llm.serving.query import Pooling
-    from recbole_llm.serving.recommend import Recommender, Request
-
-    contents = clustered_contents(options.million, options.dim)
-    queries = sample_queries(
-        Pooling(contents.blocks, np.zeros(options.dim, np.float32)),
-        contents.source,
-        contents.history_offsets,
-        contents.history_items,
-        np.ones(len(contents.history_items), np.float32),
-    )
-    started = time.perf_counter()
-    index = build_index(contents.vector, contents.bias, queries)
-    build_seconds = time.perf_counter() - started
-    print(f"index built in {build_seconds:.0f} s: {index[0]}", flush=True)
-    write_artifact(folder / "million", replace(contents, index=index))
-    del contents, queries
-    export = load_export(folder / "million", verify=False)
-    fast, exact = Recommender(export), Recommender(export, lambda export, catalog: None)
-    # users whose queries did not choose the number of lists probed
-    users = [str(user) for user in range(N_USERS)][-300:]
-    times: dict[str, list[float]] = {"ivf": [], "exact": []}
-    shares = []
-    for number, user in enumerate(users):
-        request = Request(user=user)
-        answers = {}
-        for name, recommender in (("ivf", fast), ("exact", exact)):
-            began = time.perf_counter()
-            answers[name] = {item.id for item in recommender.recommend(request).items}
-            if number >= 20:
-                times[name].append(time.perf_counter() - began)
-        shares.append(len(answers["ivf"] & answers["exact"]) / len(answers["exact"]))
-    faster = statistics.median(e / i for e, i in zip(times["exact"], times["ivf"], strict=True))
-    return {
-        "items": options.million,
-        "dim": options.dim,
-        "index": {**index[0], "megabytes": round(len(index[1]) / 1e6)},
-        "build_seconds": round(build_seconds, 1),
-        "users": len(users),
-        "recall_at_10": round(float(np.mean(shares)), 4),
-        "exact_ms": round(1e3 * statistics.median(times["exact"]), 3),
-        "ivf_ms": round(1e3 * statistics.median(times["ivf"]), 3),
-        "times_faster": round(faster, 1),
-    }
-
-
 # ------------------------------------------------------------------ report
 
 
@@ -402,7 +348,7 @@ def table(report: Result) -> str:
             )
         for name, r in part["ours_over"].items():
             lines.append(f"ours / {name}: " + ", ".join(f"{key} {value:g}" for key, value in r.items()))
-    for title in ("overload", "swap", "kill", "visible", "restart", "ivf"):
+    for title in ("overload", "swap", "kill", "visible", "restart", "ivf", "pgvector"):
         if title in report:
             lines.append(f"\n{title}: {json.dumps(report[title])}")
     return "\n".join(lines)
@@ -446,6 +392,7 @@ SCENARIOS: dict[str, Callable[[Path, argparse.Namespace], Result]] = {
     "visible": visible,
     "restart": restart,
     "ivf": ivf,
+    "pgvector": pgvector,
 }
 
 
