@@ -2,8 +2,8 @@
 
     python benchmarks/svd_form.py --dataset ml-1m-text --data_path FOLDER --made 20000,200000
 
-The real dataset is fitted in both forms with the defaults. The made catalogues (clustered tastes, popularity like 1/rank, texts that
-carry the cluster) are for seconds and peak memory. Pieces are kept in ``--work``; the summary is one JSON file in benchmarks/results/.
+The real dataset is fitted in both forms with the defaults. The made catalogues (clustered tastes, popularity like 1/rank, texts
+that carry the cluster) are for seconds and peak memory. Pieces are kept in ``--work``; the summary is one JSON file.
 """
 
 import argparse
