@@ -230,9 +230,12 @@ def _evaluation(module: ModuleType) -> None:
     """Trainer.evaluate (trainer/trainer.py:559) streams where the configuration key ``eval_backend`` says so."""
 
     def make(stock: Callable[..., Any]) -> Callable[..., Any]:
-        from recbole_llm.bridge.evaluation import streaming
+        def evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:
+            from recbole_llm.bridge.evaluation import streaming  # here: it loads the kernels
 
-        return streaming(stock)
+            return streaming(stock)(self, *args, **kwargs)
+
+        return evaluate
 
     override(module.Trainer, "evaluate", make)
 
@@ -241,9 +244,12 @@ def _collector(module: ModuleType) -> None:
     """Collector.data_collect (evaluator/collector.py:79) keeps which items are trained, for the report on cold ones."""
 
     def make(stock: Callable[..., Any]) -> Callable[..., Any]:
-        from recbole_llm.bridge.cold_report import remember_training
+        def data_collect(self: Any, *args: Any, **kwargs: Any) -> Any:
+            from recbole_llm.bridge.cold_report import remember_training
 
-        return remember_training(stock)
+            return remember_training(stock)(self, *args, **kwargs)
+
+        return data_collect
 
     override(module.Collector, "data_collect", make)
 
