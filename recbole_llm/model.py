@@ -15,7 +15,7 @@ from recbole_llm.recency import decayed
 from recbole_llm.towers import FrozenTensor, ItemTower, Rows, UserTower, history_weights, pool
 from recbole_llm_kernels import catalog_bce, catalog_ce, pair_bce, pair_dot, sampled_bce
 from recbole_llm_kernels.torch_ops.pool import pool as pool_on_cpu
-from recbole_llm_kernels.torch_ops.pool import scaled_rows
+from recbole_llm_kernels.torch_ops.pool import pool_without_own, scaled_rows
 
 NOT_IN_CATALOGUE = float("-inf")  # the kernels' mark for an item that no loss, gradient or ranking may see
 
@@ -166,7 +166,6 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
         # an entry that matches no key, so that every pair finds one to look at
         source, position = self._sources_of(F.pad(history.ids, (0, 1)))
         row = history.row_of_entry()
-        total = _pool(source, Rows(history.offsets, position[:-1]), weights)
         mass = weights.new_zeros(len(user)).index_add_(0, row, weights)
 
         key = F.pad(row * self.n_items + history.ids, (0, 1), value=len(user) * self.n_items)
@@ -175,7 +174,13 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
         own = F.pad(weights, (0, 1))[at] * (key[at] == wanted)
         left = history.sizes[of_pair] - (own > 0).long()
         norm = (mass[of_pair] - own).clamp(min=torch.finfo(torch.float32).tiny).pow(-self.options.history_exponent)
-        pooled = (total[of_pair] - own[:, None] * source[position[at]]) * (norm * (left > 0))[:, None]
+        norm = norm * (left > 0)
+        if source.is_cuda:
+            total = pool(source, Rows(history.offsets, position[:-1]), weights)
+            pooled = (total[of_pair] - own[:, None] * source[position[at]]) * norm[:, None]
+        else:
+            lists = (position[:-1], history.offsets, weights)
+            pooled = pool_without_own(source, *lists, of_pair, position[at], own, norm)
         return self._scaled(self.user_tower(users, pooled))
 
     # ------------------------------------------------------------------ training the learned block

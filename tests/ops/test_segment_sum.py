@@ -96,3 +96,23 @@ def test_scaled_rows_have_the_gradients_of_the_chain():
     want.backward(upstream)
     for x, y in zip(ours, chain, strict=True):
         torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_pooling_without_an_entry_has_the_gradient_of_the_chain():
+    from recbole_llm_kernels.torch_ops.pool import pool_without_own
+
+    vectors, weight = rows(40, 5, torch.float64, 0), torch.rand(700, generator=generator(1)).double()
+    entry, begin = ids(40, (700,), 2, torch.int64), torch.tensor([0, 0, 3, 600, 700])
+    of_pair, own_id = torch.tensor([3, 1, 1, 2, 0]), torch.tensor([5, 5, 0, 39, 1])
+    own, norm = torch.tensor([0.5, 0.0, 2.0, 1.0, 0.0]).double(), torch.tensor([1.0, 0.3, 0.0, 2.0, 1.0]).double()
+    one, two = (vectors.clone().requires_grad_() for _ in range(2))
+    bag = torch.nn.functional.embedding_bag(
+        entry, two, begin, mode="sum", per_sample_weights=weight, include_last_offset=True
+    )
+    want = (bag[of_pair] - own[:, None] * two[own_id]) * norm[:, None]
+    got = pool_without_own(one, entry, begin, weight, of_pair, own_id, own, norm)
+    torch.testing.assert_close(got, want)
+    upstream = rows(5, 5, torch.float64, 3)
+    got.backward(upstream)
+    want.backward(upstream)
+    torch.testing.assert_close(one.grad, two.grad)

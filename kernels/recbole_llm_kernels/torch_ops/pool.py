@@ -1,10 +1,11 @@
 r"""Rows of tables as a tower needs them on a CPU, with gradients that order ids by counting.
 
     pool         out[b] = sum over e in [offsets_b, offsets_b+1) of weight_e * vectors[ids_e]
+    pool_without_own  out[p] = norm_p * (the pooled row of list l_p - own_p * vectors[i_p])
     scaled_rows  out[b] = scale * (table[ids_b] + offset)
 
 PyTorch's ``embedding_bag`` computes the first; its gradient compares ids to sort them, which took longer than all sums.
-The second is a chain of four of its operations, whose gradients pass over [B, D] six times.
+The others are chains of its operations, whose gradients pass over [B, D] several times and scatter into whole tables.
 """
 
 from typing import Any
@@ -46,6 +47,69 @@ def pool(vectors: Tensor, ids: Tensor, offsets: Tensor, weight: Tensor) -> Tenso
         ``[B, D]`` in the dtype of ``vectors``; an empty list gives 0.
     """
     return _Pool.apply(vectors, ids, offsets, weight)
+
+
+class _PoolWithoutOwn(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        vectors: Tensor,
+        ids: Tensor,
+        offsets: Tensor,
+        weight: Tensor,
+        of_pair: Tensor,
+        own_id: Tensor,
+        own: Tensor,
+        norm: Tensor,
+    ) -> Tensor:
+        total = embedding_bag(
+            ids, vectors, offsets, mode="sum", per_sample_weights=weight.to(vectors.dtype), include_last_offset=True
+        )
+        ctx.save_for_backward(ids, offsets, weight, of_pair, own_id, own, norm)
+        ctx.shape, ctx.dtype = vectors.shape, vectors.dtype
+        out = total.index_select(0, of_pair)
+        return out.addcmul_(vectors.index_select(0, own_id), own[:, None], value=-1).mul_(norm[:, None])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        ids, offsets, weight, of_pair, own_id, own, norm = ctx.saved_tensors
+        grad = grad * norm[:, None]
+        lists, pairs = len(offsets) - 1, torch.arange(len(of_pair), device=ids.device)
+        of_list = segment_sum(of_pair, pairs, torch.ones_like(norm), grad, lists, grad.dtype)
+        row = torch.repeat_interleave(torch.arange(lists, device=ids.device), offsets.diff(), output_size=len(ids))
+        # one sum for both: entries of the lists first, then what each pair takes out
+        out_id, in_id = torch.cat([ids, own_id]), torch.cat([row, pairs + lists])
+        value, source = torch.cat([weight, -own]), torch.cat([of_list, grad])
+        return segment_sum(out_id, in_id, value, source, ctx.shape[0], ctx.dtype), *(None,) * 7
+
+
+def pool_without_own(
+    vectors: Tensor,
+    ids: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    of_pair: Tensor,
+    own_id: Tensor,
+    own: Tensor,
+    norm: Tensor,
+) -> Tensor:
+    """For each pair, the pooled row of a list without one of its entries, differentiable in ``vectors``.
+
+    Args:
+        vectors: ``[N, D]``.
+        ids: rows of ``vectors``, ``[E]`` int64.
+        offsets: where each list begins in ``ids``, ``[L + 1]`` int64.
+        weight: factor of each entry, ``[E]``.
+        of_pair: the list of each pair, ``[P]`` int64.
+        own_id: the row of ``vectors`` that each pair leaves out, ``[P]`` int64.
+        own: its weight in the list, ``[P]``; 0 where it is not there.
+        norm: factor of each pair's row, ``[P]``.
+
+    Returns:
+        ``[P, D]``.
+    """
+    return _PoolWithoutOwn.apply(vectors, ids, offsets, weight, of_pair, own_id, own, norm)
 
 
 class _ScaledRows(torch.autograd.Function):
