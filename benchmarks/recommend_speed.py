@@ -132,6 +132,7 @@ def main() -> None:
     """Measure and print; write with --output."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="of LLMTwoTower; its dataset where it was trained")
+    parser.add_argument("--dataset", default="", help="what the checkpoint was trained on, for the report")
     parser.add_argument("--items", type=int, default=500_000)
     parser.add_argument("--users", type=int, default=50_000)
     parser.add_argument("--k", type=int, default=10)
@@ -160,6 +161,7 @@ def main() -> None:
             for _ in range(options.repeats):
                 for way in WAYS:
                     runs[way].append(run(way, checkpoint, options.k, outputs[way]))
+            found["dataset"] = options.dataset
             found["checkpoint"] = {way: median_of(times) for way, times in runs.items()}
             found["agreement"] = same_lists(*outputs.values())
         if options.items and options.users:

@@ -201,6 +201,14 @@ def encode_speed(data: Json) -> Section:
     return Section([*facts(data), *table(["", *(f.replace("_", " ") for f in shown)], cells)], [])
 
 
+def recommend_speed(data: Json) -> Section:
+    """Recommending for every user: the command beside RecBole's function, and a large made catalogue."""
+    same = data["agreement"]
+    lines = [*facts(data), f"All users of {data['dataset']}, k = {data['k']}:", "", *records(data["checkpoint"])]
+    lines += [f"Of {same['users']:,} users {same['same_order']:.1%} get the same items in the same order.", ""]
+    return Section([*lines, "A made catalogue:", "", *records({"recbole-llm recommend": data["made"]})], [])
+
+
 def serving(data: Json) -> Section:
     """Requests a second and latencies of the services compared."""
     lines = facts(data)
@@ -315,6 +323,7 @@ RENDERERS: dict[str, Callable[[Json], Section]] = {
         import_speed,
         stock_models,
         encode_speed,
+        recommend_speed,
         serving,
     )
 }
