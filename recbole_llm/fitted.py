@@ -18,6 +18,7 @@ from recbole_llm.towers import FrozenTensor, Rows, pool
 
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
 MAX_CALIBRATION_USERS = 5_000  # two numbers are fitted to millions of pairs
+MAX_CALIBRATION_PAIRS = 200_000_000  # of users and items; a pass over so many takes seconds, and there are ten
 DEFAULT_LEARNED_SHARE = 0.35  # without validation data; the median of what validation chose on three datasets
 
 
@@ -336,8 +337,9 @@ class FittedBlocks:
         """
         self.calibration = (1.0, 0.0)
         users = torch.nonzero(selection.targets.sizes).squeeze(1)
-        if len(users) > MAX_CALIBRATION_USERS:
-            users = users[torch.linspace(0, len(users) - 1, MAX_CALIBRATION_USERS, dtype=torch.float64).long()]
+        most = min(MAX_CALIBRATION_USERS, max(MAX_CALIBRATION_PAIRS // self.n_items, 1))
+        if len(users) > most:
+            users = users[torch.linspace(0, len(users) - 1, most, dtype=torch.float64).long()]
         trained = self._trained.value
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
