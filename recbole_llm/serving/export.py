@@ -184,7 +184,7 @@ def _content(
             raise ValueError(f"attributes names {', '.join(attributes)}, and there is no {path.name}.")
         log.info("There is no %s: items are called by their ids", path.name)
         return _Content([ItemRecord(item_id, None, {}) for item_id in item_ids], {}, None)
-    table = read_atomic_table(path, dataset.iid_field, separator=dataset.config["field_separator"])
+    table = _item_table(path, dataset)
     texts: list[str | None] = [None] * len(item_ids)
     fields: tuple[str, ...] = ()
     item_text = None
@@ -203,6 +203,13 @@ def _content(
         values = {} if row is None else _attributes(table, row, kinds, separator)
         records.append(ItemRecord(name or item_id, text if keep_text else None, values))
     return _Content(records, kinds, item_text)
+
+
+def _item_table(path: Path, dataset: Any) -> AtomicTable:
+    config = dataset.config
+    return read_atomic_table(
+        path, dataset.iid_field, separator=config["field_separator"], encoding=config["encoding"] or "utf-8"
+    )
 
 
 def _title_column(table: AtomicTable, fields: Sequence[str]) -> str | None:
@@ -300,7 +307,7 @@ def _text_map(tables: ModelTables, dataset: Any, options: Any, encoder: Any | No
         log.warning("Items cannot be added by their text, and texts cannot be searched: %s.", reason)
         return None
     path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    table = read_atomic_table(path, dataset.iid_field, separator=dataset.config["field_separator"])
+    table = _item_table(path, dataset)
     fields = choose_text_fields(table, options.item_text_fields, options.item_text_template)
     tokens = [None, *_tokens(dataset, dataset.iid_field)]
     texts, _ = texts_of_tokens(table, tokens, fields, options.item_text_template)

@@ -121,14 +121,15 @@ def test_a_dataset_that_moved_or_changed(checkpoint, toy_path, tmp_path, capsys)
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_the_fast_parser_refuses_is_read_as_recbole_reads_it(run_config, toy_path, tmp_path, monkeypatch):
-    """pandas' parser in C takes a separator of one byte."""
+    """pandas' parser in C takes a separator of one byte; and the titles of a file that is not UTF-8 are read as its texts."""
     target = tmp_path / "data" / "toy"
     target.mkdir(parents=True)
     for kind in ("inter", "item", "user"):
         text = (toy_path / "toy" / f"toy.{kind}").read_text()
-        (target / f"toy.{kind}").write_text(text.replace("\t", ";;"))
-    checkpoint = train(run_config, data_path=str(target.parent), field_separator=";;")
-    assert len(list(recommend_users(open_model(checkpoint, texts=False), ["u1"], k=4))) == 4
+        (target / f"toy.{kind}").write_text(text.replace("\t", ";;").replace("story", "conté"), encoding="latin-1")
+    checkpoint = train(run_config, data_path=str(target.parent), field_separator=";;", encoding="latin-1")
+    rows = list(recommend_users(open_model(checkpoint), ["u1"], k=4))
+    assert len(rows) == 4 and " conté of " in rows[0].title
 
 
 @pytest.mark.filterwarnings("ignore")
