@@ -221,7 +221,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             parameter.grad = None
         share = self._share_of_batch(interaction)
         loss = torch.zeros((), device=self.device)
-        if len(interaction):
+        if len(interaction[self.model.USER_ID]):
             with self._precision():
                 loss = loss_func(interaction)
             loss = loss if share is None else loss * share
@@ -242,9 +242,10 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         """
         if not distributed.active():
             return None
-        terms = torch.tensor(float(len(interaction)), device=self.device)
-        if self.model.options.trains_on_users and len(interaction):
-            terms = self.model.history.sizes[interaction[self.model.USER_ID]].sum().float()
+        users = interaction[self.model.USER_ID]  # shared negatives make an Interaction longer than its rows
+        terms = torch.tensor(float(len(users)), device=self.device)
+        if self.model.options.trains_on_users and len(users):
+            terms = self.model.history.sizes[users].sum().float()
         return terms / distributed.sum_over_ranks(terms).clamp(min=1)
 
     @property

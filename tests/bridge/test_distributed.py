@@ -48,14 +48,19 @@ def free_port():
         return probe.getsockname()[1]
 
 
-LOSSES = ("catalog_bce", "sampled_bce")
+SHARED = "{'distribution': 'uniform', 'sample_num': 1, 'alpha': 1.0, 'dynamic': False, 'shared': 30}"
+RUNS = {
+    "catalog_bce": ["--loss_type=catalog_bce"],
+    "sampled_bce": ["--loss_type=sampled_bce"],
+    "shared negatives": ["--loss_type=sampled_bce", f"--train_neg_sample_args={SHARED}"],
+}
 
 
-def arguments(folder, data, processes, loss_type):
+def arguments(folder, data, processes, name):
     command = ["run", "-m", "LLMTwoTower", "-d", "toy", f"--data_path={data}", "--nproc", str(processes)]
     command += ["--ip", "127.0.0.1", "--port", str(free_port()), "--gpu_id=", "--encoder=", "--epochs=2"]
     command += ["--embedding_size=16", "--train_batch_size=25", "--show_progress=False", "--history_dropout=0.0"]
-    return [*command, f"--checkpoint_dir={folder}", f"--loss_type={loss_type}"]
+    return [*command, f"--checkpoint_dir={folder}", *RUNS[name]]
 
 
 def table(printed):
@@ -71,9 +76,9 @@ def checkpoint_in(folder):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory, toy_path):
-    """Both runs of two processes from one interpreter: what is printed and the checkpoint, by loss."""
+    """All runs of two processes from one interpreter: what is printed and the checkpoint, by name."""
     folder = tmp_path_factory.mktemp("two")
-    runs = [arguments(folder / loss_type, toy_path, 2, loss_type) for loss_type in LOSSES]
+    runs = [arguments(folder / name, toy_path, 2, name) for name in RUNS]
     script = folder / "recbole-llm.py"
     script.write_text(
         f"""
@@ -91,16 +96,16 @@ if __name__ == "__main__":
     out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=folder, timeout=300)
     assert out.returncode == 0, out.stderr[-3000:]
     printed = out.stdout.split("end of a run\n")
-    return {loss: (table(printed[n]), checkpoint_in(folder / loss)) for n, loss in enumerate(LOSSES)}
+    return {name: (table(printed[n]), checkpoint_in(folder / name)) for n, name in enumerate(RUNS)}
 
 
-@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize("name", RUNS)
 def test_two_processes_train_as_one_and_leave_a_readable_checkpoint(
-    tmp_path, toy_path, loss_type, together, capfd, monkeypatch
+    tmp_path, toy_path, name, together, capfd, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    printed, two = together[loss_type]
-    assert main(arguments(tmp_path / "one", toy_path, 1, loss_type)) in (None, 0)
+    printed, two = together[name]
+    assert main(arguments(tmp_path / "one", toy_path, 1, name)) in (None, 0)
     assert printed == table(capfd.readouterr().out)
     first, second = read_checkpoint(checkpoint_in(tmp_path / "one"))["state_dict"], read_checkpoint(two)["state_dict"]
     for name, value in first.items():
