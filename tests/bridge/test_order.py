@@ -151,3 +151,29 @@ def test_the_export_ranks_as_the_model(walks, tmp_path, changes):
         known = recommender.recommend(Request(user=export.user_ids[3]))
         assert recommender.recommend(Request(items=items)).items == known.items
         assert recommender.recommend(Request(items=items[::-1])).items != known.items
+
+
+@pytest.mark.parametrize("dim", ["full", 12])
+def test_cold_items_stand_beside_the_next_item_block(walks, tmp_path, dim):
+    path = tmp_path / "data" / "toy" / "toy.inter"
+    header, *rows = path.read_text().splitlines()
+    rows = [row for row in rows if row.split("\t")[1] not in ("i45", "i46", "i47")]
+    for u in range(20):  # a new item, and one after it: the new one is in validation
+        rows += [f"u{u}\ti{45 + u % 3}\t{1000 * u + 900}", f"u{u}\ti{u % 40}\t{1000 * u + 950}"]
+    path.write_text("\n".join([header, *rows]) + "\n")
+    trainer, _ = train(walks | {"closed_form_dim": dim, "cold_boost": 0.8})
+    model = trainer.model.eval()
+    assert len(model.cold_items.ids) == 3 and model.cold[model.cold_items.ids].all() and model._next is not None
+    users = torch.arange(1, 30)
+    w, bias = model.item_vectors()
+    logits = model._logits(users)
+    torch.testing.assert_close(model.user_vectors(users) @ w.T + bias, logits, rtol=1e-4, atol=1e-4)
+    slope, offset = model.calibration
+    placed = slope * model.cold_scores(users) + offset
+    torch.testing.assert_close(placed, logits[:, model.cold_items.ids], rtol=1e-4, atol=1e-4)
+    # at test the new items are in the histories, where they count by their own source vectors
+    model.at_test = True
+    before = model._logits(users)
+    model._set_cold(None)
+    warm = ~model.cold
+    assert not torch.allclose(model._logits(users)[:, warm], before[:, warm])
