@@ -94,14 +94,15 @@ class NegativeSampler:
 
     def sample(self, user_id: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
         """``[B, k]`` int64: for each user of ``user_id`` (``[B]``), k independent negatives (repeats possible)."""
-        base = user_id.repeat_interleave(k) * self._span
+        base = user_id * self._span
+        base = base if k == 1 else base.repeat_interleave(k)
         items = self.draw(len(base), generator)
-        open_ = torch.arange(len(base), device=base.device)
+        open_ = self._positives(base + items)
         for _ in range(MAX_REDRAWS):
-            open_ = open_[self._positives(base[open_] + items[open_])]
             if not len(open_):
                 return items.view(len(user_id), k)
             items[open_] = self.draw(len(open_), generator)
+            open_ = open_[self._positives(base[open_] + items[open_])]
         raise ValueError(
             f"No negative found in {MAX_REDRAWS} draws for {len(torch.unique(base[open_]))} users who have interacted "
             "with nearly the whole catalogue: filter them with user_inter_num_interval, or use loss_type: catalog_bce."
@@ -249,6 +250,7 @@ class InteractionRowsDataLoader(_RowsDataLoader):
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
         self.user_id = dataset.inter_feat[dataset.uid_field].long()
         self.item_id = dataset.inter_feat[dataset.iid_field].long()
+        self.pairs = torch.stack([self.user_id, self.item_id], 1)  # side by side: one look-up for both
         self.sample_size = len(self.user_id)
         self.neg_item_field = config["NEG_PREFIX"] + dataset.iid_field
         self.label_field = config["LABEL_FIELD"]
@@ -305,8 +307,8 @@ class InteractionRowsDataLoader(_RowsDataLoader):
 
     def _columns(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         self.negatives = self.negatives.to(rows.device)
-        self.user_id, self.item_id = self.user_id.to(rows.device), self.item_id.to(rows.device)
-        user, item = self.user_id[rows], self.item_id[rows]
+        self.pairs = self.pairs.to(rows.device)
+        user, item = self.pairs.index_select(0, rows).T.contiguous()
         if self._shared:
             self._generator = generator
             return user, item
