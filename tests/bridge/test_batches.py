@@ -175,3 +175,34 @@ def test_shared_negatives_elsewhere_are_refused(shared, loss, words):
     args = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "shared": shared}
     with pytest.raises(ValueError, match=words):
         make(batches.InteractionRowsDataLoader, train_neg_sample_args=args, loss_type=loss)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "48 items on a CPU: catalog_bce scores every one of them"),
+        ({"loss_type": "sampled_bce"}, "rows of a batch can share their negatives"),
+        (
+            {
+                "loss_type": "sampled_bce",
+                "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1, "shared": 7},
+            },
+            "sampled_bce with 7 negatives that the rows of a batch share",
+        ),
+    ],
+)
+def test_the_log_of_a_large_catalogue_names_shared_negatives(run_config, changes, words, monkeypatch, caplog):
+    import logging
+
+    from recbole.quick_start import run_recbole
+
+    from recbole_llm.bridge import trainer
+
+    monkeypatch.setattr(trainer, "MANY_ITEMS", 40)
+    settings = run_config | {"encoder": "", "blocks": "learned", "epochs": 1, "state": "INFO"} | changes
+    settings |= {"load_col": {"inter": ["user_id", "item_id"], "item": ["item_id"]}}
+    if "train_neg_sample_args" in changes:
+        settings["train_neg_sample_args"] = changes["train_neg_sample_args"] | {"alpha": 1.0, "dynamic": False}
+    with caplog.at_level(logging.INFO):
+        run_recbole("LLMTwoTower", "toy", config_dict=settings)
+    assert words in caplog.text
