@@ -371,40 +371,6 @@ def run_cell(spec: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
     return json.loads(out.stdout.strip().splitlines()[-1])
 
 
-def as_markdown(results: dict[str, Any]) -> str:
-    """Tables of what is in the result file."""
-    lines = []
-    for name, cell in results["cells"].items():
-        if "training" not in cell:
-            continue
-        lines += [f"**{name}**", "", "| training | positives/s | x BPR |", "|---|---|---|"]
-        lines += [f"| {n} | {c['positives_per_s']:,.0f} | {c['times_bpr']:.2f} |" for n, c in cell["training"].items()]
-        evaluation = cell["evaluation"]
-        lines += [
-            "",
-            f"| evaluation of {evaluation['users']:,} users | s | x stock default | x stock best |",
-            "|---|---|---|---|",
-        ]
-        lines += [
-            f"| {n} | {c['s']:.3f} | {c['times_stock_default']:.2f} | {c['times_stock_best']:.2f} |"
-            for n, c in evaluation["variants"].items()
-        ] + [""]
-    lines += [
-        "| system, dataset | epoch s | positives/s | epoch peak MiB | evaluation s | its peak MiB |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, cell in results["cells"].items():
-        if "epoch_s" in cell:
-            size, best = min(cell["eval"].items(), key=lambda entry: entry[1]["s"])
-            lines.append(
-                f"| {name} | {cell['epoch_s']:.2f} | {cell['positives_per_s']:,.0f} | {cell['epoch_peak_mib']:.0f} | "
-                f"{best['s']:.2f} ({size}) | {best['peak_mib']:.0f} |"
-            )
-        elif "training" not in cell:
-            lines.append(f"| {name} | {cell.get('error') or 'over ' + str(cell['stopped_after_s']) + ' s'} | | | | |")
-    return "\n".join(lines)
-
-
 def main() -> int:
     """Run the cells that are missing; 0 if all are there afterwards."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -436,12 +402,16 @@ def main() -> int:
         if time.monotonic() > end:
             left += 1
             continue
-        found = run_cell(spec, options) | {"threads": options.threads, "machine": machine("cpu")}
-        print(spec["name"], json.dumps({k: v for k, v in found.items() if k != "machine"}), flush=True)
+        here = machine("cpu")
+        found = run_cell(spec, options) | {"commit": here["commit"], "load_average": here["load_average"]}
+        print(spec["name"], json.dumps(found), flush=True)
+        results |= {"machine": here, "threads": options.threads}
         results["cells"][spec["name"]] = found
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=1) + "\n")
-    print(as_markdown(results))
+    import report
+
+    print("\n".join(report.end_to_end(results).lines))
     return 3 if left else 0
 
 

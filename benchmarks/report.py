@@ -308,6 +308,43 @@ def robustness(data: Json) -> Section:
     return Section([*facts(data), f"{data['metric']}.", "", *table(head, rows)], [plot])
 
 
+def end_to_end(data: Json) -> Section:
+    """Training and evaluation inside RecBole: ratios of paired runs, then every system alone, by size of catalogue."""
+    lines, alone = facts(data), {}
+    for name, cell in data["cells"].items():
+        if "training" in cell:
+            rows = [[n, c["positives_per_s"], c["times_bpr"]] for n, c in cell["training"].items()]
+            lines += [f"{name}:", "", *table(["training", "positives/s", "x BPR"], rows)]
+            rows = [
+                [n, 1e3 * c["s"], c["times_stock_default"], c["times_stock_best"]]
+                for n, c in cell["evaluation"]["variants"].items()
+            ]
+            head = [f"evaluation of {cell['evaluation']['users']:,} users", "ms", "x stock default", "x stock best"]
+            lines += table(head, rows)
+        elif "epoch_s" in cell:
+            alone[name] = cell
+        else:
+            lines += [f"{name}: {cell.get('error') or 'stopped after ' + number(cell['stopped_after_s']) + ' s'}", ""]
+    best = {name: min(c["eval"].items(), key=lambda entry: entry[1]["s"]) for name, c in alone.items()}
+    head = ["", "epoch s", "positives/s", "peak MiB", "users ranked", "evaluation s", "peak MiB", "eval_batch_size"]
+    lines += table(
+        head,
+        [
+            [name, c["epoch_s"], c["positives_per_s"], c["epoch_peak_mib"], c["eval_users"], best[name][1]["s"],
+             best[name][1]["peak_mib"], best[name][0]] for name, c in alone.items()
+        ],
+    )  # fmt: skip
+    sizes = list(dict.fromkeys(f"{c['items']:,} items" for c in sorted(alone.values(), key=lambda c: c["items"])))
+    systems = list(dict.fromkeys(name.rsplit(", ", 1)[0] for name in alone))
+    plots = []
+    for field, title in (("epoch_s", "seconds per epoch"), ("process_peak_mib", "MiB of the process at its largest")):
+        series: dict[str, list[float | None]] = {system: [None] * len(sizes) for system in systems}
+        for name, cell in alone.items():
+            series[name.rsplit(", ", 1)[0]][sizes.index(f"{cell['items']:,} items")] = cell[field]
+        plots.append(Bars(f"end_to_end_{field}", f"Catalogues by size: {title}", title, sizes, series, log=True))
+    return Section(lines, plots)
+
+
 RENDERERS: dict[str, Callable[[Json], Section]] = {
     f.__name__: f
     for f in (
@@ -325,6 +362,7 @@ RENDERERS: dict[str, Callable[[Json], Section]] = {
         encode_speed,
         recommend_speed,
         serving,
+        end_to_end,
     )
 }
 
