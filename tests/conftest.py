@@ -1,6 +1,7 @@
 """A made dataset whose texts and interactions agree, and a tiny encoder: end-to-end tests without a download."""
 
 import logging
+import sys
 import os
 import random
 
@@ -61,6 +62,14 @@ def processor_load_read_at_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psutil, "cpu_percent", lambda interval=None, percpu=False: 0.0)
         yield
+
+
+@pytest.fixture(autouse=True)
+def arguments_left_as_found():
+    """Commands put the keys meant for RecBole into ``sys.argv``, where every later ``Config`` would read them."""
+    arguments = sys.argv
+    yield
+    sys.argv = arguments
 
 
 @pytest.fixture(autouse=True)
