@@ -1,9 +1,9 @@
 """A made dataset whose texts and interactions agree, and a tiny encoder: end-to-end tests without a download."""
 
 import logging
-import sys
 import os
 import random
+import sys
 
 import pytest
 
