@@ -126,10 +126,10 @@ def worked_case(dim: int = 8, n_items: int = 6, rate: float = 0.5, goal: float =
     return {"dim": dim, "items": n_items, "liked": 2, "learning_rate": rate, "course": course}
 
 
-def sweep(dataset: str, overrides: list[str], pieces: Pieces) -> list[dict[str, Any]]:
+def sweep(dataset: str, dims: list[int], overrides: list[str], pieces: Pieces) -> list[dict[str, Any]]:
     """Part 3."""
     found = []
-    for dim in DIMS:
+    for dim in dims:
         for block, changes in (
             ("learned", {"blocks": "learned", "embedding_size": dim}),
             ("closed_form", {"blocks": "closed_form", "closed_form_dim": dim}),
@@ -153,6 +153,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", "-d", default="ml-100k")
     parser.add_argument("--data_path", default=None, help="folder of the dataset; ml-100k needs none")
+    parser.add_argument("--dims", default=",".join(map(str, DIMS)), help="dimensions of part 3")
     parser.add_argument("--minutes", type=float, default=None, help="begin nothing further after so long; exit code 3")
     parser.add_argument("--work", default="calibration")
     parser.add_argument("--output", default=None, help="JSON; default benchmarks/results/calibration-<dataset>.json")
@@ -169,7 +170,7 @@ def main() -> int:
     print("worked case:", case["course"][-1], flush=True)
     overrides = [*COMMON, *([f"--data_path={arguments.data_path}"] if arguments.data_path else [])]
     try:
-        dimensions = sweep(arguments.dataset, overrides, pieces)
+        dimensions = sweep(arguments.dataset, [int(d) for d in arguments.dims.split(",")], overrides, pieces)
     except OutOfTimeError:
         print("out of time: run the same command again to go on")
         return 3
