@@ -373,6 +373,8 @@ def test_recbole_fails_without_the_repair_and_works_with_it(name, repaired, unre
     needed = repaired["states"][name] == "applied"
     if "is not the name of an existing model. Did" in repaired["outcomes"][name] and name != "model_name":
         pytest.skip("this version of RecBole does not have the model")
+    if "splitting_method [TS] has not been implemented" in repaired["outcomes"][name]:
+        pytest.skip("this version of RecBole does not have the split")
     assert with_it in repaired["outcomes"][name]
     if not needed or with_it in unrepaired[name]:
         pytest.skip(f"the defect does not show with {repairs.installed()}")
