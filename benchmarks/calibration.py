@@ -153,7 +153,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", "-d", default="ml-100k")
     parser.add_argument("--data_path", default=None, help="folder of the dataset; ml-100k needs none")
-    parser.add_argument("--dims", default=",".join(map(str, DIMS)), help="dimensions of part 3")
+    parser.add_argument("--dims", default=",".join(map(str, DIMS)), help="dimensions of part 3; empty for none")
     parser.add_argument("--minutes", type=float, default=None, help="begin nothing further after so long; exit code 3")
     parser.add_argument("--work", default="calibration")
     parser.add_argument("--output", default=None, help="JSON; default benchmarks/results/calibration-<dataset>.json")
@@ -170,7 +170,7 @@ def main() -> int:
     print("worked case:", case["course"][-1], flush=True)
     overrides = [*COMMON, *([f"--data_path={arguments.data_path}"] if arguments.data_path else [])]
     try:
-        dimensions = sweep(arguments.dataset, [int(d) for d in arguments.dims.split(",")], overrides, pieces)
+        dimensions = sweep(arguments.dataset, [int(d) for d in arguments.dims.split(",") if d], overrides, pieces)
     except OutOfTimeError:
         print("out of time: run the same command again to go on")
         return 3
