@@ -257,17 +257,14 @@ def calibration(data: Json) -> Section:
     step = data["worked_case"]["course"][-1]
     lines += [f"Worked case after {step['step']} steps: P = {step['probability']}.", ""]
     rows = [[p["block"], p["d"], f"{p['valid']:.4f}", f"{p['test']:.4f}", p["seconds"], p["peak_mib"]] for p in dims]
-    lines += table(["block", "d", "valid", "test", "seconds", "peak MiB"], rows)
+    lines += table(["block", "d", "valid", "test", "seconds", "peak MiB"], rows) if rows else []
     ds = list(dict.fromkeys(p["d"] for p in dims))
     series: dict[str, list[float | None]] = {
         b: [next((p["test"] for p in dims if p["block"] == b and p["d"] == d), None) for d in ds]
         for b in dict.fromkeys(p["block"] for p in dims)
     }
-    plots = [
-        Bars(
-            f"dimensions_{data['dataset']}", f"{data['dataset']}, d dimensions", "ndcg@10", [str(d) for d in ds], series
-        )
-    ]
+    title = f"{data['dataset']}, d dimensions"
+    plots = [Bars(f"dimensions_{data['dataset']}", title, "ndcg@10", [str(d) for d in ds], series)] if ds else []
     reliable: dict[str, list[float | None]] = {
         "P(i|u)": [p for _, p, _ in filled], "share that happens": [y for _, _, y in filled]
     }  # fmt: skip
