@@ -300,11 +300,15 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
     def _without_untrained(self, tower: ItemTower) -> Tensor:
         """Vectors of a tower without the ID vectors that no interaction has trained, ``[N, D]``."""
         parts = tower.parts()
-        residual = parts.pop("id", None)
-        total = torch.zeros(self.n_items, tower.dim, device=self.item_bias.device)
-        for part in parts.values():
+        if "id" in parts:
+            trained = self._trained.value
+            if len(parts) == 1 and bool(trained[1:].all()):
+                return parts["id"].detach()  # no copy of a large table
+            parts["id"] = parts["id"] * trained[:, None]
+        total, *others = parts.values()
+        for part in others:
             total = total + part
-        return total if residual is None else total + residual * self._trained.value[:, None]
+        return total
 
     def train(self, mode: bool = True) -> "LLMTwoTower":
         """Switch between training and evaluation; drops the tables kept for ranking."""
@@ -341,7 +345,7 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
             blocks.append(self._closed_table())
         if self._learned_counts or not blocks:
             blocks.append(w)
-        return torch.cat(blocks, 1), slope * bias + offset
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1), slope * bias + offset
 
     def _closed_table(self) -> Tensor:
         """Targets of the closed form as ranking sees them, ``[N, d]``."""
