@@ -149,8 +149,12 @@ def specialised(launch: Recorded, sizes: str) -> ASTSource:
 def _for_triton_3_2(kernel: JITFunction, signature: Row, constants: Row, attributes: Row) -> ASTSource:
     """The same in the words of Triton 3.2: constants by name, and a size of 1 is an i32 known to be 1."""
     params = kernel.params
-    kinds = {p.name: {"constexpr": "*i8" if constants[p.num,] is None else "i32"}.get(signature[p.name], signature[p.name])
-             for p in params if not p.is_constexpr}  # fmt: skip
+    kinds = {}
+    for p in params:
+        if not p.is_constexpr:
+            kinds[p.name] = signature[p.name]
+            if kinds[p.name] == "constexpr":
+                kinds[p.name] = "*i8" if constants[p.num,] is None else "i32"
     by_name = {params[i].name: value for (i,), value in constants.items()}
     ones = [i for (i,) in constants if not params[i].is_constexpr and constants[i,] is not None]
     properties = {"tt.divisibility": [i for (i,) in attributes], "tt.equal_to": ones}

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,10 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process interprets already")
 def test_interpreted_kernels():
+    if version("triton").startswith("3.2."):
+        pytest.skip(
+            "Triton 3.2's interpreter knows no int1, nor the places where later ones are watched; it is compiled with"
+        )
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
         "CUDA_VISIBLE_DEVICES": "",

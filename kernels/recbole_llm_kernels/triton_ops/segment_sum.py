@@ -141,8 +141,9 @@ def _join_chunks_kernel(
             more = tl.min(same.to(tl.int32), axis=0)
         if out_ptr is not None:
             tl.store(out_ptr + key.to(tl.int64) * D + d, acc, mask=d < D)
-        if out_value_ptr is not None and tl.program_id(1) == 0:
-            tl.store(out_value_ptr + key, total)
+        if out_value_ptr is not None:  # noqa: SIM102
+            if tl.program_id(1) == 0:  # nested for Triton 3.2
+                tl.store(out_value_ptr + key, total)
 
 
 def sum_segments(

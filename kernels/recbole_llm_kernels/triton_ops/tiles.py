@@ -211,12 +211,14 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
                 acc = add_weighted_rows(acc, p, cols, GRAD_PRECISION)
 
     out = part.to(tl.int64) * R + r
-    if TERM != "group_max" and value_ptr is not None and d0 == 0:
-        if TERM == "exp_sum":
-            tl.store(value_ptr + out, peak, mask=live)
-            tl.store(total_ptr + out, loss, mask=live)
-        else:
-            tl.store(value_ptr + out, loss, mask=live)
+    # Triton 3.2 compiles what stands behind "is not None and" and a tensor's value: the tests are nested
+    if TERM != "group_max" and value_ptr is not None:  # noqa: SIM102
+        if d0 == 0:
+            if TERM == "exp_sum":
+                tl.store(value_ptr + out, peak, mask=live)
+                tl.store(total_ptr + out, loss, mask=live)
+            else:
+                tl.store(value_ptr + out, loss, mask=live)
     if row_scale_ptr is not None:
         scale = tl.load(row_scale_ptr + r, mask=live, other=0.0)
         acc *= scale[:, None]
@@ -225,8 +227,9 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
         d = d0 + tl.arange(0, BLOCK_D)
         acc = tl.where(inside[:, None], acc, 0.0)
         tl.store(grad_ptr + out[:, None] * D + d[None, :], acc, mask=live[:, None] & (d < D)[None, :])
-    if grad_bias_ptr is not None and d0 == 0:
-        tl.store(grad_bias_ptr + out, tl.where(inside, acc_bias, 0.0), mask=live)
+    if grad_bias_ptr is not None:  # noqa: SIM102
+        if d0 == 0:
+            tl.store(grad_bias_ptr + out, tl.where(inside, acc_bias, 0.0), mask=live)
 
 
 class Axis(NamedTuple):

@@ -73,7 +73,9 @@ def pairs(D: int, dtype: torch.dtype, on: Target) -> PairBlocks:
 def segment_sum(D: int, dtype: torch.dtype, on: Target) -> SegmentBlocks:
     """Terms per chunk, chunks per program and columns per program."""
     BLOCK_D = min(padded(D), 128)
-    return SegmentBlocks(CHUNK=32, BLOCK_C=max(4, 512 // BLOCK_D), BLOCK_D=BLOCK_D, num_warps=4)
+    # sm_80, D = 64: 8 bytes spilled with 512 elements, none with 256
+    elements = 256 if on.kind == "cuda" and on.arch < 90 else 512
+    return SegmentBlocks(CHUNK=32, BLOCK_C=max(4, elements // BLOCK_D), BLOCK_D=BLOCK_D, num_warps=4)
 
 
 class Precision(NamedTuple):
@@ -117,16 +119,18 @@ def tiles(D: int, dtype: torch.dtype, precision: str, on: Target) -> TileBlocks:
     if on.kind == "hip":
         return TileBlocks(64, 64, BLOCK_D, 4, 2)
     if dtype == torch.bfloat16:
-        # 64 x 64 x 128, 4 warps: none on sm_80 and sm_90, 8 bytes on sm_100, where 8 warps spill none
-        return TileBlocks(64, 64, BLOCK_D, 8 if on.arch >= 100 and BLOCK_D > 64 else 4, 2)
-    if (dtype == torch.float32 and precision == "ieee") or on.arch < 90:
-        # "ieee" goes without tensor cores and fills 254 registers; "tf32x3" on sm_80: 16 bytes at 64 x 32, D = 64
+        # none on sm_80 and sm_90; sm_100: 8 bytes with 4 warps, none with 8
+        return TileBlocks(64, 64, BLOCK_D, 8 if on.arch >= 100 else 4, 2)
+    if dtype == torch.float32 and precision == "ieee":
+        # goes without tensor cores. D = 128: 32 bytes on sm_80 at a width of 64, none at 32; 8 on sm_100 with 4 warps
+        if on.arch < 90 and D > 64:
+            return TileBlocks(32, 32, 32, 8, 2)
+        return TileBlocks(32, 32, BLOCK_D, 8 if on.arch >= 100 and D > 64 else 4, 2)
+    if on.arch < 90:
+        # "tf32x3" on sm_80: 16 bytes at 64 x 32, D = 64
         return TileBlocks(32, 32, BLOCK_D, 4, 2)
-    if on.arch < 100:
-        # "tf32x3" on sm_90: 120 bytes at 64 x 64, none at 64 x 32
-        return TileBlocks(64, 32, BLOCK_D, 4, 2)
-    # "tf32x3" on sm_100: 320 bytes with 4 warps, none with 8
-    return TileBlocks(64, 64, BLOCK_D, 8, 2)
+    # "tf32x3": sm_90, 120 bytes at 64 x 64; sm_100, float16, D = 128: 16 bytes at 64 x 64, none at 64 x 32, with 8 warps each
+    return TileBlocks(64, 32, BLOCK_D, 8 if on.arch >= 100 else 4, 2)
 
 
 def column_splits(R: int, C: int, blocks: TileBlocks, on: Target) -> tuple[int, int]:
@@ -150,6 +154,8 @@ class SampledBlocks(NamedTuple):
 
 def sampled(D: int, K: int, on: Target) -> SampledBlocks:
     """Rows, negatives and dimensions at once: about 4,096 elements, a row of any width whole."""
+    # sm_80, float32, D = 64: 8 bytes spilled with 4,096 elements, none with 2,048
+    elements = 2048 if on.kind == "cuda" and on.arch < 90 else 4096
     BLOCK_D = padded(D)
-    BLOCK_K = min(padded(K, 1), 16, max(1, 4096 // BLOCK_D))
-    return SampledBlocks(max(1, 4096 // (BLOCK_D * BLOCK_K)), BLOCK_K, BLOCK_D, 4)
+    BLOCK_K = min(padded(K, 1), 16, max(1, elements // BLOCK_D))
+    return SampledBlocks(max(1, elements // (BLOCK_D * BLOCK_K)), BLOCK_K, BLOCK_D, 4)
