@@ -123,6 +123,6 @@ def check_backend(backend: str) -> None:
 
 def negative_weight(x: float) -> float:
     """``neg_weight`` as a float."""
-    if not isinstance(x, int | float) or not 0 <= x < math.inf:
+    if not isinstance(x, (int, float)) or not 0 <= x < math.inf:  # no int | float: torch.compile of 2.6 cannot read it
         raise ValueError(f"neg_weight must be a finite number of at least 0, got {x!r}")
     return float(x)

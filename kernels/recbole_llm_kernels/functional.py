@@ -343,7 +343,7 @@ def score_topk(
     """
     query, item, item_bias = arguments.matrices("query", query, item, item_bias)
     arguments.check_backend(backend)
-    if isinstance(k, bool) or not isinstance(k, int | torch.SymInt) or k < 1:
+    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)) or k < 1:
         raise ValueError(f"k must be a whole number of at least 1, got {k!r}")
     if (seen_offsets is None) != (seen_ids is None):
         given, missing = ("seen_ids", "seen_offsets") if seen_offsets is None else ("seen_offsets", "seen_ids")
