@@ -334,8 +334,16 @@ def _index(kind: str, tables: ModelTables, history: Any) -> tuple[Mapping[str, A
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``recbole-llm export``."""
-    parser.add_argument("checkpoint", help="what 'recbole-llm run' saved (saved/*.pth); read as code, so your own only")
+    parser.add_argument(
+        "checkpoint", help="what 'recbole-llm run' saved (saved/LLMTwoTower-....pth), or its folder for the newest one"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write; must not exist")
+    parser.add_argument(
+        "--data_path",
+        default=None,
+        metavar="FOLDER",
+        help="holds the dataset's folder, if that has moved since the training",
+    )
     parser.add_argument("--index", choices=INDEX_KINDS, default="auto", help="auto: ivf above 300,000 items")
     parser.add_argument("--attributes", default=None, metavar="A,B", help="item columns to show and filter by")
     parser.add_argument("--no-text", action="store_true", help="leave the items' texts out")
@@ -353,12 +361,17 @@ def run_export(options: argparse.Namespace) -> int:
     Raises:
         ValueError: as :func:`export_model`, or if the checkpoint does not exist or is of another model.
     """
-    if not Path(options.checkpoint).is_file():
-        raise ValueError(f"checkpoint {options.checkpoint!r} does not exist. Give a file that 'recbole-llm run' saved.")
+    from recbole_llm.bridge.trained import load_trained
+    from recbole_llm.recommend import newest_checkpoint
+
+    checkpoint = newest_checkpoint(options.checkpoint) or Path(options.checkpoint)
+    if not checkpoint.is_file():
+        raise ValueError(
+            f"checkpoint {options.checkpoint!r} does not exist or holds none. Give a file that 'recbole-llm run' saved "
+            "(saved/LLMTwoTower-....pth), or its folder."
+        )
     metrics = _metrics(options.metrics)
-    model, dataset = load_trained(options.checkpoint)
-    if not hasattr(model, "item_vectors"):
-        raise ValueError(f"checkpoint: {type(model).__name__} has no item vectors to export; LLMTwoTower has.")
+    model, dataset = load_trained(checkpoint, data_path=options.data_path)
     manifest = export_model(
         model,
         dataset,
@@ -391,14 +404,3 @@ def _metrics(file: str | None) -> dict[str, Any]:
             f"metrics {file!r} holds no test_result. Give a file that 'recbole-llm run --output FILE' wrote."
         )
     return {"dataset": content.get("dataset", ""), **result}
-
-
-def load_trained(checkpoint: str) -> tuple[Any, Any]:
-    """Model in evaluation mode and dataset of a RecBole checkpoint.
-
-    The file is unpickled by RecBole: it can run code, so it must be one's own.
-    """
-    from recbole.quick_start import load_data_and_model
-
-    _, model, dataset, *_ = load_data_and_model(checkpoint)
-    return model.eval(), dataset

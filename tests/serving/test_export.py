@@ -13,8 +13,9 @@ import recbole_llm  # noqa: F401
 pytest.importorskip("recbole")
 from recbole.quick_start import run_recbole
 
+from recbole_llm.bridge.trained import load_trained
 from recbole_llm.serving.artifact import load_export
-from recbole_llm.serving.export import add_export_arguments, export_model, load_trained, run_export
+from recbole_llm.serving.export import add_export_arguments, export_model, run_export
 from recbole_llm.serving.recommend import Recommender, Request
 
 VARIANTS = {
@@ -132,6 +133,8 @@ def test_the_command(run_config, tmp_path, capsys):
     assert f"recbole-llm serve {output}" in capsys.readouterr().out
     assert load_export(output).manifest.metrics == {"dataset": "toy", "ndcg@10": 0.25}
     assert "| ndcg@10 | 0.25 |" in (tmp_path / "export" / "README.md").read_text()
+    assert run_export(parser.parse_args([run_config["checkpoint_dir"], "--output", output + "2"])) == 0  # the newest
+    assert load_export(output + "2").manifest.counts == load_export(output).manifest.counts
     result.write_text("{}")
     with pytest.raises(ValueError, match="holds no test_result"):
         run_export(parser.parse_args(arguments))
@@ -139,11 +142,10 @@ def test_the_command(run_config, tmp_path, capsys):
         run_export(parser.parse_args(["nowhere.pth", "--output", str(tmp_path / "x")]))
 
 
-def test_a_model_without_vectors_is_refused(run_config, tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(run_config, tmp_path):
     run_recbole("Pop", "toy", config_dict={**run_config, "train_neg_sample_args": None})
     (checkpoint,) = glob.glob(run_config["checkpoint_dir"] + "/*-[0-9][0-9].pth")
-    options = argparse.Namespace(
-        checkpoint=checkpoint, output=str(tmp_path / "x"), index="auto", attributes=None, metrics=None
-    )
-    with pytest.raises(ValueError, match="Pop has no item vectors"):
-        run_export(options)
+    parser = argparse.ArgumentParser()
+    add_export_arguments(parser)
+    with pytest.raises(ValueError, match="was not written by recbole-llm for LLMTwoTower"):
+        run_export(parser.parse_args([checkpoint, "--output", str(tmp_path / "x")]))
