@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from logging import getLogger
 from typing import Any
 
@@ -134,7 +135,7 @@ class _Job:
         # longest first: what does not fit into memory shows at once; ties by key, so that the order of the rows is
         # nothing
         order = sorted(samples, key=lambda i: (-samples[i].size, self.keys[i]))
-        for shard in _shares(list(_group(self.batches.plan(order, samples)))):
+        for shard in _shares(list(_group(self.batches.plan(order, samples))), self.keys):
             self._run_shard(shard, samples, bar)
 
     def _run_shard(self, shard: list[list[int]], samples: dict[int, Sample], bar: Any) -> None:
@@ -258,7 +259,14 @@ def _group(batches: Iterator[list[int]]) -> Iterator[list[list[int]]]:
         yield shard
 
 
-def _shares(shards: list[list[list[int]]]) -> list[list[list[int]]]:
-    """This rank's shards, then those of the others from the end: two ranks meet once."""
+def _shares(shards: list[list[list[int]]], keys: Sequence[bytes]) -> list[list[list[int]]]:
+    """This rank's shards, then those of the others from the end: two ranks meet once.
+
+    A shard is a rank's by its first text and not by its place: a rank that starts late plans without the shards that are
+    stored by then, and must not take the others' for its own.
+    """
     rank, world = number_of_processes()
-    return shards[rank::world] + [shard for at, shard in reversed(list(enumerate(shards))) if at % world != rank]
+    own = [int.from_bytes(keys[shard[0][0]][:8], "big") % world == rank for shard in shards]
+    return list(compress(shards, own)) + [
+        s for s, mine in zip(reversed(shards), reversed(own), strict=True) if not mine
+    ]

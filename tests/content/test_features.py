@@ -419,9 +419,9 @@ def test_two_ranks_share_the_work(fork, tmp_path, meeting):
     assert [process.exitcode for process in ranks] == [0, 0]
     shares = [counts.get(timeout=10) for _ in ranks]
     assert files(tmp_path / "shared") == files(tmp_path / "alone")
-    # 13 shards: seven and six, and where they meet a shard may be done by both
+    # 13 shards, and where they meet a shard may be done by both; a rank that starts late finds fewer left
     assert sum(shares) <= 400 + 3 * 32
-    assert min(shares) >= 100
+    assert meeting is None or min(shares) >= 100
 
 
 @pytest.mark.parametrize(
@@ -441,9 +441,11 @@ class TestRanks:
         monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
 
     def test_own_shards_first_then_the_others_from_the_end(self, monkeypatch):
-        shards = [[[i]] for i in range(7)]
+        shards, keys = [[[i]] for i in range(7)], [bytes(7) + bytes([i]) for i in range(7)]
         self.ranks(monkeypatch, 1, 3)
-        assert features_module._shares(shards) == [[[i]] for i in (1, 4, 6, 5, 3, 2, 0)]
+        assert features_module._shares(shards, keys) == [[[i]] for i in (1, 4, 6, 5, 3, 2, 0)]
+        late = shards[1:3] + shards[4:]  # what a rank plans that starts when shards 0 and 3 are stored
+        assert features_module._shares(late, keys) == [[[i]] for i in (1, 4, 6, 5, 2)]
 
     def test_resumed_by_another_number_of_ranks(self, monkeypatch, store, tmp_path):
         texts = sentences(300)
