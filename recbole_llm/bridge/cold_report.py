@@ -96,7 +96,7 @@ def measure(model: Any, rows: Any, trained: Tensor, metrics: list[TopKMetric], d
     most = max(metric.k for metric in metrics)
     sums = {group: dict.fromkeys(map(str, metrics), 0.0) for group in GROUPS}
     counts = dict.fromkeys(GROUPS, 0)
-    alike = True  # whether every score of every cold item seen is the same for its user
+    alike = int(cold.sum()) > 1  # whether every score of every cold item seen is the same for its user
     for index in torch.arange(len(rows)).split(max(1, SCORES // n_items)):
         scores = model.full_sort_predict(rows.batch(index).to(device)).view(-1, n_items).cpu().float()
         own = scores[:, cold]
