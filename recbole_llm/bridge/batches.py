@@ -1,6 +1,7 @@
 """Training batches: users for the catalogue losses, interactions with sampled negatives for the others."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from logging import getLogger
 from math import ceil
@@ -144,7 +145,7 @@ class NegativeSampler:
         return ((key * GOLDEN) >> (63 - self._bits)) & (2**self._bits - 1)
 
 
-class _RowsDataLoader(AbstractDataLoader):
+class _RowsDataLoader(AbstractDataLoader, ABC):
     """Batches cut from a permutation of rows, made on the model's device; no item column is ever copied into them.
 
     Every process draws the whole batch from the same stream and takes its part of the rows, so that several processes train
@@ -162,9 +163,9 @@ class _RowsDataLoader(AbstractDataLoader):
         self.step = self._rows_of_batch  # RecBole gives a process its share of it
 
     @property
+    @abstractmethod
     def _rows_of_batch(self) -> int:
         """Rows of a batch over all processes."""
-        raise NotImplementedError
 
     def _init_batch_size_and_step(self) -> None:
         self.step = self._rows_of_batch
@@ -198,17 +199,17 @@ class _RowsDataLoader(AbstractDataLoader):
         seed = int(torch.randint(2**62, (), generator=self.generator))
         return torch.Generator(device).manual_seed(seed)
 
+    @abstractmethod
     def _columns(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """What batches are cut from, for the given rows."""
-        raise NotImplementedError
 
     def _whole_batch(self, *columns: Tensor) -> tuple[Tensor, ...]:
         """Columns of the batch of all processes, for what they draw together."""
         return columns
 
+    @abstractmethod
     def _interaction(self, *columns: Tensor) -> Interaction:
         """The batch made of its part of each column."""
-        raise NotImplementedError
 
     def collate_fn(self, index: Any) -> Interaction:
         """The batch of the given rows, as RecBole's loaders give it."""

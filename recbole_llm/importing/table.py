@@ -1,5 +1,6 @@
 """What every table in a file is to the importer: names, and batches of string columns with the place of each row."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ class Batch:
     kinds: dict[str, set[type]] = field(default_factory=dict)
 
 
-class Source:
+class Source(ABC):
     """A table in a file.
 
     Attributes:
@@ -51,9 +52,9 @@ class Source:
         self.blank_lines = 0
         self.multiline_cells = 0
 
+    @abstractmethod
     def batches(self, names: Sequence[str] | None = None, progress: bool = False) -> Iterator[Batch]:
         """Read from the start; ``names`` limits the columns."""
-        raise NotImplementedError
 
     def error(self, message: str) -> ValueError:
         """A ``ValueError`` that names the file."""

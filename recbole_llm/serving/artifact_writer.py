@@ -38,6 +38,8 @@ from recbole_llm.serving.artifact import (
 )
 from recbole_llm.serving.text_map import TextMap
 
+EXACT_INDEX = {"kind": "exact"}  # every item is scored
+
 
 @dataclass(frozen=True, eq=False)
 class ExportContents:
@@ -219,14 +221,15 @@ def _text_map_tensors(text_map: TextMap) -> dict[str, np.ndarray]:
     return {name: np.asarray(array, order="C") for name, array in arrays.items() if array is not None}
 
 
-def _manifest(folder: Path, contents: ExportContents) -> Manifest:
-    files = {
-        path.relative_to(folder).as_posix(): FileSum(path.stat().st_size, _sha256(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    text_map = contents.text_map
-    draft = Manifest(
+def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: Mapping[str, Any]) -> Manifest:
+    """What the manifest says of ``contents``, still without an ``export_id``.
+
+    Args:
+        contents: of the export.
+        files: size and checksum by name, of what was written.
+        index: kind and parameters of the index.
+    """
+    return Manifest(
         schema=SCHEMA,
         min_reader=SCHEMA,
         export_id="",
@@ -244,12 +247,21 @@ def _manifest(folder: Path, contents: ExportContents) -> Manifest:
         encoder=contents.encoder,
         item_text=contents.item_text,
         attributes=dict(contents.attributes),
-        text_map=_text_map_kind(text_map),
+        text_map=_text_map_kind(contents.text_map),
         overlay_seq=contents.overlay_seq,
-        index={"kind": "exact"} if contents.index is None else dict(contents.index[0]),
+        index=dict(index),
         metrics=dict(contents.metrics),
-        files=files,
+        files=dict(files),
     )
+
+
+def _manifest(folder: Path, contents: ExportContents) -> Manifest:
+    files = {
+        path.relative_to(folder).as_posix(): FileSum(path.stat().st_size, _sha256(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    draft = manifest_of(contents, files, EXACT_INDEX if contents.index is None else contents.index[0])
     return replace(draft, export_id=draft.identity())
 
 

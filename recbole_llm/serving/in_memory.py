@@ -1,14 +1,11 @@
 """The contents of an export as a reader would give them back, without the files."""
 
-import platform
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 
-import recbole_llm
-from recbole_llm.serving.artifact import SCHEMA, Export, ItemRecord, Manifest
-from recbole_llm.serving.artifact_writer import ExportContents
+from recbole_llm.serving.artifact import Export, ItemRecord
+from recbole_llm.serving.artifact_writer import EXACT_INDEX, ExportContents, manifest_of
 
 
 def export_in_memory(contents: ExportContents) -> Export:
@@ -25,30 +22,7 @@ def export_in_memory(contents: ExportContents) -> Export:
     weight, listed, text_map = contents.history_weight, contents.listed, contents.text_map
     trained = np.asarray(contents.trained, dtype=bool)
     records = contents.records
-    manifest = Manifest(
-        schema=SCHEMA,
-        min_reader=SCHEMA,
-        export_id="",
-        created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        producer={"recbole_llm": recbole_llm.__version__, "python": platform.python_version(), **contents.producer},
-        blocks=contents.blocks,
-        history_decay=contents.history_decay,
-        similar_by=contents.similar_by,
-        counts={
-            "items": N,
-            "users": len(contents.user_ids),
-            "interactions": len(items),
-            "trained_items": int(trained.sum()),
-        },
-        encoder=contents.encoder,
-        item_text=contents.item_text,
-        attributes=dict(contents.attributes),
-        text_map=None if text_map is None else {"kind": text_map.kind, "normalize": text_map.normalize},
-        overlay_seq=contents.overlay_seq,
-        index={"kind": "exact"},
-        metrics=dict(contents.metrics),
-        files={},
-    )
+    manifest = manifest_of(contents, files={}, index=EXACT_INDEX)
     return Export(
         folder=Path(),
         manifest=manifest,
