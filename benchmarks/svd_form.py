@@ -21,7 +21,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 import torch
 from timing import machine
 
-from recbole_llm.closed_form import Selection, fit_closed_form
+from recbole_llm.closed_form import fit_closed_form
+from recbole_llm.selection import Selection
 from recbole_llm.towers import Rows, rows_from_pairs
 
 CLUSTERS = 200

@@ -23,7 +23,7 @@ from recbole_llm.ease import (
     weighted_gram,
 )
 from recbole_llm.factors import FACTOR_FORMS, FactorForm, Incidence, factorise, gram_product, sharpen
-from recbole_llm.selection import DEFAULT_METRIC, LinearScorer, Scorer, TopKMetric, user_metric
+from recbole_llm.selection import LinearScorer, Selection, user_metric
 from recbole_llm.towers import Rows
 
 AUTO_DIMS = (512, 1024, 2048)
@@ -152,7 +152,7 @@ class _Catalogue:
         kept = rows.keep(self.warm[rows.ids])
         return Rows(kept.offsets, (self.warm.cumsum(0) - 1)[kept.ids], kept.weights)
 
-    def value(self, subset: "Selection", source: Tensor, target: Tensor | None) -> float:
+    def value(self, subset: Selection, source: Tensor, target: Tensor | None) -> float:
         """Validation value of vectors of the n items; targets among the others count as missed."""
         scorer = LinearScorer(self.compact(subset.history), source, target)
         targets, seen = self.compact(subset.targets), self.compact(subset.seen)
@@ -170,38 +170,6 @@ def _catalogue(train: Rows, features: Tensor | None, present: Tensor | None, n_i
         present = torch.ones_like(warm) if present is None else present
         text = text_directions(features, present, text_centre(features, present))
     return _Catalogue(items, warm, Rows(train.offsets, position[train.ids]), text[items])
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What the choices are made by: validation targets, ranked without what the user has seen.
-
-    Attributes:
-        history: input of each user's scores, one row per user; its ``weights`` are a_uj, ``None`` for the plain sum.
-        targets: validation items, as many rows.
-        seen: items without a place in the ranking; normally the training interactions.
-        metric: by which the best is chosen.
-        max_users: with more users that have a target, this many of them, evenly spaced, are evaluated.
-    """
-
-    history: Rows
-    targets: Rows
-    seen: Rows
-    metric: TopKMetric = DEFAULT_METRIC
-    max_users: int = 20_000
-
-    def subset(self) -> "Selection":
-        """The users evaluated, as a selection of their own."""
-        users = torch.nonzero(self.targets.sizes).squeeze(1)
-        if len(users) > self.max_users:
-            users = users[torch.linspace(0, len(users) - 1, self.max_users, dtype=torch.float64).long()]
-        return Selection(
-            self.history.select(users), self.targets.select(users), self.seen.select(users), self.metric, self.max_users
-        )
-
-    def value(self, scorer: Scorer, n_items: int, excluded: Tensor | None = None) -> float:
-        """Mean of the metric over the users with a target, of scores of the rows of ``history``."""
-        return float(user_metric(scorer, self.targets, self.seen, n_items, self.metric, excluded).mean())
 
 
 def fit_closed_form(

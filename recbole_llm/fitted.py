@@ -8,12 +8,20 @@ import torch
 from torch import Tensor
 
 from recbole_llm.calibration import fit_platt
-from recbole_llm.closed_form import ClosedForm, Selection, fit_closed_form
+from recbole_llm.closed_form import ClosedForm, fit_closed_form
 from recbole_llm.cold_map import MU, ColdBoost
 from recbole_llm.ease import Setting
 from recbole_llm.placement import ColdItems, Evidence, ItemTables, choose_place, place
 from recbole_llm.recency import NextItemBlock, choose_decay, decayed, fit_next_item
-from recbole_llm.selection import BLEND_WEIGHTS, DEFAULT_METRIC, LinearScorer, Scorer, choose_blend, user_metric
+from recbole_llm.selection import (
+    BLEND_WEIGHTS,
+    DEFAULT_METRIC,
+    LinearScorer,
+    Scorer,
+    Selection,
+    choose_blend,
+    user_metric,
+)
 from recbole_llm.towers import FrozenTensor, Rows, pool
 
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen

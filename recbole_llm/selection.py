@@ -150,6 +150,38 @@ def user_metric(
     return values
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What the choices are made by: validation targets, ranked without what the user has seen.
+
+    Attributes:
+        history: input of each user's scores, one row per user; its ``weights`` are a_uj, ``None`` for the plain sum.
+        targets: validation items, as many rows.
+        seen: items without a place in the ranking; normally the training interactions.
+        metric: by which the best is chosen.
+        max_users: with more users that have a target, this many of them, evenly spaced, are evaluated.
+    """
+
+    history: Rows
+    targets: Rows
+    seen: Rows
+    metric: TopKMetric = DEFAULT_METRIC
+    max_users: int = 20_000
+
+    def subset(self) -> "Selection":
+        """The users evaluated, as a selection of their own."""
+        users = torch.nonzero(self.targets.sizes).squeeze(1)
+        if len(users) > self.max_users:
+            users = users[torch.linspace(0, len(users) - 1, self.max_users, dtype=torch.float64).long()]
+        return Selection(
+            self.history.select(users), self.targets.select(users), self.seen.select(users), self.metric, self.max_users
+        )
+
+    def value(self, scorer: Scorer, n_items: int, excluded: Tensor | None = None) -> float:
+        """Mean of the metric over the users with a target, of scores of the rows of ``history``."""
+        return float(user_metric(scorer, self.targets, self.seen, n_items, self.metric, excluded).mean())
+
+
 def score_deviation(scorer: Scorer, rows: Tensor, n_items: int, columns: Tensor | None = None) -> float:
     """Population standard deviation of all scores, in chunks, accumulated in float64.
 

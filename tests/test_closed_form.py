@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.closed_form import Selection, fit_closed_form, search_setting
+from recbole_llm.closed_form import fit_closed_form, search_setting
 from recbole_llm.ease import (
     Setting,
     solve,
@@ -17,7 +17,7 @@ from recbole_llm.ease import (
     weighted_gram,
 )
 from recbole_llm.factors import FACTOR_FORMS, Incidence, _thinned, _top_places, factorise, gram_product, sharpen
-from recbole_llm.selection import TopKMetric, user_metric
+from recbole_llm.selection import Selection, TopKMetric, user_metric
 from recbole_llm.towers import Rows, rows_from_pairs
 
 PLAIN = Setting(ridge=2.0, text_weight=0.0, user_exponent=0.0, ridge_exponent=0.0, tilt=0.0)

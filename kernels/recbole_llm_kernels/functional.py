@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recbole_llm_kernels import arguments, ops
+from recbole_llm_kernels import arguments, ops, pair_ops
 
 
 class TopK(NamedTuple):
@@ -60,7 +60,7 @@ def pair_dot(
     user, item, item_bias = arguments.matrices("user", user, item, item_bias)
     arguments.check_backend(backend)
     user_id, item_id = arguments.pair_ids(user_id, item_id, user)
-    return ops.pair_dot(user, item, user_id, item_id, item_bias, backend)
+    return pair_ops.pair_dot(user, item, user_id, item_id, item_bias, backend)
 
 
 def pair_sigmoid(
@@ -95,7 +95,7 @@ def pair_sigmoid(
     user, item, item_bias = arguments.matrices("user", user, item, item_bias)
     arguments.check_backend(backend)
     user_id, item_id = arguments.pair_ids(user_id, item_id, user)
-    return ops.pair_sigmoid(user, item, user_id, item_id, item_bias, backend)[0]
+    return pair_ops.pair_sigmoid(user, item, user_id, item_id, item_bias, backend)[0]
 
 
 def pair_bce(
@@ -141,7 +141,7 @@ def pair_bce(
     user_id, item_id = arguments.pair_ids(user_id, item_id, user)
     arguments.vector("label", label, len(user_id), "one per pair", user)
     weight = arguments.weights(weight, len(user_id), "one per pair", user)
-    return ops.pair_bce(user, item, user_id, item_id, item_bias, label.contiguous(), weight, reduction, backend)[0]
+    return pair_ops.pair_bce(user, item, user_id, item_id, item_bias, label.contiguous(), weight, reduction, backend)[0]
 
 
 def sampled_bce(

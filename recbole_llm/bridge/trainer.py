@@ -27,8 +27,7 @@ from recbole_llm.bridge.checkpoint import (
     write_checkpoint,
 )
 from recbole_llm.bridge.interruption import Interruption
-from recbole_llm.closed_form import Selection
-from recbole_llm.selection import TopKMetric
+from recbole_llm.selection import Selection, TopKMetric
 from recbole_llm.towers import rows_from_pairs
 
 MANY_ITEMS = 100_000  # on a CPU: where sampled losses become the better choice

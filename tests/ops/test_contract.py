@@ -9,7 +9,7 @@ import torch
 from ops_cases import DEVICE, LOW, biases, generator, ids, inside, names, row_lists, rows
 
 import recbole_llm_kernels as kernels
-from recbole_llm_kernels import backends, checks, ops, reference
+from recbole_llm_kernels import backends, checks, ops, pair_ops, reference
 from recbole_llm_kernels.torch_ops import threads as pool
 
 B, K, M, N, D = 40, 7, 30, 60, 12
@@ -168,11 +168,11 @@ def raw_calls(backend):
     weight, valid = torch.rand(B, device=DEVICE), torch.rand(B, K, device=DEVICE) < 0.8
     every = [True, True, True]
     log_q = torch.randn(N, device=DEVICE)
-    yield ops.pair_dot, (*pair, backend)
-    yield ops.pair_sigmoid, (*pair, backend)
+    yield pair_ops.pair_dot, (*pair, backend)
+    yield pair_ops.pair_sigmoid, (*pair, backend)
     for reduction in ("mean", "none"):
         tail = (0.5, reduction, every, backend)
-        yield ops.pair_bce, (*pair, case.label, weight, reduction, backend)
+        yield pair_ops.pair_bce, (*pair, case.label, weight, reduction, backend)
         yield ops.sampled_bce, (user, item, bias, *row_ids, case.neg, log_q, valid, weight, *tail)
         yield ops.shared_bce, (user, item, bias, *row_ids, case.shared, log_q, None, weight, *tail)
         yield ops.catalog_bce, (user, item, bias, *case.targets, weight, *tail)
@@ -281,7 +281,8 @@ def test_ids_out_of_range(backend, number, monkeypatch):
 def test_ids_out_of_range_without_a_synchronisation(number, monkeypatch):
     """As on a GPU: the access is masked, the loss is NaN, nothing raises."""
     monkeypatch.setattr(backends, "synchronising_checks", lambda device: False)
-    monkeypatch.setattr(ops, "synchronising_checks", lambda device: False)
+    for module in (ops, pair_ops):
+        monkeypatch.setattr(module, "synchronising_checks", lambda device: False)
     _, call = bad_ids(Case())[number]
     result = call(backend="torch")
     assert (result.scores if isinstance(result, kernels.TopK) else result).isnan().any()
@@ -298,7 +299,8 @@ def test_a_target_outside_the_catalogue(backend, name, monkeypatch):
     monkeypatch.setenv("RECBOLE_LLM_KERNELS_DEBUG", "1")
     with pytest.raises(ValueError, match=r"outside the catalogue \(item_bias is -inf\), for example item"):
         call(*case.leaves)
-    monkeypatch.setattr(ops, "synchronising_checks", lambda device: False)
+    for module in (ops, pair_ops):
+        monkeypatch.setattr(module, "synchronising_checks", lambda device: False)
     assert call(*case.leaves).isnan()
 
 

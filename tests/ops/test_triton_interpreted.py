@@ -29,7 +29,7 @@ from test_contract import Case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import recbole_llm_kernels as kernels
-from recbole_llm_kernels import backends, ops, reference
+from recbole_llm_kernels import backends, ops, pair_ops, reference
 from recbole_llm_kernels.triton_ops import pairs, segment_sum, targets, tuning
 
 interpreter_checks.install()
@@ -96,7 +96,8 @@ def test_a_small_batch_of_pairs_takes_ten_launches(monkeypatch):
     """Forward and backward, fills included, and nothing reads a value back."""
     monkeypatch.undo()  # fresh buffers stay as they are: no fills that the code has not asked for
     monkeypatch.setattr(backends, "synchronising_checks", lambda device: False)  # as on a GPU
-    monkeypatch.setattr(ops, "synchronising_checks", lambda device: False)
+    for module in (ops, pair_ops):
+        monkeypatch.setattr(module, "synchronising_checks", lambda device: False)
     user, item = (rows(50, 16, torch.float32, seed).requires_grad_() for seed in (0, 1))
     user_id, item_id, label = ids(50, (200,), 2), ids(50, (200,), 3), torch.ones(200)
     one = torch.ones(())
@@ -199,7 +200,8 @@ def test_ids_out_of_range_are_masked(number, monkeypatch):
     from test_contract import bad_ids
 
     monkeypatch.setattr(backends, "synchronising_checks", lambda device: False)
-    monkeypatch.setattr(ops, "synchronising_checks", lambda device: False)
+    for module in (ops, pair_ops):
+        monkeypatch.setattr(module, "synchronising_checks", lambda device: False)
     case = Case()
     case.leaves = case.fresh()
     result = bad_ids(case)[number][1](backend="triton")

@@ -1,0 +1,76 @@
+"""What all operators share: registration, gradients that are not there, shapes of results, no second derivative."""
+
+from collections.abc import Callable
+from typing import Any, List, get_args, get_origin  # noqa: UP035
+
+import torch
+from torch import Tensor
+from torch.library import CustomOpDef
+
+Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
+_list_of: Any = List  # noqa: UP006
+
+
+def registered(function: Callable[..., Any]) -> CustomOpDef:
+    """The operator ``recbole_llm_kernels::<the function's name>``; PyTorch 2.6 knows typing.List, and not list, in one."""
+    for name, kind in function.__annotations__.items():
+        if get_origin(kind) is list:
+            function.__annotations__[name] = _list_of[get_args(kind)[0]]
+    return torch.library.custom_op(f"recbole_llm_kernels::{function.__name__}", mutates_args=())(function)
+
+
+def poisoned(loss: Tensor, by: Tensor | None) -> Tensor:
+    """NaN where ids were out of range (``checked``), without reading a value; else ``loss`` itself."""
+    return loss if by is None else loss + by.to(loss.dtype)
+
+
+def filled_grads(grads: Grads, need: list[bool], inputs: Grads) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients as an operator returns them: zeros where one is wanted and nothing contributed, else empty."""
+    filled = []
+    for grad, wanted, like in zip(grads, need, inputs, strict=True):
+        if grad is None:
+            grad = torch.zeros_like(like) if wanted and like is not None else absent(inputs)
+        filled.append(grad)
+    return filled[0], filled[1], filled[2]
+
+
+def formed_grads(like: Tensor, *grads: Tensor | None) -> tuple[Tensor, ...]:
+    """Gradients formed in a forward: empty where one is not."""
+    return tuple(absent((like,), accumulator(like)) if g is None else g for g in grads)
+
+
+def present_grads(*grads: Tensor) -> tuple[Tensor | None, ...]:
+    """The inverse of ``formed_grads``; a matrix without rows is present."""
+    return tuple(None if g.ndim == 1 and g.numel() == 0 else g for g in grads)
+
+
+def absent(inputs: tuple[Tensor | None, ...], dtype: torch.dtype | None = None) -> Tensor:
+    """What stands for a gradient that is not there, ``[0]``, on the device of the first input and in its dtype or this one."""
+    assert inputs[0] is not None
+    return inputs[0].new_empty(0, dtype=dtype)
+
+
+def accumulator(like: Tensor) -> torch.dtype:
+    """The dtype of losses, logits and sums: float64 of float64, else float32."""
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
+def fake_grads(need: list[bool], inputs: Grads) -> tuple[Tensor, Tensor, Tensor]:
+    """Shapes and dtypes of the three gradients that a backward returns."""
+    wanted = zip(need, inputs, strict=True)
+    a, b, c = (torch.empty_like(x) if n and x is not None else absent(inputs) for n, x in wanted)
+    return a, b, c
+
+
+def fake_loss(rows: int | torch.SymInt, reduction: str, like: Tensor) -> Tensor:
+    """Shape and dtype of a loss: ``[rows]`` for "none", else a scalar."""
+    return like.new_empty(rows if reduction == "none" else (), dtype=accumulator(like))
+
+
+def no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    """The autograd formula of a backward: it has none, and says what has."""
+    raise NotImplementedError(
+        "recbole_llm_kernels has first derivatives only, and something differentiates a gradient (create_graph=True, "
+        "a gradient penalty, a Hessian product); the functions of recbole_llm_kernels.reference take the same "
+        "arguments and can be differentiated again"
+    )
