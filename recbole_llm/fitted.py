@@ -30,12 +30,6 @@ MAX_CALIBRATION_PAIRS = 200_000_000  # of users and items; a pass over so many t
 DEFAULT_LEARNED_SHARE = 0.35  # without validation data; the median of what validation chose on three datasets
 
 
-def pooled(source: Tensor, history: Rows) -> Tensor:
-    """Sum of source vectors over each history, by its own weights."""
-    weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights
-    return pool(source, history, weights)
-
-
 class FittedBlocks:
     """The part of ``LLMTwoTower`` that is fitted on training and validation data at once.
 
@@ -236,12 +230,12 @@ class FittedBlocks:
     def place_cold_items(self, selection: Selection | None, log: Callable[[str], None]) -> None:
         """Give the items without a training interaction vectors from their texts, and a place beside the trained ones.
 
-        Their targets and bias come from a kernel ridge map of text to trained items; ``cold_boost: auto`` chooses factor
-        and offset of their scores by the joint ranking of validation, under a floor for the trained items' quality.
+        Their targets and bias come from a kernel ridge map of text to trained items; ``cold_boost: auto`` chooses ridge,
+        factor and offset (:func:`recbole_llm.placement.choose_place`), under a floor for the trained items' quality.
 
         Args:
-            selection: validation data; without a cold item among its targets there is nothing to choose by, and cold
-                items are left out of the joint ranking.
+            selection: validation data; without it, or without a cold item among its targets, cold items are left out of
+                the joint ranking.
             log: called with one sentence per finding.
         """
         self._set_cold(None)
@@ -302,7 +296,7 @@ class FittedBlocks:
         def queries(users: Tensor) -> Tensor:
             found = [self._queries_of_users(users, history.select(users), source) * self.block_scales[1]]
             if self.has_closed_form:
-                x = self._closed_query(users) if closed is None else pooled(closed[0], history.select(users))
+                x = self._closed_query(users) if closed is None else pool(closed[0], history.select(users))
                 found.insert(0, x * self.block_scales[0])
             return torch.cat(found, 1)
 

@@ -10,7 +10,7 @@ from recbole.utils import EvaluatorType, InputType
 from torch import Tensor, nn
 
 from recbole_llm.bridge.options import NEG_VALID_FIELD, Options
-from recbole_llm.fitted import FittedBlocks, pooled
+from recbole_llm.fitted import FittedBlocks
 from recbole_llm.recency import decayed
 from recbole_llm.towers import FrozenTensor, ItemTower, Rows, UserTower, history_weights, pool
 from recbole_llm_kernels import catalog_bce, catalog_ce, pair_bce, pair_dot, sampled_bce
@@ -362,12 +362,12 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
     def _closed_query(self, users: Tensor) -> Tensor:
         assert self._closed_source is not None
         if not self.uses_order:
-            return pooled(self._closed_source.value, self.ranking_history.select(users))
+            return pool(self._closed_source.value, self.ranking_history.select(users))
         ranked = self._ranked.select(users)
-        x = pooled(self._closed_source.value, decayed(ranked, self.closed_decay))
+        x = pool(self._closed_source.value, decayed(ranked, self.closed_decay))
         if self._next is None:
             return x
-        y = self._next.scale * pooled(self._next.source, decayed(ranked, self._next.decay))
+        y = self._next.scale * pool(self._next.source, decayed(ranked, self._next.decay))
         return x + y if self._closed_target is None else torch.cat([x, y], 1)
 
     def _closed_scores(self, query: Tensor) -> Tensor:

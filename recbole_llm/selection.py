@@ -100,9 +100,7 @@ class LinearScorer:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Scores of rows ``[B]`` int64: ``[B, n_items]``."""
-        history = self.history.select(rows)
-        weights = torch.ones(len(history.ids), device=rows.device) if history.weights is None else history.weights
-        scores = pool(self.source, history, weights)
+        scores = pool(self.source, self.history.select(rows))
         if self.target is not None:
             scores = scores @ self.target.T
         return scores if self.bias is None else scores.add_(self.bias)

@@ -149,8 +149,13 @@ def history_weights(history: Rows, exponent: float) -> Tensor:
     return weights * total.clamp(min=torch.finfo(torch.float32).tiny).pow(-exponent)[row]
 
 
-def pool(vectors: Tensor, history: Rows, weights: Tensor) -> Tensor:
-    """Weighted sum of item vectors over each row: ``[N, D]`` vectors, ``[nnz]`` weights -> ``[B, D]``; empty rows give 0."""
+def pool(vectors: Tensor, history: Rows, weights: Tensor | None = None) -> Tensor:
+    """Weighted sum of item vectors over each row: ``[N, D]`` vectors, ``[nnz]`` weights -> ``[B, D]``; empty rows give 0.
+
+    Without ``weights`` those of ``history`` count, and without these each item once.
+    """
+    if weights is None:
+        weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights
     return F.embedding_bag(
         history.ids,
         vectors,
