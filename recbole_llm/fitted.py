@@ -20,6 +20,7 @@ from recbole_llm.selection import (
     Scorer,
     Selection,
     choose_blend,
+    evenly,
     user_metric,
 )
 from recbole_llm.towers import FrozenTensor, Rows, pool
@@ -166,9 +167,7 @@ class FittedBlocks:
             self.block_scales = (1.0, 0.0) if self.has_closed_form else (0.0, 1.0)
             return self.block_scales[1]
         rated = self.history if selection is None else selection.targets
-        users = torch.nonzero(rated.sizes).squeeze(1)
-        if len(users) > MAX_BLEND_USERS:
-            users = users[torch.linspace(0, len(users) - 1, MAX_BLEND_USERS, dtype=torch.float64).long()]
+        users = evenly(torch.nonzero(rated.sizes).squeeze(1), MAX_BLEND_USERS)
         closed: Scorer = lambda rows: self._closed_scores(self._closed_query(users[rows])).clone()  # noqa: E731
         learned: Callable[[Tensor], Tensor] = lambda rows: self._learned_logits(users[rows])  # noqa: E731
         trained = self._trained.value
@@ -338,10 +337,8 @@ class FittedBlocks:
             Slope and offset; (1, 0) where validation has no target.
         """
         self.calibration = (1.0, 0.0)
-        users = torch.nonzero(selection.targets.sizes).squeeze(1)
         most = min(MAX_CALIBRATION_USERS, max(MAX_CALIBRATION_PAIRS // self.n_items, 1))
-        if len(users) > most:
-            users = users[torch.linspace(0, len(users) - 1, most, dtype=torch.float64).long()]
+        users = evenly(torch.nonzero(selection.targets.sizes).squeeze(1), most)
         trained = self._trained.value
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm.cold_map import MU, ColdBoost, choose_cold_boost, deviation_direction, map_weights
-from recbole_llm.selection import CHUNK_ELEMENTS, TopKMetric, user_metric
+from recbole_llm.selection import CHUNK_ELEMENTS, TopKMetric, evenly, user_metric
 from recbole_llm.towers import Rows, rows_from_pairs
 
 MUS = (0.3, 1.0)  # .1 and 3 rank hidden items at most 2% better, and give scores that are harder to place
@@ -215,13 +215,6 @@ Refit = Callable[[Rows], tuple[ItemTables, Queries]]
 """Histories without the hidden items -> tables fitted on them, and the users' vectors by these tables and histories."""
 
 
-def _some(users: Tensor, most: int = MAX_USERS) -> Tensor:
-    """At most so many of them, evenly spaced."""
-    if len(users) <= most:
-        return users
-    return users[torch.linspace(0, len(users) - 1, most, dtype=torch.float64).long()]
-
-
 def choose_place(
     evidence: Evidence, ids: Tensor, tables: ItemTables, queries: Queries, refit: Refit, say: Log
 ) -> tuple[float, ColdBoost]:
@@ -264,7 +257,7 @@ def validation_trials(
     evidence: Evidence, ids: Tensor, tables: ItemTables, queries: Queries, mus: Sequence[float]
 ) -> dict[float, Trial]:
     """The cold items themselves, and validation's targets."""
-    users = _some(torch.nonzero(evidence.targets.sizes).squeeze(1))
+    users = evenly(torch.nonzero(evidence.targets.sizes).squeeze(1), MAX_USERS)
     x, targets, seen = queries(users), evidence.targets.select(users), evidence.history.select(users)
     return {
         mu: Trial(
@@ -301,7 +294,7 @@ def hidden_trials(
     both = rows_from_pairs(
         torch.cat([warm.row_of_entry(), lost.row_of_entry()]), torch.cat([warm.ids, lost.ids]), n_users
     )
-    users = _some(torch.nonzero((both.sizes > 0) & (left.sizes > 0)).squeeze(1))
+    users = evenly(torch.nonzero((both.sizes > 0) & (left.sizes > 0)).squeeze(1), MAX_USERS)
     tables, queries = refit(left)
     x, targets, seen, rest = queries(users), both.select(users), left.select(users), trained & ~hidden
     return {
@@ -335,7 +328,7 @@ def place(
     placed = map_items(tables, evidence, evidence.trained, ids, mu)
     shift = torch.zeros_like(placed.target[0])
     if boost.offset:
-        users = _some(torch.nonzero(evidence.history.sizes).squeeze(1), MAX_USERS_OF_SHIFT)
+        users = evenly(torch.nonzero(evidence.history.sizes).squeeze(1), MAX_USERS_OF_SHIFT)
         trial = Trial(queries(users), tables, placed, ids, evidence.trained, evidence.history, evidence.history)
         shift = boost.offset * deviation_direction(trial.queries, trial.deviations())
     target = boost.kappa * placed.target + shift

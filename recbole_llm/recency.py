@@ -109,7 +109,8 @@ def next_item_gram(ranked: Rows, n_items: int, tau: float) -> tuple[Tensor, Tens
     z = sparse.csr_matrix((np.exp(-back / tau).astype(np.float32), (step, items[at[step] - 1 - back])), shape=shape)
     y = sparse.csr_matrix((np.ones(len(at), np.float32), (np.arange(len(at)), items[at])), shape=shape)
     device = ranked.ids.device
-    return (torch.from_numpy((z.T @ other).toarray()).to(device) for other in (z, y))  # type: ignore[return-value]
+    gram, follows = (torch.from_numpy((z.T @ other).toarray()).to(device) for other in (z, y))
+    return gram, follows
 
 
 def solve_next_item(gram: Tensor, follows: Tensor, ridge: float) -> Tensor:

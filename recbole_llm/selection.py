@@ -148,6 +148,13 @@ def user_metric(
     return values
 
 
+def evenly(ids: Tensor, most: int) -> Tensor:
+    """``ids`` (``[n]``), or at most so many of them, evenly spaced."""
+    if len(ids) <= most:
+        return ids
+    return ids[torch.linspace(0, len(ids) - 1, most, dtype=torch.float64).long()]
+
+
 @dataclass(frozen=True)
 class Selection:
     """What the choices are made by: validation targets, ranked without what the user has seen.
@@ -168,9 +175,7 @@ class Selection:
 
     def subset(self) -> "Selection":
         """The users evaluated, as a selection of their own."""
-        users = torch.nonzero(self.targets.sizes).squeeze(1)
-        if len(users) > self.max_users:
-            users = users[torch.linspace(0, len(users) - 1, self.max_users, dtype=torch.float64).long()]
+        users = evenly(torch.nonzero(self.targets.sizes).squeeze(1), self.max_users)
         return Selection(
             self.history.select(users), self.targets.select(users), self.seen.select(users), self.metric, self.max_users
         )
