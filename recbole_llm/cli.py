@@ -45,20 +45,6 @@ def _config_files(value: str | None) -> list[str]:
     return files
 
 
-def require_dataset(config: Any) -> None:
-    """Raise before RecBole offers a download: a command must neither prompt nor reach for a server unasked."""
-    folder, name = Path(config["data_path"]), config["dataset"]
-    parts = config["benchmark_filename"]
-    wanted = [f"{name}.{part}.inter" for part in parts] if parts else [f"{name}.inter"]
-    missing = [file for file in wanted if not (folder / file).is_file()]
-    if missing:
-        raise ValueError(
-            f"dataset: no {' and no '.join(missing)} in {folder}. "
-            f"Put RecBole atomic files there, or name the folder that holds {name}/ with --data_path=FOLDER. "
-            "ml-100k ships with RecBole and needs no file."
-        )
-
-
 def _json_ready(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _json_ready(v) for k, v in value.items()}
@@ -118,6 +104,8 @@ def _run(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[
     sys.argv = [PROGRAM, *overrides]  # where RecBole's Config reads --key=value
     from recbole.config import Config
     from recbole.quick_start import run
+
+    from recbole_llm.bridge.files import require_dataset
 
     settings: dict[str, Any] = {}
     if options.resume:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from recbole_llm.bridge.files import require_dataset
 from recbole_llm.content.processes import number_of_processes
 
 
@@ -32,7 +33,7 @@ def run_encode(options: argparse.Namespace, files: Sequence[str], overrides: Seq
     Raises:
         ValueError: if there is no such dataset, or it has no texts to encode.
     """
-    from recbole_llm.cli import PROGRAM, require_dataset
+    from recbole_llm.bridge.configuration import PROGRAM
 
     rank, processes = number_of_processes()
     settings = {}

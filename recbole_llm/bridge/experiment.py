@@ -13,8 +13,6 @@ import numpy as np
 
 from recbole_llm.selection import METRICS, TopKMetric
 
-PROGRAM = "recbole-llm"  # as sys.argv[0] it says that the arguments are meant for RecBole
-
 
 @dataclass(frozen=True)
 class Experiment:
@@ -93,7 +91,9 @@ def run_experiment(experiment: Experiment) -> Outcome:
     Raises:
         Exception: whatever RecBole raises; :func:`run_isolated` turns it into the outcome's ``error``.
     """
-    sys.argv = [PROGRAM, *experiment.overrides]
+    from recbole_llm.bridge.configuration import PROGRAM
+
+    sys.argv = [PROGRAM, *experiment.overrides]  # this name says that the arguments are meant for RecBole
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
     from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.bridge.checkpoint import data_fingerprint, read_checkpoint, settings_for_resume
+from recbole_llm.bridge.files import missing_files
 from recbole_llm.bridge.repairs import ModuleView
 
 # of pandas: RecBole's is "python"; "c" takes a quarter of its time, and the digest of the interactions tells whether both
@@ -110,12 +111,10 @@ def _no_command_line() -> Iterator[None]:
 
 def _require_files(config: Any, checkpoint: str | Path) -> None:
     """Raise before RecBole offers a download."""
-    folder, parts = Path(config["data_path"]), config["benchmark_filename"]
-    names = [f"{config['dataset']}.{part}.inter" for part in parts] if parts else [f"{config['dataset']}.inter"]
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = missing_files(config)
     if missing:
         raise ValueError(
             f"checkpoint: {str(checkpoint)!r} was trained on dataset {config['dataset']!r}, and there is no "
-            f"{' and no '.join(missing)} in {folder}. Run this where the model was trained, or name the folder that holds "
-            f"{config['dataset']}/ with --data_path FOLDER."
+            f"{' and no '.join(missing)} in {Path(config['data_path'])}. Run this where the model was trained, or name the "
+            f"folder that holds {config['dataset']}/ with --data_path FOLDER."
         )

@@ -1,0 +1,22 @@
+"""Whether a dataset's files are there, asked before RecBole offers a download."""
+
+from pathlib import Path
+from typing import Any
+
+
+def missing_files(config: Any) -> list[str]:
+    """The interaction files that ``config`` names and its dataset's folder lacks."""
+    name, parts = config["dataset"], config["benchmark_filename"]
+    wanted = [f"{name}.{part}.inter" for part in parts] if parts else [f"{name}.inter"]
+    return [file for file in wanted if not (Path(config["data_path"]) / file).is_file()]
+
+
+def require_dataset(config: Any) -> None:
+    """Raise ``ValueError`` where files are missing: a command must neither prompt nor reach for a server unasked."""
+    missing = missing_files(config)
+    if missing:
+        raise ValueError(
+            f"dataset: no {' and no '.join(missing)} in {Path(config['data_path'])}. "
+            f"Put RecBole atomic files there, or name the folder that holds {config['dataset']}/ with --data_path=FOLDER. "
+            "ml-100k ships with RecBole and needs no file."
+        )
