@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.bridge.experiment import Experiment, Outcome, run_isolated
+from recbole_llm.bridge.experiment import Experiment, Outcome, Training, run_isolated
 from recbole_llm.bridge.report import versions
 from recbole_llm.significance import Difference, holm, paired_bootstrap
 
@@ -28,6 +28,9 @@ class Row:
         seconds: training with its validations, mean over seeds.
         test_seconds: of the test, mean over seeds.
         peak_bytes: largest resident memory of its process.
+        cpu_seconds: as ``seconds``, of the processor.
+        by_popularity: by bucket of items (:data:`recbole_llm.bridge.popularity.BUCKETS`): how many items, targets and users
+            it has, and its metrics, mean over seeds.
         difference: of ``metric`` against the reference, over users; ``None`` for the reference or without per-user values.
         p: of ``difference``, corrected for the number of comparisons (Holm).
         error: why there are no figures.
@@ -40,6 +43,8 @@ class Row:
     seconds: float
     test_seconds: float
     peak_bytes: int
+    cpu_seconds: float
+    by_popularity: Mapping[str, Mapping[str, float]]
     difference: Difference | None
     p: float | None
     error: str
@@ -171,12 +176,23 @@ def _rows(outcomes: Sequence[Outcome], reference: str, metric: str) -> list[Row]
                 float(np.mean([t.seconds for t in trainings])) if trainings else 0.0,
                 float(np.mean([t.test_seconds for t in trainings])) if trainings else 0.0,
                 outcome.peak_bytes,
+                float(np.mean([t.cpu_seconds for t in trainings])) if trainings else 0.0,
+                _popularity_means(trainings),
                 differences.get(model),
                 p.get(model),
                 outcome.error,
             )
         )
     return sorted(rows, key=lambda row: (bool(row.error), -row.mean.get(metric, 0.0)))
+
+
+def _popularity_means(trainings: Sequence[Training]) -> dict[str, dict[str, float]]:
+    found = {}
+    for name, first in trainings[0].by_popularity.items() if trainings else ():
+        of_seeds = [t.by_popularity[name].metrics for t in trainings]
+        means = {metric: float(np.mean([metrics[metric] for metrics in of_seeds])) for metric in first.metrics}
+        found[name] = {"items": first.items, "targets": first.targets, "users": first.users, **means}
+    return found
 
 
 # ------------------------------------------------------------------ what it looks like

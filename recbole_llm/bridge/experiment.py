@@ -10,7 +10,9 @@ from logging import getLogger
 from typing import Any
 
 import numpy as np
+import torch
 
+from recbole_llm.bridge.popularity import BucketQuality, quality_by_popularity
 from recbole_llm.selection import METRICS, TopKMetric
 
 
@@ -52,6 +54,9 @@ class Training:
         test_seconds: of the test.
         user_ids: ``[U]`` internal ids of the test users; ``None`` unless asked for.
         user_metrics: by metric such as ``ndcg@10``, ``[U]`` float64; empty unless asked for.
+        cpu_seconds: as ``seconds``, of the processor: what other programs on the machine do not lengthen.
+        by_popularity: test metrics by how popular the targets are; empty unless per-user metrics are asked for and the
+            metrics include one, such as ItemCoverage, for which RecBole keeps the recommended items.
     """
 
     seed: int
@@ -62,6 +67,8 @@ class Training:
     test_seconds: float
     user_ids: np.ndarray | None = None
     user_metrics: dict[str, np.ndarray] = field(default_factory=dict)
+    cpu_seconds: float = 0.0
+    by_popularity: dict[str, BucketQuality] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,9 +121,9 @@ def run_experiment(experiment: Experiment) -> Outcome:
         train.generator.manual_seed(config["seed"] + seed)
         model = get_model(config["model"])(config, train._dataset).to(config["device"])
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         score, valid_result = trainer.fit(train, valid, saved=True, show_progress=config["show_progress"])
-        trained = time.perf_counter()
+        trained, cpu_trained = time.perf_counter(), time.process_time()
         structs: list[Any] = []
         _keep_struct(trainer, structs)
         test_result = None
@@ -124,6 +131,7 @@ def run_experiment(experiment: Experiment) -> Outcome:
             test_result = trainer.evaluate(test, load_best_model=True, show_progress=config["show_progress"])
         finished = time.perf_counter()
         user_ids, user_metrics = _per_user(config, test, structs) if experiment.per_user else (None, {})
+        by_popularity = _by_popularity(config, train, test, structs) if experiment.per_user else {}
         trainings.append(
             Training(
                 seed,
@@ -134,6 +142,8 @@ def run_experiment(experiment: Experiment) -> Outcome:
                 finished - trained,
                 user_ids,
                 user_metrics,
+                cpu_trained - cpu_started,
+                by_popularity,
             )
         )
     bigger = bool(config["valid_metric_bigger"])
@@ -187,12 +197,30 @@ def _per_user(config: Any, test: Any, structs: Sequence[Any]) -> tuple[np.ndarra
         return None, {}
     places = structs[-1].get("rec.topk").cpu()
     hits, n_targets = places[:, :-1].bool(), places[:, -1].long()
-    metrics = {}
-    for name in map(str.lower, config["metrics"]):
-        if name in METRICS:
-            for k in config["topk"]:
-                metrics[f"{name}@{k}"] = TopKMetric(name, k).of(hits[:, :k], n_targets).numpy()
+    metrics = {
+        str(metric).lower(): metric.of(hits[:, : metric.k], n_targets).numpy() for metric in _topk_metrics(config)
+    }
     return np.asarray(test.uid_list), metrics
+
+
+def _topk_metrics(config: Any) -> list[TopKMetric]:
+    return [
+        TopKMetric(name, k) for name in map(str.lower, config["metrics"]) if name in METRICS for k in config["topk"]
+    ]
+
+
+def _by_popularity(config: Any, train: Any, test: Any, structs: Sequence[Any]) -> dict[str, BucketQuality]:
+    """Quality by popularity from the items that RecBole's evaluator was given."""
+    if not structs or "rec.topk" not in structs[-1] or "rec.items" not in structs[-1]:
+        return {}
+    from recbole_llm.bridge.evaluation import ranked_rows
+
+    places, items = structs[-1].get("rec.topk").cpu(), structs[-1].get("rec.items").cpu()
+    trained = train._dataset.inter_feat[train._dataset.iid_field].long()
+    count = torch.bincount(trained, minlength=test._dataset.item_num)
+    return quality_by_popularity(
+        items, places[:, :-1].bool(), ranked_rows(test).positives, count, _topk_metrics(config)
+    )
 
 
 def _plain(result: Mapping[str, Any] | None) -> dict[str, float]:
