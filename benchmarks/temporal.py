@@ -33,13 +33,14 @@ from recbole_llm.significance import paired_bootstrap
 from recbole_llm.towers import Rows, pool, rows_from_pairs
 
 OURS = "LLMTwoTower"
-SEQUENCE = {"MAX_ITEM_LIST_LENGTH": [20], "train_batch_size": [1024], "learning_rate": [0.002]}
+SEQUENCE = {"train_batch_size": [1024], "learning_rate": [0.002]}
+LENGTH = {"MAX_ITEM_LIST_LENGTH": [20, 50]}  # varies fastest: two trials see both
 GRIDS: dict[str, dict[str, list[Any]]] = {
     OURS: {},
     "EASE": {"reg_weight": [100, 50, 250, 20, 500, 1000]},
-    "SASRec": SEQUENCE | {"hidden_dropout_prob": [0.2, 0.5], "attn_dropout_prob": [0.2]},
-    "GRU4Rec": SEQUENCE | {"dropout_prob": [0.3, 0.5]},
-    "BERT4Rec": SEQUENCE | {"hidden_dropout_prob": [0.2, 0.5]},
+    "SASRec": SEQUENCE | {"hidden_dropout_prob": [0.2, 0.5], "attn_dropout_prob": [0.2]} | LENGTH,
+    "GRU4Rec": SEQUENCE | {"dropout_prob": [0.3, 0.5]} | LENGTH,
+    "BERT4Rec": SEQUENCE | {"hidden_dropout_prob": [0.2, 0.5]} | LENGTH,
 }
 SPLIT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 METRICS = (TopKMetric("ndcg", 10), TopKMetric("recall", 10))
