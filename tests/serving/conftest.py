@@ -1,4 +1,4 @@
-"""Fixtures of serving; ``made_export`` beside this file is importable from its tests."""
+"""Fixtures of serving; ``made_export`` and ``made_service`` beside this file are importable from its tests."""
 
 import subprocess
 import sys
@@ -37,6 +37,34 @@ def shared_folder(tmp_path_factory):
 @pytest.fixture
 def export(export_folder):
     return load_export(export_folder)
+
+
+@pytest.fixture
+def start(shared_folder, tmp_path):
+    """Starts a service on the made export; stops all at the end."""
+    from made_service import Client, make_encoder
+
+    from recbole_llm.serving.app import create_app
+    from recbole_llm.serving.settings import Settings
+
+    clients = []
+
+    def begin(export=shared_folder, make=None, **changes):
+        changes = {"state": str(tmp_path / "state"), "allowed_hosts": ("testserver",), **changes}
+        app = create_app(Settings(export=str(export), **changes), make or make_encoder)
+        client = Client(app, raise_server_exceptions=False)
+        client.__enter__()
+        clients.append(client)
+        return client.wait_for_encoder() if client.service.text.state == "loading" and make is None else client
+
+    yield begin
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def client(start):
+    return start()
 
 
 @pytest.fixture(scope="session")
