@@ -1,6 +1,5 @@
 """LLMTwoTower: P(i|u) = sigmoid(<x_u, w_i> + b_i), items described by their content, users by their history."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,22 +8,18 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import EvaluatorType, InputType
 from torch import Tensor, nn
 
+from recbole_llm.bridge import distributed
 from recbole_llm.bridge.options import NEG_VALID_FIELD, Options
 from recbole_llm.fitted import FittedBlocks
 from recbole_llm.recency import decayed
 from recbole_llm.towers import FrozenTensor, ItemTower, Rows, UserTower, history_weights, pool
-from recbole_llm_kernels import catalog_bce, catalog_ce, pair_bce, pair_dot, sampled_bce
+from recbole_llm_kernels import catalog_bce, catalog_ce, default_backend, pair_bce, pair_dot, sampled_bce
 from recbole_llm_kernels.torch_ops.pool import pool as pool_on_cpu
 from recbole_llm_kernels.torch_ops.pool import pool_without_own, scaled_rows
+from recbole_llm_kernels.torch_ops.sampled import has_sampled_dots
+from recbole_llm_kernels.torch_ops.tables import sampled_bce_of_tables
 
 NOT_IN_CATALOGUE = float("-inf")  # the kernels' mark for an item that no loss, gradient or ranking may see
-
-
-def _pool(vectors: Tensor, history: Rows, weights: Tensor) -> Tensor:
-    """As :func:`recbole_llm.towers.pool`; where a CPU trains, with the gradient that takes a fraction of its time."""
-    if vectors.is_cuda or not vectors.requires_grad:
-        return pool(vectors, history, weights)
-    return pool_on_cpu(vectors, history.ids, history.offsets, weights)
 
 
 class LLMTwoTower(FittedBlocks, GeneralRecommender):
@@ -45,6 +40,15 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
     """
 
     input_type = InputType.PAIRWISE
+    _padding_rows = 1  # of the first of the rows that this process holds
+
+    def __new__(cls, config: Any = None, dataset: Any = None) -> "LLMTwoTower":
+        """The model, in the form whose items are spread over processes where ``shard_items`` meets several."""
+        if cls is LLMTwoTower and config is not None and config["shard_items"] and distributed.active():
+            from recbole_llm.sharded_model import ShardedTwoTower
+
+            return super().__new__(ShardedTwoTower)
+        return super().__new__(cls)
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -61,14 +65,15 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
         self._trained = FrozenTensor(count > 0)
 
         features = {
-            name: (FrozenTensor(t.vectors), FrozenTensor(t.present)) for name, t in dataset.item_features.items()
+            name: (FrozenTensor(self._own_rows(t.vectors)), FrozenTensor(self._own_rows(t.present)))
+            for name, t in dataset.item_features.items()
         }
         self._features = features
         self._make_towers(features if options.tower_features else {}, dataset)
         self.log_scale = nn.Parameter(torch.tensor(options.scale_init).log())
         # logit of the share of users who have the item: a model that knows nothing else starts calibrated
         share = (count / max(int((history.sizes > 0).sum()), 1)).clamp(1e-4, 0.99)
-        self.item_bias = nn.Parameter(torch.logit(share), requires_grad=options.use_item_bias)
+        self.item_bias = nn.Parameter(self._own_rows(torch.logit(share)), requires_grad=options.use_item_bias)
         if not options.use_item_bias:
             nn.init.zeros_(self.item_bias)
 
@@ -82,11 +87,8 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
 
     def _make_towers(self, features: dict[str, tuple[FrozenTensor, FrozenTensor]], dataset: Any) -> None:
         options = self.options
-        make_items: Callable[[], ItemTower] = lambda: ItemTower(  # noqa: E731
-            self.n_items, options.embedding_size, features, options.adapter_hidden_size, options.use_item_id
-        )
-        self.target_tower = make_items()
-        self.source_tower = self.target_tower if options.share_parameters else make_items()
+        self.target_tower = self._make_item_tower(features)
+        self.source_tower = self.target_tower if options.share_parameters else self._make_item_tower(features)
         text = dataset.user_features.get("text") if "text" in options.user_tower else None
         self.user_tower = UserTower(
             self.n_users,
@@ -96,6 +98,16 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
             None if text is None else (FrozenTensor(text.vectors), FrozenTensor(text.present)),
             options.adapter_hidden_size,
         )
+
+    def _make_item_tower(self, features: dict[str, tuple[FrozenTensor, FrozenTensor]]) -> ItemTower:
+        options = self.options
+        return ItemTower(
+            self.n_items, options.embedding_size, features, options.adapter_hidden_size, options.use_item_id
+        )
+
+    def _own_rows(self, of_items: Tensor) -> Tensor:
+        """Those of ``[N, ...]`` whose items have their vectors in this process: all."""
+        return of_items
 
     # ------------------------------------------------------------------ users
 
@@ -149,8 +161,14 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
         kept = torch.rand(len(history.ids), device=history.ids.device) >= self.options.history_dropout
         return history.keep(kept)
 
+    def _pool(self, vectors: Tensor, history: Rows, weights: Tensor) -> Tensor:
+        """As :func:`recbole_llm.towers.pool`; where a CPU trains, with the gradient that takes a fraction of its time."""
+        if vectors.is_cuda or not vectors.requires_grad:
+            return pool(vectors, history, weights)
+        return pool_on_cpu(vectors, history.ids, history.offsets, weights)
+
     def _queries_of_users(self, users: Tensor, history: Rows, source: Tensor) -> Tensor:
-        pooled = _pool(source, history, history_weights(history, self.options.history_exponent))
+        pooled = self._pool(source, history, history_weights(history, self.options.history_exponent))
         return self._scaled(self.user_tower(users, pooled))
 
     def _queries_of_pairs(self, users: Tensor, items: Tensor) -> Tensor:
@@ -196,24 +214,29 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
         return self._interaction_loss(interaction)
 
     def _training_bias(self, ids: Tensor | None = None) -> Tensor:
-        trained = self._trained.value if ids is None else self._trained.value[ids]
+        trained = self._own_rows(self._trained.value) if ids is None else self._trained.value[ids]
         bias = self.item_bias if ids is None else self.item_bias[ids]
         return torch.where(trained, bias, NOT_IN_CATALOGUE)
 
     def _catalog_loss(self, users: Tensor) -> Tensor:
         targets = self.history.select(users)
         query = self._queries_of_users(users, self._drop(targets), self.source_tower())
+        return self._loss_over_catalogue(query, targets) / max(len(targets.ids), 1)
+
+    def _loss_over_catalogue(self, query: Tensor, targets: Rows) -> Tensor:
+        """Sum of the rows' losses."""
         bias, backend = self._training_bias(), self.options.kernel_backend
         arguments = (query, self._candidates(), targets.offsets, targets.ids)
         if self.options.loss_type == "catalog_ce":
-            loss = catalog_ce(*arguments, item_bias=bias, reduction="sum", backend=backend)
-        else:
-            weight = self.options.neg_weight
-            loss = catalog_bce(*arguments, item_bias=bias, neg_weight=weight, reduction="sum", backend=backend)
-        return loss / max(len(targets.ids), 1)
+            return catalog_ce(*arguments, item_bias=bias, reduction="sum", backend=backend)
+        weight = self.options.neg_weight
+        return catalog_bce(*arguments, item_bias=bias, neg_weight=weight, reduction="sum", backend=backend)
 
     def _interaction_loss(self, interaction: Any) -> Tensor:
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
+        loss = self._loss_of_tables(users, items, interaction)
+        if loss is not None:
+            return loss
         query = self._queries_of_pairs(users, items)
         row = torch.arange(len(users), device=users.device)
         if self.options.loss_type == "pair_bce":
@@ -246,6 +269,24 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
             neg_weight=self.options.neg_weight,
             backend=self.options.kernel_backend,
         )
+
+    def _loss_of_tables(self, users: Tensor, items: Tensor, interaction: Any) -> Tensor | None:
+        """``sampled_bce`` at once where both towers are tables of IDs on a CPU and every entry of the batch counts."""
+        user = self.user_tower
+        if user.id is None or not user.is_a_table or self.target_tower.adapters or self.target_tower.id is None:
+            return None
+        if self.options.loss_type != "sampled_bce" or self.options.scoring != "dot" or users.is_cuda:
+            return None
+        if NEG_VALID_FIELD in interaction.interaction or torch.is_autocast_enabled(users.device.type):
+            return None
+        if "triton" in (self.options.kernel_backend, default_backend(users.device)) or not has_sampled_dots():
+            return None
+        negatives = interaction[self.NEG_ITEM_ID].view(len(items), -1)
+        ids = torch.cat([items[:, None], negatives], 1)
+        if bool((negatives == items[:, None]).any()) or not bool(self._trained.value.take(ids).all()):
+            return None
+        tables = (user.id.weight, user.offset, self.log_scale, self.target_tower.id.weight, self.item_bias)
+        return sampled_bce_of_tables(*tables, users, ids, self.options.neg_weight)
 
     def _candidates_of(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors ``[n, D]`` and biases ``[n]`` that hold those of ``items``, and the row of each, shaped as ``items``.
@@ -282,13 +323,12 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
         if self._ranking_cache is not None and self._ranking_cache[0] == state:
             return self._ranking_cache[1:]
         with torch.no_grad():
-            trained = self._trained.value
+            trained = self._own_rows(self._trained.value)
             w, source = self._without_untrained(self.target_tower), self._without_untrained(self.source_tower)
             if self.options.scoring == "cosine":
                 w = F.normalize(w, dim=-1)
-            floor = self.item_bias[trained].min() if bool(trained.any()) else self.item_bias.new_zeros(())
-            bias = torch.where(trained, self.item_bias, floor)
-            bias[0] = NOT_IN_CATALOGUE
+            bias = torch.where(trained, self.item_bias, self._lowest_bias(trained))
+            bias[: self._padding_rows] = NOT_IN_CATALOGUE
             if self._cold is not None:
                 w = w.index_copy(0, self._cold.ids, self._cold.learned)
                 source = source.index_copy(0, self._cold.ids, self._cold.learned_source)
@@ -297,12 +337,16 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
             self._ranking_cache = (state, source, w, bias)
         return self._ranking_cache[1:]
 
+    def _lowest_bias(self, trained: Tensor) -> Tensor:
+        """Of the trained items; 0 without any."""
+        return self.item_bias[trained].min() if bool(trained.any()) else self.item_bias.new_zeros(())
+
     def _without_untrained(self, tower: ItemTower) -> Tensor:
         """Vectors of a tower without the ID vectors that no interaction has trained, ``[N, D]``."""
         parts = tower.parts()
         if "id" in parts:
-            trained = self._trained.value
-            if len(parts) == 1 and bool(trained[1:].all()):
+            trained = self._own_rows(self._trained.value)
+            if len(parts) == 1 and bool(trained[self._padding_rows :].all()):
                 return parts["id"].detach()  # no copy of a large table
             parts["id"] = parts["id"] * trained[:, None]
         total, *others = parts.values()

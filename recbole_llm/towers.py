@@ -210,11 +210,14 @@ class ItemTower(nn.Module):
         self.adapters = nn.ModuleDict(
             {name: _adapter(vectors.value.shape[1], dim, hidden) for name, (vectors, _) in sources.items()}
         )
-        self.id = nn.Embedding(n_items, dim, padding_idx=0) if use_id else None
-        if self.id is not None:
-            nn.init.normal_(self.id.weight, std=ID_INIT_STD)
-            with torch.no_grad():
-                self.id.weight[0] = 0
+        self.id = self._make_ids(n_items, dim) if use_id else None
+
+    def _make_ids(self, n_items: int, dim: int) -> nn.Embedding:
+        table = nn.Embedding(n_items, dim, padding_idx=0)
+        nn.init.normal_(table.weight, std=ID_INIT_STD)
+        with torch.no_grad():
+            table.weight[0] = 0
+        return table
 
     def parts(self, ids: Tensor | None = None) -> dict[str, Tensor]:
         """The summands of each item's vector, ``{"text": [n, D], ..., "id": [n, D]}``.
