@@ -126,12 +126,14 @@ def tune(
     drawn = random.Random(0).sample(grid, min(arguments.budget, len(grid)))
     trials: list[dict[str, Any]] = []
     for setting in drawn:
-        if trials and sum(trial["seconds"] for trial in trials) > 60 * arguments.model_minutes:
+        if sum(trial["cpu_seconds"] for trial in trials) > 60 * arguments.model_minutes:
             break
         outcome = pieces.of(Experiment(model, arguments.dataset, (), setting, tuple(overrides), test=False))
         training = next(iter(outcome.trainings), None)
-        valid, seconds = (None, 0.0) if training is None else (training.best_valid_score, training.seconds)
-        trials.append({"setting": setting, "valid": valid, "seconds": round(seconds, 2), "error": outcome.error})
+        valid, seconds = None, 0.0
+        if training is not None:
+            valid, seconds = training.best_valid_score, training.cpu_seconds or training.seconds
+        trials.append({"setting": setting, "valid": valid, "cpu_seconds": round(seconds, 2), "error": outcome.error})
         say(f"  {model} {setting}: {outcome.error or f'valid {valid:.4f}, {seconds:.1f} s'}")
     found = [trial for trial in trials if trial["valid"] is not None]
     best = max(found, key=lambda trial: trial["valid"])["setting"] if found else {}
@@ -164,7 +166,12 @@ def main() -> int:
         "--split_seeds", default="2020,2021,2022", help="RecBole seeds of the splits; the first is tuned on"
     )
     parser.add_argument("--minutes", type=float, default=None, help="begin nothing further after so long")
-    parser.add_argument("--model_minutes", type=float, default=float("inf"), help="of training per model's search")
+    parser.add_argument(
+        "--model_minutes",
+        type=float,
+        default=float("inf"),
+        help="of the processor, after which a model's search tries nothing further",
+    )
     parser.add_argument("--work", default="quality", help="trials and trainings, so that a stopped run goes on")
     parser.add_argument("--output", default=None, help="JSON; default benchmarks/results/quality-<dataset>.json")
     arguments = parser.parse_args()

@@ -157,14 +157,48 @@ def quality(data: Json) -> Section:
     for split in data["splits"]:
         rows = split["rows"]
         names = list(rows[0]["mean"])
-        cells = [[r["model"], r["seeds"], *(_spread(r, n) for n in names), r["seconds"], r["p"]] for r in rows]
-        seed = split["split_seed"]
-        lines += [f"Split seed {seed}:", "", *table(["model", "seeds", *names, "seconds", "p (Holm)"], cells)]
-        metric = split["metric"]
+        metric, seed = split["metric"], split["split_seed"]
+        cells = [
+            [r["model"], r["seeds"], *(_spread(r, n) for n in names), r.get("cpu_seconds") or r["seconds"],
+             r.get("peak_bytes", 0) / 2**30, r["p"]] for r in rows
+        ]  # fmt: skip
+        head = ["model", "seeds", *names, "CPU seconds" if "cpu_seconds" in rows[0] else "seconds", "GiB", "p (Holm)"]
+        lines += [f"Split seed {seed}:", "", *table(head, cells)]
+        if counted := split.get("pop_by_interactions"):
+            told = ", ".join(f"{n} {counted[n]:.4g}" for n in names if n in counted)
+            lines += [f"RecBole's Pop counts an item once per batch; counting interactions it has {told}.", ""]
+        lines += _by_popularity(rows, metric)
         series = {metric: [r["mean"].get(metric) for r in rows]}
         plots.append(Bars(f"quality_{data['dataset']}_{seed}", f"{data['dataset']}, split seed {seed}", metric,
                           [r["model"] for r in rows], series))  # fmt: skip
     return Section(lines, plots)
+
+
+def _by_popularity(rows: list[Json], metric: str) -> list[str]:
+    """The metric by thirds of the training interactions, most popular items first."""
+    buckets = {name: b for r in rows for name, b in r.get("by_popularity", {}).items()}
+    if not buckets:
+        return []
+    head = [f"{name}: {b['items']:,} items, {b['targets']:,} targets" for name, b in buckets.items()]
+    cells = [
+        [r["model"], *(f"{r['by_popularity'][name][metric]:.4f}" for name in buckets)]
+        for r in rows
+        if r.get("by_popularity")
+    ]
+    return [f"{metric} by popularity of the targets:", "", *table(["model", *head], cells)]
+
+
+def subsets(data: Json) -> Section:
+    """Defaults against tuned EASE on datasets of other shapes."""
+    cells = []
+    for name, found in data["subsets"].items():
+        rows, metric = {r["model"]: r for r in found["rows"]}, found["metric"]
+        d = rows["EASE"]["difference"]  # of EASE against ours
+        cells.append([name, found["cut_from"], *(f"{rows[m]['mean'][metric]:.4f}" for m in ("LLMTwoTower", "EASE")),
+                      f"{-d['mean']:+.4f} [{-d['high']:+.4f}, {-d['low']:+.4f}]",
+                      rows["LLMTwoTower"].get("cpu_seconds")])  # fmt: skip
+    head = ["", "cut from", "LLMTwoTower", "EASE", "difference [95%]", "CPU seconds"]
+    return Section([*facts(data), *table(head, cells)], [])
 
 
 def _spread(row: Json, name: str) -> str:
@@ -349,6 +383,7 @@ RENDERERS: dict[str, Callable[[Json], Section]] = {
         aot_report,
         gpu_acceptance,
         quality,
+        subsets,
         cold,
         temporal,
         calibration,
