@@ -170,7 +170,7 @@ def main() -> int:
         "--model_minutes",
         type=float,
         default=float("inf"),
-        help="of the processor, after which a model's search tries nothing further",
+        help="of the processor, per model's search",
     )
     parser.add_argument("--work", default="quality", help="trials and trainings, so that a stopped run goes on")
     parser.add_argument("--output", default=None, help="JSON; default benchmarks/results/quality-<dataset>.json")
