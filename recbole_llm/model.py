@@ -40,6 +40,7 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
     """
 
     input_type = InputType.PAIRWISE
+    shards_items = False  # whether the rows of the items are spread over the processes
     _padding_rows = 1  # of the first of the rows that this process holds
 
     def __new__(cls, config: Any = None, dataset: Any = None) -> "LLMTwoTower":
@@ -272,20 +273,22 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
 
     def _loss_of_tables(self, users: Tensor, items: Tensor, interaction: Any) -> Tensor | None:
         """``sampled_bce`` at once where both towers are tables of IDs on a CPU and every entry of the batch counts."""
-        user = self.user_tower
-        if user.id is None or not user.is_a_table or self.target_tower.adapters or self.target_tower.id is None:
+        user, item, device = self.user_tower, self.target_tower, users.device
+        if user.id is None or item.id is None or not user.is_a_table or item.adapters:
             return None
-        if self.options.loss_type != "sampled_bce" or self.options.scoring != "dot" or users.is_cuda:
+        if self.options.loss_type != "sampled_bce" or self.options.scoring != "dot" or device.type != "cpu":
             return None
-        if NEG_VALID_FIELD in interaction.interaction or torch.is_autocast_enabled(users.device.type):
+        if NEG_VALID_FIELD in interaction.interaction or torch.is_autocast_enabled("cpu"):
             return None
-        if "triton" in (self.options.kernel_backend, default_backend(users.device)) or not has_sampled_dots():
+        if "triton" in (self.options.kernel_backend, default_backend(device)) or not has_sampled_dots():
             return None
         negatives = interaction[self.NEG_ITEM_ID].view(len(items), -1)
         ids = torch.cat([items[:, None], negatives], 1)
-        if bool((negatives == items[:, None]).any()) or not bool(self._trained.value.take(ids).all()):
+        if ids.shape[1] > self.n_items or not bool(self._trained.value.take(ids).all()):
             return None
-        tables = (user.id.weight, user.offset, self.log_scale, self.target_tower.id.weight, self.item_bias)
+        if bool((negatives == items[:, None]).any()):
+            return None
+        tables = (user.id.weight, user.offset, self.log_scale, item.id.weight, self.item_bias)
         return sampled_bce_of_tables(*tables, users, ids, self.options.neg_weight)
 
     def _candidates_of(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -451,6 +454,18 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
         slope, offset = self.calibration
         return scores.mul_(slope).add_(offset)
 
+    def _log_length(self, users: Tensor) -> Tensor:
+        """Log of the number of items in each user's history, ``[B]``; 0 for an empty one."""
+        return self.ranking_history.select(users).sizes.clamp(min=1).float().log()
+
+    @torch.no_grad()
+    def probabilities(self, users: Tensor) -> Tensor:
+        """P(i|u) of every item for each user, ``[B, N]``, in the order of the scores; 0 for padding.
+
+        The event is that of :meth:`calibrate`.
+        """
+        return torch.sigmoid(self.probability_map.logit(self._logits(users), self._log_length(users)[:, None]))
+
     @torch.no_grad()
     def predict(self, interaction: Any) -> Tensor:
         """Scores of (user, item) pairs, ``[P]``: probabilities where the metric is value-based, logits where it ranks.
@@ -475,7 +490,9 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
                 logit[here] += self.block_scales[0] * scores[row[here] - few[0], items[here]]
         slope, offset = self.calibration
         logit = slope * logit + offset
-        return torch.sigmoid(logit) if self._gives_probabilities else logit
+        if not self._gives_probabilities:
+            return logit
+        return torch.sigmoid(self.probability_map.logit(logit, self._log_length(user)[row]))
 
     @torch.no_grad()
     def full_sort_predict(self, interaction: Any) -> Tensor:

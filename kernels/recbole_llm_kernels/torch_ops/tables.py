@@ -1,0 +1,100 @@
+r"""``sampled_bce`` where both towers are tables of IDs, from the ids to the tables' gradients, on a CPU.
+
+    s_bk = scale * <user[u_b] + offset, item[i_bk]> + bias[i_bk],   i_b0 the positive, i_b1.. the negatives
+    l_b  = softplus(-s_b0) + neg_weight * sum over k >= 1 of softplus(s_bk)
+
+A batch of 2,048 pairs is so little arithmetic that a chain of operations takes longer than their work: here scale and
+offset act on the logits and the slopes, ``[B, 1 + K]``, and each table's gradient is one sum of the other table's rows.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from recbole_llm_kernels.torch_ops import threads
+from recbole_llm_kernels.torch_ops.pairs import softplus
+from recbole_llm_kernels.torch_ops.sampled import sampled_dots
+from recbole_llm_kernels.torch_ops.segment_sum import LONGEST_SUM, sort_segments, sum_segments
+
+
+class _SampledBCEOfTables(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        user: Tensor,
+        offset: Tensor,
+        log_scale: Tensor,
+        item: Tensor,
+        item_bias: Tensor,
+        user_id: Tensor,
+        item_id: Tensor,
+        neg_weight: float,
+    ) -> Tensor:
+        B, W = item_id.shape
+        entry, scale = item_id.view(-1), log_scale.exp()
+        query, bias = user.index_select(0, user_id).add_(offset), item_bias.index_select(0, entry)  # these check the ids
+        scaled = sampled_dots(query, item, entry).mul_(scale)
+        s = bias.add_(scaled).view(B, W)
+        s[:, 0].neg_()
+        loss, slope = softplus(s), s.sigmoid_()
+        slope[:, 0].neg_()
+        if neg_weight != 1:
+            loss[:, 1:] *= neg_weight
+            slope[:, 1:] *= neg_weight
+        ctx.save_for_backward(user, item, item_bias, user_id, item_id, query, scale, scaled, slope)
+        return loss.sum(dtype=torch.float64).div_(B).to(user.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        user, item, item_bias, user_id, item_id, query, scale, scaled, slope = ctx.saved_tensors
+        B, W = item_id.shape
+        entry = item_id.view(-1)
+        slope = (slope * (grad / B)).view(-1)
+        value = slope * scale
+
+        def of_users() -> tuple[Tensor, Tensor]:
+            by_user = sort_segments(user_id.repeat_interleave(W), len(user))
+            begin = torch.arange(0, len(entry), LONGEST_SUM)
+            # detached: where a gradient may be asked for, embedding_bag prepares for it
+            pieces = embedding_bag(entry, item.detach(), begin, mode="sum", per_sample_weights=value)
+            return sum_segments(by_user, entry, value, item, user.dtype), pieces.sum(0)
+
+        def of_items() -> tuple[Tensor, Tensor]:
+            row = torch.arange(B).repeat_interleave(W)
+            grad_item = sum_segments(sort_segments(entry, len(item)), row, value, query, item.dtype)
+            return grad_item, torch.bincount(entry, slope.double(), len(item)).to(item_bias.dtype)
+
+        (grad_user, grad_offset), (grad_item, grad_bias) = threads.both(of_users, of_items, user.device)
+        return grad_user, grad_offset, torch.dot(slope, scaled), grad_item, grad_bias, None, None, None
+
+
+def sampled_bce_of_tables(
+    user: Tensor,
+    offset: Tensor,
+    log_scale: Tensor,
+    item: Tensor,
+    item_bias: Tensor,
+    user_id: Tensor,
+    item_id: Tensor,
+    neg_weight: float = 1.0,
+) -> Tensor:
+    """Mean of the row losses, float32 (float64), differentiable in all tensors but the ids.
+
+    Args:
+        user: table of users, ``[U, D]`` float32 or float64 on a CPU.
+        offset: added to every user's row, ``[D]``.
+        log_scale: logarithm of the scale, ``[]``.
+        item: table of items, ``[N, D]``, N >= 1 + K.
+        item_bias: ``[N]``, finite for every item that occurs.
+        user_id: rows of ``user``, ``[B]`` int64.
+        item_id: rows of ``item``, ``[B, 1 + K]`` int64, contiguous: the positive, then negatives that all count.
+        neg_weight: factor of the negatives' part.
+
+    Raises:
+        IndexError: if an id is out of range.
+        RuntimeError: if this build of PyTorch lacks ``sampled_addmm`` (:func:`has_sampled_dots`).
+    """
+    return _SampledBCEOfTables.apply(user, offset, log_scale, item, item_bias, user_id, item_id, neg_weight)

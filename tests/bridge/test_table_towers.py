@@ -1,0 +1,92 @@
+"""The loss of two tables of IDs at once is the loss of the general path, and gives way to it where an entry does not count."""
+
+import pytest
+import torch
+
+import recbole_llm  # noqa: F401
+
+pytest.importorskip("recbole")
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, init_seed
+
+from recbole_llm_kernels.torch_ops.sampled import has_sampled_dots
+
+TABLES = {
+    "encoder": "",
+    "blocks": "learned",
+    "user_tower": "id",
+    "loss_type": "sampled_bce",
+    "neg_weight": 0.7,
+    "scale_init": 2.0,
+    "train_neg_sample_args": {"distribution": "uniform", "sample_num": 3, "alpha": 1.0, "dynamic": False},
+}
+
+
+def build(settings):
+    config = Config(model="LLMTwoTower", dataset="toy", config_dict=dict(settings))
+    init_seed(config["seed"], True)
+    train, _, _ = data_preparation(config, create_dataset(config))
+    model = get_model(config["model"])(config, train._dataset).train()
+    with torch.no_grad():
+        for parameter in (model.user_tower.offset, model.user_tower.id.weight, model.target_tower.id.weight):
+            parameter.normal_(std=0.3)
+    return model, next(iter(train))
+
+
+def both_ways(model, batch, monkeypatch):
+    """Loss and gradients as they come, and by the general path."""
+
+    def of():
+        model.zero_grad()
+        loss = model.calculate_loss(batch)
+        loss.backward()
+        return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    found = of()
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "_loss_of_tables", lambda *args: None)
+        return found, of()
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(found[0], expected[0])
+    assert found[1].keys() == expected[1].keys() and len(found[1]) > 3
+    for name, gradient in found[1].items():
+        torch.testing.assert_close(gradient, expected[1][name], rtol=1e-4, atol=1e-7)
+
+
+def is_at_once(model, batch):
+    return model._loss_of_tables(batch[model.USER_ID], batch[model.ITEM_ID], batch) is not None
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_item_bias": False}], ids=["bias", "no bias"])
+def test_it_equals_the_general_path(run_config, changes, monkeypatch):
+    model, batch = build(run_config | TABLES | changes)
+    assert is_at_once(model, batch) == has_sampled_dots()
+    assert_same(*both_ways(model, batch, monkeypatch))
+
+
+@pytest.mark.parametrize("what", ["a negative that is the positive", "a negative without a training interaction"])
+def test_a_batch_with_an_entry_that_does_not_count_takes_the_general_path(run_config, what, monkeypatch):
+    model, batch = build(run_config | TABLES)
+    untrained = (~model._trained.value).nonzero()[-1]
+    negatives = batch[model.NEG_ITEM_ID].view(len(batch[model.ITEM_ID]), -1)
+    negatives[0, 0] = batch[model.ITEM_ID][0] if "positive" in what else untrained
+    assert not is_at_once(model, batch)
+    assert_same(*both_ways(model, batch, monkeypatch))
+    assert what.endswith("positive") or not model.target_tower.id.weight.grad[untrained].any()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"user_tower": "history+id"}, {"scoring": "cosine"}, {"loss_type": "pair_bce"}], ids=str
+)
+def test_other_towers_and_losses_take_the_general_path(run_config, changes):
+    model, batch = build(run_config | TABLES | changes)
+    assert not is_at_once(model, batch)
+
+
+def test_mixed_precision_takes_the_general_path(run_config):
+    model, batch = build(run_config | TABLES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not is_at_once(model, batch)
