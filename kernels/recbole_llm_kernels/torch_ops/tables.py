@@ -34,7 +34,8 @@ class _SampledBCEOfTables(torch.autograd.Function):
     ) -> Tensor:
         B, W = item_id.shape
         entry, scale = item_id.view(-1), log_scale.exp()
-        query, bias = user.index_select(0, user_id).add_(offset), item_bias.index_select(0, entry)  # these check the ids
+        # these two check the ids
+        query, bias = user.index_select(0, user_id).add_(offset), item_bias.index_select(0, entry)
         scaled = sampled_dots(query, item, entry).mul_(scale)
         s = bias.add_(scaled).view(B, W)
         s[:, 0].neg_()
