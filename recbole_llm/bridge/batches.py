@@ -91,7 +91,7 @@ class NegativeSampler:
         else:
             point = torch.rand(n, generator=generator, dtype=torch.float64, device=device) * self._cumulative[-1]
             at = torch.searchsorted(self._cumulative, point, right=True).clamp(max=len(self.candidates) - 1)
-        return self.candidates[at]
+        return self.candidates.index_select(0, at)  # a third of the time of candidates[at]
 
     def sample(self, user_id: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
         """``[B, k]`` int64: for each user of ``user_id`` (``[B]``), k independent negatives (repeats possible)."""
@@ -131,7 +131,7 @@ class NegativeSampler:
 
     def _positives(self, key: Tensor) -> Tensor:
         """Where ``key`` (``[n]``) is a training pair: ascending positions."""
-        suspect = self._taken[self._slot(key)].nonzero()[:, 0]
+        suspect = self._taken.index_select(0, self._slot(key)).nonzero()[:, 0]
         if self._has_slot_for_each:
             return suspect
         key = key[suspect]
@@ -251,7 +251,6 @@ class InteractionRowsDataLoader(_RowsDataLoader):
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
         self.user_id = dataset.inter_feat[dataset.uid_field].long()
         self.item_id = dataset.inter_feat[dataset.iid_field].long()
-        self.pairs = torch.stack([self.user_id, self.item_id], 1)  # side by side: one look-up for both
         self.sample_size = len(self.user_id)
         self.neg_item_field = config["NEG_PREFIX"] + dataset.iid_field
         self.label_field = config["LABEL_FIELD"]
@@ -308,8 +307,8 @@ class InteractionRowsDataLoader(_RowsDataLoader):
 
     def _columns(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         self.negatives = self.negatives.to(rows.device)
-        self.pairs = self.pairs.to(rows.device)
-        user, item = self.pairs.index_select(0, rows).T.contiguous()
+        self.user_id, self.item_id = self.user_id.to(rows.device), self.item_id.to(rows.device)
+        user, item = self.user_id.index_select(0, rows), self.item_id.index_select(0, rows)
         if self._shared:
             self._generator = generator
             return user, item
