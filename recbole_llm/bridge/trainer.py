@@ -1,6 +1,7 @@
 """The trainer of LLMTwoTower: the closed form first, then RecBole's epochs for the learned block, then their blend."""
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from logging import getLogger
@@ -34,6 +35,7 @@ MANY_ITEMS = 100_000  # on a CPU: where sampled losses become the better choice
 SHARED_NEGATIVES = (
     "train_neg_sample_args: {distribution: uniform, sample_num: 1, alpha: 1.0, dynamic: false, shared: 1024}"
 )
+SECONDS_BETWEEN_CHECKPOINTS = 5.0
 STEPS_PER_CHECK = 100  # a NaN stays in the sum of losses, so the sum is looked at now and then and not every loss
 
 
@@ -55,9 +57,11 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
 
     Without validation data the documented constants apply.
 
-    After every epoch of stage 2 the whole state is in ``<name>-last.pth`` beside the best one's ``<name>.pth``. A run that is
-    killed at any moment and resumed from it ends, on a CPU with the same number of threads, with the same numbers as one that
-    was left alone: stage 1 is repeated, stage 2 goes on, stage 3 follows.
+    The whole state of stage 2 is in ``<name>-last.pth`` beside the best one's ``<name>.pth``: it is written after an epoch that
+    ends ``SECONDS_BETWEEN_CHECKPOINTS`` or more after the last writing. A run that is killed at any moment and resumed from it
+    ends, on a CPU with the same number of threads, with the same numbers as one that was left alone: stage 1 is repeated, stage
+    2 goes on, stage 3 follows. A kill loses those seconds of stage 2 and the epoch that runs; SIGTERM and Ctrl-C lose that epoch
+    where the state before it has been written, and elsewhere wait for its end and write.
     """
 
     saved_model_file: str
@@ -74,6 +78,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self._saves = False
         self._random_state: dict[str, Any] | None = None  # to be taken over before the next epoch
         self._interruption = Interruption()
+        self._last_written: float | None = None
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's optimizer, in its fused form where there is one: the update is a third of a sparse model's step."""
@@ -129,6 +134,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
             self._restore_random_state()
             self._save_last()
+            self._interruption.allow()
         else:
             self.eval_collector.data_collect(train_data)
         if saved and os.path.isfile(self.saved_model_file):
@@ -195,7 +201,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         """One pass over ``train_data``; the sum of its batches' losses, which the device adds up on its own."""
         self._restore_random_state()
         if epoch_idx > self.start_epoch or not epoch_idx:
-            self._save_last()
+            self._save_last_now_and_then()
         self.model.train()
         loss_func = loss_func or self.model.calculate_loss
         description = set_color(f"Train {epoch_idx:>5}", "pink")
@@ -304,6 +310,18 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         """Write the state after ``_epochs_done`` epochs."""
         if self._saves:
             self._write(last_file(self.saved_model_file), self._state(self._epochs_done - 1))
+            self._last_written = time.monotonic()
+
+    def _save_last_now_and_then(self) -> None:
+        """Write the state if the last writing is long ago or a signal waits; else let signals wait for the next call."""
+        if not self._saves:
+            return
+        waited = self._last_written is None or time.monotonic() - self._last_written >= SECONDS_BETWEEN_CHECKPOINTS
+        if any(distributed.gather_objects(waited or self._interruption.waiting)):
+            self._save_last()
+            self._interruption.allow()
+        else:
+            self._interruption.postpone()
 
     def _save_whole_model(self, verbose: bool) -> None:
         """Write the blend into the best checkpoint, or a checkpoint of its own where no epoch made one."""

@@ -4,6 +4,7 @@ import glob
 import os
 import pickle
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_llm.bridge import checkpoint
 from recbole_llm.bridge.checkpoint import atomic_file, last_file, plain, read_checkpoint, settings_for_resume
+from recbole_llm.probability import ProbabilityMap
 
 
 def build(config_dict, model="LLMTwoTower"):
@@ -56,18 +58,20 @@ def stop_after(epoch):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "seconds"),
     [
-        {},
-        {"loss_type": "sampled_bce"},
-        {"loss_type": "sampled_bce", "train_neg_sample_args": SHARED},
-        {"learner": "adagrad"},
-        {"eval_step": 2},
-        {"blocks": "learned", "user_tower": "history+id"},
+        ({}, 0),
+        ({}, 1e9),
+        ({"loss_type": "sampled_bce"}, 0),
+        ({"loss_type": "sampled_bce", "train_neg_sample_args": SHARED}, 0),
+        ({"learner": "adagrad"}, 0),
+        ({"eval_step": 2}, 0),
+        ({"blocks": "learned", "user_tower": "history+id"}, 0),
     ],
     ids=str,
 )
-def test_a_resumed_run_equals_one_that_was_left_alone(quick, changes, tmp_path):
+def test_a_resumed_run_equals_one_that_was_left_alone(quick, changes, seconds, tmp_path, monkeypatch):
+    monkeypatch.setattr("recbole_llm.bridge.trainer.SECONDS_BETWEEN_CHECKPOINTS", seconds)
     quick |= changes
     whole, train, valid, test = build(quick)
     expected = whole.fit(train, valid, verbose=False), whole.evaluate(test)
@@ -80,9 +84,50 @@ def test_a_resumed_run_equals_one_that_was_left_alone(quick, changes, tmp_path):
     found = second.fit(train, valid, verbose=False), second.evaluate(test)
     assert found == expected
     assert second.train_loss_dict == whole.train_loss_dict
-    assert second.start_epoch in (1, 2)
+    assert second.start_epoch in ((0,) if seconds else (1, 2))
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_between_two_writings_waits_for_the_epoch_and_writes(quick, number, tmp_path, monkeypatch):
+    monkeypatch.setattr("recbole_llm.bridge.trainer.SECONDS_BETWEEN_CHECKPOINTS", 1e9)
+    whole, train, valid, test = build(quick)
+    expected = whole.fit(train, valid, verbose=False), whole.evaluate(test)
+    quick |= {"checkpoint_dir": str(tmp_path / "stopped")}
+    first, train, valid, test = build(quick)
+    written, sent, write, loss = [], [], first._write, first.model.calculate_loss
+    monkeypatch.setattr(
+        first, "_write", lambda file, state: (written.append((file, state["epoch"])), write(file, state))
+    )
+
+    def interrupted(batch):
+        if first._epochs_done == 2 and not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+        return loss(batch)
+
+    monkeypatch.setattr(first.model, "calculate_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+        first.fit(train, valid, verbose=False)
+    last = last_file(first.saved_model_file)
+    assert [epoch for file, epoch in written if file == last] == [-1, 2]  # before the first, and the one of the signal
+    second, train, valid, test = build(quick | {"resume_from": last})
+    assert (second.fit(train, valid, verbose=False), second.evaluate(test)) == expected
+    assert second.start_epoch == 3
+
+
+def test_the_state_is_not_written_after_every_epoch(quick, monkeypatch):
+    trainer, train, valid, _ = build(quick)
+    written, write, now = [], trainer._write, iter(range(100))
+    monkeypatch.setattr(
+        trainer, "_write", lambda file, state: (written.append((file, state["epoch"])), write(file, state))
+    )
+    # the clock is read once where a writing is considered, once where it has been made: epochs of 2 s
+    monkeypatch.setattr("recbole_llm.bridge.trainer.time.monotonic", lambda: 2.0 * next(now))
+    trainer.fit(train, valid, verbose=False)
+    last = last_file(trainer.saved_model_file)
+    assert [epoch for file, epoch in written if file == last] == [-1, 2, 3]
 
 
 def test_early_stopping_goes_on_counting(quick):
@@ -278,5 +323,10 @@ def test_a_closed_form_alone_is_fitted_at_once_and_read_back_exactly(quick):
     assert result == trainer.evaluate(valid, load_best_model=False)
     _, model, *_ = load_data_and_model(only)
     assert torch.equal(model.full_sort_predict({"user_id": users}).view(len(users), -1), found)
+    assert model.probability_map == trainer.model.probability_map != ProbabilityMap()
+    fitted = model.other_parameter()
+    del fitted["probability_map"]  # as checkpoints were before there was a map
+    model.load_other_parameter(fitted)
+    assert model.probability_map == ProbabilityMap()
     again, train, valid, _ = build(quick)
     assert again.fit(train, valid, verbose=False) == (score, result)
