@@ -7,7 +7,7 @@ Each stock model is tuned by validation NDCG@10 alone over configs/<dataset>/<mo
 ``--budget`` different settings drawn at random (seed 0), all of them where the grid is smaller; no trial evaluates the test
 split. LLMTwoTower runs with its defaults. Only then is the test split used: once per model, seed and split seed, with the
 setting that validation chose. On the first split, the one tuned on, a model that draws random numbers is trained
-``--seeds`` times, on the others ``--further_seeds`` times.
+``--seeds`` times, fewer where ``--seed_minutes`` of processor time are over before, on the others ``--further_seeds`` times.
 
 RecBole's Pop counts an item once per batch that holds it. Beside its row stands the model that counts interactions: the same
 code with batches of one interaction.
@@ -83,10 +83,12 @@ class Pieces:
     Args:
         folder: where they are kept.
         minutes: no further piece begins after so long; ``None`` for no limit.
+        seed_minutes: of the processor, after which no further seed of an experiment is begun.
     """
 
-    def __init__(self, folder: Path, minutes: float | None) -> None:
+    def __init__(self, folder: Path, minutes: float | None, seed_minutes: float = float("inf")) -> None:
         self.folder, self.end = folder, time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+        self.seed_seconds = 60 * seed_minutes
         folder.mkdir(parents=True, exist_ok=True)
 
     def of(self, experiment: Experiment) -> Outcome:
@@ -109,7 +111,8 @@ class Pieces:
         outcomes: list[Outcome] = []
         for seed in experiment.seeds:
             outcomes.append(self.of(replace(experiment, seeds=(seed,))))
-            if outcomes[-1].deterministic or outcomes[-1].error:
+            used = sum(training.cpu_seconds for outcome in outcomes for training in outcome.trainings)
+            if outcomes[-1].deterministic or outcomes[-1].error or used > self.seed_seconds:
                 break
         trainings = tuple(training for outcome in outcomes for training in outcome.trainings)
         peak = max(outcome.peak_bytes for outcome in outcomes)
@@ -162,6 +165,8 @@ def main() -> int:
         "--seeds", type=int, default=5, help="trainings on the first split of a model that draws random numbers"
     )
     parser.add_argument("--further_seeds", type=int, default=1, help="the same on splits after the first")
+    parser.add_argument("--seed_minutes", type=float, default=float("inf"), help="of the processor, per model's seeds")
+    parser.add_argument("--further_models", default=None, help="the models on splits after the first; default all")
     parser.add_argument(
         "--split_seeds", default="2020,2021,2022", help="RecBole seeds of the splits; the first is tuned on"
     )
@@ -178,7 +183,10 @@ def main() -> int:
     models = arguments.models.split(",")
     if OURS not in models:
         parser.error(f"--models must contain {OURS}")
-    pieces = Pieces(Path(arguments.work) / arguments.dataset, arguments.minutes)
+    further = (arguments.further_models or arguments.models).split(",")
+    if OURS not in further or not set(further) <= set(models):
+        parser.error(f"--further_models must contain {OURS} and be among --models")
+    pieces = Pieces(Path(arguments.work) / arguments.dataset, arguments.minutes, arguments.seed_minutes)
     common = [*COMMON, *([f"--data_path={arguments.data_path}"] if arguments.data_path else [])]
     splits = [int(seed) for seed in arguments.split_seeds.split(",")]
     try:
@@ -186,7 +194,7 @@ def main() -> int:
         reports = []
         for split in splits:
             found = compare(
-                models,
+                models if split == splits[0] else further,
                 arguments.dataset,
                 seeds=arguments.seeds if split == splits[0] else arguments.further_seeds,
                 metric="ndcg@10",
@@ -198,7 +206,7 @@ def main() -> int:
             )
             say(f"\nsplit {split}\n{as_markdown(found)}\n")
             report = {"split_seed": split, "best_stock": best_stock(found), **as_json(found)}
-            if "Pop" in models:
+            if "Pop" in (models if split == splits[0] else further):
                 report["pop_by_interactions"] = pop_by_interactions(
                     arguments.dataset, [*common, f"--seed={split}"], pieces
                 )
@@ -213,6 +221,7 @@ def main() -> int:
         "protocol": "RecBole RS 8:1:1 by user, full ranking, history masked; settings chosen by validation NDCG@10",
         "budget": arguments.budget,
         "model_minutes": arguments.model_minutes if arguments.model_minutes < float("inf") else None,
+        "seed_minutes": arguments.seed_minutes if arguments.seed_minutes < float("inf") else None,
         "settings": {model: setting for model, (setting, _) in tuned.items()},
         "tuning": {model: report for model, (_, report) in tuned.items()},
         "splits": reports,

@@ -86,3 +86,14 @@ def test_every_grid_can_be_read(benchmark):
         grid = benchmark.grid_of(path.stem, path.parent.name)
         assert grid and all(grid[0].keys() == setting.keys() for setting in grid)
     assert benchmark.grid_of("Pop", "ml-100k") == [{}]
+
+
+def test_further_seeds_are_not_begun_after_so_much_processor_time(benchmark, monkeypatch, tmp_path):
+    def run(experiment):
+        (seed,) = experiment.seeds
+        return Outcome(experiment, (Training(seed, 0.1, {}, {}, 1.0, 0.1, cpu_seconds=40.0),))
+
+    monkeypatch.setattr(benchmark, "run_isolated", run)
+    experiment = Experiment("BPR", "ml-100k", seeds=(0, 1, 2, 3, 4))
+    assert [t.seed for t in benchmark.Pieces(tmp_path, None, 1.0)(experiment).trainings] == [0, 1]
+    assert len(benchmark.Pieces(tmp_path, None)(experiment).trainings) == 5
