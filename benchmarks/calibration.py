@@ -5,6 +5,7 @@
 1. Calibration: LLMTwoTower with its defaults; on the test split, for every (user, trained item outside the user's training and
    validation history), P(i|u) against whether the test holds the pair. Expected calibration error over 15 equally wide bins, the
    same over bins of equally many pairs (most pairs are improbable, and share the first wide bin), and over each user's ten best.
+   The same of sigmoid(score), Platt's two parameters alone, beside it.
 2. The worked case of the article that gave the model its formula: one user, one liked item, trained by gradient descent on the
    catalogue's binary cross-entropy until P(liked) is 0.9; the other items' probabilities beside it.
 3. Dimension: the learned block alone with d = 8 ... 1024, and the closed form alone at rank d: test NDCG@10, seconds, table bytes.
@@ -76,29 +77,39 @@ def calibration(dataset: str, data_path: str | None, folder: Path) -> dict[str, 
     users = torch.nonzero(rows[2].sizes).squeeze(1)
     trained = ~model.cold
     trained[0] = False
-    found: dict[str, list[torch.Tensor]] = {"probability": [], "label": [], "top": [], "top_label": []}
+    found: dict[str, list[torch.Tensor]] = {
+        name: [] for name in ("p", "plain", "label", "top", "top_plain", "top_label")
+    }
     with torch.no_grad():
         for few in users.split(256):
-            logits = model._logits(few)
-            label, counts = torch.zeros(logits.shape, dtype=torch.bool), trained.expand(len(few), -1).clone()
+            probability, plain = model.probabilities(few), torch.sigmoid(model._logits(few))
+            label, counts = torch.zeros(plain.shape, dtype=torch.bool), trained.expand(len(few), -1).clone()
             for part, mask, value in ((rows[2], label, True), (rows[0], counts, False), (rows[1], counts, False)):
                 own = part.select(few)
                 mask[own.row_of_entry(), own.ids] = value
-            probability = torch.sigmoid(logits)
-            found["probability"].append(probability[counts])
-            found["label"].append(label[counts])
-            top, items = probability.masked_fill(~counts, -1.0).topk(10, dim=1)
-            found["top"].append(top.flatten())
-            found["top_label"].append((label & counts).gather(1, items).flatten())
-    probability, label, top, top_label = (torch.cat(v) for v in found.values())
-    wide = reliability(probability, label, equal_mass=False)
-    assert abs(wide["ece"] - expected_calibration_error(probability, label, BINS)) < 1e-6
-    return {
+            top, items = plain.masked_fill(~counts, -1.0).topk(10, dim=1)
+            best = (probability.gather(1, items), top, (label & counts).gather(1, items))
+            values = (probability[counts], plain[counts], label[counts], *best)
+            for kept, value in zip(found.values(), values, strict=True):
+                kept.append(value.flatten())
+    p, plain, label, top, top_plain, top_label = (torch.cat(v) for v in found.values())
+    measured = {
         "pairs": len(label),
         "positives": int(label.sum()),
         "slope_and_offset": list(model.calibration),
-        "equally_wide_bins": wide,
-        "equally_filled_bins": reliability(probability, label, equal_mass=True),
+        "probability_map": vars(model.probability_map),
+        **errors(p, label, top, top_label),
+        "sigmoid_of_the_score": errors(plain, label, top_plain, top_label),
+    }
+    assert abs(measured["equally_wide_bins"]["ece"] - expected_calibration_error(p, label, BINS)) < 1e-6
+    return measured
+
+
+def errors(p: torch.Tensor, label: torch.Tensor, top: torch.Tensor, top_label: torch.Tensor) -> dict[str, Any]:
+    """Reliability of all pairs, by two kinds of bins, and of each user's ten best."""
+    return {
+        "equally_wide_bins": reliability(p, label, equal_mass=False),
+        "equally_filled_bins": reliability(p, label, equal_mass=True),
         "ten_best_of_each_user": reliability(top, top_label, equal_mass=False),
     }
 
@@ -165,7 +176,11 @@ def main() -> int:
         kept.write_text(json.dumps(calibration(arguments.dataset, arguments.data_path, work)))
     measured = json.loads(kept.read_text())
     for name in ("equally_wide_bins", "equally_filled_bins", "ten_best_of_each_user"):
-        print(f"expected calibration error, {name.replace('_', ' ')}: {measured[name]['ece']:.4f}", flush=True)
+        print(
+            f"expected calibration error, {name.replace('_', ' ')}: {measured[name]['ece']:.4f}, of sigmoid(score) "
+            f"{measured['sigmoid_of_the_score'][name]['ece']:.4f}",
+            flush=True,
+        )
     case = worked_case()
     print("worked case:", case["course"][-1], flush=True)
     overrides = [*COMMON, *([f"--data_path={arguments.data_path}"] if arguments.data_path else [])]

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from recbole_llm.calibration import fit_platt
+from recbole_llm.calibration import fit_platt, fit_probability
 from recbole_llm.closed_form import ClosedForm, fit_closed_form
 from recbole_llm.cold_map import MU, ColdBoost
 from recbole_llm.ease import Setting
 from recbole_llm.placement import ColdItems, Evidence, ItemTables, choose_place, place
+from recbole_llm.probability import ProbabilityMap
 from recbole_llm.recency import NextItemBlock, choose_decay, decayed, fit_next_item
 from recbole_llm.selection import (
     BLEND_WEIGHTS,
@@ -37,6 +38,7 @@ class FittedBlocks:
     Attributes:
         block_scales: factors of the closed form and of the learned block in the score.
         calibration: slope > 0 and offset of the score.
+        probability_map: from the score to the logit of P(i|u).
         closed_decay: tau by which the closed form's histories fade; ``None`` for not at all.
         at_test: whether users are ranked for the test, so that histories hold validation's items where time splits.
     """
@@ -69,6 +71,7 @@ class FittedBlocks:
         def _logits(self, users: Tensor) -> Tensor: ...
         def _learned_logits(self, users: Tensor) -> Tensor: ...
         def _closed_query(self, users: Tensor) -> Tensor: ...
+        def _log_length(self, users: Tensor) -> Tensor: ...
         def _closed_scores(self, query: Tensor) -> Tensor: ...
         def _queries_of_users(self, users: Tensor, history: Rows, source: Tensor) -> Tensor: ...
         def _ranking_tables(self) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -83,9 +86,13 @@ class FittedBlocks:
         self._later: Rows | None = None  # histories at test where interactions are split by time; weights are ranks
         self.at_test = False
         self.block_scales = (0.0, 1.0)  # of the closed form and the learned block
-        self.calibration = (1.0, 0.0)  # slope > 0 and offset of the score
+        self._forget_calibration()
         self._cold: ColdItems | None = None
         self._ranking_cache = None
+
+    def _forget_calibration(self) -> None:
+        self.calibration = (1.0, 0.0)  # slope > 0 and offset of the score
+        self.probability_map = ProbabilityMap()
 
     @torch.no_grad()
     def fit_closed_form(self, selection: Selection | None, log: Callable[[str], None]) -> None:
@@ -150,7 +157,8 @@ class FittedBlocks:
 
     def rank_by_learned_block(self) -> None:
         """Leave the closed form out of the score until :meth:`choose_blend` weighs it in."""
-        self.block_scales, self.calibration = (0.0, 1.0), (1.0, 0.0)
+        self.block_scales = (0.0, 1.0)
+        self._forget_calibration()
         self._set_cold(None)
 
     @torch.no_grad()
@@ -238,7 +246,7 @@ class FittedBlocks:
             log: called with one sentence per finding.
         """
         self._set_cold(None)
-        self.calibration = (1.0, 0.0)  # deviations are measured in the score's own units; calibrate anew afterwards
+        self._forget_calibration()  # deviations are measured in the score's own units; calibrate anew afterwards
         cold = self.cold
         if not bool(cold.any()):
             return
@@ -325,32 +333,35 @@ class FittedBlocks:
 
     @torch.no_grad()
     def calibrate(self, selection: Selection) -> tuple[float, float]:
-        """Fit slope and offset of the score, so that sigmoid(score) is a probability.
+        """Fit slope and offset of the score, and the map from it to a probability.
 
-        The event is the one validation holds: of the items that a user has not touched in training, those that turn up in
-        the user's validation interactions. Only items with a training interaction count.
+        P(i|u) is the probability that item i turns up among the user's next interactions, as many as validation holds of the
+        user, given that it is in none of those that training and validation hold (:mod:`recbole_llm.calibration`). Only
+        items with a training interaction count.
 
         Args:
             selection: validation data.
 
         Returns:
-            Slope and offset; (1, 0) where validation has no target.
+            Slope and offset; (1, 0) where validation has no target. The map is ``probability_map``.
         """
-        self.calibration = (1.0, 0.0)
+        self._forget_calibration()
         most = min(MAX_CALIBRATION_USERS, max(MAX_CALIBRATION_PAIRS // self.n_items, 1))
         users = evenly(torch.nonzero(selection.targets.sizes).squeeze(1), most)
         trained = self._trained.value
 
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for few in users.split(max(1, 2**22 // self.n_items)):
                 targets, seen = selection.targets.select(few), selection.seen.select(few)
                 label = torch.zeros(len(few), self.n_items, dtype=torch.bool, device=few.device)
                 label[targets.row_of_entry(), targets.ids] = True
                 counts = trained.expand(len(few), -1).clone()
                 counts[seen.row_of_entry(), seen.ids] = False
-                yield self._logits(few)[counts], label[counts]
+                length = self._log_length(few)[:, None].expand_as(counts)
+                yield self._logits(few)[counts], length[counts], label[counts]
 
-        self.calibration = fit_platt(batches)
+        self.calibration = fit_platt(lambda: ((score, label) for score, _, label in batches()))
+        self.probability_map = fit_probability(batches, self.calibration[1])
         return self.calibration
 
     @property
@@ -373,6 +384,7 @@ class FittedBlocks:
             "closed_form_target": None if source is None else self._closed_value(),
             "block_scales": self.block_scales,
             "calibration": self.calibration,
+            "probability_map": vars(self.probability_map),
             "cold": None if self._cold is None else vars(self._cold),
             "setting": None if self._setting is None else vars(self._setting),
             "closed_decay": self.closed_decay,
@@ -391,5 +403,6 @@ class FittedBlocks:
             self._later = Rows(**para["later"]).to(device) if para.get("later") else None
             self.block_scales = tuple(para["block_scales"])
             self.calibration = tuple(para["calibration"])
+            self.probability_map = ProbabilityMap.from_json(para.get("probability_map") or {})
             cold = None if para["cold"] is None else ColdItems(**para["cold"])
             self._set_cold(None if cold is None else cold.to(device))

@@ -453,6 +453,18 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
         slope, offset = self.calibration
         return scores.mul_(slope).add_(offset)
 
+    def _log_length(self, users: Tensor) -> Tensor:
+        """Log of the number of items in each user's history, ``[B]``; 0 for an empty one."""
+        return self.ranking_history.select(users).sizes.clamp(min=1).float().log()
+
+    @torch.no_grad()
+    def probabilities(self, users: Tensor) -> Tensor:
+        """P(i|u) of every item for each user, ``[B, N]``, in the order of the scores; 0 for padding.
+
+        The event is that of :meth:`calibrate`.
+        """
+        return torch.sigmoid(self.probability_map.logit(self._logits(users), self._log_length(users)[:, None]))
+
     @torch.no_grad()
     def predict(self, interaction: Any) -> Tensor:
         """Scores of (user, item) pairs, ``[P]``: probabilities where the metric is value-based, logits where it ranks.
@@ -477,7 +489,9 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
                 logit[here] += self.block_scales[0] * scores[row[here] - few[0], items[here]]
         slope, offset = self.calibration
         logit = slope * logit + offset
-        return torch.sigmoid(logit) if self._gives_probabilities else logit
+        if not self._gives_probabilities:
+            return logit
+        return torch.sigmoid(self.probability_map.logit(logit, self._log_length(user)[row]))
 
     @torch.no_grad()
     def full_sort_predict(self, interaction: Any) -> Tensor:

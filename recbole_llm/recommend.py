@@ -41,7 +41,8 @@ class Row:
         rank: 1 for the best.
         item: external id.
         title: of the item.
-        score: logit of P(i|u).
+        score: by which items are ranked.
+        probability: P(i|u).
         cold: whether the item is known by its text alone.
     """
 
@@ -50,6 +51,7 @@ class Row:
     item: str
     title: str
     score: float
+    probability: float | None
     cold: bool
 
 
@@ -241,7 +243,7 @@ def rows_of(answer: Recommendation, user: str) -> Iterator[Row]:
         user: what to call them.
     """
     for rank, item in enumerate(answer.items, 1):
-        yield Row(user, rank, item.id, item.title, item.score, item.cold)
+        yield Row(user, rank, item.id, item.title, item.score, item.probability, item.cold)
 
 
 class _KernelRetriever(ExactRetriever):
@@ -341,7 +343,14 @@ class _Parquet:
         import pyarrow.parquet
 
         self._arrow = pyarrow
-        types = {str: pyarrow.string(), int: pyarrow.int32(), float: pyarrow.float32(), bool: pyarrow.bool_()}
+        number = pyarrow.float32()
+        types = {
+            str: pyarrow.string(),
+            int: pyarrow.int32(),
+            float: number,
+            float | None: number,
+            bool: pyarrow.bool_(),
+        }
         self._schema = pyarrow.schema([(name, types[kind]) for name, kind in Row.__annotations__.items()])
         self._writer = pyarrow.parquet.ParquetWriter(path, self._schema)
         self._rows: list[dict[str, Any]] = []

@@ -145,7 +145,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self.model.place_cold_items(selection, log)
         if selection is not None:
             slope, offset = self.model.calibrate(selection)
-            log(f"P(i|u) = sigmoid({slope:.4g} score {offset:+.4g}), fitted on validation")
+            log(f"score = {slope:.4g} blocks {offset:+.4g}; {self.model.probability_map}; fitted on validation")
         score, result = self.best_valid_score, None
         if valid_data:
             score, result = self._valid_epoch(valid_data, show_progress=show_progress)

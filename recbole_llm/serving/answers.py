@@ -25,7 +25,13 @@ def json_answer(content: Any, status: int = 200) -> Response:
 
 
 def _recommended(item: Recommended) -> dict[str, Any]:
-    out: dict[str, Any] = {"id": item.id, "title": item.title, "score": item.score, "cold": item.cold}
+    out: dict[str, Any] = {
+        "id": item.id,
+        "title": item.title,
+        "score": item.score,
+        "probability": item.probability,
+        "cold": item.cold,
+    }
     if item.reasons is not None:
         out["reasons"] = [
             {"id": reason.id, "title": reason.title, "contribution": reason.contribution} for reason in item.reasons

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from recbole_llm.probability import ProbabilityMap
 from recbole_llm.serving.errors import ExportError
 from recbole_llm.serving.tensor_file import open_file, parse_json, parse_tensors, take
 from recbole_llm.serving.text_map import TextMap
@@ -123,6 +124,7 @@ class Manifest:
         producer: versions that wrote it.
         blocks: columns of the vectors.
         history_decay: tau of t = exp(-rank / tau) where histories are weighted by recency, else ``None``.
+        probability: the map from scores to probabilities; ``None``, and no field of the file, for the plain sigmoid.
         similar_by: ``vector`` or ``source``: which item vectors similarity compares.
         counts: items, users, interactions, trained_items.
         encoder: ``None`` where no encoder belongs to the model.
@@ -152,6 +154,7 @@ class Manifest:
     index: Mapping[str, Any]
     metrics: Mapping[str, Any]
     files: Mapping[str, FileSum] = field(repr=False)
+    probability: ProbabilityMap | None = None
 
     @property
     def dim(self) -> int:
@@ -160,7 +163,10 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
-        return asdict(self)
+        values = asdict(self)
+        if self.probability is None:  # as exports were before there was a map, with the export_id that they have
+            del values["probability"]
+        return values
 
     def identity(self) -> str:
         """The ``export_id`` that these contents must have."""
@@ -257,16 +263,18 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _manifest_of(raw: dict[str, Any]) -> Manifest:
     known = {f.name for f in fields(Manifest)}
-    missing = sorted(known - raw.keys())
+    missing = sorted(known - raw.keys() - {"probability"})
     if missing:
         raise ExportError(f"{MANIFEST} lacks {', '.join(missing)}.")
     # of a later schema that this reader may read: what it does not know, it does not need
-    raw = {name: raw[name] for name in known}
+    raw = {name: raw[name] for name in known & raw.keys()}
     try:
         raw["blocks"] = tuple(Block(**block) for block in raw["blocks"])
         raw["files"] = {name: FileSum(**sums) for name, sums in raw["files"].items()}
         if raw["encoder"] is not None:
             raw["encoder"] = EncoderSpec(**raw["encoder"])
+        if raw.get("probability") is not None:
+            raw["probability"] = ProbabilityMap.from_json(raw["probability"])
         if raw["item_text"] is not None:
             raw["item_text"] = ItemText(tuple(raw["item_text"]["fields"]), raw["item_text"]["template"])
         manifest = Manifest(**raw)

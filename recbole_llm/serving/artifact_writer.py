@@ -16,6 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import recbole_llm
+from recbole_llm.probability import ProbabilityMap
 from recbole_llm.serving.artifact import (
     CARD,
     ENCODER_FOLDER,
@@ -68,6 +69,7 @@ class ExportContents:
         attributes: attribute name to kind.
         history_decay: or ``None``.
         similar_by: ``vector`` or ``source``.
+        probability: the map from scores to probabilities; ``None`` for the plain sigmoid.
         overlay_seq: last change of the service's log that the training data held already.
         index: description for the manifest, and the file's bytes; ``None`` for exact scoring.
         onnx: whether the arithmetic goes along as ONNX graphs (needs onnx).
@@ -98,6 +100,7 @@ class ExportContents:
     attributes: Mapping[str, str] = field(default_factory=dict)
     history_decay: float | None = None
     similar_by: str = "vector"
+    probability: ProbabilityMap | None = None
     overlay_seq: int = 0
     index: tuple[Mapping[str, Any], bytes] | None = None
     onnx: bool = False
@@ -238,6 +241,7 @@ def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: M
         blocks=contents.blocks,
         history_decay=contents.history_decay,
         similar_by=contents.similar_by,
+        probability=contents.probability,
         counts={
             "items": len(contents.item_ids),
             "users": len(contents.user_ids),

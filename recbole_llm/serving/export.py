@@ -150,6 +150,7 @@ def contents_of(
         history_items=history.ids.numpy() - 1,
         history_weight=None if history.weights is None else history.weights.numpy(),
         history_rank=tables.history_rank,
+        probability=tables.probability,
         text_map=text_map,
         encoder=spec,
         encoder_files=_encoder_files(encoder) if bundle_encoder and encoder is not None else {},

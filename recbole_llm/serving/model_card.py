@@ -9,7 +9,9 @@ def model_card(contents: ExportContents, dataset: str) -> str:
     lines = [
         f"# LLMTwoTower export{f': {dataset}' if dataset else ''}",
         "",
-        "Recommends items by P(i|u) = sigmoid(<x_u, w_i> + b_i); scores in answers are the logit <x_u, w_i> + b_i.",
+        "Recommends items by the score <x_u, w_i> + b_i; a monotone map of it, fitted on validation, gives the probability "
+        "P(i|u) that the item is among the user's next interactions, as many as validation held: about an eighth of the "
+        "history where RecBole's default split was used.",
         "",
         "## Data",
         "",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm.cold_map import MU, ColdMap, fit_cold_map
+from recbole_llm.probability import ProbabilityMap
 from recbole_llm.serving.artifact import Block
 from recbole_llm.serving.text_map import TextMap
 
@@ -43,6 +44,7 @@ class ModelTables:
         shift: r, ``[D]``.
         bias_scale: slope s.
         bias_offset: c.
+        probability: the map from scores to probabilities; ``None`` for the plain sigmoid.
         history_rank: ``[nnz]`` of the training histories, 0 for the newest; ``None`` where no block fades.
     """
 
@@ -60,6 +62,7 @@ class ModelTables:
     shift: np.ndarray
     bias_scale: float
     bias_offset: float
+    probability: ProbabilityMap | None = None
     history_rank: np.ndarray | None = None
 
     def text_map(self, center: Tensor, transform: Tensor | None) -> TextMap | None:
@@ -172,6 +175,7 @@ def tables_of(model: Any) -> ModelTables:
         shift=_numpy(direction),
         bias_scale=bias_scale,
         bias_offset=shift + kappa * bias_scale * mean_bias,
+        probability=None if model.probability_map == ProbabilityMap() else model.probability_map,
         history_rank=_numpy(model._ranks.value) if any(block.decay is not None for block in blocks) else None,
     )
 

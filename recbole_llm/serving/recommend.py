@@ -4,13 +4,15 @@ recommender = Recommender(load_export("EXPORT"))
 recommender.recommend(Request(user="196", k=10, explain=3))
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 from typing import Any
 
 import numpy as np
 
+from recbole_llm.probability import ProbabilityMap
 from recbole_llm.serving.artifact import Export
 from recbole_llm.serving.catalog import Catalog, MappedItem
 from recbole_llm.serving.errors import ExportError, UnknownItemError, UnknownUserError
@@ -81,7 +83,8 @@ class Recommended:
     Attributes:
         id: external id.
         title: its title.
-        score: <q, w_i> + b_i, the logit of P(i|u); for source ``popular`` the number of training interactions.
+        score: <q, w_i> + b_i, by which items are ranked; for source ``popular`` the number of training interactions.
+        probability: P(i|u), by the export's map; ``None`` for sources that are no score of a user (``popular``, ``similar``).
         cold: whether it is known by its text alone.
         reasons: the largest positive contributions of the history, best first; ``None`` where none were asked for.
         rest: the contributions that are not among the reasons, and the user's own part.
@@ -92,6 +95,7 @@ class Recommended:
     title: str
     score: float
     cold: bool
+    probability: float | None = None
     reasons: tuple[Reason, ...] | None = None
     rest: float | None = None
     bias: float | None = None
@@ -143,6 +147,7 @@ class Recommender:
         self.overlay_seq = 0
         self._user_row = {user_id: row for row, user_id in enumerate(export.user_ids)}
         self._pooling = Pooling(export.manifest.blocks, export.offset)
+        self._probability = export.manifest.probability or ProbabilityMap()
         self._retriever = (make_retriever or _retriever_of)(export, self.catalog)
         self._popularity: np.ndarray | None = None
         self._norms: np.ndarray | None = None
@@ -264,17 +269,22 @@ class Recommender:
     def _answer(self, request: Request, prepared: _Prepared, hits: Hits) -> Recommendation:
         catalog = self.catalog
         rows = hits.rows.tolist()
+        length = max(len(prepared.query.source), 1)
+        logits = self._probability.logit(hits.scores, math.log(length))
+        probability = (0.5 + 0.5 * np.tanh(0.5 * logits)).tolist()  # a sigmoid that does not overflow
         if not request.explain:
             items = tuple(
-                Recommended(catalog.ids[row], catalog.records[row].title, score, catalog.is_cold(row))
-                for row, score in zip(rows, hits.scores.tolist(), strict=True)
+                Recommended(catalog.ids[row], catalog.records[row].title, score, catalog.is_cold(row), p)
+                for row, score, p in zip(rows, hits.scores.tolist(), probability, strict=True)
             )
         else:
             added = self._pooling.contributions(prepared.query, catalog.vector(hits.rows))
             bias = catalog.bias(hits.rows).tolist()
             items = tuple(
-                self._explained(row, score, b, contributions, prepared, request.explain)
-                for row, score, b, contributions in zip(rows, hits.scores.tolist(), bias, added, strict=True)
+                replace(self._explained(row, score, b, contributions, prepared, request.explain), probability=p)
+                for row, score, p, b, contributions in zip(
+                    rows, hits.scores.tolist(), probability, bias, added, strict=True
+                )
             )
         return Recommendation(items, prepared.source, prepared.unknown)
 
@@ -292,7 +302,7 @@ class Recommender:
             reasons.append(Reason(catalog.ids[seen], catalog.records[seen].title, float(contributions[at])))
         rest = score - bias - sum(reason.contribution for reason in reasons)
         return Recommended(
-            catalog.ids[row], catalog.records[row].title, score, catalog.is_cold(row), tuple(reasons), rest, bias
+            catalog.ids[row], catalog.records[row].title, score, catalog.is_cold(row), None, tuple(reasons), rest, bias
         )
 
     # ------------------------------------------------------------------ popularity, similarity

@@ -31,15 +31,17 @@ def _table(rows: Sequence[Row]) -> list[str]:
     """Rows of one user as lines; on a terminal, titles end where it does, and no character of theirs commands it."""
     titles = ["".join(c if c.isprintable() else " " for c in row.title) for row in rows]
     width = max([*map(len, titles), 5])
-    number = max([len(f"{row.score:.3f}") for row in rows] + [5])
+    chances = all(row.probability is not None for row in rows)
+    numbers = [f"{row.score:.3f}" if row.probability is None else f"{row.probability:.2%}" for row in rows]
+    number = max([*map(len, numbers), 6])
     ids = max([len(row.item) + (6 if row.cold else 0) for row in rows] + [2])
     if sys.stdout.isatty():
         width = max(min(width, shutil.get_terminal_size().columns - number - ids - 9), 5)
     shown = [title if len(title) <= width else title[: width - 1] + "…" for title in titles]
-    lines = [f"{'':>3}  {'title':{width}}  {'score':>{number}}  id"]
-    for row, title in zip(rows, shown, strict=True):
+    lines = [f"{'':>3}  {'title':{width}}  {'chance' if chances else 'score':>{number}}  id"]
+    for row, title, value in zip(rows, shown, numbers, strict=True):
         cold = " (new)" if row.cold else ""
-        lines.append(f"{row.rank:>3}  {title:{width}}  {row.score:>{number}.3f}  {row.item}{cold}")
+        lines.append(f"{row.rank:>3}  {title:{width}}  {value:>{number}}  {row.item}{cold}")
     return lines
 
 

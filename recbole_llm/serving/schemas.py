@@ -172,6 +172,10 @@ class RecommendedOut(BaseModel):
     id: str
     title: str
     score: float
+    probability: Annotated[
+        float | None,
+        Field(description="That the item is among the user's next interactions; none where no user is asked about."),
+    ] = None
     cold: bool
     reasons: list[ReasonOut] = []
     rest: float = 0.0

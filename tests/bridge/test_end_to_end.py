@@ -15,6 +15,8 @@ from recbole.quick_start import load_data_and_model, objective_function, run_rec
 from recbole.utils import get_model, get_trainer, init_seed
 from recbole.utils.case_study import full_sort_topk
 
+from recbole_llm.probability import ProbabilityMap
+
 
 def build(config_dict, model="LLMTwoTower"):
     config = Config(model=model, dataset="toy", config_dict=dict(config_dict))
@@ -148,6 +150,13 @@ def test_predict_and_full_sort_agree_and_value_metrics_get_probabilities(run_con
     model.eval()
     probability = model.predict({"user_id": users, "item_id": items})
     torch.testing.assert_close(probability, torch.sigmoid(logits))
+    model.probability_map = ProbabilityMap(-3.0, 0.25, 0.4, -1.0, (2.0, 0.5), (0.5,))
+    n = model.history.sizes[users]
+    wanted = torch.sigmoid(model.probability_map.logit(logits, n.float().log()))
+    assert not torch.allclose(wanted, probability, atol=1e-3)
+    torch.testing.assert_close(model.predict({"user_id": users, "item_id": items}), wanted)
+    torch.testing.assert_close(model.probabilities(users)[torch.arange(3), items], wanted)
+    assert (model.probabilities(users)[:, 0] == 0).all()
 
 
 @pytest.mark.parametrize(

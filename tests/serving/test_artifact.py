@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -15,10 +16,12 @@ from made_export import F, make_contents
 from safetensors.numpy import load_file, save_file
 
 import recbole_llm.serving
+from recbole_llm.probability import ProbabilityMap
 from recbole_llm.serving import artifact
 from recbole_llm.serving.artifact import load_export
 from recbole_llm.serving.artifact_writer import exports_in, write_artifact
 from recbole_llm.serving.errors import ExportError
+from recbole_llm.serving.recommend import Recommender, Request
 from recbole_llm.serving.text_map import TextMap
 
 
@@ -57,6 +60,23 @@ def test_what_is_written_comes_back(contents, export):
     for ours, theirs in zip(export.text_map.apply(features), contents.text_map.apply(features), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     assert not export.vector.flags.writeable
+
+
+def test_a_probability_map_travels_along_and_exports_without_one_are_as_before(tmp_path, export_folder):
+    assert "probability" not in json.loads((export_folder / "manifest.json").read_text())
+    probability = ProbabilityMap(-3.0, 0.25, 0.4, -1.0, (2.0, 0.5), (0.5,))
+    write_artifact(tmp_path / "with", make_contents(probability=probability))
+    export = load_export(tmp_path / "with")
+    assert export.manifest.probability == probability
+    assert export.manifest.export_id != load_export(export_folder).manifest.export_id
+    (plain,), (mapped,) = (
+        Recommender(read).recommend(Request(user="u1", k=1)).items for read in (load_export(export_folder), export)
+    )
+    assert plain.score == mapped.score
+    assert plain.probability == pytest.approx(1 / (1 + math.exp(-plain.score)), rel=1e-6)
+    length = int(np.diff(export.history_offsets)[1])
+    logit = probability.logit(np.array(mapped.score), math.log(length))
+    assert mapped.probability == pytest.approx(1 / (1 + math.exp(-logit)), rel=1e-6)
 
 
 def test_ids_may_hold_anything(tmp_path):
@@ -156,6 +176,8 @@ MANIFEST_DAMAGE = {
     "block's decay": (lambda m: m["blocks"][0].update(decay=0), "a block's decay"),
     "block's decay without ranks": (lambda m: m["blocks"][0].update(decay=2.0), "decays do not agree"),
     "similar": (lambda m: m.update(similar_by="code"), "similar_by"),
+    "probability that falls": (lambda m: m.update(probability={"slopes": [-1.0]}), "wrong form.*slopes are"),
+    "probability field": (lambda m: m.update(probability={"code": "x"}), "wrong form"),
     "sum": (lambda m: m["files"]["README.md"].update(sha256="0"), None),
 }
 

@@ -14,6 +14,7 @@ pytest.importorskip("recbole")
 from recbole.quick_start import run_recbole
 
 from recbole_llm.bridge.trained import load_trained
+from recbole_llm.probability import ProbabilityMap
 from recbole_llm.serving.artifact import load_export
 from recbole_llm.serving.export import add_export_arguments, export_model, run_export
 from recbole_llm.serving.recommend import Recommender, Request
@@ -46,6 +47,8 @@ def test_the_export_ranks_as_the_model(run_config, tmp_path, variant):
     model, dataset = load_trained(train(run_config, **VARIANTS[variant]))
     check_ranking(model, dataset, tmp_path / "export")
     if variant == "default":
+        assert min(model.probability_map.slopes) > 0 and model.probability_map != ProbabilityMap()
+        model.probability_map = ProbabilityMap(-3.0, 0.25, 0.4, -1.0, (2.0, 0.5, 1.5), (0.5, 1.5))
         for scales in ((0.0, 1.0), (0.7, 0.0), (0.3, 2.0)):
             model.block_scales = scales
             check_ranking(model, dataset, tmp_path / f"export-{scales}")
@@ -59,6 +62,7 @@ def check_ranking(model, dataset, folder):
     recommender = Recommender(export)
     users = torch.arange(1, dataset.user_num)
     logits = model.full_sort_predict({model.USER_ID: users}).view(len(users), -1)[:, 1:].numpy()
+    probabilities = model.probabilities(users)[:, 1:].numpy()
     items = dataset.field2id_token[dataset.iid_field][1:]
     assert export.item_ids == list(items) and len(export.user_ids) == len(users)
     for user, expected in zip(export.user_ids, logits, strict=True):
@@ -67,6 +71,9 @@ def check_ranking(model, dataset, folder):
         # what the model leaves out of its ranking, the export leaves out of its answers
         assert got.keys() == {item for item, logit in zip(items, expected, strict=True) if np.isfinite(logit)}
         np.testing.assert_allclose([got.get(item, -np.inf) for item in items], expected, rtol=2e-4, atol=2e-5)
+        chances = {item.id: item.probability for item in answer.items}
+        p = probabilities[export.user_ids.index(user)]
+        np.testing.assert_allclose([chances.get(item, 0.0) for item in items], p, rtol=2e-4, atol=2e-6)
     model_history = model.history
     hidden = recommender.recommend(Request(user=export.user_ids[0], k=len(items)))
     assert len(hidden.items) == int(export.listed.sum()) - int(model_history.sizes[1])

@@ -72,7 +72,8 @@ def test_the_commands(checkpoint, tmp_path, capsys, toy_path, caplog):
     open_model(checkpoint, texts=False)
     assert "longer than encoder_max_tokens" in caplog.text
     rows = [json.loads(line) for line in (tmp_path / "recs.jsonl").read_text().splitlines()]
-    assert len(rows) == 180 and rows[0].keys() == {"user", "rank", "item", "title", "score", "cold"}
+    assert len(rows) == 180 and rows[0].keys() == {"user", "rank", "item", "title", "score", "probability", "cold"}
+    assert all(0 < row["probability"] < 1 for row in rows)
     assert " story of " in rows[0]["title"]
     history = {
         tuple(line.split("\t")[:2]) for line in (Path(toy_path) / "toy" / "toy.inter").read_text().splitlines()[1:]

@@ -70,6 +70,10 @@ function card(item, scale, added) {
     .then((known) => (attributes.textContent = describe(known.attributes)))
     .catch(() => attributes.remove());
   node.append(meter("score", item.score, scale));
+  if (item.probability != null) {
+    const chance = `${(100 * item.probability).toPrecision(2)}%`;
+    node.append(element("p", { className: "because", text: `chance that it is among the next choices: ${chance}` }));
+  }
   if (item.reasons?.length) {
     node.append(element("p", { className: "because", text: "because you like" }));
     for (const reason of item.reasons) node.append(meter(reason.title, reason.contribution, scale));
