@@ -34,13 +34,12 @@ from recbole_llm.towers import Rows, pool, rows_from_pairs
 
 OURS = "LLMTwoTower"
 SEQUENCE = {"train_batch_size": [1024], "learning_rate": [0.002]}
-LENGTH = {"MAX_ITEM_LIST_LENGTH": [20, 50]}  # varies fastest: two trials see both
 GRIDS: dict[str, dict[str, list[Any]]] = {
     OURS: {},
     "EASE": {"reg_weight": [100, 50, 250, 20, 500, 1000]},
-    "SASRec": SEQUENCE | {"hidden_dropout_prob": [0.2, 0.5], "attn_dropout_prob": [0.2]} | LENGTH,
-    "GRU4Rec": SEQUENCE | {"dropout_prob": [0.3, 0.5]} | LENGTH,
-    "BERT4Rec": SEQUENCE | {"hidden_dropout_prob": [0.2, 0.5]} | LENGTH,
+    "SASRec": SEQUENCE | {"hidden_dropout_prob": [0.2, 0.5], "attn_dropout_prob": [0.2]},
+    "GRU4Rec": SEQUENCE | {"dropout_prob": [0.3, 0.5]},
+    "BERT4Rec": SEQUENCE | {"hidden_dropout_prob": [0.2, 0.5]},
 }
 SPLIT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 METRICS = (TopKMetric("ndcg", 10), TopKMetric("recall", 10))
@@ -70,7 +69,7 @@ def train(model_name: str, arguments: argparse.Namespace, setting: dict[str, Any
     }
     if arguments.data_path:
         common["data_path"] = arguments.data_path
-    if model_name in GRIDS and "MAX_ITEM_LIST_LENGTH" in GRIDS[model_name]:
+    if "MAX_ITEM_LIST_LENGTH" in setting:
         common |= {"train_neg_sample_args": None, "stopping_step": 5, "epochs": 200}
     config = Config(model=model_name, dataset=arguments.dataset, config_dict=common | setting)
     init_seed(config["seed"], True)
@@ -162,6 +161,7 @@ def main() -> int:
     parser.add_argument("--data_path", default=None, help="folder of the dataset; ml-100k needs none")
     parser.add_argument("--models", "-m", default=",".join(GRIDS))
     parser.add_argument("--budget", type=int, default=6, help="settings tried per model")
+    parser.add_argument("--lengths", default="20,50", help="MAX_ITEM_LIST_LENGTH of the sequential models' settings")
     parser.add_argument("--seconds", type=float, default=3600.0, help="of training per setting")
     parser.add_argument("--minutes", type=float, default=None, help="begin no further trial after so long")
     parser.add_argument("--work", default="temporal", help="trials, so that a stopped run goes on")
@@ -172,7 +172,12 @@ def main() -> int:
     best: dict[str, dict[str, Any]] = {}
     trials: dict[str, list[dict[str, Any]]] = {}
     for name in arguments.models.split(","):
-        grid = [dict(zip(GRIDS[name], values, strict=True)) for values in itertools.product(*GRIDS[name].values())]
+        values = dict(GRIDS[name])
+        if (
+            "train_batch_size" in values
+        ):  # of a sequential model; the length varies fastest, so that two trials see both
+            values["MAX_ITEM_LIST_LENGTH"] = [int(length) for length in arguments.lengths.split(",")]
+        grid = [dict(zip(values, setting, strict=True)) for setting in itertools.product(*values.values())]
         for setting in grid[: arguments.budget]:
             file = work / f"{name}-{'-'.join(map(str, setting.values()))}-{arguments.seconds:g}.json"
             if not file.is_file():
