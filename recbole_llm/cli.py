@@ -103,11 +103,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[str]) -> int:
     sys.argv = [PROGRAM, *overrides]  # where RecBole's Config reads --key=value
     from recbole.config import Config
-    from recbole.quick_start import run
+    from recbole.quick_start import run, run_recbole
 
+    from recbole_llm.bridge.distributed import settings_of_torchrun
     from recbole_llm.bridge.files import require_dataset
 
     settings: dict[str, Any] = {}
+    place = settings_of_torchrun()
+    if place and (options.nproc, options.world_size) != (1, -1):
+        raise ValueError("--nproc and --world_size: torchrun has started the processes; leave them out.")
     if options.resume:
         from recbole_llm.bridge.checkpoint import settings_for_resume
 
@@ -117,19 +121,22 @@ def _run(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[
     config = Config(options.model, options.dataset, list(files), dict(settings))
     require_dataset(config)
     started = time.perf_counter()
-    result = run(
-        options.model,
-        options.dataset,
-        config_file_list=list(files),
-        config_dict=settings,
-        nproc=options.nproc,
-        world_size=options.world_size,
-        ip=options.ip,
-        port=options.port,
-        group_offset=options.group_offset,
-    )
+    if place:
+        result = run_recbole(options.model, options.dataset, list(files), settings | place)
+    else:
+        result = run(
+            options.model,
+            options.dataset,
+            config_file_list=list(files),
+            config_dict=settings,
+            nproc=options.nproc,
+            world_size=options.world_size,
+            ip=options.ip,
+            port=options.port,
+            group_offset=options.group_offset,
+        )
     seconds = time.perf_counter() - started
-    if result is None:  # another group's rank 0 reports
+    if result is None or place.get("local_rank", 0) + place.get("offset", 0):  # rank 0 reports
         return 0
     print(f"\n{options.model} on {options.dataset}, {seconds:.1f} s\n{_table(result)}")
     if options.model == "LLMTwoTower":

@@ -183,7 +183,8 @@ class _RowsDataLoader(AbstractDataLoader, ABC):
             columns = self._columns(order[start : start + stretch], generator)
             for batch in zip(*(column.split(self.step) for column in columns), strict=True):
                 batch = self._whole_batch(*batch)
-                part = distributed.own_part(len(batch[0]))
+                # where items are spread over the processes, each sees every user
+                part = slice(None) if self.config["shard_items"] else distributed.own_part(len(batch[0]))
                 yield self._interaction(*(column[part] for column in batch))
 
     def _order(self, generator: torch.Generator, device: torch.device) -> Tensor:

@@ -176,18 +176,26 @@ def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], con
         with atomic_file(path) as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
-        raise OSError(
-            f"The checkpoint {path} could not be written ({error}). An earlier one of that name is unharmed: "
-            "make room, or set checkpoint_dir to another disk, and resume from it."
-        ) from error
+        raise unwritable(path, error) from error
 
 
-def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+def unwritable(path: str | os.PathLike[str], error: Exception) -> OSError:
+    """What to raise where ``error`` kept a checkpoint from being written."""
+    return OSError(
+        f"The checkpoint {path} could not be written ({error}). An earlier one of that name is unharmed: "
+        "make room, or set checkpoint_dir to another disk, and resume from it."
+    )
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], device: torch.device | str = "cpu", *, mapped: bool = False
+) -> dict[str, Any]:
     """Read a checkpoint of ours without running code from it; its ``config`` stays pickled.
 
     Args:
         path: the file.
         device: where tensors go.
+        mapped: leave tensors in the file, for who needs some of their rows; ``device`` is then the CPU.
 
     Raises:
         ValueError: if there is no such file, it is damaged, or nothing that recbole-llm wrote.
@@ -209,7 +217,7 @@ def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
     own = (_left_pickled, f"{unpickled.__module__}.{unpickled.__qualname__}")
     try:
         with torch.serialization.safe_globals([own]):  # type: ignore[list-item]
-            content = torch.load(path, map_location=device, weights_only=True)
+            content = torch.load(os.fspath(path), map_location=device, weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
         raise _foreign(path) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -3,6 +3,7 @@
 Every function is its trivial self where no process group exists.
 """
 
+import os
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -11,6 +12,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+_OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def settings_of_torchrun() -> dict[str, Any]:
+    """What RecBole's ``run(nproc=...)`` would tell this process, where ``torchrun`` started several; empty elsewhere."""
+    given = {name: os.environ.get(name, "") for name in _OF_TORCHRUN}
+    if not all(given.values()) or given["WORLD_SIZE"] == "1":
+        return {}
+    return {
+        "local_rank": int(given["LOCAL_RANK"]),
+        "offset": int(given["RANK"]) - int(given["LOCAL_RANK"]),
+        "world_size": int(given["WORLD_SIZE"]),
+        "nproc": int(given["LOCAL_WORLD_SIZE"]),
+        "ip": given["MASTER_ADDR"],
+        "port": given["MASTER_PORT"],
+    }
 
 
 def active() -> bool:

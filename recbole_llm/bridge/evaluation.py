@@ -114,11 +114,14 @@ def rank_all(model: Any, rows: RankedRows, k: int, n_items: int, device: torch.d
         progress: wraps the batches, for a progress bar; called with them as a list.
 
     Returns:
-        ``[M, K]`` int64 on the CPU; under several processes every process ranks a part and all get the whole. Where a
+        ``[M, K]`` int64 on the CPU; under several processes every process ranks a part (of the rows, or of the items
+        where the model spreads them) and all get the whole. Where a
         row has fewer candidates, the remaining places hold its masked items in ascending order, as a stable sort of the
         masked scores would, then 0.
     """
-    part = distributed.own_part(len(rows))
+    shards = getattr(model, "shards_items", False)
+    part = slice(0, len(rows)) if shards else distributed.own_part(len(rows))
+    best = model.score_topk if shards else score_topk
     by_vectors = getattr(model, "has_item_vectors", False)
     if by_vectors:
         item, bias = model.item_vectors()
@@ -132,13 +135,13 @@ def rank_all(model: Any, rows: RankedRows, k: int, n_items: int, device: torch.d
         if item is not None:
             query = model.user_vectors(rows.users[index].to(device))
             csr = {} if seen is None else {"seen_offsets": seen.offsets.to(device), "seen_ids": seen.ids.to(device)}
-            ids = score_topk(query, item, k, item_bias=bias, backend=model.options.kernel_backend, **csr).ids.cpu()
+            ids = best(query, item, k, item_bias=bias, backend=model.options.kernel_backend, **csr).ids.cpu()
         else:
             scores = model.full_sort_predict(rows.batch(index).to(device)).view(-1, n_items)
             ids = _best(scores, seen, k)
         found.append(_fill(ids, seen))
     own = torch.cat(found) if found else torch.empty(0, k, dtype=torch.int64)
-    return distributed.gather_rows(own, device)
+    return own if shards else distributed.gather_rows(own, device)
 
 
 def _best(scores: Tensor, seen: Rows | None, k: int) -> Tensor:

@@ -93,6 +93,7 @@ class Options:
     neg_weight: float
     kernel_backend: str
     eval_backend: str
+    shard_items: bool
     resume_from: str | None
 
     @property
@@ -121,6 +122,8 @@ class Options:
         values["item_features_file"] = values["item_features_file"] or _preloaded_file(config)
         if values["tower_features"] is None:  # the closed form already carries the text
             values["tower_features"] = "closed_form" not in values["blocks"] or not values["use_item_id"]
+        if values["shard_items"]:
+            _reject_what_shards_lack(values, config)
         return cls(**values)
 
 
@@ -135,6 +138,24 @@ def _preloaded_file(config: Any) -> str | None:
             if vector_field in (columns or ()):
                 return str(Path(config["data_path"]) / f"{config['dataset']}.{suffix}")
     return None
+
+
+def _reject_what_shards_lack(values: Mapping[str, Any], config: Any) -> None:
+    """Raise where ``shard_items`` meets what needs every item in one process."""
+    blocks, loss, backend = values["blocks"], values["loss_type"], values["kernel_backend"]
+    modes = (config["eval_args"] or {}).get("mode") or "full"
+    modes = sorted(set(modes.values())) if isinstance(modes, Mapping) else [modes]
+    ce_on_triton = loss == "catalog_ce" and backend == "triton"
+    for fits, key, value, expected in (
+        (blocks == ("learned",), "blocks", blocks, "learned (the closed form is fitted in one process)"),
+        (loss in CATALOG_LOSSES, "loss_type", loss, " or ".join(CATALOG_LOSSES)),
+        (not ce_on_triton, "kernel_backend", backend, "auto or torch for catalog_ce"),
+        (values["eval_backend"] == "streamed", "eval_backend", values["eval_backend"], "streamed"),
+        (modes == ["full"], "eval_args.mode", modes, "full"),
+        (not config["enable_scaler"], "enable_scaler", True, "false (enable_amp, in bfloat16, works)"),
+    ):
+        if not fits:
+            raise ValueError(f"With shard_items, {key} must be {expected}, got {value!r}. Or set shard_items to false.")
 
 
 def _fail(name: str, value: Any, expected: str, hint: str = "") -> ValueError:
@@ -292,6 +313,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "neg_weight": _not_negative,
     "kernel_backend": _choice,
     "eval_backend": _choice,
+    "shard_items": _flag,
     "resume_from": _text,
 }
 OWN_KEYS = tuple(_READERS)

@@ -216,7 +216,8 @@ def _flops(module: ModuleType) -> None:
 
     def make(stock: Callable[..., Any]) -> Callable[..., Any]:
         def get_flops(model: Any, *args: Any, **kwargs: Any) -> Any:
-            registration = _registrations.get(type(model).__name__)
+            known = (_registrations[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in _registrations)
+            registration = next(known, None)
             if registration is not None and not registration.count_flops:
                 return float("nan")
             return stock(model, *args, **kwargs)

@@ -67,11 +67,20 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
     saved_model_file: str
     best_valid_score: float
 
+    def __new__(cls, config: Any, model: Any) -> "LLMTwoTowerTrainer":
+        """The trainer, in the form for a model whose items are spread over processes where that is one."""
+        if cls is LLMTwoTowerTrainer and model.shards_items:
+            from recbole_llm.bridge.sharded_trainer import ShardedTrainer
+
+            return super().__new__(ShardedTrainer)
+        return super().__new__(cls)
+
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         self.saved_model_file = distributed.agreed(_unused_name(self.saved_model_file))
-        distributed.broadcast_parameters(model)
+        if not model.shards_items:  # those are made alike
+            distributed.broadcast_parameters(model)
         self._parameters = list(model.parameters())
         self._epochs_done = 0
         self._train_data: Any = None
@@ -138,7 +147,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         else:
             self.eval_collector.data_collect(train_data)
         if saved and os.path.isfile(self.saved_model_file):
-            self.model.load_state_dict(read_checkpoint(self.saved_model_file, self.device)["state_dict"])
+            self.model.load_state_dict(self._read(self.saved_model_file)["state_dict"])
         self.model.eval()
         share = self.model.choose_blend(selection)
         log(f"share of the learned block in the score: {share:g}")
@@ -235,10 +244,13 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             distributed.sum_gradients(self.model.parameters())
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)  # the limit is meant for the gradients, not for their scaled copies
-            clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+            self._clip_gradients(**self.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach()
+
+    def _clip_gradients(self, max_norm: float, norm_type: float = 2.0, **others: Any) -> None:
+        clip_grad_norm_(self.model.parameters(), max_norm, norm_type, **others)
 
     def _share_of_batch(self, interaction: Any) -> Tensor | None:
         """The part of the batch's terms that this process has; ``None`` for one process.
@@ -290,6 +302,10 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             "data": data_fingerprint(history.offsets, history.ids),
         }
 
+    def _read(self, file: str, device: torch.device | str | None = None) -> dict[str, Any]:
+        """A checkpoint, on the trainer's device unless another is named."""
+        return read_checkpoint(file, device or self.device)
+
     def _write(self, file: str, state: dict[str, Any]) -> None:
         """Write on one process of each machine; the others wait until the file is there."""
         if self.config["local_rank"] in (None, 0):
@@ -328,7 +344,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         if not os.path.isfile(self.saved_model_file):
             self._save_checkpoint(-1, verbose=verbose)
             return
-        state = read_checkpoint(self.saved_model_file)
+        state = self._read(self.saved_model_file, "cpu")
         distributed.barrier()  # every process has read it
         self._write(
             self.saved_model_file,
@@ -345,7 +361,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             ValueError: if the file is damaged, not ours, or of other data or another shape of model.
         """
         file = str(resume_file)
-        state = read_checkpoint(file, self.device)
+        state = self._read(file)
         history = self.model.history
         if state["data"] != data_fingerprint(history.offsets, history.ids):
             raise ValueError(
