@@ -17,7 +17,7 @@ from recbole_llm_kernels import catalog_bce, catalog_ce, default_backend, pair_b
 from recbole_llm_kernels.torch_ops.pool import pool as pool_on_cpu
 from recbole_llm_kernels.torch_ops.pool import pool_without_own, scaled_rows
 from recbole_llm_kernels.torch_ops.sampled import has_sampled_dots
-from recbole_llm_kernels.torch_ops.tables import sampled_bce_of_tables
+from recbole_llm_kernels.torch_ops.scaled_bce import scaled_sampled_bce
 
 NOT_IN_CATALOGUE = float("-inf")  # the kernels' mark for an item that no loss, gradient or ranking may see
 
@@ -177,30 +177,34 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
         tower = self.user_tower
         if tower.id is not None and tower.is_a_table and self.options.scoring == "dot" and not users.is_cuda:
             return scaled_rows(tower.id.weight, users, tower.offset, self.log_scale.exp())
-        if not tower.uses_history:
-            return self._scaled(tower(users, None))
+        return self._scaled(tower(users, self._pooled_of_pairs(users, items)))
+
+    def _pooled_of_pairs(self, users: Tensor, items: Tensor) -> Tensor | None:
+        """Pooled histories ``[P, D]`` of such pairs; ``None`` for a tower without histories."""
+        if not self.user_tower.uses_history:
+            return None
         user, of_pair = torch.unique(users, return_inverse=True)
-        history = self._drop(self.history.select(user))
+        history = self.history.select(user, self.options.history_dropout)
         weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights
         # an entry that matches no key, so that every pair finds one to look at
         source, position = self._sources_of(F.pad(history.ids, (0, 1)))
         row = history.row_of_entry()
-        mass = weights.new_zeros(len(user)).index_add_(0, row, weights)
+        mass = history.sizes.float()
+        if history.weights is not None:
+            mass = torch.zeros_like(mass).index_add_(0, row, weights)
 
         key = F.pad(row * self.n_items + history.ids, (0, 1), value=len(user) * self.n_items)
         wanted = of_pair * self.n_items + items
         at = torch.searchsorted(key, wanted)
-        own = F.pad(weights, (0, 1))[at] * (key[at] == wanted)
-        left = history.sizes[of_pair] - (own > 0).long()
-        norm = (mass[of_pair] - own).clamp(min=torch.finfo(torch.float32).tiny).pow(-self.options.history_exponent)
-        norm = norm * (left > 0)
+        own = F.pad(weights, (0, 1)).index_select(0, at) * (key.index_select(0, at) == wanted)
+        left = history.sizes.index_select(0, of_pair) - (own > 0).long()
+        rest = (mass.index_select(0, of_pair) - own).clamp(min=torch.finfo(torch.float32).tiny)
+        norm = rest.pow(-self.options.history_exponent) * (left > 0)
         if source.is_cuda:
             total = pool(source, Rows(history.offsets, position[:-1]), weights)
-            pooled = (total[of_pair] - own[:, None] * source[position[at]]) * norm[:, None]
-        else:
-            lists = (position[:-1], history.offsets, weights)
-            pooled = pool_without_own(source, *lists, of_pair, position[at], own, norm)
-        return self._scaled(self.user_tower(users, pooled))
+            return (total[of_pair] - own[:, None] * source[position[at]]) * norm[:, None]
+        lists = (position[:-1], history.offsets, row, weights)
+        return pool_without_own(source, *lists, of_pair, position.index_select(0, at), own, norm)
 
     # ------------------------------------------------------------------ training the learned block
 
@@ -235,7 +239,7 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
 
     def _interaction_loss(self, interaction: Any) -> Tensor:
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
-        loss = self._loss_of_tables(users, items, interaction)
+        loss = self._loss_at_once(users, items, interaction)
         if loss is not None:
             return loss
         query = self._queries_of_pairs(users, items)
@@ -271,11 +275,9 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
             backend=self.options.kernel_backend,
         )
 
-    def _loss_of_tables(self, users: Tensor, items: Tensor, interaction: Any) -> Tensor | None:
-        """``sampled_bce`` at once where both towers are tables of IDs on a CPU and every entry of the batch counts."""
-        user, item, device = self.user_tower, self.target_tower, users.device
-        if user.id is None or item.id is None or not user.is_a_table or item.adapters:
-            return None
+    def _loss_at_once(self, users: Tensor, items: Tensor, interaction: Any) -> Tensor | None:
+        """``sampled_bce`` from user vectors on, on a CPU and where every entry of the batch counts; ``None`` elsewhere."""
+        device = users.device
         if self.options.loss_type != "sampled_bce" or self.options.scoring != "dot" or device.type != "cpu":
             return None
         if NEG_VALID_FIELD in interaction.interaction or torch.is_autocast_enabled("cpu"):
@@ -284,12 +286,27 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
             return None
         negatives = interaction[self.NEG_ITEM_ID].view(len(items), -1)
         ids = torch.cat([items[:, None], negatives], 1)
-        if ids.shape[1] > self.n_items or not bool(self._trained.value.take(ids).all()):
+        if not bool(self._trained.value.take(ids).all()) or bool((negatives == items[:, None]).any()):
             return None
-        if bool((negatives == items[:, None]).any()):
+        candidates, bias = self.target_tower, self.item_bias
+        if candidates.adapters:
+            used, ids = self._distinct(ids)
+            vectors, bias = candidates(used), bias.index_select(0, used)
+        else:
+            vectors = candidates()
+        if ids.shape[1] > len(vectors):  # more than sampled_dots takes
             return None
-        tables = (user.id.weight, user.offset, self.log_scale, item.id.weight, self.item_bias)
-        return sampled_bce_of_tables(*tables, users, ids, self.options.neg_weight)
+        tower, offset, of_row = self.user_tower, None, None
+        if tower.is_a_table and tower.id is not None:
+            user, offset, of_row = tower.id.weight, tower.offset, users
+        else:
+            pooled = self._pooled_of_pairs(users, items)
+            if tower.is_a_history and pooled is not None:
+                user, offset = pooled, tower.offset
+            else:
+                user = tower(users, pooled)
+        weight = self.options.neg_weight
+        return scaled_sampled_bce(user, offset, self.log_scale, vectors, bias, of_row, ids, weight)
 
     def _candidates_of(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors ``[n, D]`` and biases ``[n]`` that hold those of ``items``, and the row of each, shaped as ``items``.

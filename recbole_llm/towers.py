@@ -67,18 +67,30 @@ class Rows:
         rows = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
         return torch.repeat_interleave(rows, self.sizes, output_size=len(self.ids))
 
-    def select(self, rows: Tensor) -> "Rows":
-        """The given rows (repeats allowed), ``[B]`` int64, as new ``Rows`` of B rows."""
-        sizes = self.sizes[rows]
+    def select(self, rows: Tensor, dropout: float = 0.0) -> "Rows":
+        """The given rows (repeats allowed), ``[B]`` int64, as new ``Rows`` of B rows, each entry left out by this chance."""
+        begin, end = self.offsets[:-1].index_select(0, rows), self.offsets[1:].index_select(0, rows)
+        sizes = end - begin
         offsets = F.pad(sizes.cumsum(0), (1, 0))
-        entry = torch.arange(int(offsets[-1]), device=rows.device)
-        entry += torch.repeat_interleave(self.offsets[rows] - offsets[:-1], sizes, output_size=len(entry))
-        return Rows(offsets, self.ids[entry], None if self.weights is None else self.weights[entry])
+        shift, total = begin - offsets[:-1], int(offsets[-1])
+        if dropout:
+            entry = (torch.rand(total, device=rows.device) >= dropout).nonzero()[:, 0]
+            offsets = torch.searchsorted(entry, offsets)
+            sizes = offsets.diff()
+        else:
+            entry = torch.arange(total, device=rows.device)
+        entry += torch.repeat_interleave(shift, sizes, output_size=len(entry))
+        return self._at(offsets, entry)
 
     def keep(self, mask: Tensor) -> "Rows":
         """The entries where ``mask`` (``[nnz]`` bool) holds; rows may become empty."""
-        kept = F.pad(mask.cumsum(0), (1, 0))[self.offsets]
-        return Rows(kept, self.ids[mask], None if self.weights is None else self.weights[mask])
+        entry = mask.nonzero()[:, 0]
+        return self._at(torch.searchsorted(entry, self.offsets), entry)
+
+    def _at(self, offsets: Tensor, entry: Tensor) -> "Rows":
+        # of many entries, ids[entry] takes several times as long
+        weights = None if self.weights is None else self.weights.index_select(0, entry)
+        return Rows(offsets, self.ids.index_select(0, entry), weights)
 
     def to(self, device: torch.device | str) -> "Rows":
         """The same rows on another device."""
@@ -291,6 +303,11 @@ class UserTower(nn.Module):
     def is_a_table(self) -> bool:
         """Whether x_u = e_u + c: neither history nor text."""
         return self.id is not None and not self.uses_history and self.adapter is None
+
+    @property
+    def is_a_history(self) -> bool:
+        """Whether x_u is the pooled history + c: neither ID nor text."""
+        return self.uses_history and self.id is None and self.adapter is None
 
     def forward(self, users: Tensor, pooled: Tensor | None) -> Tensor:
         """User vectors x_u, ``[B, D]``.

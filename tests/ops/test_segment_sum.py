@@ -110,7 +110,8 @@ def test_pooling_without_an_entry_has_the_gradient_of_the_chain():
         entry, two, begin, mode="sum", per_sample_weights=weight, include_last_offset=True
     )
     want = (bag[of_pair] - own[:, None] * two[own_id]) * norm[:, None]
-    got = pool_without_own(one, entry, begin, weight, of_pair, own_id, own, norm)
+    row = torch.repeat_interleave(begin.diff())
+    got = pool_without_own(one, entry, begin, row, weight, of_pair, own_id, own, norm)
     torch.testing.assert_close(got, want)
     upstream = rows(5, 5, torch.float64, 3)
     got.backward(upstream)

@@ -56,6 +56,7 @@ class _PoolWithoutOwn(torch.autograd.Function):
         vectors: Tensor,
         ids: Tensor,
         offsets: Tensor,
+        row: Tensor,
         weight: Tensor,
         of_pair: Tensor,
         own_id: Tensor,
@@ -65,7 +66,8 @@ class _PoolWithoutOwn(torch.autograd.Function):
         total = embedding_bag(
             ids, vectors, offsets, mode="sum", per_sample_weights=weight.to(vectors.dtype), include_last_offset=True
         )
-        ctx.save_for_backward(ids, offsets, weight, of_pair, own_id, own, norm)
+        ctx.save_for_backward(ids, row, weight, of_pair, own_id, own, norm)
+        ctx.lists = len(offsets) - 1
         ctx.shape, ctx.dtype = vectors.shape, vectors.dtype
         out = total.index_select(0, of_pair)
         return out.addcmul_(vectors.index_select(0, own_id), own[:, None], value=-1).mul_(norm[:, None])
@@ -73,21 +75,21 @@ class _PoolWithoutOwn(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        ids, offsets, weight, of_pair, own_id, own, norm = ctx.saved_tensors
+        ids, row, weight, of_pair, own_id, own, norm = ctx.saved_tensors
         grad = grad * norm[:, None]
-        lists, pairs = len(offsets) - 1, torch.arange(len(of_pair), device=ids.device)
+        lists, pairs = ctx.lists, torch.arange(len(of_pair), device=ids.device)
         of_list = segment_sum(of_pair, pairs, torch.ones_like(norm), grad, lists, grad.dtype)
-        row = torch.repeat_interleave(torch.arange(lists, device=ids.device), offsets.diff(), output_size=len(ids))
         # one sum for both: entries of the lists first, then what each pair takes out
         out_id, in_id = torch.cat([ids, own_id]), torch.cat([row, pairs + lists])
         value, source = torch.cat([weight, -own]), torch.cat([of_list, grad])
-        return segment_sum(out_id, in_id, value, source, ctx.shape[0], ctx.dtype), *(None,) * 7
+        return segment_sum(out_id, in_id, value, source, ctx.shape[0], ctx.dtype), *(None,) * 8
 
 
 def pool_without_own(
     vectors: Tensor,
     ids: Tensor,
     offsets: Tensor,
+    row: Tensor,
     weight: Tensor,
     of_pair: Tensor,
     own_id: Tensor,
@@ -100,6 +102,7 @@ def pool_without_own(
         vectors: ``[N, D]``.
         ids: rows of ``vectors``, ``[E]`` int64.
         offsets: where each list begins in ``ids``, ``[L + 1]`` int64.
+        row: the list of each entry, ``[E]`` int64.
         weight: factor of each entry, ``[E]``.
         of_pair: the list of each pair, ``[P]`` int64.
         own_id: the row of ``vectors`` that each pair leaves out, ``[P]`` int64.
@@ -109,7 +112,7 @@ def pool_without_own(
     Returns:
         ``[P, D]``.
     """
-    return _PoolWithoutOwn.apply(vectors, ids, offsets, weight, of_pair, own_id, own, norm)
+    return _PoolWithoutOwn.apply(vectors, ids, offsets, row, weight, of_pair, own_id, own, norm)
 
 
 class _ScaledRows(torch.autograd.Function):

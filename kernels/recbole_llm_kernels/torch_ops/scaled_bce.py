@@ -1,10 +1,11 @@
-r"""``sampled_bce`` where both towers are tables of IDs, from the ids to the tables' gradients, on a CPU.
+r"""``sampled_bce`` of a scaled user vector, from its parts to their gradients, on a CPU.
 
-    s_bk = scale * <user[u_b] + offset, item[i_bk]> + bias[i_bk],   i_b0 the positive, i_b1.. the negatives
+    s_bk = scale * <x_b + offset, item[i_bk]> + bias[i_bk],   i_b0 the positive, i_b1.. the negatives
     l_b  = softplus(-s_b0) + neg_weight * sum over k >= 1 of softplus(s_bk)
 
-A batch of 2,048 pairs is so little arithmetic that a chain of operations takes longer than their work: here scale and
-offset act on the logits and the slopes, ``[B, 1 + K]``, and each table's gradient is one sum of the other table's rows.
+x_b is a row of its own or a row of a table of users. A batch of 2,048 pairs is so little arithmetic that a chain of
+operations takes longer than their work: here scale and offset act on the logits and the slopes, ``[B, 1 + K]``, nothing of
+``[B, K, D]`` is gathered, and a table's gradient is one sum of the other side's rows.
 """
 
 from typing import Any
@@ -19,23 +20,25 @@ from recbole_llm_kernels.torch_ops.sampled import sampled_dots
 from recbole_llm_kernels.torch_ops.segment_sum import LONGEST_SUM, sort_segments, sum_segments
 
 
-class _SampledBCEOfTables(torch.autograd.Function):
+class _ScaledSampledBCE(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         user: Tensor,
-        offset: Tensor,
+        offset: Tensor | None,
         log_scale: Tensor,
         item: Tensor,
         item_bias: Tensor,
-        user_id: Tensor,
+        user_id: Tensor | None,
         item_id: Tensor,
         neg_weight: float,
     ) -> Tensor:
         B, W = item_id.shape
         entry, scale = item_id.view(-1), log_scale.exp()
-        # these two check the ids
-        query, bias = user.index_select(0, user_id).add_(offset), item_bias.index_select(0, entry)
+        bias = item_bias.index_select(0, entry)  # checks the ids
+        query = user if user_id is None else user.index_select(0, user_id)
+        if offset is not None:
+            query = query + offset if user_id is None else query.add_(offset)
         scaled = sampled_dots(query, item, entry).mul_(scale)
         s = bias.add_(scaled).view(B, W)
         s[:, 0].neg_()
@@ -45,6 +48,7 @@ class _SampledBCEOfTables(torch.autograd.Function):
             loss[:, 1:] *= neg_weight
             slope[:, 1:] *= neg_weight
         ctx.save_for_backward(user, item, item_bias, user_id, item_id, query, scale, scaled, slope)
+        ctx.has_offset = offset is not None
         return loss.sum(dtype=torch.float64).div_(B).to(user.dtype)
 
     @staticmethod
@@ -56,12 +60,19 @@ class _SampledBCEOfTables(torch.autograd.Function):
         slope = (slope * (grad / B)).view(-1)
         value = slope * scale
 
-        def of_users() -> tuple[Tensor, Tensor]:
-            by_user = sort_segments(user_id.repeat_interleave(W), len(user))
-            begin = torch.arange(0, len(entry), LONGEST_SUM)
+        def sums(length: int) -> Tensor:
+            """Sums of ``value`` times item over stretches of so many entries."""
+            begin = torch.arange(0, len(entry), length)
             # detached: where a gradient may be asked for, embedding_bag prepares for it
-            pieces = embedding_bag(entry, item.detach(), begin, mode="sum", per_sample_weights=value)
-            return sum_segments(by_user, entry, value, item, user.dtype), pieces.sum(0)
+            return embedding_bag(entry, item.detach(), begin, mode="sum", per_sample_weights=value)
+
+        def of_users() -> tuple[Tensor, Tensor | None]:
+            if user_id is None:
+                of_rows = sums(W)
+                return of_rows, of_rows.sum(0) if ctx.has_offset else None
+            by_user = sort_segments(user_id.repeat_interleave(W), len(user))
+            of_offset = sums(LONGEST_SUM).sum(0) if ctx.has_offset else None
+            return sum_segments(by_user, entry, value, item, user.dtype), of_offset
 
         def of_items() -> tuple[Tensor, Tensor]:
             row = torch.arange(B).repeat_interleave(W)
@@ -72,30 +83,30 @@ class _SampledBCEOfTables(torch.autograd.Function):
         return grad_user, grad_offset, torch.dot(slope, scaled), grad_item, grad_bias, None, None, None
 
 
-def sampled_bce_of_tables(
+def scaled_sampled_bce(
     user: Tensor,
-    offset: Tensor,
+    offset: Tensor | None,
     log_scale: Tensor,
     item: Tensor,
     item_bias: Tensor,
-    user_id: Tensor,
+    user_id: Tensor | None,
     item_id: Tensor,
     neg_weight: float = 1.0,
 ) -> Tensor:
     """Mean of the row losses, float32 (float64), differentiable in all tensors but the ids.
 
     Args:
-        user: table of users, ``[U, D]`` float32 or float64 on a CPU.
-        offset: added to every user's row, ``[D]``.
+        user: a vector for each row, ``[B, D]``, or with ``user_id`` a table, ``[U, D]``; float32 or float64 on a CPU.
+        offset: added to every user's vector, ``[D]``.
         log_scale: logarithm of the scale, ``[]``.
-        item: table of items, ``[N, D]``, N >= 1 + K.
+        item: items, ``[N, D]``, N >= 1 + K.
         item_bias: ``[N]``, finite for every item that occurs.
-        user_id: rows of ``user``, ``[B]`` int64.
+        user_id: rows of ``user``, ``[B]`` int64; None: row b is the b-th.
         item_id: rows of ``item``, ``[B, 1 + K]`` int64, contiguous: the positive, then negatives that all count.
         neg_weight: factor of the negatives' part.
 
     Raises:
         IndexError: if an id is out of range.
-        RuntimeError: if this build of PyTorch lacks ``sampled_addmm`` (:func:`has_sampled_dots`).
+        RuntimeError: if this build of PyTorch lacks ``sampled_addmm`` (``sampled.has_sampled_dots``).
     """
-    return _SampledBCEOfTables.apply(user, offset, log_scale, item, item_bias, user_id, item_id, neg_weight)
+    return _ScaledSampledBCE.apply(user, offset, log_scale, item, item_bias, user_id, item_id, neg_weight)

@@ -1,4 +1,4 @@
-"""sampled_bce of two tables: loss and gradients against the float64 oracle."""
+"""sampled_bce of a scaled user vector: loss and gradients against the float64 oracle."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from ops_cases import generator, ids, rows
 
 from recbole_llm_kernels import reference
 from recbole_llm_kernels.torch_ops.sampled import has_sampled_dots
-from recbole_llm_kernels.torch_ops.tables import sampled_bce_of_tables
+from recbole_llm_kernels.torch_ops.scaled_bce import scaled_sampled_bce
 
 pytestmark = pytest.mark.skipif(not has_sampled_dots(), reason="this PyTorch has no sampled_addmm on a CPU")
 
@@ -42,7 +42,7 @@ def test_against_the_oracle(shape, neg_weight, dtype):
     ours = leaves(users, items, dim, dtype)
     truth = [x.detach().double().requires_grad_() for x in ours]
     user_id, item_id = batch(users, items, *size)
-    got, want = sampled_bce_of_tables(*ours, user_id, item_id, neg_weight), oracle(truth, user_id, item_id, neg_weight)
+    got, want = scaled_sampled_bce(*ours, user_id, item_id, neg_weight), oracle(truth, user_id, item_id, neg_weight)
     assert got.dtype == dtype
     torch.testing.assert_close(got.double(), want, rtol=50 * torch.finfo(dtype).eps, atol=0)
     (3 * got).backward()
@@ -52,13 +52,27 @@ def test_against_the_oracle(shape, neg_weight, dtype):
         torch.testing.assert_close(x.grad.double(), y.grad, rtol=1e-4, atol=50 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("has_offset", [True, False], ids=["offset", "no offset"])
+def test_rows_of_their_own(has_offset):
+    user, offset, *others = leaves(60, 9, 7, torch.float64)
+    given, whole = ([x.detach().clone().requires_grad_() for x in (user, offset, *others)] for _ in range(2))
+    _, item_id = batch(60, 9, 60, 2)
+    got = scaled_sampled_bce(given[0], given[1] if has_offset else None, *given[2:], None, item_id, 0.3)
+    want = oracle([whole[0], whole[1] * has_offset, *whole[2:]], torch.arange(60), item_id, 0.3)
+    torch.testing.assert_close(got, want)
+    got.backward()
+    want.backward()
+    for x, y in zip(given, whole, strict=True):
+        torch.testing.assert_close(torch.zeros_like(y) if x.grad is None else x.grad, y.grad)
+
+
 def test_confident_pairs_keep_relative_precision():
     """Logits about +40 and -40: 1 - sigmoid(40) would be 0."""
     table = torch.full((1, 1), 1.0), torch.zeros(1), torch.tensor(0.0), torch.tensor([[40.0], [-40.0]]), torch.zeros(2)
     ours = [x.requires_grad_() for x in table]
     truth = [x.detach().double().requires_grad_() for x in table]
     user_id, item_id = torch.zeros(1, dtype=torch.int64), torch.tensor([[0, 1]])
-    got, want = sampled_bce_of_tables(*ours, user_id, item_id), oracle(truth, user_id, item_id, 1.0)
+    got, want = scaled_sampled_bce(*ours, user_id, item_id), oracle(truth, user_id, item_id, 1.0)
     got.backward()
     want.backward()
     assert want.item() > 0
@@ -70,7 +84,7 @@ def test_confident_pairs_keep_relative_precision():
 def test_repeats_bit_for_bit():
     def gradients():
         tensors = leaves(50, 30, 16, torch.float32)
-        loss = sampled_bce_of_tables(*tensors, *batch(50, 30, 900, 2))
+        loss = scaled_sampled_bce(*tensors, *batch(50, 30, 900, 2))
         loss.backward()
         return [loss.detach(), *(x.grad for x in tensors)]
 
@@ -81,4 +95,4 @@ def test_repeats_bit_for_bit():
 def test_an_id_out_of_range_is_an_error(user, item):
     user_id, item_id = torch.tensor([1, user]), torch.tensor([[1, 2], [2, item]])
     with pytest.raises((IndexError, RuntimeError)):
-        sampled_bce_of_tables(*leaves(20, 12, 4, torch.float32), user_id, item_id)
+        scaled_sampled_bce(*leaves(20, 12, 4, torch.float32), user_id, item_id)

@@ -1,4 +1,4 @@
-"""The loss of two tables of IDs at once is the loss of the general path, and gives way to it where an entry does not count."""
+"""The loss from user vectors on at once is the loss of the general path, and gives way to it where an entry does not count."""
 
 import pytest
 import torch
@@ -29,8 +29,9 @@ def build(settings):
     train, _, _ = data_preparation(config, create_dataset(config))
     model = get_model(config["model"])(config, train._dataset).train()
     with torch.no_grad():
-        for parameter in (model.user_tower.offset, model.user_tower.id.weight, model.target_tower.id.weight):
-            parameter.normal_(std=0.3)
+        for name, parameter in model.named_parameters():
+            if name != "log_scale":
+                parameter.normal_(std=0.3)
     return model, next(iter(train))
 
 
@@ -38,6 +39,7 @@ def both_ways(model, batch, monkeypatch):
     """Loss and gradients as they come, and by the general path."""
 
     def of():
+        torch.manual_seed(0)  # history dropout
         model.zero_grad()
         loss = model.calculate_loss(batch)
         loss.backward()
@@ -45,7 +47,7 @@ def both_ways(model, batch, monkeypatch):
 
     found = of()
     with monkeypatch.context() as patched:
-        patched.setattr(model, "_loss_of_tables", lambda *args: None)
+        patched.setattr(model, "_loss_at_once", lambda *args: None)
         return found, of()
 
 
@@ -57,12 +59,24 @@ def assert_same(found, expected):
 
 
 def is_at_once(model, batch):
-    return model._loss_of_tables(batch[model.USER_ID], batch[model.ITEM_ID], batch) is not None
+    return model._loss_at_once(batch[model.USER_ID], batch[model.ITEM_ID], batch) is not None
 
 
-@pytest.mark.parametrize("changes", [{}, {"use_item_bias": False}], ids=["bias", "no bias"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"use_item_bias": False},
+        {"user_tower": "history"},
+        {"user_tower": "history+id", "history_dropout": 0.0},
+        {"user_tower": "history", "encoder": "tiny"},
+    ],
+    ids=str,
+)
 def test_it_equals_the_general_path(run_config, changes, monkeypatch):
-    model, batch = build(run_config | TABLES | changes)
+    text = {"encoder": run_config["encoder"]} if "encoder" in changes else {}
+    model, batch = build(run_config | TABLES | changes | text)
+    assert bool(model.target_tower.adapters) == bool(text)
     assert is_at_once(model, batch) == has_sampled_dots()
     assert_same(*both_ways(model, batch, monkeypatch))
 
@@ -79,7 +93,7 @@ def test_a_batch_with_an_entry_that_does_not_count_takes_the_general_path(run_co
 
 
 @pytest.mark.parametrize(
-    "changes", [{"user_tower": "history+id"}, {"scoring": "cosine"}, {"loss_type": "pair_bce"}], ids=str
+    "changes", [{"scoring": "cosine"}, {"loss_type": "pair_bce"}, {"kernel_backend": "triton"}], ids=str
 )
 def test_other_towers_and_losses_take_the_general_path(run_config, changes):
     model, batch = build(run_config | TABLES | changes)
