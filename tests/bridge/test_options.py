@@ -90,3 +90,23 @@ def test_a_checkpoint_older_than_a_key_gets_its_default():
     config = Config(DEFAULTS)
     del config["cold_map"]
     assert options.Options.from_config(config).cold_map == DEFAULTS["cold_map"]
+
+
+SHARDS = {"shard_items": True, "blocks": "learned"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks": "closed_form+learned"}, "blocks must be learned"),
+        ({"loss_type": "sampled_bce"}, "loss_type must be catalog_bce or catalog_ce, got 'sampled_bce'"),
+        ({"loss_type": "catalog_ce", "kernel_backend": "triton"}, "kernel_backend must be auto or torch for catalog_ce"),
+        ({"eval_backend": "stock"}, "eval_backend must be streamed, got 'stock'"),
+        ({"eval_args": {"mode": {"valid": "full", "test": "uni100"}}}, "eval_args.mode must be full"),
+        ({"enable_scaler": True}, "enable_scaler must be false"),
+    ],
+)
+def test_what_shards_of_the_items_lack_is_refused_with_the_next_step(changes, message):
+    assert read(**SHARDS).shard_items
+    with pytest.raises(ValueError, match=f"With shard_items, {message}.*Or set shard_items to false"):
+        read(**SHARDS | changes)
