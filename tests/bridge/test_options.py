@@ -100,7 +100,10 @@ SHARDS = {"shard_items": True, "blocks": "learned"}
     [
         ({"blocks": "closed_form+learned"}, "blocks must be learned"),
         ({"loss_type": "sampled_bce"}, "loss_type must be catalog_bce or catalog_ce, got 'sampled_bce'"),
-        ({"loss_type": "catalog_ce", "kernel_backend": "triton"}, "kernel_backend must be auto or torch for catalog_ce"),
+        (
+            {"loss_type": "catalog_ce", "kernel_backend": "triton"},
+            "kernel_backend must be auto or torch for catalog_ce",
+        ),
         ({"eval_backend": "stock"}, "eval_backend must be streamed, got 'stock'"),
         ({"eval_args": {"mode": {"valid": "full", "test": "uni100"}}}, "eval_args.mode must be full"),
         ({"enable_scaler": True}, "enable_scaler must be false"),
