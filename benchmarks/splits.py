@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
-from recbole_llm.closed_form import ClosedForm, fit_closed_form, search_setting
+from recbole_llm.closed_form import ClosedForm, fit_closed_form
 from recbole_llm.content.encoders import load_encoder
 from recbole_llm.content.text import choose_text_fields, read_atomic_table, texts_of_tokens
 from recbole_llm.ease import Setting
 from recbole_llm.selection import LinearScorer, Selection, TopKMetric, user_metric
+from recbole_llm.setting_search import search_setting
 from recbole_llm.towers import Rows, rows_from_pairs
 
 NDCG = TopKMetric("ndcg", 10)

@@ -4,33 +4,39 @@ Up to ``max_dense_items`` items the item-item matrix B is solved for exactly and
 B is never formed (``ease.Spectrum``). Knows neither RecBole nor the kernels.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from recbole_llm.catalogue import Catalogue, catalogue_of
 from recbole_llm.ease import (
     Setting,
-    Spectrum,
     solve,
     spectrum,
-    text_centre,
-    text_directions,
     user_weights,
     weighted_gram,
 )
 from recbole_llm.factors import FACTOR_FORMS, FactorForm, Incidence, factorise, gram_product, sharpen
-from recbole_llm.selection import LinearScorer, Selection, user_metric
+from recbole_llm.selection import LinearScorer, Selection
+from recbole_llm.setting_search import (
+    EXACT_ITEMS,
+    TEXT_KERNELS,
+    Search,
+    Spectral,
+    Trial,
+    choose_setting,
+    search,
+    search_ease,
+)
 from recbole_llm.towers import Rows
 
 AUTO_DIMS = (512, 1024, 2048)
 RANK_TOLERANCE = 0.01  # of the full form's validation value, what a smaller rank may cost
 SHARPEN_ABOVE = 0.002  # loss from which factors are sharpened
 MAX_ITEMS_FOR_ALL_FORMS = 8192  # beyond, only the cheapest of the factor forms, then sharpened
-RIDGE_RANGE = (0.25, 512.0)
 MAX_DENSE_ITEMS = 20_000  # 6.4 GB while solving
 SPECTRAL_DIMS = (512, 1024, 1536, 2048)
 SPECTRAL_TOLERANCE = (
@@ -41,18 +47,6 @@ SEARCH_DIM_OF_MANY = 256  # the same beyond MANY_ITEMS, where a setting takes mi
 MANY_ITEMS = 50_000
 
 Log = Callable[[str], None]
-
-
-TEXT_KERNELS = ((0.05, 1), (0.2, 2), (0.0, 1))
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting with its validation value and the seconds it took."""
-
-    setting: Setting
-    value: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -88,88 +82,6 @@ class ClosedForm:
     def scorer(self, history: Rows) -> LinearScorer:
         """The scores of these histories."""
         return LinearScorer(history, self.source, self.target)
-
-
-def search_setting(
-    value: Callable[[Setting], float], base: Setting, kernels: Sequence[tuple[float, int]] = TEXT_KERNELS
-) -> Setting:
-    """Best text kernel, then best ridge by a line search over its powers of two.
-
-    All kernels are tried at the ridge of ``base``; the best one's ridge is followed up, else down, while the value
-    rises; at the ridge found the second-best kernel gets one more chance. On ml-100k, amazon-office and ml-1m-text this
-    finds what the grid over all ridges and kernels finds.
-
-    Args:
-        value: validation value of a setting; larger is better.
-        base: where the search starts; its other constants stay.
-        kernels: (text weight, power) pairs in the order tried.
-
-    Returns:
-        The best setting evaluated, the first of equals.
-    """
-    starts = [replace(base, text_weight=weight, text_power=power) for weight, power in kernels]
-    ranked = sorted(((value(start), start) for start in starts), key=lambda pair: -pair[0])
-    best_value, best = ranked[0]
-    for factor in (2.0, 0.5):
-        while RIDGE_RANGE[0] <= (ridge := best.ridge * factor) <= RIDGE_RANGE[1]:
-            further = replace(best, ridge=ridge)
-            if (further_value := value(further)) <= best_value:
-                break
-            best_value, best = further_value, further
-        if best.ridge != base.ridge:
-            break
-    if len(ranked) > 1 and best.ridge != base.ridge:
-        other = replace(ranked[1][1], ridge=best.ridge)
-        if value(other) > best_value:
-            return other
-    return best
-
-
-@dataclass(frozen=True)
-class _Catalogue:
-    """The training data without the items that have no interaction; n items are left.
-
-    Attributes:
-        items: ``[n]`` int64, their ids.
-        warm: ``[n_items]`` bool.
-        train: the training interactions, in ids of 0 .. n - 1.
-        text: ``[n, f]``, rows of ``text_directions``.
-    """
-
-    items: Tensor
-    warm: Tensor
-    train: Rows
-    text: Tensor
-
-    def expand(self, rows: Tensor) -> Tensor:
-        """``[n, d]`` -> ``[n_items, d]``, zero for the other items."""
-        full = torch.zeros(len(self.warm), rows.shape[1], device=rows.device)
-        full[self.items] = rows
-        return full
-
-    def compact(self, rows: Rows) -> Rows:
-        """Rows of catalogue ids in ids of 0 .. n - 1, without the items left out."""
-        kept = rows.keep(self.warm[rows.ids])
-        return Rows(kept.offsets, (self.warm.cumsum(0) - 1)[kept.ids], kept.weights)
-
-    def value(self, subset: Selection, source: Tensor, target: Tensor | None) -> float:
-        """Validation value of vectors of the n items; targets among the others count as missed."""
-        scorer = LinearScorer(self.compact(subset.history), source, target)
-        targets, seen = self.compact(subset.targets), self.compact(subset.seen)
-        total = user_metric(scorer, targets, seen, len(self.items), subset.metric).sum()
-        return float(total) / int((subset.targets.sizes > 0).sum())
-
-
-def _catalogue(train: Rows, features: Tensor | None, present: Tensor | None, n_items: int) -> _Catalogue:
-    warm = torch.bincount(train.ids, minlength=n_items) > 0
-    items = torch.nonzero(warm).squeeze(1)
-    position = warm.cumsum(0) - 1
-    if features is None:
-        text = torch.zeros(n_items, 1, device=train.ids.device)
-    else:
-        present = torch.ones_like(warm) if present is None else present
-        text = text_directions(features, present, text_centre(features, present))
-    return _Catalogue(items, warm, Rows(train.offsets, position[train.ids]), text[items])
 
 
 def fit_closed_form(
@@ -212,7 +124,7 @@ def fit_closed_form(
     """
     say: Log = log or (lambda text: None)
     _check_arguments(train, n_items, features, present, dim)
-    catalogue = _catalogue(train, features, present, n_items)
+    catalogue = catalogue_of(train, features, present, n_items)
     base = setting or Setting()
     if not catalogue.text.any():
         base = replace(base, text_weight=0.0, text_power=1)
@@ -227,47 +139,13 @@ def fit_closed_form(
     return _fit_spectral(catalogue, base, subset, dim, max_table_bytes, say)
 
 
-def _choose_setting(
-    solve_and_keep: Callable[[Setting], float],
-    base: Setting,
-    kernels: Sequence[tuple[float, int]],
-    metric: str,
-    say: Log,
-) -> tuple[Setting, tuple[Trial, ...]]:
-    trials: list[Trial] = []
-
-    def evaluate(candidate: Setting) -> float:
-        started = time.perf_counter()
-        value = solve_and_keep(candidate)
-        trials.append(Trial(candidate, value, time.perf_counter() - started))
-        say(f"closed form, {candidate}: {metric} {value:.4f}")
-        return value
-
-    chosen = search_setting(evaluate, base, kernels)
-    best = max(trial.value for trial in trials)
-    say(f"closed form: {chosen} is best of {len(trials)} settings, {metric} {best:.4f}")
-    return chosen, tuple(trials)
-
-
 def _fit_dense(
-    catalogue: _Catalogue, base: Setting, subset: Selection | None, dim: int | str, max_table_bytes: int, say: Log
+    catalogue: Catalogue, base: Setting, subset: Selection | None, dim: int | str, max_table_bytes: int, say: Log
 ) -> ClosedForm:
     """The exact solution, factored to the rank asked for."""
     weights = user_weights(catalogue.train, base.user_exponent)
     gram = weighted_gram(catalogue.train, weights, len(catalogue.items))
     n_items = len(catalogue.warm)
-    best_value = -1.0
-    best_matrix: Tensor | None = None
-
-    def solve_and_keep(candidate: Setting) -> float:
-        nonlocal best_matrix, best_value
-        assert subset is not None
-        matrix = solve(gram, catalogue.text, candidate)
-        value = catalogue.value(subset, matrix, None)
-        if value > best_value:
-            best_value, best_matrix = value, matrix
-        return value
-
     value: Callable[[Tensor, Tensor | None], float] | None = None
     floor = 0.0
     if subset is None:
@@ -275,17 +153,21 @@ def _fit_dense(
         full = ClosedForm(solve(gram, catalogue.text, base), None, catalogue.warm, base, "full", None, None)
     else:
         kernels = TEXT_KERNELS if base.text_weight else ((0.0, 1),)
-        chosen, trials = _choose_setting(solve_and_keep, base, kernels, str(subset.metric), say)
-        assert best_matrix is not None
-        full = ClosedForm(best_matrix, None, catalogue.warm, chosen, "full", best_value, best_value, trials)
+        found = search(catalogue, gram, subset, base, kernels, say)
+        full = _full_form(found, say)
         value = partial(catalogue.value, subset)
-        ease = _tuned_ease(catalogue, subset, chosen.ridge)
-        floor = ease.value or 0.0
-        if floor > best_value:
+        rival, share = search_ease(catalogue, subset, full.setting, found.value)
+        if rival is None:
+            floor = share * (full.value or 0.0)
+            say(f"closed form: plain EASE is {1 - share:.1%} below it on the popular items, too much to be solved for")
+        ease = full if rival is None else _full_form(rival, say)
+        if rival is not None:
+            floor = ease.value or 0.0
+        if floor > (full.value or 0.0):
             say(
-                f"closed form: {subset.metric} {best_value:.4f} is below that of plain EASE, {floor:.4f}, which is taken"
+                f"closed form: {subset.metric} {full.value:.4f} is below that of plain EASE, {floor:.4f}, which is taken"
             )
-            full = replace(ease, trials=(*trials, *ease.trials))
+            full = replace(ease, trials=(*full.trials, *ease.trials))
             weights = user_weights(catalogue.train, 0.0)
             gram = weighted_gram(catalogue.train, weights, len(catalogue.items))
     ranks = _Ranks(full, catalogue.train, weights, gram, value, floor)
@@ -302,34 +184,14 @@ def _fit_dense(
     return replace(result, source=matrix)
 
 
-def _tuned_ease(catalogue: _Catalogue, subset: Selection, ridge: float) -> ClosedForm:
-    """Plain EASE, its ridge found by a line search that starts at ``ridge``: what the closed form must not fall below.
-
-    On catalogues where a solve takes minutes, with that ridge alone.
-    """
-    gram = weighted_gram(catalogue.train, user_weights(catalogue.train, 0.0), len(catalogue.items))
-    best = ClosedForm(gram, None, catalogue.warm, Setting.of_ease(ridge), "full", -1.0, -1.0)
-    trials: list[Trial] = []
-
-    def evaluate(candidate: Setting) -> float:
-        nonlocal best
-        started = time.perf_counter()
-        matrix = solve(gram, catalogue.text, candidate)
-        value = catalogue.value(subset, matrix, None)
-        trials.append(Trial(candidate, value, time.perf_counter() - started))
-        if value > (best.value or 0.0):
-            best = replace(best, source=matrix, setting=candidate, value=value, full_value=value)
-        return value
-
-    if len(catalogue.items) > MAX_ITEMS_FOR_ALL_FORMS:
-        evaluate(Setting.of_ease(ridge))
-    else:
-        search_setting(evaluate, Setting.of_ease(ridge), ((0.0, 1),))
-    return replace(best, trials=tuple(trials))
+def _full_form(found: Search, say: Log) -> ClosedForm:
+    exact, trials = found.finish(say)
+    assert exact.matrix is not None and exact.setting is not None
+    return ClosedForm(exact.matrix, None, exact.catalogue.warm, exact.setting, "full", exact.value, exact.value, trials)
 
 
 def _fit_spectral(
-    catalogue: _Catalogue, base: Setting, subset: Selection | None, dim: int | str, max_table_bytes: int, say: Log
+    catalogue: Catalogue, base: Setting, subset: Selection | None, dim: int | str, max_table_bytes: int, say: Log
 ) -> ClosedForm:
     """The SVD form at the largest rank allowed, cut to the smallest that loses little."""
     weights = user_weights(catalogue.train, base.user_exponent)
@@ -342,28 +204,18 @@ def _fit_spectral(
     search_dim = SEARCH_DIM if len(catalogue.items) <= MANY_ITEMS else SEARCH_DIM_OF_MANY
     searched = dims[-1] if subset is None else min(dims[-1], search_dim)
     base = replace(base, text_power=1)
-    found: dict[Setting, Spectrum] = {}
-    best_value = -1.0
-
-    def solve_and_keep(candidate: Setting) -> float:
-        nonlocal best_value
-        start = next((spectrum.vectors for spectrum in found.values()), None)
-        spectral = spectrum(metric, popularity, catalogue.text, candidate, searched, start, 4 if start is None else 2)
-        value = catalogue.value(subset, *spectral.factors(searched)) if subset is not None else 0.0
-        if value > best_value:
-            best_value = value
-            found.clear()
-            found[candidate] = spectral
-        return value
-
+    form = Spectral(catalogue, metric, popularity, subset, searched)
     trials: tuple[Trial, ...] = ()
+    chosen = base
     if subset is None:
         say(f"closed form: no validation data, so the documented constants apply ({base})")
-        solve_and_keep(base)
+        form(base)
     else:
         kernels = tuple(kernel for kernel in TEXT_KERNELS if kernel[1] == 1) if base.text_weight else ((0.0, 1),)
-        _, trials = _choose_setting(solve_and_keep, base, kernels, str(subset.metric), say)
-    (chosen, best), *_ = found.items()
+        way = f"SVD form of rank {searched}"
+        chosen, trials = choose_setting(form, base, kernels, str(subset.metric), way, say)
+    assert form.spectrum is not None
+    best, best_value = form.spectrum, form.value
     if subset is not None and dims[-1] > searched:
         best = spectrum(metric, popularity, catalogue.text, chosen, dims[-1], best.vectors, 3)
         best_value = catalogue.value(subset, *best.factors(dims[-1]))
@@ -413,7 +265,10 @@ class _Ranks:
         return 1 - value / self.full.value if value is not None and self.full.value else 0.0
 
     def factored(self, dim: int) -> ClosedForm:
-        """The best factors of one rank: the best of ``FACTOR_FORMS``, sharpened if that loses too much."""
+        """The best factors of one rank: the best of ``FACTOR_FORMS``, sharpened if that loses too much.
+
+        Beyond ``EXACT_ITEMS`` items, where a form takes ten seconds and more, the first that loses little is taken.
+        """
         metric = gram_product(self.train, self.weights, self.gram, len(self.gram))
         forms = (
             FACTOR_FORMS if self.value is not None and len(self.gram) <= MAX_ITEMS_FOR_ALL_FORMS else FACTOR_FORMS[:1]
@@ -426,6 +281,8 @@ class _Ranks:
             )
             better = self._better(best, source, target, form)
             best, best_form = better, form if better is not best else best_form
+            if len(self.gram) > EXACT_ITEMS and self.value is not None and self.loss(best.value) <= SHARPEN_ABOVE:
+                return best
         assert best is not None and best.target is not None
         if self.value is not None and self.loss(best.value) <= SHARPEN_ABOVE:
             return best

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.closed_form import fit_closed_form, search_setting
+from recbole_llm.closed_form import fit_closed_form
 from recbole_llm.ease import (
     Setting,
     solve,
@@ -372,33 +372,6 @@ def test_thinning_keeps_users_before_single_items():
     kept, shares = _thinned(20, 30, 500, torch.device("cpu"))
     assert torch.equal(kept, torch.arange(50))
     assert shares.eq(1).all()
-
-
-def test_search_walks_to_the_best_ridge_beyond_its_start():
-    tried = []
-
-    def value(setting):
-        tried.append((setting.text_weight, setting.ridge))
-        peak = {0.05: 64.0, 0.2: 16.0, 0.0: 1.0}[setting.text_weight]
-        height = {0.05: 0.9, 0.2: 1.0, 0.0: 0.3}[setting.text_weight]
-        return height - 0.02 * abs(np.log2(setting.ridge / peak))
-
-    best = search_setting(value, Setting())
-    assert (best.ridge, best.text_weight, best.text_power) == (16.0, 0.2, 2)
-    assert len(tried) == len(set(tried)), "a setting was solved twice"
-    assert sum(text == 0.0 for text, _ in tried) == 1, "a hopeless kernel gets one ridge"
-
-
-def test_search_gives_the_second_kernel_a_chance_at_the_ridge_found():
-    heights = {(0.05, 8): 0.5, (0.05, 16): 0.6, (0.05, 32): 0.55, (0.2, 8): 0.4, (0.2, 16): 0.7, (0.0, 8): 0.1}
-    best = search_setting(lambda setting: heights[setting.text_weight, int(setting.ridge)], Setting())
-    assert (best.text_weight, best.ridge) == (0.2, 16.0)
-
-
-def test_search_keeps_the_other_constants():
-    base = Setting(tilt=0.3, user_exponent=0.1, ridge_exponent=0.0)
-    best = search_setting(lambda setting: 0.0, base)
-    assert best == base
 
 
 def test_the_rank_is_the_smallest_that_costs_little(monkeypatch):
