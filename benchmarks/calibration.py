@@ -8,7 +8,8 @@
    The same of sigmoid(score), Platt's two parameters alone, beside it.
 2. The worked case of the article that gave the model its formula: one user, one liked item, trained by gradient descent on the
    catalogue's binary cross-entropy until P(liked) is 0.9; the other items' probabilities beside it.
-3. Dimension: the learned block alone with d = 8 ... 1024, and the closed form alone at rank d: test NDCG@10, seconds, table bytes.
+3. Dimension: the learned block alone with d = 8 ... 1024, and the closed form alone at rank d: test NDCG@10, seconds (on the
+   wall's clock and of the processor), peak memory of the process.
 
 Pieces are kept in ``--work``, so that a stopped run goes on; the summary is one JSON file in benchmarks/results/.
 """
@@ -153,6 +154,7 @@ def sweep(dataset: str, dims: list[int], overrides: list[str], pieces: Pieces) -
                 "valid": training.best_valid_score,
                 "test": training.test["ndcg@10"],
                 "seconds": round(training.seconds, 1),
+                "cpu_seconds": round(training.cpu_seconds, 1),
                 "peak_mib": round(outcome.peak_bytes / 2**20),
             }
             found.append(point)

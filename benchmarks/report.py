@@ -283,22 +283,33 @@ def calibration(data: Json) -> Section:
     kinds = ("equally_wide_bins", "equally_filled_bins", "ten_best_of_each_user")
     lines = [
         *facts(data),
-        *table(["expected calibration error", ""], [[k.replace("_", " "), found[k]["ece"]] for k in kinds]),
+        *table(
+            ["expected calibration error", "P(i\\|u)", "sigmoid(score)"],
+            [[k.replace("_", " "), found[k]["ece"], found.get("sigmoid_of_the_score", found)[k]["ece"]] for k in kinds],
+        ),
     ]
     best = found["ten_best_of_each_user"]
     filled = [(n, p, y) for n, p, y in zip(best["pairs"], best["probability"], best["positives"], strict=True) if n]
     lines += ["Each user's ten best, by bin:", "", *table(["pairs", "probability", "share that happens"], filled)]
     step = data["worked_case"]["course"][-1]
     lines += [f"Worked case after {step['step']} steps: P = {step['probability']}.", ""]
-    rows = [[p["block"], p["d"], f"{p['valid']:.4f}", f"{p['test']:.4f}", p["seconds"], p["peak_mib"]] for p in dims]
-    lines += table(["block", "d", "valid", "test", "seconds", "peak MiB"], rows) if rows else []
-    ds = list(dict.fromkeys(p["d"] for p in dims))
-    series: dict[str, list[float | None]] = {
-        b: [next((p["test"] for p in dims if p["block"] == b and p["d"] == d), None) for d in ds]
-        for b in dict.fromkeys(p["block"] for p in dims)
-    }
-    title = f"{data['dataset']}, d dimensions"
-    plots = [Bars(f"dimensions_{data['dataset']}", title, "ndcg@10", [str(d) for d in ds], series)] if ds else []
+    rows = [
+        [p["block"], p["d"], f"{p['valid']:.4f}", f"{p['test']:.4f}", p["cpu_seconds"], p["peak_mib"]] for p in dims
+    ]
+    lines += table(["block", "d", "valid", "test", "CPU seconds", "peak MiB"], rows) if rows else []
+    ds, plots = list(dict.fromkeys(p["d"] for p in dims)), []
+    measured = (
+        ("", "test", "ndcg@10"),
+        ("_seconds", "cpu_seconds", "CPU seconds"),
+        ("_memory", "peak_mib", "peak MiB"),
+    )
+    for suffix, key, unit in measured if dims else ():
+        series: dict[str, list[float | None]] = {
+            b: [next((p[key] for p in dims if p["block"] == b and p["d"] == d), None) for d in ds]
+            for b in dict.fromkeys(p["block"] for p in dims)
+        }
+        title = f"{data['dataset']}, d dimensions"
+        plots.append(Bars(f"dimensions_{data['dataset']}{suffix}", title, unit, [str(d) for d in ds], series))
     reliable: dict[str, list[float | None]] = {
         "P(i|u)": [p for _, p, _ in filled], "share that happens": [y for _, _, y in filled]
     }  # fmt: skip
