@@ -90,6 +90,10 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
         options = self.options
         self.target_tower = self._make_item_tower(features)
         self.source_tower = self.target_tower if options.share_parameters else self._make_item_tower(features)
+        for tower in (self.target_tower, self.source_tower):
+            # 0 from the start where nothing trains it: a ranking then needs no copy without it
+            if tower.id is not None:
+                tower.id.weight.data[~self._own_rows(self._trained.value)] = 0
         text = dataset.user_features.get("text") if "text" in options.user_tower else None
         self.user_tower = UserTower(
             self.n_users,
@@ -168,9 +172,16 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
             return pool(vectors, history, weights)
         return pool_on_cpu(vectors, history.ids, history.offsets, weights)
 
-    def _queries_of_users(self, users: Tensor, history: Rows, source: Tensor) -> Tensor:
-        pooled = self._pool(source, history, history_weights(history, self.options.history_exponent))
+    def _queries_of_users(self, users: Tensor, history: Rows | None, source: Tensor) -> Tensor:
+        pooled = None
+        if history is not None and self.user_tower.uses_history:
+            pooled = self._pool(source, history, history_weights(history, self.options.history_exponent))
         return self._scaled(self.user_tower(users, pooled))
+
+    def _ranking_queries(self, users: Tensor) -> Tensor:
+        """The learned block's queries of known users, ``[B, D]``."""
+        history = self.ranking_history.select(users) if self.user_tower.uses_history else None
+        return self._queries_of_users(users, history, self._ranking_tables()[0])
 
     def _queries_of_pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Queries ``[P, D]`` of (user, item) pairs whose item takes no part in its own user's history."""
@@ -365,10 +376,11 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
         """Vectors of a tower without the ID vectors that no interaction has trained, ``[N, D]``."""
         parts = tower.parts()
         if "id" in parts:
+            parts["id"] = parts["id"].detach()
             trained = self._own_rows(self._trained.value)
-            if len(parts) == 1 and bool(trained[self._padding_rows :].all()):
-                return parts["id"].detach()  # no copy of a large table
-            parts["id"] = parts["id"] * trained[:, None]
+            untrained = (~trained).nonzero()[:, 0].split(4096)
+            if any(bool(parts["id"].index_select(0, some).any()) for some in untrained):
+                parts["id"] = parts["id"] * trained[:, None]
         total, *others = parts.values()
         for part in others:
             total = total + part
@@ -385,15 +397,13 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
 
         A block without a share of the score has no columns here and in :meth:`item_vectors`.
         """
-        history = self.ranking_history.select(users)
         slope, _ = self.calibration
         blocks = []
         if self._closed_counts:
             blocks.append(self._closed_query(users) * (slope * self.block_scales[0]))
         if self._learned_counts or not blocks:
-            source, _, _ = self._ranking_tables()
-            blocks.append(self._queries_of_users(users, history, source) * (slope * self.block_scales[1]))
-        return torch.cat(blocks, 1)
+            blocks.append(self._ranking_queries(users) * (slope * self.block_scales[1]))
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
 
     @torch.no_grad()
     def item_vectors(self) -> tuple[Tensor, Tensor]:
@@ -443,8 +453,8 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
         return query.index_copy(1, self._cold.ids, query @ self._cold.closed.T)
 
     def _learned_logits(self, users: Tensor) -> Tensor:
-        source, w, bias = self._ranking_tables()
-        return torch.addmm(bias, self._queries_of_users(users, self.ranking_history.select(users), source), w.T)
+        _, w, bias = self._ranking_tables()
+        return torch.addmm(bias, self._ranking_queries(users), w.T)
 
     @property
     def _learned_counts(self) -> bool:
@@ -494,8 +504,8 @@ class LLMTwoTower(FittedBlocks, GeneralRecommender):
         backend = self.options.kernel_backend
         logit = self._place()[items]
         if self._learned_counts:
-            source, w, bias = self._ranking_tables()
-            query = self._queries_of_users(user, self.ranking_history.select(user), source)
+            _, w, bias = self._ranking_tables()
+            query = self._ranking_queries(user)
             logit += self.block_scales[1] * pair_dot(query, w, row, items, item_bias=bias, backend=backend)
         if self._closed_counts and self.has_item_vectors:
             query = self._closed_query(user)

@@ -82,6 +82,13 @@ class Rows:
         entry += torch.repeat_interleave(shift, sizes, output_size=len(entry))
         return self._at(offsets, entry)
 
+    def stretch(self, start: int, stop: int) -> "Rows":
+        """Rows ``start`` to ``stop``; their entries are not copied."""
+        offsets = self.offsets[start : stop + 1]
+        entries = slice(int(offsets[0]), int(offsets[-1]))
+        weights = None if self.weights is None else self.weights[entries]
+        return Rows(offsets - offsets[0], self.ids[entries], weights)
+
     def keep(self, mask: Tensor) -> "Rows":
         """The entries where ``mask`` (``[nnz]`` bool) holds; rows may become empty."""
         entry = mask.nonzero()[:, 0]

@@ -45,6 +45,23 @@ def test_select_takes_rows_in_order_with_repeats_and_empties(rows):
     assert chosen.ids.tolist() == [5, 1, 3, 5]
 
 
+def test_select_leaves_out_entries_by_chance_and_keeps_the_rest_in_order():
+    rows = Rows(torch.tensor([0, 3000, 3000, 4000]), torch.arange(4000), torch.arange(4000.0))
+    torch.manual_seed(0)
+    some = rows.select(torch.tensor([2, 1, 0]), dropout=0.25)
+    assert some.sizes[1] == 0 and abs(some.sizes[0] - 750) < 60 and abs(some.sizes[2] - 2250) < 100
+    first, last = some.ids[: some.sizes[0]], some.ids[some.offsets[2] :]
+    assert (first >= 3000).all() and (last < 3000).all() and (first.diff() > 0).all() and (last.diff() > 0).all()
+    assert torch.equal(some.weights, some.ids.float())
+
+
+def test_a_stretch_of_rows_shares_their_entries(rows):
+    part = rows.stretch(1, 3)
+    assert part.offsets.tolist() == [0, 2, 4] and part.ids.tolist() == [2, 4, 1, 3]
+    assert part.ids.data_ptr() == rows.ids.data_ptr()
+    assert rows.stretch(4, 4).offsets.tolist() == [0]
+
+
 def test_keep_may_empty_a_row(rows):
     kept = rows.keep(torch.tensor([True, False, False, False, True]))
     assert kept.offsets.tolist() == [0, 0, 1, 1, 2]

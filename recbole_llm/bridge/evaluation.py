@@ -131,7 +131,8 @@ def rank_all(model: Any, rows: RankedRows, k: int, n_items: int, device: torch.d
     batches = list(torch.arange(part.start, part.stop).split(size))
     found = []
     for index in batches if progress is None else progress(batches):
-        seen = None if rows.seen is None else rows.seen.select(index)
+        first = int(index[0]) if len(index) else 0
+        seen = None if rows.seen is None else rows.seen.stretch(first, first + len(index))
         if item is not None:
             query = model.user_vectors(rows.users[index].to(device))
             csr = {} if seen is None else {"seen_offsets": seen.offsets.to(device), "seen_ids": seen.ids.to(device)}

@@ -205,3 +205,18 @@ def test_a_loader_is_read_once_and_freed(run_config):
     del loader
     gc.collect()
     assert gone() is None
+
+
+def test_ranking_copies_no_table_of_ids_and_sees_no_untrained_vector(run_config):
+    settings = {"encoder": "", "blocks": "learned", "user_tower": "id", "loss_type": "sampled_bce"}
+    settings["eval_args"] = {"split": {"RS": [0.1, 0.4, 0.5]}}  # leaves items without a training interaction
+    trainer, (train, _, _) = build(run_config | settings)
+    model, untrained = trainer.model, ~trainer.model._trained.value
+    assert untrained.sum() > 1
+    trainer._train_epoch(train, 0)
+    vectors, _ = model.eval().item_vectors()
+    assert vectors.data_ptr() == model.target_tower.id.weight.data_ptr()
+    assert not vectors[untrained].any() and vectors[~untrained].all()
+    with torch.no_grad():
+        model.target_tower.id.weight += 1  # as a checkpoint of an earlier version may hold
+    assert not model.item_vectors()[0][untrained].any()
