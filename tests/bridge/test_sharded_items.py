@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -61,6 +62,7 @@ RUNS = {  # processes, dataset, what is not as in all
     "ids": (2, "cold", {"epochs": 2, "neg_weight": 0.5} | IDS),
     "first": (3, "ragged", {"epochs": 2}),
     "resumed": (3, "ragged", {"epochs": 4}),
+    "refused": (2, "ragged", {"metrics": ["GAUC"], "valid_metric": "GAUC"}),
 }
 
 
@@ -105,6 +107,7 @@ def shards(tmp_path_factory, data):
         given = settings(folder, data, name, shard_items=True, **more)
         jobs[name] = {"ranks": ranks, "dataset": dataset, "settings": given}
         jobs[name]["port"] = None if name == "torchrun" else free_port()
+    jobs["refused"]["error"] = "metrics must be of the first places, got ['GAUC'], which need rec.meanrank"
     (folder / "jobs.json").write_text(json.dumps(jobs))
     command = [
         "-m",
@@ -116,7 +119,7 @@ def shards(tmp_path_factory, data):
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     out = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, cwd=folder, timeout=300, env=environment
+        [sys.executable, *command], capture_output=True, text=True, cwd=folder, timeout=600, env=environment
     )
     assert out.returncode == 0, out.stdout[-2000:] + out.stderr[-9000:]
     assert sorted(line for line in out.stdout.splitlines() if line.endswith("done")) == [
@@ -165,6 +168,21 @@ def test_a_resumed_run_ends_as_one_that_was_left_alone(shards):
         assert torch.equal(resumed["state_dict"][name], value)
     for index, moments in straight["optimizer"]["state"].items():
         assert all(torch.equal(resumed["optimizer"]["state"][index][key], value) for key, value in moments.items())
+
+
+def test_one_process_goes_on_where_two_stopped(tmp_path, monkeypatch, data, shards):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(shards / "two", tmp_path / "two")
+    last = checkpoint(tmp_path / "two", True)
+    run_recbole(
+        "LLMTwoTower",
+        "ragged",
+        config_dict=settings(tmp_path, data, "two", shard_items=True, epochs=5, resume_from=last),
+    )
+    before, after = read_checkpoint(checkpoint(shards / "two", True)), read_checkpoint(last)
+    assert (before["epoch"], after["epoch"]) == (2, 4)
+    steps = [{int(moments["step"]) for moments in x["optimizer"]["state"].values()} for x in (before, after)]
+    assert steps == [{9}, {15}]
 
 
 @pytest.mark.parametrize(("rows", "dim", "chunk"), [(1, 3, 64), (100, 3, 16), (77, 5, 32), (97, 16, 48), (70, 1, 64)])
