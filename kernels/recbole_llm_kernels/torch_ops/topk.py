@@ -5,7 +5,8 @@ r"""The k best unseen items of every query; the ``[B, N]`` scores are never allo
 A tile of scores is computed, masked and reduced to the largest score of every group of 16 columns, at a tenth of the
 product's time; ``torch.topk`` over whole rows would take longer than the product. The k groups with the largest maxima
 hold the k best items: each has an item at least as good as any outside them. Only their 16 k items are looked at again;
-their scores are kept where a block of rows has room for them, and computed anew in longer catalogues.
+their scores are kept where a block of rows has room for them, and computed anew in longer catalogues, whose groups are of
+32 columns: the maxima are then most of the memory, 4 N / 32 bytes of float32 a row.
 
 Order: descending score, then ascending id. ``torch.topk`` keeps an arbitrary one of equal scores, so a row whose k-th
 and next scores are equal, among groups or among items, is selected again by counting.
@@ -23,12 +24,13 @@ from recbole_llm_kernels.torch_ops.products import rows_by_rows
 from recbole_llm_kernels.torch_ops.segment_sum import accumulator
 from recbole_llm_kernels.torch_ops.tiles import Columns, columns, target_rows
 
-ROWS, COLUMNS = 128, 4096  # a tile: 2 MiB of float32
+ROWS, COLUMNS = 256, 2048  # a tile: 2 MiB of float32; 128 x 4096 takes a seventh longer, oneDNN packs it for fewer rows
 GROUP = 16  # columns of a group; with 8 the selection of groups takes longer, with 32 that of their items
+LARGE_GROUP = 32  # where scores are not kept: as fast there, and half of the maxima's memory
 KEPT = 1 << 22  # scores kept by a block of rows: 16 MiB of float32
 FEWEST_ROWS = 64  # in a block; where fewer rows' scores can be kept, none are: N = 100,000 is a quarter faster so
 DIRECT = 4096  # items up to which torch.topk over the row is faster than groups
-RESCORED = 1 << 19  # elements of item rows gathered at a time when scores are computed anew: 2 MiB of float32
+RESCORED = 1 << 18  # elements of item rows gathered at a time when scores are computed anew: 1 MiB of float32
 
 
 def score_topk(
@@ -77,8 +79,10 @@ class _Search:
         N = cols.total
         self.uses_groups = N > DIRECT and 2 * GROUP * (k + 1) < N
         self.keeps_scores = not self.uses_groups or KEPT // N >= FEWEST_ROWS
+        self.width = DIRECT if N <= DIRECT else COLUMNS  # of a tile; a single one is no copy
+        self.group = GROUP if self.keeps_scores or 2 * LARGE_GROUP * (k + 1) >= N else LARGE_GROUP
         if self.uses_groups:
-            self.first, self.step = _members(N, query.device)
+            self.first, self.step = _members(N, self.group, query.device)
 
     def best(self, part: slice) -> tuple[Tensor, Tensor]:
         """Scores and ids of the k best, ``[rows, k]``, for a block of rows."""
@@ -88,14 +92,13 @@ class _Search:
             assert kept is not None
             return select(kept, None, self.k)
         top = torch.topk(maxima, self.k + 1, dim=1)
-        members = (
-            self.first[top.indices[:, :-1]][:, :, None]
-            + torch.arange(GROUP, device=maxima.device) * (self.step[top.indices[:, :-1]][:, :, None])
-        )
+        del maxima
+        step = self.step[top.indices[:, :-1]][:, :, None]
+        members = self.first[top.indices[:, :-1]][:, :, None] + torch.arange(self.group, device=step.device) * step
         ids = members.flatten(1)
         scores = self._again(part, ids, seen) if kept is None else kept.gather(1, ids)
-        # a group of one column names it GROUP times
-        scores.view(members.shape)[:, :, 1:].masked_fill_(self.step[top.indices[:, :-1]][:, :, None] == 0, -torch.inf)
+        # a group of one column names it as often as the others have columns
+        scores.view(members.shape)[:, :, 1:].masked_fill_(step == 0, -torch.inf)
         value, chosen = select(scores, ids, self.k)
         tied = (top.values[:, -2] == top.values[:, -1]) & (top.values[:, -1] != -torch.inf)
         for row in tied.nonzero()[:, 0].tolist():
@@ -109,11 +112,11 @@ class _Search:
     def _scan(self, part: slice, seen: _Seen | None, keep: bool) -> tuple[Tensor | None, Tensor | None]:
         """Masked scores ``[rows, N]`` if they are to be kept, and group maxima."""
         query, N = self.query[part], self.cols.total
-        kept = query.new_empty(len(query), N) if keep else None
-        buffer = query.new_empty(len(query) * min(COLUMNS, N))
-        maxima = []
-        for tile, lo in enumerate(range(0, N, COLUMNS)):
-            hi = min(lo + COLUMNS, N)
+        kept = query.new_empty(len(query), N) if keep and self.width < N else None
+        maxima = query.new_empty(len(query), len(self.first)) if self.uses_groups else None
+        buffer, at = query.new_empty(len(query) * min(self.width, N)), 0
+        for tile, lo in enumerate(range(0, N, self.width)):
+            hi = min(lo + self.width, N)
             vectors, bias = self.cols.tile(lo, hi)
             s = rows_by_rows(query, vectors, buffer[: len(query) * (hi - lo)].view(-1, hi - lo))
             if bias is not None:
@@ -123,11 +126,17 @@ class _Search:
                 s.view(-1).index_fill_(0, seen.row[entries] * (hi - lo) + seen.column[entries], -torch.inf)
             if kept is not None:
                 kept[:, lo:hi] = s
-            if self.uses_groups:
-                whole = (hi - lo) // GROUP * GROUP
-                maxima.append(s[:, :whole].unflatten(1, (GROUP, -1)).amax(1) if whole else s[:, :0])
-                maxima.append(s[:, whole:].clone())
-        return kept, torch.cat(maxima, 1) if maxima else None
+            elif keep:
+                kept = s
+            if maxima is not None:
+                groups = (hi - lo) // self.group
+                whole = groups * self.group
+                if groups:
+                    torch.amax(s[:, :whole].unflatten(1, (self.group, -1)), 1, out=maxima[:, at : at + groups])
+                maxima[:, at + groups : at + groups + hi - lo - whole] = s[:, whole:]
+                at += groups + hi - lo - whole
+            del s  # before the next
+        return kept, maxima
 
     def _seen(self, part: slice) -> _Seen | None:
         if self.seen_offsets is None or self.seen_ids is None:
@@ -135,6 +144,8 @@ class _Search:
         offsets = self.seen_offsets[part.start : part.stop + 1]
         lo, hi = int(offsets[0]), int(offsets[-1])
         ids, row = self.seen_ids[lo:hi].long(), target_rows(offsets, hi - lo)
+        if self.cols.total <= self.width:
+            return _Seen(row, ids, [0, hi - lo], row * self.cols.total + ids)
         tile, order = torch.sort(ids.div(COLUMNS, rounding_mode="floor"), stable=True)
         edges = torch.arange(-(-self.cols.total // COLUMNS) + 1, device=ids.device)
         bounds = torch.searchsorted(tile, edges).tolist()
@@ -161,17 +172,17 @@ class _Search:
         return scores
 
 
-def _members(N: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """First column of every group, and the step to its next; 0 for the columns left over, groups of their own.
+def _members(N: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """First column of every group of ``size``, and the step to its next; 0 for the columns left over, groups of their own.
 
-    A tile's group takes every (width / 16)-th of its columns: maxima of such slabs vectorise, those of neighbours not.
+    A tile's group takes every (width / size)-th of its columns: maxima of such slabs vectorise, those of neighbours not.
     """
     first, step = [], []
     for lo in range(0, N, COLUMNS):
         width = min(COLUMNS, N - lo)
-        groups = width // GROUP
-        first += [torch.arange(lo, lo + groups), torch.arange(lo + groups * GROUP, lo + width)]
-        step += [torch.full((groups,), groups), torch.zeros(width - groups * GROUP, dtype=torch.int64)]
+        groups = width // size
+        first += [torch.arange(lo, lo + groups), torch.arange(lo + groups * size, lo + width)]
+        step += [torch.full((groups,), groups), torch.zeros(width - groups * size, dtype=torch.int64)]
     return torch.cat(first).to(device), torch.cat(step).to(device)
 
 
