@@ -24,6 +24,7 @@ from recbole_llm.selection import (
     evenly,
     user_metric,
 )
+from recbole_llm.setting_search import DIM, EXACT_ITEMS
 from recbole_llm.towers import FrozenTensor, Rows, pool
 
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
@@ -310,12 +311,19 @@ class FittedBlocks:
         return queries
 
     def _refit(self, left: Rows) -> tuple[ItemTables, Callable[[Tensor], Tensor]]:
-        """Tables without some items' interactions: the closed form fitted anew; the learned vectors stay."""
+        """Tables without some items' interactions: the closed form fitted anew; the learned vectors stay.
+
+        They only tell where cold items should stand, so that beyond ``EXACT_ITEMS`` items the SVD form of rank ``DIM`` does,
+        where the text kernel has one.
+        """
         if not self.has_closed_form:
             return self._item_tables(), self._queries_by(left, None)
-        target = self._closed_value()
-        dim: int | str = "full" if target is None else target.shape[1]
-        block = self._fit_block(left, None, lambda text: None, setting=self._setting, dim=dim)
+        target, setting = self._closed_value(), self._setting
+        fixed: dict[str, Any] = {"dim": "full" if target is None else target.shape[1]}
+        linear = setting is None or setting.text_power == 1  # the other kernel has no such form
+        if linear and int(self._trained.value.sum()) > EXACT_ITEMS:
+            fixed = {"dim": DIM if target is None else min(DIM, target.shape[1]), "max_dense_items": 0}
+        block = self._fit_block(left, None, lambda text: None, setting=setting, **fixed)
         return self._item_tables(block), self._queries_by(left, (block.source, block.target))
 
     @property

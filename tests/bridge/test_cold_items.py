@@ -1,6 +1,7 @@
 """Items without a training interaction: placed by their texts, or left out, and never by an untrained vector."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -163,3 +164,24 @@ def test_nothing_is_told_where_every_item_of_the_test_is_trained(run_config, cap
     trainer.fit(train_data, valid, saved=False)
     assert trainer.eval_collector.trained_items[test._dataset.inter_feat["item_id"]].all()
     assert cold_report.report(trainer, test) is None
+
+
+@pytest.mark.parametrize("dim", [8, "full"])
+def test_hidden_items_of_many_are_refitted_in_the_svd_form(cold_config, dim, monkeypatch):
+    model, _, _ = train(cold_config | {"blocks": "closed_form", "closed_form_dim": dim, "cold_boost": 1.0})
+    model._setting = replace(model._setting, text_weight=0.05, text_power=1)
+    left = model.history.keep(model.history.ids % 5 > 0)
+    exact, by_exact = model._refit(left)
+    monkeypatch.setattr("recbole_llm.fitted.EXACT_ITEMS", 5)
+    monkeypatch.setattr("recbole_llm.ease.spotrf", lambda *args, **options: pytest.fail("an exact solution"))
+    users = torch.arange(1, model.n_users)
+    tables, queries = model._refit(left)
+    hidden = torch.arange(model.n_items) % 5 == 0
+    assert not tables.identity and not tables.target[hidden, : -model.options.embedding_size].any()
+    warm = torch.bincount(left.ids, minlength=model.n_items) > 0
+    ranked = warm.repeat(model.n_users, 1)
+    ranked[left.row_of_entry(), left.ids] = False  # the diagonal of the matrix, which is anything
+    scores = tables.scores(queries(users))[ranked[1:]], exact.scores(by_exact(users))[ranked[1:]]
+    assert all(found.isfinite().all() for found in scores)
+    alike = torch.corrcoef(torch.stack(scores))[0, 1]
+    assert alike > (0.6 if dim == 8 else 0.9)  # other directions, and few
