@@ -42,6 +42,26 @@ def test_the_parts_of_all_processes_cover_the_rows_once(monkeypatch, total, size
     assert parts == list(range(total))
 
 
+def test_torchrun_says_which_process_this_is_and_starts_them_alone(monkeypatch, capsys):
+    assert distributed.settings_of_torchrun() == {}
+    said = {
+        "RANK": 5,
+        "LOCAL_RANK": 1,
+        "WORLD_SIZE": 6,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": "10.0.0.1",
+        "MASTER_PORT": 29500,
+    }
+    for name, value in said.items():
+        monkeypatch.setenv(name, str(value))
+    place = {"local_rank": 1, "offset": 4, "world_size": 6, "nproc": 2, "ip": "10.0.0.1", "port": "29500"}
+    assert distributed.settings_of_torchrun() == place
+    assert main(["run", "--nproc", "2"]) == 2
+    assert "torchrun has started the processes" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert distributed.settings_of_torchrun() == {}
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
