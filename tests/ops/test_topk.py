@@ -95,14 +95,22 @@ def test_rows_with_fewer_candidates_are_filled(backend):
     assert set(got.ids[1, :2].tolist()) == {0, 2} and got.ids[1, 2] == -1 and got.scores[1, 2] == -torch.inf
 
 
-@pytest.mark.parametrize("N", [50_001, 70_001])  # both with columns left over from the groups; only the first keeps scores
-def test_equal_items_are_ordered_by_id(backend, N):
+@pytest.mark.parametrize("N", [50_001, 70_001], ids=["scores kept", "scores computed anew"])
+def test_columns_left_over_from_the_groups_take_part(backend, N):
+    query, item = torch.ones(2, 3, device=DEVICE), rows(N, 3, torch.float32, 1)
+    item[N - 1] = 100.0
+    best = (item @ query[0]).topk(5).indices
+    assert kernels.score_topk(query, item, 5, backend=backend).ids.tolist() == [best.tolist()] * 2
+    assert best[0] == N - 1
+
+
+def test_equal_items_are_ordered_by_id(backend):
     """Thousands of equal scores on both sides of the k-th place, as cold items with one text have."""
     query = torch.ones(3, 2, device=DEVICE)
-    item = torch.zeros(N, 2, device=DEVICE)
-    item[[7, 40_000, N - 1]] = 1.0
+    item = torch.zeros(50_000, 2, device=DEVICE)
+    item[[7, 40_000, 49_999]] = 1.0
     got = kernels.score_topk(query, item, 10, backend=backend)
-    assert got.ids.tolist() == [[7, 40_000, N - 1, 0, 1, 2, 3, 4, 5, 6]] * 3
+    assert got.ids.tolist() == [[7, 40_000, 49_999, 0, 1, 2, 3, 4, 5, 6]] * 3
     everything = kernels.score_topk(query, item[:20], 30, backend=backend)
     assert everything.ids.tolist() == [[7, *range(7), *range(8, 20), *[-1] * 10]] * 3
 
