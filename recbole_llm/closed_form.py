@@ -23,13 +23,13 @@ from recbole_llm.factors import FACTOR_FORMS, FactorForm, Incidence, factorise, 
 from recbole_llm.selection import LinearScorer, Selection
 from recbole_llm.setting_search import (
     EXACT_ITEMS,
-    TEXT_KERNELS,
     Search,
     Spectral,
     Trial,
     choose_setting,
     search,
     search_ease,
+    text_kernels,
 )
 from recbole_llm.towers import Rows
 
@@ -152,7 +152,7 @@ def _fit_dense(
         say(f"closed form: no validation data, so the documented constants apply ({base})")
         full = ClosedForm(solve(gram, catalogue.text, base), None, catalogue.warm, base, "full", None, None)
     else:
-        kernels = TEXT_KERNELS if base.text_weight else ((0.0, 1),)
+        kernels = text_kernels(catalogue.text, say) if base.text_weight else ((0.0, 1),)
         found = search(catalogue, gram, subset, base, kernels, say)
         full = _full_form(found, say)
         value = partial(catalogue.value, subset)
@@ -211,7 +211,8 @@ def _fit_spectral(
         say(f"closed form: no validation data, so the documented constants apply ({base})")
         form(base)
     else:
-        kernels = tuple(kernel for kernel in TEXT_KERNELS if kernel[1] == 1) if base.text_weight else ((0.0, 1),)
+        kernels = text_kernels(catalogue.text, say) if base.text_weight else ((0.0, 1),)
+        kernels = tuple(kernel for kernel in kernels if kernel[1] == 1)
         way = f"SVD form of rank {searched}"
         chosen, trials = choose_setting(form, base, kernels, str(subset.metric), way, say)
     assert form.spectrum is not None

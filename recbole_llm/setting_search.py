@@ -22,6 +22,8 @@ from recbole_llm.factors import Product, gram_product
 from recbole_llm.selection import Selection
 
 TEXT_KERNELS = ((0.05, 1), (0.2, 2), (0.0, 1))
+LIGHT_KERNEL = (0.02, 1)  # for catalogues with gaps in their texts
+GAPS = 0.1  # share of the items without a text from which that is tried
 RIDGE_RANGE = (0.25, 512.0)
 EXACT_ITEMS = 4096
 POPULAR_SHARE = 0.4  # of the items, at least EXACT_ITEMS; 0.8 of the interactions on the datasets above
@@ -46,6 +48,27 @@ class Trial:
     value: float
     seconds: float
     way: str
+
+
+def text_kernels(text: Tensor, say: Log) -> tuple[tuple[float, int], ...]:
+    """(text weight, power) pairs to try, by how many of the items have a text.
+
+    Where many have none, the usual weights lose to no text at all and a lighter one does not: amazon-office without 50% and 70%
+    of its texts, validation NDCG@10 .0655 and .0637 where the lighter one is tried, else .0622 and .0622. Imputing a text as
+    the mean of those of the items it is used together with changes the full form's value by +.0004 and -.0004 there, and on
+    ml-100k by -.0003 and +.0001, so nothing is imputed.
+
+    Args:
+        text: rows of ``text_directions``, ``[n, f]``; zero for items without a text.
+        say: told how many those are, where there are many.
+    """
+    without = int((text == 0).all(1).sum())
+    if without == len(text):
+        return ((0.0, 1),)
+    if without < GAPS * len(text):
+        return TEXT_KERNELS
+    say(f"closed form: {without} of {len(text)} items have no text, so that a lighter text kernel is tried too")
+    return (TEXT_KERNELS[0], LIGHT_KERNEL, *TEXT_KERNELS[1:])
 
 
 def search_setting(

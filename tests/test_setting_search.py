@@ -189,3 +189,17 @@ def test_many_items_keep_the_first_factors_that_lose_little(many, monkeypatch):
     tried.clear()
     fit_closed_form(train, 42, E, selection=selection, dim=20)
     assert tried == [20, 20, 20]
+
+
+@pytest.mark.parametrize(("missing", "kernels"), [(0, 3), (2, 3), (6, 4), (60, 1)])
+def test_gaps_in_the_texts_are_counted_and_bring_a_lighter_kernel(missing, kernels):
+    train, valid, _ = interactions(n_users=40, n_items=62, seed=10)
+    texts = torch.randn(62, 5, generator=torch.Generator().manual_seed(0))
+    present = torch.ones(62, dtype=torch.bool)
+    present[1 : 1 + missing] = False
+    told = []
+    form = fit_closed_form(train, 62, texts, present, selection_of(train, valid), dim="full", log=told.append)
+    tried = {(trial.setting.text_weight, trial.setting.text_power) for trial in form.trials if trial.setting.tilt}
+    assert len(tried) == kernels
+    assert (setting_search.LIGHT_KERNEL in tried) == (kernels == 4)
+    assert any(f"{missing} of 60 items have no text" in line for line in told) == (kernels == 4)
