@@ -61,7 +61,7 @@ class ClosedForm:
         setting: the constants chosen.
         form: how the vectors were found, in words.
         value: validation value of these vectors; ``None`` without validation data.
-        full_value: of the full form, or of the largest rank where there is no full form.
+        full_value: of the full form, or of the best rank where there is no full form.
         trials: every setting tried.
     """
 
@@ -109,7 +109,7 @@ def fit_closed_form(
         dim: rank; ``"full"`` for the item-item matrix itself; ``"auto"`` for the smallest of ``AUTO_DIMS`` within
             ``RANK_TOLERANCE`` of the full form's validation value and not below tuned EASE's, else the full form if
             ``max_table_bytes`` holds it. In the SVD form, the smallest of ``SPECTRAL_DIMS`` within ``SPECTRAL_TOLERANCE``
-            of the largest that it holds.
+            of the best that it holds.
         setting: the constants; with ``selection``, where the search starts.
         max_dense_items: trained items up to which B is solved for exactly, in four ``[n, n]`` float32 matrices at the peak;
             beyond, the SVD form.
@@ -221,18 +221,17 @@ def _fit_spectral(
         best = spectrum(metric, popularity, catalogue.text, chosen, dims[-1], best.vectors, 3)
         best_value = catalogue.value(subset, *best.factors(dims[-1]))
         say(f"closed form: rank {dims[-1]} (SVD form) has {best_value:.4f}")
-    rank, rank_value = dims[-1], None if subset is None else best_value
-    for smaller in dims[:-1]:
-        assert subset is not None
-        value = catalogue.value(subset, *best.factors(smaller))
-        loss = 1 - value / best_value if best_value else 0.0
-        say(f"closed form: rank {smaller} (SVD form) has {value:.4f}, {loss:.1%} below rank {dims[-1]}")
-        if loss <= SPECTRAL_TOLERANCE:
-            rank, rank_value = smaller, value
-            break
+    if subset is None:
+        source, target = (catalogue.expand(vectors) for vectors in best.factors(dims[-1]))
+        return ClosedForm(source, target, catalogue.warm, chosen, "SVD form", None, None, trials)
+    values = {d: catalogue.value(subset, *best.factors(d)) for d in dims[:-1]} | {dims[-1]: best_value}
+    reached = max(values.values())  # the largest rank's need not be it
+    for d, value in values.items():
+        loss = 1 - value / reached if reached else 0.0
+        say(f"closed form: rank {d} (SVD form) has {value:.4f}, {loss:.1%} below the best rank")
+    rank = next(d for d, value in values.items() if value >= (1 - SPECTRAL_TOLERANCE) * reached)
     source, target = (catalogue.expand(vectors) for vectors in best.factors(rank))
-    reached = None if subset is None else best_value
-    return ClosedForm(source, target, catalogue.warm, chosen, "SVD form", rank_value, reached, trials)
+    return ClosedForm(source, target, catalogue.warm, chosen, "SVD form", values[rank], reached, trials)
 
 
 def _check_arguments(
