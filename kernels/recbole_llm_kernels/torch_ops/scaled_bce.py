@@ -5,7 +5,8 @@ r"""``sampled_bce`` of a scaled user vector, from its parts to their gradients, 
 
 x_b is a row of its own or a row of a table of users. A batch of 2,048 pairs is so little arithmetic that a chain of
 operations takes longer than their work: here scale and offset act on the logits and the slopes, ``[B, 1 + K]``, nothing of
-``[B, K, D]`` is gathered, and a table's gradient is one sum of the other side's rows.
+``[B, K, D]`` is gathered, and a table's gradient is one sum of the other side's rows. That of users adds a row's terms first
+and the rows of a user in their order, as ``torch.nn.Embedding`` does.
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ from torch.nn.functional import embedding_bag
 from recbole_llm_kernels.torch_ops import threads
 from recbole_llm_kernels.torch_ops.pairs import softplus
 from recbole_llm_kernels.torch_ops.sampled import sampled_dots
-from recbole_llm_kernels.torch_ops.segment_sum import LONGEST_SUM, sort_segments, sum_segments
+from recbole_llm_kernels.torch_ops.segment_sum import sort_segments, sum_segments
 
 
 class _ScaledSampledBCE(torch.autograd.Function):
@@ -60,19 +61,14 @@ class _ScaledSampledBCE(torch.autograd.Function):
         slope = (slope * (grad / B)).view(-1)
         value = slope * scale
 
-        def sums(length: int) -> Tensor:
-            """Sums of ``value`` times item over stretches of so many entries."""
-            begin = torch.arange(0, len(entry), length)
-            # detached: where a gradient may be asked for, embedding_bag prepares for it
-            return embedding_bag(entry, item.detach(), begin, mode="sum", per_sample_weights=value)
-
         def of_users() -> tuple[Tensor, Tensor | None]:
-            if user_id is None:
-                of_rows = sums(W)
-                return of_rows, of_rows.sum(0) if ctx.has_offset else None
-            by_user = sort_segments(user_id.repeat_interleave(W), len(user))
-            of_offset = sums(LONGEST_SUM).sum(0) if ctx.has_offset else None
-            return sum_segments(by_user, entry, value, item, user.dtype), of_offset
+            begin = torch.arange(0, len(entry), W)
+            # detached: where a gradient may be asked for, embedding_bag prepares for it
+            of_rows = embedding_bag(entry, item.detach(), begin, mode="sum", per_sample_weights=value)
+            of_offset = of_rows.sum(0) if ctx.has_offset else None
+            if user_id is not None:  # a row's sum is all that its user needs of it: nothing is sorted
+                of_rows = torch.zeros_like(user).index_add_(0, user_id, of_rows)
+            return of_rows, of_offset
 
         def of_items() -> tuple[Tensor, Tensor]:
             row = torch.arange(B).repeat_interleave(W)
