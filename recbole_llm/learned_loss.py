@@ -122,7 +122,8 @@ class LearnedLoss:
             return None
         negatives = interaction[self.NEG_ITEM_ID].view(len(items), -1)
         ids = torch.cat([items[:, None], negatives], 1)
-        if not bool(self._trained.value.index_select(0, ids.view(-1)).all()) or bool((negatives == items[:, None]).any()):
+        trained = self._trained.value.index_select(0, ids.view(-1))
+        if not bool(trained.all()) or bool((negatives == items[:, None]).any()):
             return None
         candidates, bias = self.target_tower, self.item_bias
         if candidates.adapters:

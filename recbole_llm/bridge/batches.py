@@ -179,13 +179,16 @@ class _RowsDataLoader(AbstractDataLoader, ABC):
         generator = self._generator_of_epoch(device)
         order = self._order(generator, device)
         stretch = max(STRETCH // self.step, 1) * self.step  # one draw of negatives, and its wait, for many batches
+        # where items are spread over the processes, each sees every user
+        is_whole = self.config["shard_items"] or not distributed.active()
         for start in range(0, len(order), stretch):
             columns = self._columns(order[start : start + stretch], generator)
             for batch in zip(*(column.split(self.step) for column in columns), strict=True):
                 batch = self._whole_batch(*batch)
-                # where items are spread over the processes, each sees every user
-                part = slice(None) if self.config["shard_items"] else distributed.own_part(len(batch[0]))
-                yield self._interaction(*(column[part] for column in batch))
+                if not is_whole:
+                    part = distributed.own_part(len(batch[0]))
+                    batch = tuple(column[part] for column in batch)
+                yield self._interaction(*batch)
 
     def _order(self, generator: torch.Generator, device: torch.device) -> Tensor:
         """The rows of an epoch, ``[sample_size]`` int64."""

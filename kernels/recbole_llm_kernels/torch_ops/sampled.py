@@ -18,6 +18,7 @@ from torch.nn.functional import embedding_bag
 from recbole_llm_kernels.torch_ops import threads
 from recbole_llm_kernels.torch_ops.catalog import Grads, Needs, bce_pass, reduce_loss, row_scale
 from recbole_llm_kernels.torch_ops.pairs import Rows, gathered_dots, softplus
+from recbole_llm_kernels.torch_ops.positions import starts
 from recbole_llm_kernels.torch_ops.segment_sum import accumulator, sort_segments, sum_segments, sum_values
 from recbole_llm_kernels.torch_ops.tiles import Sums, columns, cut_in_tiles
 
@@ -117,7 +118,7 @@ def has_sampled_dots() -> bool:
 
 def sampled_dots(query: Tensor, item: Tensor, ids: Tensor) -> Tensor:
     """<query_b, item[ids_bw]>, ``[B * W]``, for W ids ``[B * W]`` of each row: nothing is gathered."""
-    begin = torch.arange(0, len(ids) + 1, len(ids) // max(len(query), 1) or 1, dtype=ids.dtype)
+    begin = starts(len(query), len(ids) // max(len(query), 1)).to(ids.dtype)
     zero = torch.zeros(len(ids), dtype=query.dtype)
     rows = torch.sparse_csr_tensor(begin, ids, zero, (len(query), len(item)), check_invariants=False)
     return torch.sparse.sampled_addmm(rows, query, item.t(), beta=0.0).values()

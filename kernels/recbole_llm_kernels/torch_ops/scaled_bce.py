@@ -17,6 +17,7 @@ from torch.nn.functional import embedding_bag
 
 from recbole_llm_kernels.torch_ops import threads
 from recbole_llm_kernels.torch_ops.pairs import softplus
+from recbole_llm_kernels.torch_ops.positions import row_of_entry, starts
 from recbole_llm_kernels.torch_ops.sampled import sampled_dots
 from recbole_llm_kernels.torch_ops.segment_sum import sort_segments, sum_segments
 
@@ -62,17 +63,22 @@ class _ScaledSampledBCE(torch.autograd.Function):
         value = slope * scale
 
         def of_users() -> tuple[Tensor, Tensor | None]:
-            begin = torch.arange(0, len(entry), W)
-            # detached: where a gradient may be asked for, embedding_bag prepares for it
-            of_rows = embedding_bag(entry, item.detach(), begin, mode="sum", per_sample_weights=value)
+            of_rows = embedding_bag(
+                entry,
+                item.detach(),  # where a gradient may be asked for, embedding_bag prepares for it
+                starts(B, W),
+                mode="sum",
+                per_sample_weights=value,
+                include_last_offset=True,
+            )
             of_offset = of_rows.sum(0) if ctx.has_offset else None
             if user_id is not None:  # a row's sum is all that its user needs of it: nothing is sorted
                 of_rows = torch.zeros_like(user).index_add_(0, user_id, of_rows)
             return of_rows, of_offset
 
         def of_items() -> tuple[Tensor, Tensor]:
-            row = torch.arange(B).repeat_interleave(W)
-            grad_item = sum_segments(sort_segments(entry, len(item)), row, value, query, item.dtype)
+            by_item = sort_segments(entry, len(item))
+            grad_item = sum_segments(by_item, row_of_entry(B, W), value, query, item.dtype)
             return grad_item, torch.bincount(entry, slope.double(), len(item)).to(item_bias.dtype)
 
         (grad_user, grad_offset), (grad_item, grad_bias) = threads.both(of_users, of_items, user.device)

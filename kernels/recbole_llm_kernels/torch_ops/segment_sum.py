@@ -55,7 +55,8 @@ def sum_segments(segments: Segments, in_id: Tensor, value: Tensor, source: Tenso
     sums = bag(in_id, source, offsets, value)
     if order.numel() > LONGEST_SUM and offsets.device.type == "cpu":
         length = offsets.diff()
-        if (rows := (length > LONGEST_SUM).nonzero()[:, 0]).numel():
+        if int(length.max()) > LONGEST_SUM:
+            rows = (length > LONGEST_SUM).nonzero()[:, 0]
             sums[rows] = _sum_in_pieces(length, rows, in_id, value, source, bag)
     return sums.to(dtype)
 

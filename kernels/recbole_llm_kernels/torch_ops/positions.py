@@ -1,0 +1,30 @@
+"""Positions in a batch that depend on its shape alone: a training step of small batches takes longer to make than to use them."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+LARGEST = 1 << 16  # positions; larger ones are made each time, so that at most 16 MiB are kept
+
+
+def starts(rows: int, width: int) -> Tensor:
+    """Where each row's ``width`` entries begin, and the end: ``[rows + 1]`` int64 on a CPU. Not to be written to."""
+    return _starts(rows, width) if rows <= LARGEST else _starts.__wrapped__(rows, width)
+
+
+def row_of_entry(rows: int, width: int) -> Tensor:
+    """The row of each entry, ``[rows * width]`` int64 on a CPU. Not to be written to."""
+    return _row_of_entry(rows, width) if rows * width <= LARGEST else _row_of_entry.__wrapped__(rows, width)
+
+
+@lru_cache(maxsize=16)
+def _starts(rows: int, width: int) -> Tensor:
+    with torch.inference_mode(False):  # what is made in that mode cannot be used outside it
+        return torch.arange(rows + 1) * width
+
+
+@lru_cache(maxsize=16)
+def _row_of_entry(rows: int, width: int) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.arange(rows).repeat_interleave(width)
