@@ -234,12 +234,13 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         for parameter in self._parameters:  # as the optimizer's zero_grad, whose bookkeeping takes ten times as long
             parameter.grad = None
         share = self._share_of_batch(interaction)
-        loss = torch.zeros((), device=self.device)
         if len(interaction[self.model.USER_ID]):
             with self._precision():
                 loss = loss_func(interaction)
             loss = loss if share is None else loss * share
             self.scaler.scale(loss).backward()
+        else:
+            loss = torch.zeros((), device=self.device)
         if share is not None:
             distributed.sum_gradients(self.model.parameters())
         if self.clip_grad_norm:

@@ -59,7 +59,7 @@ class _ScaledSampledBCE(torch.autograd.Function):
         user, item, item_bias, user_id, item_id, query, scale, scaled, slope = ctx.saved_tensors
         B, W = item_id.shape
         entry = item_id.view(-1)
-        slope = (slope * (grad / B)).view(-1)
+        slope = slope.mul(grad.item() / max(B, 1)).view(-1)
         value = slope * scale
 
         def of_users() -> tuple[Tensor, Tensor | None]:
