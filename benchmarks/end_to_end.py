@@ -39,7 +39,10 @@ DEFAULT_EVAL_BATCH = 4096
 EVAL_BATCHES = (2**16, 2**20, 2**22)
 SYNTHETIC = {"syn20k": (20_000, 20_000), "syn100k": (20_000, 100_000), "syn500k": (50_000, 500_000)}  # users, items
 PER_USER = 20
-SLICE = {BATCH: 60, LARGE_BATCH: 8}  # batches a system trains in one turn of a paired cell
+SLICE = {
+    BATCH: 128,
+    LARGE_BATCH: 16,
+}  # batches a system trains in one turn of a paired cell: what ours draws negatives for at once
 
 UNIFORM = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
 OURS: dict[str, Any] = {"blocks": "learned", "encoder": "", "loss_type": "sampled_bce"}
