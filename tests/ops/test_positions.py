@@ -24,3 +24,8 @@ def test_what_inference_mode_made_serves_a_gradient() -> None:
 def test_large_ones_are_not_kept() -> None:
     assert starts(LARGEST + 1, 2) is not starts(LARGEST + 1, 2)
     assert starts(LARGEST, 2) is starts(LARGEST, 2)
+
+
+def test_a_default_device_does_not_move_them() -> None:
+    with torch.device("meta"):
+        assert starts(11, 13).device.type == row_of_entry(11, 13).device.type == "cpu"

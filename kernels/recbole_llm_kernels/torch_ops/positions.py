@@ -21,10 +21,10 @@ def row_of_entry(rows: int, width: int) -> Tensor:
 @lru_cache(maxsize=16)
 def _starts(rows: int, width: int) -> Tensor:
     with torch.inference_mode(False):  # what is made in that mode cannot be used outside it
-        return torch.arange(rows + 1) * width
+        return torch.arange(rows + 1, device="cpu") * width
 
 
 @lru_cache(maxsize=16)
 def _row_of_entry(rows: int, width: int) -> Tensor:
     with torch.inference_mode(False):
-        return torch.arange(rows).repeat_interleave(width)
+        return torch.arange(rows, device="cpu").repeat_interleave(width)
