@@ -104,6 +104,16 @@ def import_speed(data: Json) -> Section:
     return Section(lines, [Bars("import_speed", "Reading and importing", "seconds", [r["name"] for r in rows], series)])
 
 
+def import_time(data: Json) -> Section:
+    """What importing the plugin costs, beside RecBole's own import."""
+    lines = facts({**data, "machine": data.get("cpu")})
+    for run in data["runs"]:
+        told = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        lines += [f"Seconds, {run['rounds']} rounds, {told}:", "", *records(run["seconds"])]
+        lines += [f"Added to RecBole's import: {number(run['added_to_recbole']['wall'])} s.", ""]
+    return Section(lines, [])
+
+
 def stock_models(data: Json) -> Section:
     """How many of RecBole's models run."""
     models = data["models"]
@@ -194,6 +204,7 @@ RENDERERS: dict[str, Callable[[Json], Section]] = {
         robustness,
         svd_form,
         import_speed,
+        import_time,
         stock_models,
         encode_speed,
         recommend_speed,
