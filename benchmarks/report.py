@@ -171,17 +171,16 @@ def end_to_end(data: Json) -> Section:
             lines += [f"{name}: {cell.get('error') or 'stopped after ' + number(cell['stopped_after_s']) + ' s'}", ""]
     best = {name: min(c["eval"].items(), key=lambda entry: entry[1]["s"]) for name, c in alone.items()}
     head = ["", "epoch s", "positives/s", "peak MiB", "users ranked", "evaluation s", "peak MiB", "eval_batch_size"]
-    lines += table(
-        head,
-        [
-            [name, c["epoch_s"], c["positives_per_s"], c["epoch_peak_mib"], c["eval_users"], best[name][1]["s"],
-             best[name][1]["peak_mib"], best[name][0]] for name, c in alone.items()
-        ],
-    )  # fmt: skip
+    rows = [
+        [name, c["epoch_s"], c["positives_per_s"], c["epoch_peak_mib"], c["eval_users"], best[name][1]["s"],
+         best[name][1]["peak_mib"], best[name][0]] for name, c in alone.items()
+    ]  # fmt: skip
+    lines += table(head, rows) if alone else []
     sizes = list(dict.fromkeys(f"{c['items']:,} items" for c in sorted(alone.values(), key=lambda c: c["items"])))
     systems = list(dict.fromkeys(name.rsplit(", ", 1)[0] for name in alone))
     plots = []
-    for field, title in (("epoch_s", "seconds per epoch"), ("process_peak_mib", "MiB of the process at its largest")):
+    drawn = (("epoch_s", "seconds per epoch"), ("process_peak_mib", "MiB of the process at its largest"))
+    for field, title in drawn if alone else ():
         series: dict[str, list[float | None]] = {system: [None] * len(sizes) for system in systems}
         for name, cell in alone.items():
             series[name.rsplit(", ", 1)[0]][sizes.index(f"{cell['items']:,} items")] = cell[field]
