@@ -72,8 +72,9 @@ def make_export(folder: str, n_items: int, n_users: int) -> None:
     """Tables of normal numbers, titles, and a history of ``HISTORY`` items for every user."""
     import numpy as np
 
-    from recbole_llm.serving.artifact import Block, ItemRecord
+    from recbole_llm.serving.artifact import ItemRecord
     from recbole_llm.serving.artifact_writer import ExportContents, write_artifact
+    from recbole_llm.serving.manifest import Block
 
     rng = np.random.default_rng(0)
     table = lambda: rng.standard_normal((n_items, DIMS), dtype=np.float32)  # noqa: E731

@@ -47,8 +47,9 @@ def made_histories(n_items: int, seed: int = 0) -> np.ndarray:
 
 def write_catalogue(folder: Path, n_items: int, dim: int, seed: int = 0) -> None:
     """A made model: vectors drawn around 100 centres, and a map for texts of :class:`WordEncoder`."""
-    from recbole_llm.serving.artifact import Block, EncoderSpec, ItemRecord
+    from recbole_llm.serving.artifact import ItemRecord
     from recbole_llm.serving.artifact_writer import ExportContents, write_artifact
+    from recbole_llm.serving.manifest import Block, EncoderSpec
     from recbole_llm.serving.text_map import TextMap
 
     rng = np.random.default_rng(seed)
@@ -81,8 +82,8 @@ def clustered_contents(n_items: int, dim: int, seed: int = 0) -> Any:
     Returns:
         ``ExportContents`` whose source vectors are its targets.
     """
-    from recbole_llm.serving.artifact import Block
     from recbole_llm.serving.artifact_writer import ExportContents
+    from recbole_llm.serving.manifest import Block
 
     rng = np.random.default_rng(seed)
     n_centres = int(n_items**0.5)

@@ -18,8 +18,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recbole_llm.serving.artifact import MANIFEST, Export, load_export
+from recbole_llm.serving.artifact import Export, load_export
 from recbole_llm.serving.errors import UnknownItemError, UnknownUserError
+from recbole_llm.serving.manifest import MANIFEST
 from recbole_llm.serving.recommend import Recommendation, Recommender, Request
 from recbole_llm.serving.retrieval import MARGIN, ExactRetriever, Hits
 

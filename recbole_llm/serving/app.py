@@ -29,11 +29,11 @@ from recbole_llm.serving.answers import (
     request_of,
     state_content,
 )
-from recbole_llm.serving.artifact import Manifest
 from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
 from recbole_llm.serving.command import reload_on_hangup
 from recbole_llm.serving.items import Writer
 from recbole_llm.serving.limits import Gate
+from recbole_llm.serving.manifest import Manifest
 from recbole_llm.serving.overlay import OverlayError
 from recbole_llm.serving.problem import MEDIA_TYPE, Problem
 from recbole_llm.serving.recommend import Request

@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 
 import recbole_llm
 from recbole_llm.probability import ProbabilityMap
-from recbole_llm.serving.artifact import (
+from recbole_llm.serving.artifact import ItemRecord, load_export
+from recbole_llm.serving.manifest import (
     CARD,
     ENCODER_FOLDER,
     HISTORY,
@@ -32,10 +33,8 @@ from recbole_llm.serving.artifact import (
     Block,
     EncoderSpec,
     FileSum,
-    ItemRecord,
     ItemText,
     Manifest,
-    load_export,
 )
 from recbole_llm.serving.text_map import TextMap
 

@@ -24,8 +24,9 @@ from recbole_llm.content.text import (
     read_atomic_table,
     texts_of_tokens,
 )
-from recbole_llm.serving.artifact import EncoderSpec, ItemRecord, ItemText, Manifest
+from recbole_llm.serving.artifact import ItemRecord
 from recbole_llm.serving.artifact_writer import ExportContents, write_artifact
+from recbole_llm.serving.manifest import EncoderSpec, ItemText, Manifest
 from recbole_llm.serving.model_card import model_card
 from recbole_llm.serving.model_tables import ModelTables, tables_of
 from recbole_llm.serving.text_map import TextMap

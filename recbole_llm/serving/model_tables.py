@@ -19,7 +19,7 @@ from torch import Tensor
 
 from recbole_llm.cold_map import MU, ColdMap, fit_cold_map
 from recbole_llm.probability import ProbabilityMap
-from recbole_llm.serving.artifact import Block
+from recbole_llm.serving.manifest import Block
 from recbole_llm.serving.text_map import TextMap
 
 MAX_TABLE_BYTES = 4 << 30

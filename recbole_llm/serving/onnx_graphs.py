@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.serving.artifact import ONNX_RECOMMEND, ONNX_TEXT_MAP, TEXT_MAP, VECTORS, Block, Export
+from recbole_llm.serving.artifact import Export
+from recbole_llm.serving.manifest import ONNX_RECOMMEND, ONNX_TEXT_MAP, TEXT_MAP, VECTORS, Block
 from recbole_llm.serving.query import TINIEST, TINY
 from recbole_llm.serving.recommend import Recommender, Request
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recbole_llm.serving.artifact import Block
+from recbole_llm.serving.manifest import Block
 
 TINY = np.float32(1e-12)
 TINIEST = float(np.finfo(np.float32).tiny)

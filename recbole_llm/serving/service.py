@@ -16,9 +16,9 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, TypeVar
 
-from recbole_llm.serving.artifact import Manifest, read_manifest
 from recbole_llm.serving.batching import Batcher
 from recbole_llm.serving.errors import ExportError
+from recbole_llm.serving.manifest import Manifest, read_manifest
 from recbole_llm.serving.metrics import Gauge, Metrics
 from recbole_llm.serving.overlay import Change, Delete, Overlay, OverlayError, Put, open_overlay
 from recbole_llm.serving.recommend import Recommendation, Recommender, Request

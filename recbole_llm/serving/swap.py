@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.serving.artifact import MANIFEST, Export, ItemRecord, fits_kind, load_export
+from recbole_llm.serving.artifact import Export, ItemRecord, fits_kind, load_export
 from recbole_llm.serving.artifact_writer import exports_in
 from recbole_llm.serving.catalog import Catalog
 from recbole_llm.serving.errors import ExportError, UnknownItemError
+from recbole_llm.serving.manifest import MANIFEST
 from recbole_llm.serving.overlay import Change
 from recbole_llm.serving.recommend import Recommender, Request
 from recbole_llm.serving.retrieval import Retriever

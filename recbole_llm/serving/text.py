@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from recbole_llm.serving.artifact import ENCODER_FOLDER, Manifest
 from recbole_llm.serving.batching import Batcher
+from recbole_llm.serving.manifest import ENCODER_FOLDER, Manifest
 from recbole_llm.serving.metrics import Metrics
 
 MAX_BATCH = 32

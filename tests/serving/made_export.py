@@ -4,8 +4,9 @@ import hashlib
 
 import numpy as np
 
-from recbole_llm.serving.artifact import Block, EncoderSpec, ItemRecord, ItemText
+from recbole_llm.serving.artifact import ItemRecord
 from recbole_llm.serving.artifact_writer import ExportContents
+from recbole_llm.serving.manifest import Block, EncoderSpec, ItemText
 from recbole_llm.serving.text_map import TextMap
 
 F = 16

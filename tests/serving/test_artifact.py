@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import recbole_llm.serving
 from recbole_llm.probability import ProbabilityMap
-from recbole_llm.serving import artifact
+from recbole_llm.serving import manifest
 from recbole_llm.serving.artifact import load_export
 from recbole_llm.serving.artifact_writer import exports_in, write_artifact
 from recbole_llm.serving.errors import ExportError
@@ -35,7 +35,7 @@ def rewrite_manifest(folder, change):
         raw["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     path.write_text(json.dumps(raw))
     try:
-        raw["export_id"] = artifact._manifest_of(raw).identity()
+        raw["export_id"] = manifest._manifest_of(raw).identity()
     except ExportError:
         return
     path.write_text(json.dumps(raw))
@@ -194,7 +194,7 @@ def test_a_wrong_manifest_is_refused(export_folder, case):
     if message is None:
         return
     with contextlib.suppress(ExportError, KeyError):  # and with an export_id that fits the edit
-        raw["export_id"] = artifact._manifest_of(raw).identity()
+        raw["export_id"] = manifest._manifest_of(raw).identity()
     path.write_text(json.dumps(raw))
     with pytest.raises(ExportError, match=message):
         load_export(export_folder)

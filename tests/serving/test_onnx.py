@@ -10,8 +10,9 @@ pytest.importorskip("onnx", reason="extra 'onnx'")
 pytest.importorskip("onnxruntime", reason="extra 'onnx'")
 import onnxruntime
 
-from recbole_llm.serving.artifact import ONNX_RECOMMEND, ONNX_TEXT_MAP, Block, load_export
+from recbole_llm.serving.artifact import load_export
 from recbole_llm.serving.artifact_writer import write_artifact
+from recbole_llm.serving.manifest import ONNX_RECOMMEND, ONNX_TEXT_MAP, Block
 from recbole_llm.serving.onnx_graphs import check_graphs
 from recbole_llm.serving.recommend import Recommender, Request
 from recbole_llm.serving.text_map import TextMap
