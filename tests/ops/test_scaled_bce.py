@@ -81,6 +81,22 @@ def test_confident_pairs_keep_relative_precision():
         torch.testing.assert_close(x.grad.double(), y.grad, rtol=1e-5, atol=0)
 
 
+# (users, items, rows, negatives): a user in every row of a large batch; rows of many negatives
+@pytest.mark.parametrize("shape", [(4, 50, 40_000, 2), (150, 2000, 150, 1500)], ids=str)
+def test_long_sums_are_cut(shape):
+    """Added one after another, their terms would be off by more than 1e-6 of the largest."""
+    users, items, rows_, negatives = shape
+    ours = leaves(users, items, 16, torch.float32)
+    truth = [x.detach().double().requires_grad_() for x in ours]
+    user_id = torch.arange(rows_) if users == rows_ else torch.ones(rows_, dtype=torch.int64)
+    item_id = torch.stack([torch.randperm(items, generator=generator(n))[: 1 + negatives] for n in range(150)])
+    item_id = item_id[torch.arange(rows_) % 150]
+    scaled_sampled_bce(*ours, user_id, item_id).backward()
+    oracle(truth, user_id, item_id, 1.0).backward()
+    for x, y in zip(ours[:2], truth[:2], strict=True):  # users and their offset
+        assert (x.grad - y.grad).abs().max() <= 5e-7 * y.grad.abs().max()
+
+
 def test_repeats_bit_for_bit():
     def gradients():
         tensors = leaves(50, 30, 16, torch.float32)

@@ -5,21 +5,19 @@ r"""``sampled_bce`` of a scaled user vector, from its parts to their gradients, 
 
 x_b is a row of its own or a row of a table of users. A batch of 2,048 pairs is so little arithmetic that a chain of
 operations takes longer than their work: here scale and offset act on the logits and the slopes, ``[B, 1 + K]``, nothing of
-``[B, K, D]`` is gathered, and a table's gradient is one sum of the other side's rows. That of users adds a row's terms first
-and the rows of a user in their order, as ``torch.nn.Embedding`` does.
+``[B, K, D]`` is gathered, and the gradient of items is one sum of the users' rows; that of users first adds the terms of a row.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from recbole_llm_kernels.torch_ops import threads
 from recbole_llm_kernels.torch_ops.pairs import softplus
 from recbole_llm_kernels.torch_ops.positions import row_of_entry, starts
 from recbole_llm_kernels.torch_ops.sampled import sampled_dots
-from recbole_llm_kernels.torch_ops.segment_sum import sort_segments, sum_segments
+from recbole_llm_kernels.torch_ops.segment_sum import Segments, sort_segments, sum_rows, sum_segments
 
 
 class _ScaledSampledBCE(torch.autograd.Function):
@@ -63,17 +61,10 @@ class _ScaledSampledBCE(torch.autograd.Function):
         value = slope * scale
 
         def of_users() -> tuple[Tensor, Tensor | None]:
-            of_rows = embedding_bag(
-                entry,
-                item.detach(),  # where a gradient may be asked for, embedding_bag prepares for it
-                starts(B, W),
-                mode="sum",
-                per_sample_weights=value,
-                include_last_offset=True,
-            )
+            of_rows = sum_segments(Segments(None, starts(B, W)), entry, value, item, user.dtype)
             of_offset = of_rows.sum(0) if ctx.has_offset else None
-            if user_id is not None:  # a row's sum is all that its user needs of it: nothing is sorted
-                of_rows = torch.zeros_like(user).index_add_(0, user_id, of_rows)
+            if user_id is not None:  # a row's sum is all that its user needs of it
+                of_rows = sum_rows(user_id, of_rows, len(user))
             return of_rows, of_offset
 
         def of_items() -> tuple[Tensor, Tensor]:

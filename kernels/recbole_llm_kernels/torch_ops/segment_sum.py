@@ -27,7 +27,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 class Segments(NamedTuple):
     """Terms grouped by the output row they belong to."""
 
-    order: Tensor  # [P] the terms, those of row 0 first
+    order: Tensor | None  # [P] the terms, those of row 0 first; None: they come so
     offsets: Tensor  # [n_out + 1] where each row's terms begin in ``order``
 
 
@@ -50,10 +50,11 @@ def sort_segments(out_id: Tensor, n_out: int, live: Tensor | None = None) -> Seg
 def sum_segments(segments: Segments, in_id: Tensor, value: Tensor, source: Tensor, dtype: torch.dtype) -> Tensor:
     """``[n_out, D]`` weighted sums of ``source`` rows, accumulated in float32 (float64), rounded once to ``dtype``."""
     order, offsets = segments
-    in_id, value = in_id.index_select(0, order), value.index_select(0, order)
+    if order is not None:
+        in_id, value = in_id.index_select(0, order), value.index_select(0, order)
     bag = _bag if source.dtype == accumulator(source.dtype) else _bag_converted
     sums = bag(in_id, source, offsets, value)
-    if order.numel() > LONGEST_SUM and offsets.device.type == "cpu":
+    if in_id.numel() > LONGEST_SUM and offsets.device.type == "cpu":
         length = offsets.diff()
         if int(length.max()) > LONGEST_SUM:
             rows = (length > LONGEST_SUM).nonzero()[:, 0]
@@ -65,12 +66,26 @@ def sum_values(segments: Segments, value: Tensor, dtype: torch.dtype) -> Tensor:
     """``[n_out]`` sums of the values alone, in float64, rounded once to ``dtype``."""
     order, offsets = segments
     one = torch.ones(1, 1, dtype=torch.float64, device=value.device)
-    return _bag(torch.zeros_like(order), one, offsets, value.double().index_select(0, order))[:, 0].to(dtype)
+    value = value.double() if order is None else value.double().index_select(0, order)
+    return _bag(offsets.new_zeros(len(value)), one, offsets, value)[:, 0].to(dtype)
 
 
 def segment_sum(out_id: Tensor, in_id: Tensor, value: Tensor, source: Tensor, n_out: int, dtype: torch.dtype) -> Tensor:
     """Sort and sum in one call; see the module's formula."""
     return sum_segments(sort_segments(out_id, n_out), in_id, value, source, dtype)
+
+
+def sum_rows(out_id: Tensor, rows: Tensor, n_out: int) -> Tensor:
+    """``[n_out, D]`` sums of ``rows`` by ``out_id``: as they come, sorted only where a sum is long.
+
+    Args:
+        out_id: the sum each row belongs to, ``[B]`` int64 in ``[0, n_out)``, on a CPU.
+        rows: ``[B, D]`` float32 or float64.
+        n_out: number of sums.
+    """
+    if not len(out_id) or int(torch.bincount(out_id).max()) <= LONGEST_SUM:
+        return rows.new_zeros(n_out, rows.shape[1]).index_add_(0, out_id, rows)
+    return segment_sum(out_id, torch.arange(len(rows)), rows.new_ones(len(rows)), rows, n_out, rows.dtype)
 
 
 def _sum_in_pieces(
