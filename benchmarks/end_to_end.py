@@ -39,10 +39,6 @@ DEFAULT_EVAL_BATCH = 4096
 EVAL_BATCHES = (2**16, 2**20, 2**22)
 SYNTHETIC = {"syn20k": (20_000, 20_000), "syn100k": (20_000, 100_000), "syn500k": (50_000, 500_000)}  # users, items
 PER_USER = 20
-SLICE = {
-    BATCH: 128,
-    LARGE_BATCH: 16,
-}  # batches a system trains in one turn of a paired cell: what ours draws negatives for at once
 
 UNIFORM = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
 OURS: dict[str, Any] = {"blocks": "learned", "encoder": "", "loss_type": "sampled_bce"}
@@ -179,7 +175,7 @@ class System:
         self.trainer._train_epoch(self.train if batches is None else batches, 5)
 
     def part_of_epoch(self) -> None:
-        """Train on the next ``SLICE`` batches; the loader goes on where it stopped."""
+        """Train on the next batches, as many as one draw of our negatives serves; the loader goes on where it stopped."""
         self.epoch(_Slice(self))
 
     def next_batch(self) -> Any:
@@ -201,6 +197,13 @@ class System:
         self.ranked = type(old)(self.config, old._dataset, old._sampler, shuffle=False)
 
 
+def batches_of_a_turn(batch_size: int) -> int:
+    """What a system trains in one turn of a paired cell: each turn then holds one draw of our negatives."""
+    from recbole_llm.bridge.batches import STRETCH
+
+    return STRETCH // batch_size
+
+
 class _Slice:
     """What a trainer needs of a loader: its length, its batches."""
 
@@ -208,7 +211,7 @@ class _Slice:
         self.system, self.dataset = system, system.train._dataset
 
     def __len__(self) -> int:
-        return SLICE[self.system.config["train_batch_size"]]
+        return batches_of_a_turn(self.system.config["train_batch_size"])
 
     def __iter__(self) -> Iterator[Any]:
         return (self.system.next_batch() for _ in range(len(self)))
@@ -283,7 +286,7 @@ def measure_paired(spec: dict[str, Any], options: argparse.Namespace) -> dict[st
         names += ["LLMTwoTower, histories", "LLMTwoTower, user IDs, stock trainer"]
     systems = {name: System(name, spec["dataset"], options) for name in names}
     batch = systems["BPR"].config["train_batch_size"]
-    turn_size = batch * SLICE[batch]
+    turn_size = batch * batches_of_a_turn(batch)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for turn in range(options.rounds + 1):
         shift = turn % len(names)

@@ -10,21 +10,22 @@ LARGEST = 1 << 16  # positions; larger ones are made each time, so that at most 
 
 def starts(rows: int, width: int) -> Tensor:
     """Where each row's ``width`` entries begin, and the end: ``[rows + 1]`` int64 on a CPU. Not to be written to."""
-    return _starts(rows, width) if rows <= LARGEST else _starts.__wrapped__(rows, width)
+    return (_kept_starts if rows <= LARGEST else _make_starts)(rows, width)
 
 
 def row_of_entry(rows: int, width: int) -> Tensor:
     """The row of each entry, ``[rows * width]`` int64 on a CPU. Not to be written to."""
-    return _row_of_entry(rows, width) if rows * width <= LARGEST else _row_of_entry.__wrapped__(rows, width)
+    return (_kept_rows if rows * width <= LARGEST else _make_rows)(rows, width)
 
 
-@lru_cache(maxsize=16)
-def _starts(rows: int, width: int) -> Tensor:
+def _make_starts(rows: int, width: int) -> Tensor:
     with torch.inference_mode(False):  # what is made in that mode cannot be used outside it
         return torch.arange(rows + 1, device="cpu") * width
 
 
-@lru_cache(maxsize=16)
-def _row_of_entry(rows: int, width: int) -> Tensor:
+def _make_rows(rows: int, width: int) -> Tensor:
     with torch.inference_mode(False):
         return torch.arange(rows, device="cpu").repeat_interleave(width)
+
+
+_kept_starts, _kept_rows = lru_cache(maxsize=16)(_make_starts), lru_cache(maxsize=16)(_make_rows)
