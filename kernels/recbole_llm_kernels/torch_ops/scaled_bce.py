@@ -15,9 +15,9 @@ from torch import Tensor
 
 from recbole_llm_kernels.torch_ops import threads
 from recbole_llm_kernels.torch_ops.pairs import softplus
-from recbole_llm_kernels.torch_ops.positions import row_of_entry, starts
+from recbole_llm_kernels.torch_ops.positions import row_of_entry
 from recbole_llm_kernels.torch_ops.sampled import sampled_dots
-from recbole_llm_kernels.torch_ops.segment_sum import Segments, sort_segments, sum_rows, sum_segments
+from recbole_llm_kernels.torch_ops.segment_sum import sort_segments, sum_rows, sum_segments, sum_stretches
 
 
 class _ScaledSampledBCE(torch.autograd.Function):
@@ -61,7 +61,7 @@ class _ScaledSampledBCE(torch.autograd.Function):
         value = slope * scale
 
         def of_users() -> tuple[Tensor, Tensor | None]:
-            of_rows = sum_segments(Segments(None, starts(B, W)), entry, value, item, user.dtype)
+            of_rows = sum_stretches(W, entry, value, item)
             of_offset = of_rows.sum(0) if ctx.has_offset else None
             if user_id is not None:  # a row's sum is all that its user needs of it
                 of_rows = sum_rows(user_id, of_rows, len(user))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from recbole_llm_kernels.torch_ops.positions import starts
 from recbole_llm_kernels.torch_ops.radix import stable_order
 
 LONGEST_SUM = 64  # terms added one after another; 100,000 equal terms: 1e-6 off, at 512 7e-6, uncut 1e-3
@@ -73,6 +74,14 @@ def sum_values(segments: Segments, value: Tensor, dtype: torch.dtype) -> Tensor:
 def segment_sum(out_id: Tensor, in_id: Tensor, value: Tensor, source: Tensor, n_out: int, dtype: torch.dtype) -> Tensor:
     """Sort and sum in one call; see the module's formula."""
     return sum_segments(sort_segments(out_id, n_out), in_id, value, source, dtype)
+
+
+def sum_stretches(width: int, in_id: Tensor, value: Tensor, source: Tensor) -> Tensor:
+    """``[P / width, D]`` weighted sums of the ``source`` rows (float32 or float64, on a CPU) of ``width`` terms at a time."""
+    offsets = starts(len(in_id) // max(width, 1), width)
+    if width <= LONGEST_SUM:
+        return _bag(in_id, source, offsets, value)
+    return sum_segments(Segments(None, offsets), in_id, value, source, source.dtype)
 
 
 def sum_rows(out_id: Tensor, rows: Tensor, n_out: int) -> Tensor:
