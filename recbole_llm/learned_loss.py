@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from recbole_llm.bridge.batches import DrawnBatch
 from recbole_llm.bridge.options import NEG_VALID_FIELD, Options
 from recbole_llm.towers import FrozenTensor, ItemTower, Rows, UserTower
 from recbole_llm_kernels import catalog_bce, catalog_ce, default_backend, pair_bce, sampled_bce
@@ -120,10 +121,8 @@ class LearnedLoss:
             return None
         if "triton" in (self.options.kernel_backend, default_backend(device)) or not has_sampled_dots():
             return None
-        negatives = interaction[self.NEG_ITEM_ID].view(len(items), -1)
-        ids = torch.cat([items[:, None], negatives], 1)
-        trained = self._trained.value.index_select(0, ids.view(-1))
-        if not bool(trained.all()) or bool((negatives == items[:, None]).any()):
+        ids = self._counting_entries(items, interaction)
+        if ids is None:
             return None
         candidates, bias = self.target_tower, self.item_bias
         if candidates.adapters:
@@ -144,6 +143,15 @@ class LearnedLoss:
                 user = tower(users, pooled)
         weight = self.options.neg_weight
         return scaled_sampled_bce(user, offset, self.log_scale, vectors, bias, of_row, ids, weight)
+
+    def _counting_entries(self, items: Tensor, interaction: Any) -> Tensor | None:
+        """Positive and negatives of each row, ``[B, 1 + K]``, where each counts; ``None`` where one does not."""
+        if isinstance(interaction, DrawnBatch) and (drawn := interaction.entries()) is not None:
+            return drawn.contiguous()
+        negatives = interaction[self.NEG_ITEM_ID].view(len(items), -1)
+        ids = torch.cat([items[:, None], negatives], 1)
+        trained = self._trained.value.index_select(0, ids.view(-1))
+        return ids if bool(trained.all()) and not bool((negatives == items[:, None]).any()) else None
 
     def _candidates_of(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors ``[n, D]`` and biases ``[n]`` that hold those of ``items``, and the row of each, shaped as ``items``.

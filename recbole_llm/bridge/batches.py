@@ -221,6 +221,28 @@ class _RowsDataLoader(AbstractDataLoader, ABC):
         return self._interaction(*self._whole_batch(*self._columns(rows, self._generator_of_epoch(rows.device))))
 
 
+class DrawnBatch(Interaction):
+    """Interactions with negatives as our loader drew them: all of the training catalogue, no negative the item of its row.
+
+    Args:
+        columns: user ``[B]``, item ``[B]`` and negatives ``[B, k]``, in this order.
+        entries: item and negatives of each row side by side, ``[B, 1 + k]``, of which those columns are views.
+    """
+
+    def __init__(self, columns: dict[str, Tensor], entries: Tensor) -> None:
+        super().__init__(columns)
+        self._entries, self._drawn = entries, list(columns.items())[1:]
+        self._version = None if entries.is_inference() else entries._version
+
+    def entries(self) -> Tensor | None:
+        """Item and negatives, ``[B, 1 + k]``; ``None`` once one of the two columns was exchanged or written to."""
+        if self._version is None or self._entries._version != self._version:
+            return None
+        if any(self.interaction.get(name) is not column for name, column in self._drawn):
+            return None
+        return self._entries
+
+
 class UserRowsDataLoader(_RowsDataLoader):
     """Every user with a training interaction once per epoch; ``train_batch_size`` counts users.
 
@@ -316,7 +338,8 @@ class InteractionRowsDataLoader(_RowsDataLoader):
         if self._shared:
             self._generator = generator
             return user, item
-        return user, item, self.negatives.sample(user, self._per_row, generator)
+        # side by side here, where it costs a batch nothing; the copy of a batch's alone takes longer than its loss
+        return user, torch.cat([item[:, None], self.negatives.sample(user, self._per_row, generator)], 1)
 
     def _whole_batch(self, *columns: Tensor) -> tuple[Tensor, ...]:
         if not self._shared:
@@ -333,12 +356,12 @@ class InteractionRowsDataLoader(_RowsDataLoader):
     def _interaction(self, *columns: Tensor) -> Interaction:
         if self._shared:
             return self._with_shared_negatives(*columns)
-        user, item, negative = columns
+        user, pairs = columns
         if self.config["loss_type"] != "pair_bce":
-            return Interaction({self.uid_field: user, self.iid_field: item, self.neg_item_field: negative})
-        label = torch.zeros(len(user), 1 + self._per_row, device=user.device)
+            item, negative = pairs[:, 0], pairs[:, 1:]
+            return DrawnBatch({self.uid_field: user, self.iid_field: item, self.neg_item_field: negative}, pairs)
+        label = torch.zeros(len(user), pairs.shape[1], device=user.device)
         label[:, 0] = 1
-        pairs = torch.cat([item[:, None], negative], 1)
         return Interaction(
             {
                 self.uid_field: user.repeat_interleave(pairs.shape[1]),

@@ -10,6 +10,7 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, init_seed
 
+from recbole_llm.bridge.batches import DrawnBatch
 from recbole_llm_kernels.torch_ops.sampled import has_sampled_dots
 
 TABLES = {
@@ -90,6 +91,33 @@ def test_a_batch_with_an_entry_that_does_not_count_takes_the_general_path(run_co
     assert not is_at_once(model, batch)
     assert_same(*both_ways(model, batch, monkeypatch))
     assert what.endswith("positive") or not model.target_tower.id.weight.grad[untrained].any()
+
+
+@pytest.mark.parametrize("how", ["written to", "exchanged", "moved"])
+def test_a_batch_that_is_no_longer_as_drawn_is_looked_at(run_config, how, monkeypatch):
+    model, batch = build(run_config | TABLES)
+    assert batch.entries() is not None
+    items, negatives = batch[model.ITEM_ID], batch[model.NEG_ITEM_ID]
+    if how == "exchanged":
+        batch.interaction[model.NEG_ITEM_ID] = negatives = negatives.clone()
+        negatives[1] = items[1]
+    elif how == "moved":  # as RecBole's own loop does
+        batch = batch.to("cpu")
+        assert type(batch) is not DrawnBatch
+        batch[model.NEG_ITEM_ID][1] = items[1]
+    else:
+        negatives[1] = items[1]
+        assert batch.entries() is None
+    assert not is_at_once(model, batch)
+    assert_same(*both_ways(model, batch, monkeypatch))
+
+
+def test_a_batch_as_drawn_with_a_further_column_is_one(run_config):
+    model, batch = build(run_config | TABLES)
+    batch["weight"] = torch.ones(len(batch))
+    entries = batch.entries()
+    assert torch.equal(entries[:, 0], batch[model.ITEM_ID]) and torch.equal(entries[:, 1:], batch[model.NEG_ITEM_ID])
+    assert model._trained.value[entries].all() and not (entries[:, 1:] == entries[:, :1]).any()
 
 
 @pytest.mark.parametrize(

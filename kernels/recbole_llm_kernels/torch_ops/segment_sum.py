@@ -30,6 +30,7 @@ class Segments(NamedTuple):
 
     order: Tensor | None  # [P] the terms, those of row 0 first; None: they come so
     offsets: Tensor  # [n_out + 1] where each row's terms begin in ``order``
+    longest: int | None = None  # terms of the row that has most; None: not counted
 
 
 def sort_segments(out_id: Tensor, n_out: int, live: Tensor | None = None) -> Segments:
@@ -42,20 +43,20 @@ def sort_segments(out_id: Tensor, n_out: int, live: Tensor | None = None) -> Seg
         offsets = torch.zeros(n_out + 1, dtype=torch.int32 if len(out_id) < 2**31 else torch.int64)
         count = torch.bincount(out_id, minlength=n_out)[:n_out]
         torch.cumsum(count, 0, dtype=offsets.dtype, out=offsets[1:])
-    else:  # bincount would synchronise
-        bounds = torch.arange(n_out + 1, device=out_id.device, dtype=out_id.dtype)
-        offsets = torch.searchsorted(out_id[order], bounds)
-    return Segments(order, offsets)
+        return Segments(order, offsets, int(count.max()) if n_out else 0)
+    # bincount would synchronise
+    bounds = torch.arange(n_out + 1, device=out_id.device, dtype=out_id.dtype)
+    return Segments(order, torch.searchsorted(out_id[order], bounds))
 
 
 def sum_segments(segments: Segments, in_id: Tensor, value: Tensor, source: Tensor, dtype: torch.dtype) -> Tensor:
     """``[n_out, D]`` weighted sums of ``source`` rows, accumulated in float32 (float64), rounded once to ``dtype``."""
-    order, offsets = segments
+    order, offsets, longest = segments
     if order is not None:
         in_id, value = in_id.index_select(0, order), value.index_select(0, order)
     bag = _bag if source.dtype == accumulator(source.dtype) else _bag_converted
     sums = bag(in_id, source, offsets, value)
-    if in_id.numel() > LONGEST_SUM and offsets.device.type == "cpu":
+    if in_id.numel() > LONGEST_SUM and offsets.device.type == "cpu" and (longest is None or longest > LONGEST_SUM):
         length = offsets.diff()
         if int(length.max()) > LONGEST_SUM:
             rows = (length > LONGEST_SUM).nonzero()[:, 0]
@@ -65,7 +66,7 @@ def sum_segments(segments: Segments, in_id: Tensor, value: Tensor, source: Tenso
 
 def sum_values(segments: Segments, value: Tensor, dtype: torch.dtype) -> Tensor:
     """``[n_out]`` sums of the values alone, in float64, rounded once to ``dtype``."""
-    order, offsets = segments
+    order, offsets, _ = segments
     one = torch.ones(1, 1, dtype=torch.float64, device=value.device)
     value = value.double() if order is None else value.double().index_select(0, order)
     return _bag(offsets.new_zeros(len(value)), one, offsets, value)[:, 0].to(dtype)
