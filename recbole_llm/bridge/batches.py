@@ -191,10 +191,12 @@ class _RowsDataLoader(AbstractDataLoader, ABC):
                 yield self._interaction(*batch)
 
     def _order(self, generator: torch.Generator, device: torch.device) -> Tensor:
-        """The rows of an epoch, ``[sample_size]`` int64."""
-        if self._is_shuffled:
-            return torch.randperm(self.sample_size, generator=generator, device=device)
-        return torch.arange(self.sample_size, device=device)
+        """The rows of an epoch, ``[sample_size]`` int32 or int64."""
+        if not self._is_shuffled:
+            return torch.arange(self.sample_size, device=device)
+        # on a CPU the same permutation in half the time
+        dtype = torch.int32 if device.type == "cpu" and self.sample_size < 2**31 else torch.int64
+        return torch.randperm(self.sample_size, generator=generator, device=device, dtype=dtype)
 
     def _generator_of_epoch(self, device: torch.device) -> torch.Generator:
         """A stream of its own for each epoch: the loader's generator, which a checkpoint holds, moves by one number."""
@@ -275,9 +277,9 @@ class InteractionRowsDataLoader(_RowsDataLoader):
     """
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
-        self.user_id = dataset.inter_feat[dataset.uid_field].long()
-        self.item_id = dataset.inter_feat[dataset.iid_field].long()
-        self.sample_size = len(self.user_id)
+        user_id, item_id = dataset.inter_feat[dataset.uid_field].long(), dataset.inter_feat[dataset.iid_field].long()
+        self._user_id, self._item_id = user_id.int(), item_id.int()  # gathered in a third of int64's time
+        self.sample_size = len(user_id)
         self.neg_item_field = config["NEG_PREFIX"] + dataset.iid_field
         self.label_field = config["LABEL_FIELD"]
         super().__init__(config, dataset, sampler, shuffle=shuffle)
@@ -288,14 +290,15 @@ class InteractionRowsDataLoader(_RowsDataLoader):
                 "loss_type: catalog_bce, which sees every negative."
             )
         self._shared = self._shared_of(args.get("shared") or 0)
-        self.negatives = NegativeSampler(self.user_id, self.item_id, args["distribution"], _number(args["alpha"]))
-        self._groups = self._groups_of_users() if "history" in Options.from_config(config).user_tower else None
+        self.negatives = NegativeSampler(user_id, item_id, args["distribution"], _number(args["alpha"]))
+        self._groups = self._groups_of(user_id) if "history" in Options.from_config(config).user_tower else None
 
-    def _groups_of_users(self) -> Rows:
+    @staticmethod
+    def _groups_of(user_id: Tensor) -> Rows:
         """Interactions of the same user side by side, at most ``GROUP`` in a group: rows of a batch share their history."""
-        of_user = torch.argsort(self.user_id, stable=True)
-        counts = torch.bincount(self.user_id)
-        place = torch.arange(len(of_user)) - (counts.cumsum(0) - counts)[self.user_id[of_user]]
+        of_user = torch.argsort(user_id, stable=True)
+        counts = torch.bincount(user_id)
+        place = torch.arange(len(of_user)) - (counts.cumsum(0) - counts)[user_id[of_user]]
         begins = (place % GROUP == 0).nonzero()[:, 0]
         return Rows(torch.cat([begins, torch.tensor([len(of_user)])]), of_user)
 
@@ -333,8 +336,8 @@ class InteractionRowsDataLoader(_RowsDataLoader):
 
     def _columns(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         self.negatives = self.negatives.to(rows.device)
-        self.user_id, self.item_id = self.user_id.to(rows.device), self.item_id.to(rows.device)
-        user, item = self.user_id.index_select(0, rows), self.item_id.index_select(0, rows)
+        self._user_id, self._item_id = self._user_id.to(rows.device), self._item_id.to(rows.device)
+        user, item = self._user_id.index_select(0, rows).long(), self._item_id.index_select(0, rows).long()
         if self._shared:
             self._generator = generator
             return user, item
