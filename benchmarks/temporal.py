@@ -11,7 +11,8 @@ chooses epoch and setting and in the test alike, and RecBole's own figure stands
 
 Every model is tuned by validation NDCG@10 over at most ``--budget`` settings; a setting trains until its validation has not
 risen for ``stopping_step`` epochs or for ``--seconds`` of training, whichever is first; which of the two it was is recorded.
-A run that was stopped goes on with the trials in ``--work``; ``--minutes`` begins no further trial after so long (exit code 3).
+A run that was stopped goes on with the trials in ``--work``; ``--minutes`` begins no further trial after so long: the result is
+then of the trials that are there, tells how many are not, and the exit code is 3.
 """
 
 import argparse
@@ -179,6 +180,14 @@ def masked_figures(trainer: Any, name: str, train_data: Any, valid: Any, test: A
     return result
 
 
+def settings_of(model: str, lengths: list[int]) -> list[dict[str, Any]]:
+    """The model's grid; of a sequential one the length of its histories varies fastest, so that few trials see each."""
+    values = dict(GRIDS[model])
+    if "train_batch_size" in values:
+        values["MAX_ITEM_LIST_LENGTH"] = lengths
+    return [dict(zip(values, setting, strict=True)) for setting in itertools.product(*values.values())]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", "-d", default="ml-100k")
@@ -195,19 +204,14 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     best: dict[str, dict[str, Any]] = {}
     trials: dict[str, list[dict[str, Any]]] = {}
+    not_tried: dict[str, int] = {}  # settings, for lack of time
     for name in arguments.models.split(","):
-        values = dict(GRIDS[name])
-        if (
-            "train_batch_size" in values
-        ):  # of a sequential model; the length varies fastest, so that two trials see both
-            values["MAX_ITEM_LIST_LENGTH"] = [int(length) for length in arguments.lengths.split(",")]
-        grid = [dict(zip(values, setting, strict=True)) for setting in itertools.product(*values.values())]
-        for setting in grid[: arguments.budget]:
+        for setting in settings_of(name, [int(length) for length in arguments.lengths.split(",")])[: arguments.budget]:
             file = work / f"{name}-{'-'.join(map(str, setting.values()))}-{arguments.seconds:g}.json"
             if not file.is_file():
                 if arguments.minutes is not None and time.monotonic() - began > 60 * arguments.minutes:
-                    print("out of time: run the same command again to go on", flush=True)
-                    return 3
+                    not_tried[name] = not_tried.get(name, 0) + 1
+                    continue
                 file.write_text(json.dumps(train(name, arguments, setting)), encoding="utf-8")
             trial = json.loads(file.read_text(encoding="utf-8"))
             print(
@@ -240,6 +244,7 @@ def main() -> int:
         "protocol": "order TO, leave one out; for every model a test history is the training and validation items, without a place",
         "seconds_per_setting": arguments.seconds,
         "models": models,
+        "settings_not_tried": not_tried,
         "trials": {
             name: [{k: v for k, v in trial.items() if k != "training_history_only"} for trial in found]
             for name, found in trials.items()
@@ -249,7 +254,9 @@ def main() -> int:
     path = Path(arguments.output or ROOT / "benchmarks" / "results" / f"temporal-{arguments.dataset}.json")
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"written: {path}")
-    return 0
+    if not_tried:
+        print(f"out of time, settings not tried: {not_tried}; run the same command again to go on")
+    return 3 if not_tried else 0
 
 
 if __name__ == "__main__":
