@@ -13,7 +13,7 @@ from recbole_llm.cold_map import MU, ColdBoost
 from recbole_llm.ease import Setting
 from recbole_llm.placement import ColdItems, Evidence, ItemTables, choose_place, place
 from recbole_llm.probability import ProbabilityMap
-from recbole_llm.recency import NextItemBlock, choose_decay, decayed, fit_next_item
+from recbole_llm.recency import Fading, NextItemBlock, choose_decay, choose_fading, decayed, fit_next_item
 from recbole_llm.selection import (
     BLEND_WEIGHTS,
     DEFAULT_METRIC,
@@ -28,6 +28,7 @@ from recbole_llm.setting_search import DIM, EXACT_ITEMS
 from recbole_llm.towers import FrozenTensor, Rows, pool
 
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
+MAX_FADING_USERS = 5_000  # the same of decays, which are some forty rankings
 MAX_CALIBRATION_USERS = 5_000  # two numbers are fitted to millions of pairs
 MAX_CALIBRATION_PAIRS = 200_000_000  # of users and items; a pass over so many takes seconds, and there are ten
 DEFAULT_LEARNED_SHARE = 0.35  # without validation data; the median of what validation chose on three datasets
@@ -74,6 +75,7 @@ class FittedBlocks:
         def _closed_query(self, users: Tensor) -> Tensor: ...
         def _log_length(self, users: Tensor) -> Tensor: ...
         def _closed_scores(self, query: Tensor) -> Tensor: ...
+        def _logits(self, users: Tensor) -> Tensor: ...
         def _queries_of_users(self, users: Tensor, history: Rows, source: Tensor) -> Tensor: ...
         def _ranking_tables(self) -> tuple[Tensor, Tensor, Tensor]: ...
 
@@ -197,6 +199,46 @@ class FittedBlocks:
         )
         self.block_scales = blend.scales
         return blend.weight
+
+    @torch.no_grad()
+    def choose_fading(self, selection: Selection | None, log: Callable[[str], None]) -> None:
+        """Where interactions are split by time: decays and factors once more, now that every block is there.
+
+        Args:
+            selection: validation data; without it everything stays.
+            log: called with one sentence.
+        """
+        if not self.uses_order or selection is None or self._closed_source is None or not self.block_scales[0]:
+            return
+        users = evenly(torch.nonzero(selection.targets.sizes).squeeze(1), MAX_FADING_USERS)
+        if not len(users):
+            return
+        targets, seen = selection.targets.select(users), selection.seen.select(users)
+        untrained = ~self._trained.value
+
+        def value(fading: Fading) -> float:
+            self._fade(fading)
+            scorer: Scorer = lambda rows: self._logits(users[rows])  # noqa: E731
+            return float(user_metric(scorer, targets, seen, self.n_items, selection.metric, excluded=untrained).mean())
+
+        block, learned = self._next, self.block_scales[1]
+        following, follows = (None, 0.0) if block is None else (block.decay, block.scale)
+        start = Fading(self.closed_decay, following, follows, learned or None)
+        best, found, before = choose_fading(start, value)
+        self._fade(best)
+        told = [f"histories of the closed form fade by {best.closed}"]
+        if block is not None:
+            told += [f"of the next-item block by {best.following:g}", f"that block x {best.follows / follows:.2g}"]
+        if best.learned:
+            told.append(f"the learned block x {best.learned / learned:.2g}")
+        log(f"with all blocks: {', '.join(told)}: {selection.metric} {found:.4f} after {before:.4f}")
+
+    def _fade(self, fading: Fading) -> None:
+        self.closed_decay = fading.closed
+        if self._next is not None and fading.following is not None:
+            self._next = replace(self._next, decay=fading.following, scale=fading.follows)
+        if fading.learned is not None:
+            self.block_scales = (self.block_scales[0], fading.learned)
 
     def _set_cold(self, cold: ColdItems | None) -> None:
         """Take over the cold items' vectors, or none; their sources stand in the closed form's tables."""

@@ -151,6 +151,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self.model.eval()
         share = self.model.choose_blend(selection)
         log(f"share of the learned block in the score: {share:g}")
+        self.model.choose_fading(selection, log)
         self.model.place_cold_items(selection, log)
         if selection is not None:
             slope, offset = self.model.calibrate(selection)

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import re
 
 import numpy as np
 import pytest
@@ -63,6 +64,9 @@ def test_the_order_is_used_and_the_log_says_how(walks, caplog, changes):
         trainer, (train_data, valid, test) = train(walks | changes)
         result = trainer.evaluate(test)
     model = trainer.model
+    told = re.search(r"with all blocks: .* NDCG@10 ([\d.]+) after ([\d.]+)", caplog.text)
+    assert told and float(told[1]) >= float(told[2])
+    assert trainer.best_valid_result["ndcg@10"] == pytest.approx(float(told[1]), abs=1e-3)
     assert "order TO: at test a user's history is the training and validation items" in caplog.text
     assert "histories of the closed form fade by" in caplog.text and "next-item block, decay" in caplog.text
     assert model.uses_order and model._next is not None
