@@ -127,17 +127,19 @@ def choose_fading(start: Fading, value: Callable[[Fading], float]) -> tuple[Fadi
     Returns:
         The choice, its value, and that of ``start``.
     """
-    best, before = start, value(start)
-    found = before
+    known = {start: value(start)}
+    best = start
     for _ in range(FADING_ROUNDS):
         last = best
         for name in ("closed", "following", "follows", "learned"):
-            trials = [(value(trial), -at, trial) for at, trial in enumerate(best.neighbours(name))]
-            if trials and (top := max(trials, key=lambda trial: trial[:2]))[0] > found:
-                found, _, best = top
+            for trial in best.neighbours(name):
+                if trial not in known:
+                    known[trial] = value(trial)
+                if known[trial] > known[best]:
+                    best = trial
         if best == last:
             break
-    return best, found, before
+    return best, known[best], known[start]
 
 
 def _steps(ranked: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
