@@ -324,6 +324,8 @@ def measure_paired(spec: dict[str, Any], options: argparse.Namespace) -> dict[st
         names += ["LLMTwoTower, histories", "LLMTwoTower, user IDs, stock trainer"]
     times = paired_turns(names, spec["dataset"], options)
     systems = {name: System(name, spec["dataset"], options) for name in names if "histories" not in name}
+    for system in systems.values():
+        system.part_of_epoch()  # rankings of untrained tables are no example
     batch = systems["BPR"].config["train_batch_size"]
     turn_size = batch * batches_of_a_turn(batch)
     found: dict[str, Any] = {"rounds": options.rounds, "positives_per_turn": turn_size, "training": {}}
@@ -419,7 +421,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cells whose name contains this")
     parser.add_argument("--again", action="store_true", help="measure cells that are there once more")
-    parser.add_argument("--limit", type=float, default=150, help="seconds of a cell at most")
+    parser.add_argument("--limit", type=float, default=400, help="seconds of a cell at most")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no cell after so long")
     parser.add_argument("--users", type=int, default=1000, help="users ranked on made catalogues")
     parser.add_argument("--rounds", type=int, default=7, help="turns of a paired cell")

@@ -39,7 +39,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 import torch
 from timing import machine
 
-import recbole_llm  # noqa: F401  # before RecBole: its repairs
 from recbole_llm.bridge.compare import Comparison, as_json, as_markdown, compare
 from recbole_llm.bridge.experiment import Experiment, Outcome, run_experiment, run_isolated
 

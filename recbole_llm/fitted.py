@@ -28,7 +28,7 @@ from recbole_llm.setting_search import DIM, EXACT_ITEMS
 from recbole_llm.towers import FrozenTensor, Rows, pool
 
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
-MAX_FADING_USERS = 5_000  # the same of decays, which are some forty rankings
+MAX_FADING_USERS = 5_000  # the same of decays, which takes 20 to 40 rankings
 MAX_CALIBRATION_USERS = 5_000  # two numbers are fitted to millions of pairs
 MAX_CALIBRATION_PAIRS = 200_000_000  # of users and items; a pass over so many takes seconds, and there are ten
 DEFAULT_LEARNED_SHARE = 0.35  # without validation data; the median of what validation chose on three datasets
@@ -223,13 +223,13 @@ class FittedBlocks:
 
         block, learned = self._next, self.block_scales[1]
         following, follows = (None, 0.0) if block is None else (block.decay, block.scale)
-        start = Fading(self.closed_decay, following, follows, learned or None)
+        start = Fading(self.closed_decay, following, follows, learned)
         best, found, before = choose_fading(start, value)
         self._fade(best)
         told = [f"histories of the closed form fade by {best.closed}"]
         if block is not None:
             told += [f"of the next-item block by {best.following:g}", f"that block x {best.follows / follows:.2g}"]
-        if best.learned:
+        if learned:
             told.append(f"the learned block x {best.learned / learned:.2g}")
         log(f"with all blocks: {', '.join(told)}: {selection.metric} {found:.4f} after {before:.4f}")
 
@@ -237,8 +237,7 @@ class FittedBlocks:
         self.closed_decay = fading.closed
         if self._next is not None and fading.following is not None:
             self._next = replace(self._next, decay=fading.following, scale=fading.follows)
-        if fading.learned is not None:
-            self.block_scales = (self.block_scales[0], fading.learned)
+        self.block_scales = (self.block_scales[0], fading.learned)
 
     def _set_cold(self, cold: ColdItems | None) -> None:
         """Take over the cold items' vectors, or none; their sources stand in the closed form's tables."""

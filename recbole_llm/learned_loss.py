@@ -145,7 +145,7 @@ class LearnedLoss:
         return scaled_sampled_bce(user, offset, self.log_scale, vectors, bias, of_row, ids, weight)
 
     def _counting_entries(self, items: Tensor, interaction: Any) -> Tensor | None:
-        """Positive and negatives of each row, ``[B, 1 + K]``, where each counts; ``None`` where one does not."""
+        """Positive and negatives of each row, ``[B, 1 + K]`` int64, contiguous, where each counts; ``None`` where one does not."""
         if isinstance(interaction, DrawnBatch) and (drawn := interaction.entries()) is not None:
             return drawn.contiguous()
         negatives = interaction[self.NEG_ITEM_ID].view(len(items), -1)

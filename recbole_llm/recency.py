@@ -93,27 +93,25 @@ class Fading:
     Attributes:
         closed: tau; ``None`` for no decay.
         following: tau' of the next-item block; ``None`` without one.
-        follows: factor of the next-item block.
-        learned: factor of the learned block; ``None`` without one.
+        follows: factor of the next-item block beside the closed form's 1; 0 without one.
+        learned: factor of the learned block; 0 without one.
     """
 
     closed: float | None
     following: float | None
     follows: float
-    learned: float | None
+    learned: float
 
     def neighbours(self, name: str) -> list["Fading"]:
         """The same with other values of one attribute; none where the block is not there."""
-        values: Sequence[Any]
+        now = getattr(self, name)
         if name == "closed":
-            values = DECAYS
-        elif name == "learned":
-            values = [] if self.learned is None else [self.learned * factor for factor in FACTORS]
-        elif self.following is None:
-            values = []
+            values: Sequence[Any] = DECAYS
+        elif name == "following":
+            values = () if now is None else FADING_DECAYS
         else:
-            values = FADING_DECAYS if name == "following" else [self.follows * factor for factor in FACTORS]
-        changes: list[dict[str, Any]] = [{name: value} for value in values if value != getattr(self, name)]
+            values = [now * factor for factor in FACTORS if now]
+        changes: list[dict[str, Any]] = [{name: value} for value in values if value != now]
         return [replace(self, **change) for change in changes]
 
 

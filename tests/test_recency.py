@@ -141,7 +141,7 @@ def test_decays_and_factors_are_chosen_together():
 
 
 def test_a_choice_that_nothing_beats_stays_and_absent_blocks_are_not_tried():
-    start, asked = Fading(7.0, None, 0.0, None), []
+    start, asked = Fading(7.0, None, 0.0, 0.0), []
 
     def value(fading):
         asked.append(fading)
@@ -149,4 +149,4 @@ def test_a_choice_that_nothing_beats_stays_and_absent_blocks_are_not_tried():
 
     assert choose_fading(start, value) == (start, 0.5, 0.5)
     assert len({fading.closed for fading in asked}) == len(asked) == 8
-    assert all(fading.following is None and fading.learned is None for fading in asked)
+    assert all(fading.following is None and fading.follows == fading.learned == 0 for fading in asked)

@@ -30,7 +30,7 @@ class Segments(NamedTuple):
 
     order: Tensor | None  # [P] the terms, those of row 0 first; None: they come so
     offsets: Tensor  # [n_out + 1] where each row's terms begin in ``order``
-    longest: int | None = None  # terms of the row that has most; None: not counted
+    longest: int | None = None  # terms of the row that has most; None: not known, as on a GPU
 
 
 def sort_segments(out_id: Tensor, n_out: int, live: Tensor | None = None) -> Segments:
@@ -56,9 +56,11 @@ def sum_segments(segments: Segments, in_id: Tensor, value: Tensor, source: Tenso
         in_id, value = in_id.index_select(0, order), value.index_select(0, order)
     bag = _bag if source.dtype == accumulator(source.dtype) else _bag_converted
     sums = bag(in_id, source, offsets, value)
-    if in_id.numel() > LONGEST_SUM and offsets.device.type == "cpu" and (longest is None or longest > LONGEST_SUM):
-        length = offsets.diff()
-        if int(length.max()) > LONGEST_SUM:
+    if in_id.numel() > LONGEST_SUM and offsets.device.type == "cpu":
+        if longest is None:
+            longest = int(offsets.diff().max())
+        if longest > LONGEST_SUM:
+            length = offsets.diff()
             rows = (length > LONGEST_SUM).nonzero()[:, 0]
             sums[rows] = _sum_in_pieces(length, rows, in_id, value, source, bag)
     return sums.to(dtype)
