@@ -63,7 +63,7 @@ def train(model_name: str, arguments: argparse.Namespace, setting: dict[str, Any
         "topk": [10],
         "metrics": ["NDCG", "Recall"],
         "valid_metric": "NDCG@10",
-        "eval_batch_size": 4_000_000 if model_name in (OURS, "EASE") else 4096,
+        "eval_batch_size": 4_000_000,
         "show_progress": False,
         "state": "WARNING",
         "checkpoint_dir": str(Path(arguments.work) / "saved"),
