@@ -11,9 +11,10 @@ from recbole_llm.calibration import fit_platt, fit_probability
 from recbole_llm.closed_form import ClosedForm, fit_closed_form
 from recbole_llm.cold_map import MU, ColdBoost
 from recbole_llm.ease import Setting
+from recbole_llm.fading import CLOSED_DECAYS, FOLLOWING_DECAYS, choose_fading
 from recbole_llm.placement import ColdItems, Evidence, ItemTables, choose_place, place
 from recbole_llm.probability import ProbabilityMap
-from recbole_llm.recency import Fading, NextItemBlock, choose_decay, choose_fading, decayed, fit_next_item
+from recbole_llm.recency import NextItemBlock, choose_decay, decayed, fit_next_item
 from recbole_llm.selection import (
     BLEND_WEIGHTS,
     DEFAULT_METRIC,
@@ -28,7 +29,7 @@ from recbole_llm.setting_search import DIM, EXACT_ITEMS
 from recbole_llm.towers import FrozenTensor, Rows, pool
 
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
-MAX_FADING_USERS = 5_000  # the same of decays, which takes 20 to 40 rankings
+MAX_FADING_USERS = 5_000  # the same of decays, which takes 12 rankings and 455 of candidates
 MAX_CALIBRATION_USERS = 5_000  # two numbers are fitted to millions of pairs
 MAX_CALIBRATION_PAIRS = 200_000_000  # of users and items; a pass over so many takes seconds, and there are ten
 DEFAULT_LEARNED_SHARE = 0.35  # without validation data; the median of what validation chose on three datasets
@@ -213,31 +214,34 @@ class FittedBlocks:
         users = evenly(torch.nonzero(selection.targets.sizes).squeeze(1), MAX_FADING_USERS)
         if not len(users):
             return
-        targets, seen = selection.targets.select(users), selection.seen.select(users)
-        untrained = ~self._trained.value
+        targets, seen, ranked = (rows.select(users) for rows in (selection.targets, selection.seen, self._ranked))
+        untrained, block = ~self._trained.value, self._next
+        source, target = self._closed_source.value, self._closed_value()
+        learned: Scorer = lambda rows: self._learned_logits(users[rows])  # noqa: E731
+        choice = choose_fading(
+            {tau: LinearScorer(decayed(ranked, tau), source, target) for tau in CLOSED_DECAYS},
+            {}
+            if block is None
+            else {tau: LinearScorer(decayed(ranked, tau), block.source, block.target) for tau in FOLLOWING_DECAYS},
+            learned if "learned" in self.options.blocks else None,
+            targets,
+            seen,
+            selection.metric,
+            untrained,
+        )
 
-        def value(fading: Fading) -> float:
-            self._fade(fading)
+        def value() -> float:
             scorer: Scorer = lambda rows: self._logits(users[rows])  # noqa: E731
             return float(user_metric(scorer, targets, seen, self.n_items, selection.metric, excluded=untrained).mean())
 
-        block, learned = self._next, self.block_scales[1]
-        following, follows = (None, 0.0) if block is None else (block.decay, block.scale)
-        start = Fading(self.closed_decay, following, follows, learned)
-        best, found, before = choose_fading(start, value)
-        self._fade(best)
-        told = [f"histories of the closed form fade by {best.closed}"]
+        before = value()
+        closed, follows, factor = choice.factors
+        self.closed_decay, self.block_scales = choice.closed, (closed, factor)
         if block is not None:
-            told += [f"of the next-item block by {best.following:g}", f"that block x {best.follows / follows:.2g}"]
-        if learned:
-            told.append(f"the learned block x {best.learned / learned:.2g}")
-        log(f"with all blocks: {', '.join(told)}: {selection.metric} {found:.4f} after {before:.4f}")
-
-    def _fade(self, fading: Fading) -> None:
-        self.closed_decay = fading.closed
-        if self._next is not None and fading.following is not None:
-            self._next = replace(self._next, decay=fading.following, scale=fading.follows)
-        self.block_scales = (self.block_scales[0], fading.learned)
+            after = choice.following
+            self._next = None if after is None else replace(block, decay=after, scale=follows / closed)
+        self._ranking_cache = None
+        log(f"score, in deviations of each block: {choice}: {selection.metric} {value():.4f}, {before:.4f} before")
 
     def _set_cold(self, cold: ColdItems | None) -> None:
         """Take over the cold items' vectors, or none; their sources stand in the closed form's tables."""

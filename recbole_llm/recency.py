@@ -6,14 +6,12 @@ r"""Order in a history, where interactions are split by time: how fast items fad
 A row of Z is the decayed prefix of a history at one of its items, at most ``MAX_PREFIX`` long, and the row of Y that item: C
 predicts the item that follows. Its score is sum_j exp(-rank_uj / tau') C_ji, one more block of the same dot product. tau,
 tau', lam and the weight between the two are chosen on validation, "no decay" and "no such block" among the choices. Each is
-chosen before the blocks after it are there, so tau, tau' and the weights are looked at once more where all are
-(:func:`choose_fading`): beside a next-item block and a learned one, the closed form does best with shorter histories.
+chosen before the blocks after it are there; :mod:`recbole_llm.fading` chooses tau, tau' and the weights once more where all are.
 Knows neither RecBole nor the kernels.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +27,6 @@ NEXT_DECAYS = (3.0, 8.0)  # 1 is worse in every setting on ml-100k and amazon-of
 NEXT_RIDGES = (1.0, 4.0, 16.0)
 NEXT_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 RIDGE_EXPONENT = 0.25
-FADING_DECAYS = (1.0, 2.0, 3.0, 5.0, 8.0)  # of the next-item block, beside the others
-FACTORS = (0.5, 0.7, 1.4, 2.0)  # of a block, times the one it has
-FADING_ROUNDS = 2
 MAX_PREFIX = 40
 MAX_STEPS = 400_000  # prefixes; longer data are thinned evenly
 MAX_ITEMS = 8_000  # a solve is of the order of the cube
@@ -84,60 +79,6 @@ def choose_decay(
     values = {tau: value(LinearScorer(decayed(ranked, tau), source, target)) for tau in DECAYS}
     best = max(values, key=lambda tau: values[tau])
     return best, values[best]
-
-
-@dataclass(frozen=True)
-class Fading:
-    """How fast histories fade and how much the blocks beside the closed form count.
-
-    Attributes:
-        closed: tau; ``None`` for no decay.
-        following: tau' of the next-item block; ``None`` without one.
-        follows: factor of the next-item block beside the closed form's 1; 0 without one.
-        learned: factor of the learned block; 0 without one.
-    """
-
-    closed: float | None
-    following: float | None
-    follows: float
-    learned: float
-
-    def neighbours(self, name: str) -> list["Fading"]:
-        """The same with other values of one attribute; none where the block is not there."""
-        now = getattr(self, name)
-        if name == "closed":
-            values: Sequence[Any] = DECAYS
-        elif name == "following":
-            values = () if now is None else FADING_DECAYS
-        else:
-            values = [now * factor for factor in FACTORS if now]
-        changes: list[dict[str, Any]] = [{name: value} for value in values if value != now]
-        return [replace(self, **change) for change in changes]
-
-
-def choose_fading(start: Fading, value: Callable[[Fading], float]) -> tuple[Fading, float, float]:
-    """One attribute after the other, the value that is best on validation; ``start`` where nothing is better.
-
-    Args:
-        start: what has been chosen block by block.
-        value: validation value of the whole score under a choice; larger is better.
-
-    Returns:
-        The choice, its value, and that of ``start``.
-    """
-    known = {start: value(start)}
-    best = start
-    for _ in range(FADING_ROUNDS):
-        last = best
-        for name in ("closed", "following", "follows", "learned"):
-            for trial in best.neighbours(name):
-                if trial not in known:
-                    known[trial] = value(trial)
-                if known[trial] > known[best]:
-                    best = trial
-        if best == last:
-            break
-    return best, known[best], known[start]
 
 
 def _steps(ranked: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

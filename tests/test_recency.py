@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from recbole_llm.recency import (
-    Fading,
     choose_decay,
-    choose_fading,
     decayed,
     fit_next_item,
     next_item_gram,
@@ -124,29 +122,3 @@ def test_the_decay_is_the_one_that_validation_prefers():
     tau, best = choose_decay(ranked, step, None, value)
     assert tau is not None and tau <= 4 and best == 1.0
     assert choose_decay(ranked, step, None, lambda scorer: 0.5) == (None, 0.5)
-
-
-def test_decays_and_factors_are_chosen_together():
-    peak, asked = Fading(2.0, 3.0, 0.5, 4.0), []
-
-    def value(fading):  # the best tau of the closed form moves with the next-item block's
-        closed = math.log((fading.closed or 1000.0) / peak.closed) - math.log(fading.following / peak.following)
-        asked.append(fading)
-        others = [math.log(getattr(fading, n) / getattr(peak, n)) for n in ("following", "follows", "learned")]
-        return -0.1 * closed * closed - sum(x * x for x in others)
-
-    best, found, before = choose_fading(Fading(10.0, 8.0, 1.0, 2.0), value)
-    assert best == peak and found == 0.0 and before < found
-    assert len(set(asked)) == len(asked)  # a ranking is dear
-
-
-def test_a_choice_that_nothing_beats_stays_and_absent_blocks_are_not_tried():
-    start, asked = Fading(7.0, None, 0.0, 0.0), []
-
-    def value(fading):
-        asked.append(fading)
-        return 0.5
-
-    assert choose_fading(start, value) == (start, 0.5, 0.5)
-    assert len({fading.closed for fading in asked}) == len(asked) == 8
-    assert all(fading.following is None and fading.follows == fading.learned == 0 for fading in asked)

@@ -64,11 +64,11 @@ def test_the_order_is_used_and_the_log_says_how(walks, caplog, changes):
         trainer, (train_data, valid, test) = train(walks | changes)
         result = trainer.evaluate(test)
     model = trainer.model
-    told = re.search(r"with all blocks: .* NDCG@10 ([\d.]+) after ([\d.]+)", caplog.text)
-    assert told and float(told[1]) >= float(told[2])
+    told = re.search(r"in deviations of each block: the closed form.*: NDCG@10 ([\d.]+), ([\d.]+) before", caplog.text)
+    assert told and float(told[1]) > 0.98 * float(told[2])  # chosen at 10 and 20 places
     assert trainer.best_valid_result["ndcg@10"] == pytest.approx(float(told[1]), abs=1e-3)
     assert "order TO: at test a user's history is the training and validation items" in caplog.text
-    assert "histories of the closed form fade by" in caplog.text and "next-item block, decay" in caplog.text
+    assert "histories fading by exp(-rank / " in caplog.text and "next-item block, decay" in caplog.text
     assert model.uses_order and model._next is not None
     without, _ = train(walks | changes | {"use_order": False})
     assert not without.model.uses_order
