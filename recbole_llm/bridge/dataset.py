@@ -49,6 +49,21 @@ class LLMTwoTowerDataset(Dataset):
         twin.__dict__.update(content)
         return twin
 
+    def build(self) -> list["LLMTwoTowerDataset"]:
+        """The splits, as RecBole's ``Dataset.build``.
+
+        Raises:
+            ValueError: if they are to be ordered by a time column that was not read.
+        """
+        sorts = self.benchmark_filename_list is None and self.config["eval_args"]["order"] == "TO"
+        if sorts and self.time_field not in self.inter_feat:
+            read = ", ".join(map(str, self.inter_feat.columns))
+            raise ValueError(
+                f"eval_args.order TO sorts interactions by the column {self.time_field!r}, and of {self.dataset_name}.inter "
+                f"{read} were read: add it to load_col.inter, or give the time column's name as TIME_FIELD."
+            )
+        return super().build()
+
     @property
     def item_features(self) -> dict[str, FeatureTable]:
         """Vectors of the items by modality; empty where ``encoder`` and ``item_features_file`` are empty."""

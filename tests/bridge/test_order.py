@@ -181,3 +181,12 @@ def test_cold_items_stand_beside_the_next_item_block(walks, tmp_path, dim):
     model._set_cold(None)
     warm = ~model.cold
     assert not torch.allclose(model._logits(users)[:, warm], before[:, warm])
+
+
+def test_an_order_by_a_column_that_is_not_read_is_refused_by_name(walks):
+    config_dict = walks | {"load_col": {"inter": ["user_id", "item_id"]}}
+    config = Config(model="LLMTwoTower", dataset="toy", config_dict=config_dict)
+    with pytest.raises(
+        ValueError, match=r"'timestamp', and of toy.inter user_id, item_id were read: add it to load_col"
+    ):
+        data_preparation(config, create_dataset(config))
