@@ -31,7 +31,7 @@ CLOSED_DECAYS = (None, 1.0, 2.0, 4.0, 10.0, 20.0, 50.0)  # tau; None: histories 
 FOLLOWING_DECAYS = (1.0, 2.0, 5.0, 8.0)  # tau'
 FOLLOWS = (0.2, 0.5, 1.2)  # f beside 0
 LEARNED = (0.0, 0.2, 0.5, 1.2, 2.0)  # l
-CANDIDATES = 4  # of each block, per place that counts
+CANDIDATES = 80  # of each block; 2k where that is more
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def choose_fading(
         excluded: ``[n_items]`` bool, items without a place in any row; they do not count to deviations.
     """
     scorers: list[Scorer] = [*closed.values(), *following.values(), *([] if learned is None else [learned])]
-    chunks, deviations = _gather(scorers, targets, seen, excluded, CANDIDATES * 2 * metric.k)
+    chunks, deviations = _gather(scorers, targets, seen, excluded, max(CANDIDATES, 2 * metric.k))
     units = [1 / s if s else 0.0 for s in deviations]
     for chunk in chunks:
         for scores, unit in zip(chunk.scores, units, strict=True):

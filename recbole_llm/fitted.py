@@ -30,6 +30,7 @@ from recbole_llm.towers import FrozenTensor, Rows, pool
 
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
 MAX_FADING_USERS = 5_000  # the same of decays, which takes 12 rankings and 455 of candidates
+MAX_FADING_PAIRS = 200_000_000  # of users and items
 MAX_CALIBRATION_USERS = 5_000  # two numbers are fitted to millions of pairs
 MAX_CALIBRATION_PAIRS = 200_000_000  # of users and items; a pass over so many takes seconds, and there are ten
 DEFAULT_LEARNED_SHARE = 0.35  # without validation data; the median of what validation chose on three datasets
@@ -211,7 +212,8 @@ class FittedBlocks:
         """
         if not self.uses_order or selection is None or self._closed_source is None or not self.block_scales[0]:
             return
-        users = evenly(torch.nonzero(selection.targets.sizes).squeeze(1), MAX_FADING_USERS)
+        most = min(MAX_FADING_USERS, max(1, MAX_FADING_PAIRS // self.n_items))
+        users = evenly(torch.nonzero(selection.targets.sizes).squeeze(1), most)
         if not len(users):
             return
         targets, seen, ranked = (rows.select(users) for rows in (selection.targets, selection.seen, self._ranked))
