@@ -1,5 +1,6 @@
 """The trainer of LLMTwoTower: the closed form first, then RecBole's epochs for the learned block, then their blend."""
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -36,6 +37,9 @@ SHARED_NEGATIVES = (
     "train_neg_sample_args: {distribution: uniform, sample_num: 1, alpha: 1.0, dynamic: false, shared: 1024}"
 )
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
+PATIENCE_STEPS = (
+    100  # of a learned block: with few steps an epoch, quality falls for 20 epochs before it rises for good
+)
 STEPS_PER_CHECK = 100  # a NaN stays in the sum of losses, so the sum is looked at now and then and not every loss
 
 
@@ -66,6 +70,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
 
     saved_model_file: str
     best_valid_score: float
+    stopping_step: int
 
     def __new__(cls, config: Any, model: Any) -> "LLMTwoTowerTrainer":
         """The trainer, in the form for a model whose items are spread over processes where that is one."""
@@ -114,6 +119,8 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         SIGTERM and Ctrl-C end it where a resume can begin: they wait for a checkpoint that is being written.
         """
         self._train_data, self._saves = train_data, saved
+        if "learned" in self.model.options.blocks:
+            self._wait_for_steps(len(train_data), verbose)
         try:
             with self._interruption:
                 if self.config["resume_from"] and not self._epochs_done:
@@ -172,6 +179,17 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             return super().evaluate(eval_data, *args, **kwargs)
         finally:
             self.model.at_test = False
+
+    def _wait_for_steps(self, steps: int, verbose: bool) -> None:
+        """Where ``stopping_step`` was not given, let it be ``PATIENCE_STEPS`` at least; an epoch has ``steps``."""
+        patience = math.ceil(PATIENCE_STEPS / max(steps, 1))
+        if "stopping_step" in self.config.external_config_dict or patience <= self.stopping_step:
+            return
+        if verbose:
+            self.logger.info(
+                "An epoch has %d steps: stopping_step is %d and not %d", steps, patience, self.stopping_step
+            )
+        self.stopping_step = patience
 
     def _tell_of_large_catalogue(self, log: Callable[[str], None]) -> None:
         items = self.model.n_items - 1

@@ -1,6 +1,8 @@
 """Checkpoints: whole or not there, read without running code, refused when they do not fit, enough for an exact resume."""
 
 import glob
+import logging
+import math
 import os
 import pickle
 import random
@@ -139,6 +141,26 @@ def test_early_stopping_goes_on_counting(quick):
     again, train, valid, _ = build(quick | {"resume_from": last_file(whole.saved_model_file)})
     again.fit(train, valid, verbose=False)
     assert max(again.train_loss_dict) == stopped  # nothing is trained on a run that had ended
+
+
+def test_small_data_are_given_steps_before_training_stops(quick, caplog):
+    trainer, train, valid, _ = build(
+        {key: value for key, value in quick.items() if key != "stopping_step"} | {"epochs": 1}
+    )
+    assert trainer.stopping_step == 15 and len(train) < 7
+    with caplog.at_level(logging.INFO):
+        trainer.fit(train, valid)
+    assert trainer.stopping_step == math.ceil(100 / len(train))
+    assert f"stopping_step is {trainer.stopping_step} and not 15" in caplog.text
+    given, train, valid, _ = build(quick | {"epochs": 1, "stopping_step": 3})
+    given.fit(train, valid, verbose=False)
+    assert given.stopping_step == 3
+    # a run in the middle of that patience has not ended
+    trainer.cur_step, trainer.epochs = 20, 3
+    trainer._write(last_file(trainer.saved_model_file), trainer._state(0))
+    again, train, valid, _ = build(quick | {"epochs": 3, "resume_from": last_file(trainer.saved_model_file)})
+    again.fit(train, valid, verbose=False)
+    assert max(again.train_loss_dict) == 2
 
 
 def test_a_finished_run_goes_on_with_more_epochs(quick):
