@@ -72,7 +72,7 @@ def train(model_name: str, arguments: argparse.Namespace, setting: dict[str, Any
     if arguments.data_path:
         common["data_path"] = arguments.data_path
     if "MAX_ITEM_LIST_LENGTH" in setting:
-        common |= {"train_neg_sample_args": None, "stopping_step": 5, "epochs": 200}
+        common |= {"train_neg_sample_args": None, "stopping_step": arguments.stopping_step, "epochs": 200}
     config = Config(model=model_name, dataset=arguments.dataset, config_dict=common | setting)
     init_seed(config["seed"], True)
     init_logger(config)
@@ -105,6 +105,7 @@ def train(model_name: str, arguments: argparse.Namespace, setting: dict[str, Any
         "seconds": round(seconds, 1),
         "epochs": epochs,
         "stopped_by": stopped,
+        "stopping_step": trainer.stopping_step,
         "recbole_table": {name: float(value) for name, value in stock.items()},
     }
     return report | masked_figures(trainer, model_name, train_data, valid, test)
@@ -195,6 +196,7 @@ def main() -> int:
     parser.add_argument("--models", "-m", default=",".join(GRIDS))
     parser.add_argument("--budget", type=int, default=6, help="settings tried per model")
     parser.add_argument("--lengths", default="20,50", help="MAX_ITEM_LIST_LENGTH of the sequential models' settings")
+    parser.add_argument("--stopping_step", type=int, default=10, help="of sequential models; RecBole's default")
     parser.add_argument("--seconds", type=float, default=3600.0, help="of training per setting")
     parser.add_argument("--minutes", type=float, default=None, help="begin no further trial after so long")
     parser.add_argument("--work", default="temporal", help="trials, so that a stopped run goes on")

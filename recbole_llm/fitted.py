@@ -30,7 +30,7 @@ from recbole_llm.towers import FrozenTensor, Rows, pool
 
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
 MAX_FADING_USERS = 5_000  # the same of decays, which takes 12 rankings and 455 of candidates
-MAX_FADING_PAIRS = 200_000_000  # of users and items
+MAX_FADING_PAIRS = 200_000_000  # of users and items: fewer users above 40,000 items
 MAX_CALIBRATION_USERS = 5_000  # two numbers are fitted to millions of pairs
 MAX_CALIBRATION_PAIRS = 200_000_000  # of users and items; a pass over so many takes seconds, and there are ten
 DEFAULT_LEARNED_SHARE = 0.35  # without validation data; the median of what validation chose on three datasets

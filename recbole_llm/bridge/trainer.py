@@ -37,9 +37,7 @@ SHARED_NEGATIVES = (
     "train_neg_sample_args: {distribution: uniform, sample_num: 1, alpha: 1.0, dynamic: false, shared: 1024}"
 )
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
-PATIENCE_STEPS = (
-    100  # of a learned block: with few steps an epoch, quality falls for 20 epochs before it rises for good
-)
+PATIENCE_STEPS = 100  # of the learned block, whose quality dips for 40 steps before it rises for good
 STEPS_PER_CHECK = 100  # a NaN stays in the sum of losses, so the sum is looked at now and then and not every loss
 
 
