@@ -185,7 +185,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             return
         if verbose:
             self.logger.info(
-                "An epoch has %d steps: stopping_step is %d and not %d", steps, patience, self.stopping_step
+                "Steps in an epoch: %d; stopping_step is %d and not %d", steps, patience, self.stopping_step
             )
         self.stopping_step = patience
 
