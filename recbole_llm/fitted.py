@@ -30,7 +30,7 @@ from recbole_llm.towers import FrozenTensor, Rows, pool
 
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
 MAX_FADING_USERS = 5_000  # the same of decays, which takes 12 rankings and 455 of candidates
-MAX_FADING_PAIRS = 200_000_000  # of users and items: fewer users above 40,000 items
+MIN_FADING_USERS, MAX_FADING_PAIRS = 500, 200_000_000  # pairs of users and items: fewer users above 40,000 items
 MAX_CALIBRATION_USERS = 5_000  # two numbers are fitted to millions of pairs
 MAX_CALIBRATION_PAIRS = 200_000_000  # of users and items; a pass over so many takes seconds, and there are ten
 DEFAULT_LEARNED_SHARE = 0.35  # without validation data; the median of what validation chose on three datasets
@@ -206,16 +206,19 @@ class FittedBlocks:
     def choose_fading(self, selection: Selection | None, log: Callable[[str], None]) -> None:
         """Where interactions are split by time: decays and factors once more, now that every block is there.
 
+        What was chosen block by block stays where the best of the grid is no better, both by whole rankings.
+
         Args:
             selection: validation data; without it everything stays.
             log: called with one sentence.
         """
         if not self.uses_order or selection is None or self._closed_source is None or not self.block_scales[0]:
             return
-        most = min(MAX_FADING_USERS, max(1, MAX_FADING_PAIRS // self.n_items))
+        most = min(MAX_FADING_USERS, max(MIN_FADING_USERS, MAX_FADING_PAIRS // self.n_items))
         users = evenly(torch.nonzero(selection.targets.sizes).squeeze(1), most)
         if not len(users):
             return
+        self._set_cold(None)  # a finished run that goes on has them placed by other decays
         targets, seen, ranked = (rows.select(users) for rows in (selection.targets, selection.seen, self._ranked))
         untrained, block = ~self._trained.value, self._next
         source, target = self._closed_source.value, self._closed_value()
@@ -232,18 +235,30 @@ class FittedBlocks:
             untrained,
         )
 
-        def value() -> float:
+        def values() -> list[float]:
             scorer: Scorer = lambda rows: self._logits(users[rows])  # noqa: E731
-            return float(user_metric(scorer, targets, seen, self.n_items, selection.metric, excluded=untrained).mean())
+            metrics = selection.metric, replace(selection.metric, k=2 * selection.metric.k)
+            return [float(user_metric(scorer, targets, seen, self.n_items, m, untrained).mean()) for m in metrics]
 
-        before = value()
+        before, kept = values(), (self.closed_decay, self.block_scales, block)
         closed, follows, factor = choice.factors
+        if not closed:  # no history to tell by
+            return
         self.closed_decay, self.block_scales = choice.closed, (closed, factor)
         if block is not None:
             after = choice.following
             self._next = None if after is None else replace(block, decay=after, scale=follows / closed)
+        found = values()
+        if sum(found) <= sum(before):
+            self.closed_decay, self.block_scales, self._next = kept
+            log(
+                f"decays and weights stay as chosen block by block: {selection.metric} {before[0]:.4f}, {found[0]:.4f} for {choice}"
+            )
+        else:
+            log(
+                f"score, in deviations of each block: {choice}: {selection.metric} {found[0]:.4f}, {before[0]:.4f} before"
+            )
         self._ranking_cache = None
-        log(f"score, in deviations of each block: {choice}: {selection.metric} {value():.4f}, {before:.4f} before")
 
     def _set_cold(self, cold: ColdItems | None) -> None:
         """Take over the cold items' vectors, or none; their sources stand in the closed form's tables."""
@@ -347,11 +362,19 @@ class FittedBlocks:
     def _queries_by(self, history: Rows, closed: tuple[Tensor, Tensor | None] | None) -> Callable[[Tensor], Tensor]:
         """User vectors in units of the score by given histories, with the model's own closed form or another's sources."""
         source = self._ranking_tables()[0]
+        known = torch.zeros(self.n_items, dtype=torch.bool, device=source.device)
+        known[history.ids] = True
+
+        def closed_history(users: Tensor) -> Rows:
+            if not self.uses_order:
+                return history.select(users)
+            ranked = self._ranked.select(users)
+            return decayed(ranked.keep(known[ranked.ids]), self.closed_decay)
 
         def queries(users: Tensor) -> Tensor:
             found = [self._queries_of_users(users, history.select(users), source) * self.block_scales[1]]
             if self.has_closed_form:
-                x = self._closed_query(users) if closed is None else pool(closed[0], history.select(users))
+                x = self._closed_query(users) if closed is None else pool(closed[0], closed_history(users))
                 found.insert(0, x * self.block_scales[0])
             return torch.cat(found, 1)
 

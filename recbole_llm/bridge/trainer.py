@@ -29,6 +29,7 @@ from recbole_llm.bridge.checkpoint import (
     write_checkpoint,
 )
 from recbole_llm.bridge.interruption import Interruption
+from recbole_llm.bridge.options import default_values
 from recbole_llm.selection import Selection, TopKMetric
 from recbole_llm.towers import rows_from_pairs
 
@@ -117,8 +118,8 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         SIGTERM and Ctrl-C end it where a resume can begin: they wait for a checkpoint that is being written.
         """
         self._train_data, self._saves = train_data, saved
-        if "learned" in self.model.options.blocks:
-            self._wait_for_steps(len(train_data), verbose)
+        if "learned" in self.model.options.blocks and valid_data:
+            self._wait_for_steps(len(train_data) * int(self.config["eval_step"]), verbose)
         try:
             with self._interruption:
                 if self.config["resume_from"] and not self._epochs_done:
@@ -157,6 +158,8 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         share = self.model.choose_blend(selection)
         log(f"share of the learned block in the score: {share:g}")
         self.model.choose_fading(selection, log)
+        if not self.model.shards_items:
+            self.model.load_other_parameter(distributed.agreed(self.model.other_parameter()))
         self.model.place_cold_items(selection, log)
         if selection is not None:
             slope, offset = self.model.calibrate(selection)
@@ -179,13 +182,17 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             self.model.at_test = False
 
     def _wait_for_steps(self, steps: int, verbose: bool) -> None:
-        """Where ``stopping_step`` was not given, let it be ``PATIENCE_STEPS`` at least; an epoch has ``steps``."""
+        """Where ``stopping_step`` was not given, let it be ``PATIENCE_STEPS`` at least; a validation comes every ``steps``."""
         patience = math.ceil(PATIENCE_STEPS / max(steps, 1))
-        if "stopping_step" in self.config.external_config_dict or patience <= self.stopping_step:
+        given = (
+            "stopping_step" in self.config.external_config_dict
+            or self.stopping_step != default_values()["stopping_step"]
+        )
+        if given or patience <= self.stopping_step:
             return
         if verbose:
             self.logger.info(
-                "Steps in an epoch: %d; stopping_step is %d and not %d", steps, patience, self.stopping_step
+                "Steps to a validation: %d; stopping_step is %d and not %d", steps, patience, self.stopping_step
             )
         self.stopping_step = patience
 

@@ -152,6 +152,11 @@ def test_small_data_are_given_steps_before_training_stops(quick, caplog):
         trainer.fit(train, valid)
     assert trainer.stopping_step == math.ceil(100 / len(train))
     assert f"stopping_step is {trainer.stopping_step} and not 15" in caplog.text
+    apart, train, valid, _ = build(
+        {key: value for key, value in quick.items() if key != "stopping_step"} | {"eval_step": 5}
+    )
+    apart._wait_for_steps(5 * len(train), False)
+    assert apart.stopping_step == max(15, math.ceil(20 / len(train)))
     given, train, valid, _ = build(quick | {"epochs": 1, "stopping_step": 3})
     given.fit(train, valid, verbose=False)
     assert given.stopping_step == 3
