@@ -209,10 +209,8 @@ def main() -> int:
     not_tried: dict[str, int] = {}  # settings, for lack of time
     for name in arguments.models.split(","):
         for setting in settings_of(name, [int(length) for length in arguments.lengths.split(",")])[: arguments.budget]:
-            file = (
-                work
-                / f"{name}-{'-'.join(map(str, setting.values()))}-{arguments.seconds:g}-{arguments.stopping_step}.json"
-            )
+            limits = f"{arguments.seconds:g}-{arguments.stopping_step}"
+            file = work / f"{name}-{'-'.join(map(str, setting.values()))}-{limits}.json"
             if not file.is_file():
                 if arguments.minutes is not None and time.monotonic() - began > 60 * arguments.minutes:
                     not_tried[name] = not_tried.get(name, 0) + 1

@@ -68,7 +68,7 @@ class _Candidates:
     """Scores of a chunk of users' candidates.
 
     Attributes:
-        scores: per block ``[B, C]``; meaningless where ``absent``.
+        scores: per block ``[B, C]`` float; 0 where ``absent``, of the closed form -inf once they are in deviations.
         absent: ``[B, C]`` bool, beyond a row's candidates.
         relevant: ``[B, C]`` bool, targets.
         n_targets: ``[B]`` int64.
@@ -108,13 +108,14 @@ def choose_fading(
             scores.mul_(unit)
         for scores in chunk.scores[: len(closed)]:
             scores[chunk.absent] = -math.inf
-    beside: list[tuple[float | None, float, int]] = [(None, 0.0, 0)]
-    beside += [(tau, f, len(closed) + i) for i, tau in enumerate(following) for f in FOLLOWS]
+    beside: list[tuple[int, float | None, float]] = [(0, None, 0.0)]  # place among the scorers, tau', f
+    beside += [(len(closed) + i, tau, f) for i, tau in enumerate(following) for f in FOLLOWS]
     best: Fading | None = None
-    for (at, tau), (after, f, b), last in itertools.product(enumerate(closed), beside, LEARNED if learned else (0.0,)):
-        found = _value(chunks, [(at, 1.0), (b, f), (len(scorers) - 1, last)], metric)
+    shares = (0.0,) if learned is None else LEARNED
+    for (a, tau), (b, tau_next, f), weight in itertools.product(enumerate(closed), beside, shares):
+        found = _value(chunks, a, [(b, f), (len(scorers) - 1, weight)], metric)
         if best is None or found > best.value:
-            best = Fading(tau, after, f, last, (units[at], f * units[b], last * units[-1]), found)
+            best = Fading(tau, tau_next, f, weight, (units[a], f * units[b], weight * units[-1]), found)
     assert best is not None
     return best
 
@@ -122,7 +123,10 @@ def choose_fading(
 def _gather(
     scorers: Sequence[Scorer], targets: Rows, seen: Rows, excluded: Tensor, most: int
 ) -> tuple[list[_Candidates], list[float]]:
-    """Each row's candidates, the first ``most`` of every scorer and the targets, and the deviation of each scorer."""
+    """Each row's candidates, the first ``most`` items of every scorer and the targets, and the deviation of each scorer.
+
+    Deviations are what :func:`recbole_llm.selection.score_deviation` gives, in the pass that finds the candidates.
+    """
     n_items = len(excluded)
     sums = torch.zeros(len(scorers), 2, dtype=torch.float64)
     rows = torch.nonzero(targets.sizes).squeeze(1)
@@ -150,17 +154,16 @@ def _gather(
         padded[row, place] = item
         absent = torch.ones_like(padded, dtype=torch.bool)
         absent[row, place] = False
-        # a list entry is 0 and not -inf where absent, so that a factor of 0 leaves a number
+        # 0 where absent, not the -inf that excluded items may have: a unit of 0 times that is no number
         kept = [found.gather(1, padded).masked_fill_(absent, 0.0) for found in scores]
         chunks.append(_Candidates(kept, absent, relevant.gather(1, padded) & ~absent, own.sizes))
     mean = sums / max(counted, 1)
     return chunks, (mean[:, 1] - mean[:, 0].square()).clamp(min=0).sqrt().tolist()
 
 
-def _value(chunks: Sequence[_Candidates], parts: Sequence[tuple[int, float]], metric: TopKMetric) -> float:
-    """Mean over the users of the metric at k and at 2k places, of the sum of scores times factors."""
+def _value(chunks: Sequence[_Candidates], first: int, others: Sequence[tuple[int, float]], metric: TopKMetric) -> float:
+    """Mean over the users of the metric at k and at 2k places, of a block's scores plus others' times their factors."""
     wide, total, users = replace(metric, k=2 * metric.k), 0.0, 0
-    (first, _), *others = parts
     for chunk in chunks:
         score = chunk.scores[first]
         for block, factor in others:

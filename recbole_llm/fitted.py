@@ -29,7 +29,7 @@ from recbole_llm.setting_search import DIM, EXACT_ITEMS
 from recbole_llm.towers import FrozenTensor, Rows, pool
 
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
-MAX_FADING_USERS = 5_000  # the same of decays, which takes 12 rankings and 455 of candidates
+MAX_FADING_USERS = 5_000  # the same of decays, which takes 16 rankings, and 455 of candidates
 MIN_FADING_USERS, MAX_FADING_PAIRS = 500, 200_000_000  # pairs of users and items: fewer users above 40,000 items
 MAX_CALIBRATION_USERS = 5_000  # two numbers are fitted to millions of pairs
 MAX_CALIBRATION_PAIRS = 200_000_000  # of users and items; a pass over so many takes seconds, and there are ten
@@ -240,25 +240,24 @@ class FittedBlocks:
             metrics = selection.metric, replace(selection.metric, k=2 * selection.metric.k)
             return [float(user_metric(scorer, targets, seen, self.n_items, m, untrained).mean()) for m in metrics]
 
-        before, kept = values(), (self.closed_decay, self.block_scales, block)
-        closed, follows, factor = choice.factors
+        closed, follows, share = choice.factors
         if not closed:  # no history to tell by
             return
-        self.closed_decay, self.block_scales = choice.closed, (closed, factor)
+        before, kept = values(), (self.closed_decay, self.block_scales, block)
+        self.closed_decay, self.block_scales = choice.closed, (closed, share)
         if block is not None:
-            after = choice.following
-            self._next = None if after is None else replace(block, decay=after, scale=follows / closed)
+            decay = choice.following
+            self._next = None if decay is None else replace(block, decay=decay, scale=follows / closed)
         found = values()
-        if sum(found) <= sum(before):
-            self.closed_decay, self.block_scales, self._next = kept
-            log(
-                f"decays and weights stay as chosen block by block: {selection.metric} {before[0]:.4f}, {found[0]:.4f} for {choice}"
-            )
-        else:
+        if sum(found) > sum(before):
             log(
                 f"score, in deviations of each block: {choice}: {selection.metric} {found[0]:.4f}, {before[0]:.4f} before"
             )
-        self._ranking_cache = None
+            return
+        self.closed_decay, self.block_scales, self._next = kept
+        log(
+            f"decays and weights stay as chosen block by block: {selection.metric} {before[0]:.4f}; {found[0]:.4f} for {choice}"
+        )
 
     def _set_cold(self, cold: ColdItems | None) -> None:
         """Take over the cold items' vectors, or none; their sources stand in the closed form's tables."""
@@ -362,19 +361,16 @@ class FittedBlocks:
     def _queries_by(self, history: Rows, closed: tuple[Tensor, Tensor | None] | None) -> Callable[[Tensor], Tensor]:
         """User vectors in units of the score by given histories, with the model's own closed form or another's sources."""
         source = self._ranking_tables()[0]
-        known = torch.zeros(self.n_items, dtype=torch.bool, device=source.device)
-        known[history.ids] = True
-
-        def closed_history(users: Tensor) -> Rows:
-            if not self.uses_order:
-                return history.select(users)
-            ranked = self._ranked.select(users)
-            return decayed(ranked.keep(known[ranked.ids]), self.closed_decay)
+        faded = history
+        if self.uses_order and closed is not None:  # the given histories lack whole items; ranks stay those of all
+            known = torch.zeros(self.n_items, dtype=torch.bool, device=source.device)
+            known[history.ids] = True
+            faded = decayed(self._ranked.keep(known[self._ranked.ids]), self.closed_decay)
 
         def queries(users: Tensor) -> Tensor:
             found = [self._queries_of_users(users, history.select(users), source) * self.block_scales[1]]
             if self.has_closed_form:
-                x = self._closed_query(users) if closed is None else pool(closed[0], closed_history(users))
+                x = self._closed_query(users) if closed is None else pool(closed[0], faded.select(users))
                 found.insert(0, x * self.block_scales[0])
             return torch.cat(found, 1)
 

@@ -38,7 +38,7 @@ SHARED_NEGATIVES = (
     "train_neg_sample_args: {distribution: uniform, sample_num: 1, alpha: 1.0, dynamic: false, shared: 1024}"
 )
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
-PATIENCE_STEPS = 100  # of the learned block, whose quality dips for 40 steps before it rises for good
+PATIENCE_STEPS = 100  # of the learned block, whose validation dips for some 35 steps (ml-100k) before it rises for good
 STEPS_PER_CHECK = 100  # a NaN stays in the sum of losses, so the sum is looked at now and then and not every loss
 
 
@@ -158,7 +158,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         share = self.model.choose_blend(selection)
         log(f"share of the learned block in the score: {share:g}")
         self.model.choose_fading(selection, log)
-        if not self.model.shards_items:
+        if distributed.active() and not self.model.shards_items:  # a last digit may decide otherwise on another device
             self.model.load_other_parameter(distributed.agreed(self.model.other_parameter()))
         self.model.place_cold_items(selection, log)
         if selection is not None:
@@ -182,13 +182,12 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             self.model.at_test = False
 
     def _wait_for_steps(self, steps: int, verbose: bool) -> None:
-        """Where ``stopping_step`` was not given, let it be ``PATIENCE_STEPS`` at least; a validation comes every ``steps``."""
+        """Where ``stopping_step`` was not given, raise it to ``PATIENCE_STEPS``; a validation comes every ``steps`` steps."""
         patience = math.ceil(PATIENCE_STEPS / max(steps, 1))
         given = (
             "stopping_step" in self.config.external_config_dict
-            or self.stopping_step != default_values()["stopping_step"]
-        )
-        if given or patience <= self.stopping_step:
+        )  # by the user, or below by a script that set it later
+        if given or self.stopping_step != default_values()["stopping_step"] or patience <= self.stopping_step:
             return
         if verbose:
             self.logger.info(
