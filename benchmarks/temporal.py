@@ -84,6 +84,7 @@ def train(model_name: str, arguments: argparse.Namespace, setting: dict[str, Any
     def watch(epoch: int, score: float) -> None:
         nonlocal epochs
         epochs = epoch + 1
+        print(f"{model_name} epoch {epoch}: valid {score:.4f}, {time.perf_counter() - started:.0f} s", flush=True)
         if time.perf_counter() - started > arguments.seconds:
             raise TimeOverError
 

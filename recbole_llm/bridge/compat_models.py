@@ -1,6 +1,7 @@
 """Repairs of single stock models that cannot start, or start without their defaults, on any stack."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,6 +50,36 @@ def _ksr(module: ModuleType) -> None:
         return __init__
 
     override(module.KSR, "__init__", make)
+
+
+_anomaly_mode_kept = False  # whether the repair below was there before the module's code ran
+
+
+@contextmanager
+def _keep_anomaly_mode() -> Iterator[None]:
+    import torch
+
+    global _anomaly_mode_kept
+    with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()):
+        yield
+    _anomaly_mode_kept = True
+
+
+@repair(
+    "recbole.model.sequential_recommender.sine",
+    upstream="model/sequential_recommender/sine.py:25 (set_detect_anomaly(True), run with every sequential model, as the"
+    " package imports all of them)",
+    issues="none found",
+    until="sine.py leaves PyTorch's global modes alone",
+    condition=always("after any sequential model, every training of the process checks each gradient for NaN"),
+    during=_keep_anomaly_mode,
+)
+def _anomaly_mode(module: ModuleType) -> None:
+    """Sequential models train without PyTorch's debugging mode, unless the program has turned it on itself."""
+    import torch
+
+    if not _anomaly_mode_kept:  # imported before us: what the mode was is not known, and PyTorch's default is off
+        torch.autograd.set_detect_anomaly(False)
 
 
 @repair(

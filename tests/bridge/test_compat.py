@@ -235,6 +235,14 @@ def probe_ksr():
     )
 
 
+def probe_anomaly_mode():
+    import torch
+    from recbole.utils import get_model
+
+    get_model("SASRec")
+    return f"checks gradients: {torch.is_anomaly_enabled()}"
+
+
 def probe_dgcf():
     return run("DGCF", train_batch_size=2048, n_factors=2, n_iterations=1)
 
@@ -335,6 +343,7 @@ SHOWN = {
     "command_line": ("short", "None"),
     "kgat": ("Error", "ran: recall@10"),
     "ksr": ("RuntimeError", "ran: recall@10"),
+    "anomaly_mode": ("checks gradients: True", "checks gradients: False"),
     "dgcf": ("ValueError: Sample larger than population", "ran: recall@10"),
     "hyper": ("AttributeError", "3 trials, best 0.3"),
     "model_name": ("ModuleNotFoundError: No module named", "ValueError: `model_name` [LightGCM] is not the name"),
@@ -383,6 +392,21 @@ def test_recbole_fails_without_the_repair_and_works_with_it(name, repaired, unre
 
 def test_ray_is_neither_loaded_nor_left_behind(repaired):
     assert repaired["outcomes"]["ray"] == "imported, ray in sys.modules: False, run"
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("set_detect_anomaly(True); import recbole_llm; from recbole.model import sequential_recommender", True),
+        ("import recbole_llm; from recbole.model import sequential_recommender", False),
+        ("import recbole.model.sequential_recommender.sine; import recbole_llm", False),
+    ],
+    ids=["a program's own mode stays", "imported after us", "imported before us"],
+)
+def test_sequential_models_leave_anomaly_mode_alone(lines, expected):
+    code = f"from torch.autograd import set_detect_anomaly; {lines}; import torch; print(torch.is_anomaly_enabled())"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == [str(expected)], done.stderr[-500:]
 
 
 def test_every_repair_is_shown(repaired):
