@@ -79,7 +79,12 @@ def temporal(data: Json) -> Section:
                      f"{alone['ndcg@10']:.4f}" if alone else "", m["epochs"], m["stopped_by"], m["seconds"], told])  # fmt: skip
     head = ["model", "valid", "ndcg@10", "recall@10", "ndcg@10, training history", "epochs", "stopped by", "seconds",
             "ours minus it [95%]"]  # fmt: skip
-    return Section([*facts(data), f"{data['protocol']}.", "", *table(head, rows)], [])
+    lines = [*facts(data), f"{data['protocol']}.", "", *table(head, rows), "Settings tried, by validation alone:", ""]
+    tried = [[name, ", ".join(f"{k} {v}" for k, v in t["setting"].items()), f"{t['valid']:.4f}", t["epochs"],
+              t["stopped_by"], t.get("stopping_step"), t["seconds"]] for name, found in data["trials"].items()
+             for t in found if t["setting"]]  # fmt: skip
+    head = ["model", "setting", "valid", "epochs", "stopped by", "patience", "seconds"]
+    return Section([*lines, *table(head, tried)], [])
 
 
 def calibration(data: Json) -> Section:

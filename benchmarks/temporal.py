@@ -99,6 +99,7 @@ def train(model_name: str, arguments: argparse.Namespace, setting: dict[str, Any
     if sequential:
         del model.full_sort_predict  # the class's own again
     stock = trainer.evaluate(test, load_best_model=True, show_progress=False)
+    where = machine("cpu")
     report = {
         "model": model_name,
         "setting": setting,
@@ -107,6 +108,8 @@ def train(model_name: str, arguments: argparse.Namespace, setting: dict[str, Any
         "epochs": epochs,
         "stopped_by": stopped,
         "stopping_step": trainer.stopping_step,
+        "cpu": where["cpu"],
+        "commit": where["commit"],
         "recbole_table": {name: float(value) for name, value in stock.items()},
     }
     return report | masked_figures(trainer, model_name, train_data, valid, test)
