@@ -50,7 +50,8 @@ class Training:
         best_valid_score: value of ``valid_metric``.
         valid: validation metrics.
         test: test metrics; empty unless asked for.
-        seconds: of training with its validations.
+        seconds: from the model's making, in which stock closed forms are fitted, to the end of training, validations
+            included.
         test_seconds: of the test.
         user_ids: ``[U]`` internal ids of the test users; ``None`` unless asked for.
         user_metrics: by metric such as ``ndcg@10``, ``[U]`` float64; empty unless asked for.
@@ -119,9 +120,9 @@ def run_experiment(experiment: Experiment) -> Outcome:
     for seed in experiment.seeds[:1] if deterministic else experiment.seeds:
         init_seed(config["seed"] + seed, config["reproducibility"])
         train.generator.manual_seed(config["seed"] + seed)
+        started, cpu_started = time.perf_counter(), time.process_time()
         model = get_model(config["model"])(config, train._dataset).to(config["device"])
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-        started, cpu_started = time.perf_counter(), time.process_time()
         score, valid_result = trainer.fit(train, valid, saved=True, show_progress=config["show_progress"])
         trained, cpu_trained = time.perf_counter(), time.process_time()
         structs: list[Any] = []

@@ -1,6 +1,7 @@
 """The comparison's table from known trainings, and the command on the made data."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import recbole_llm  # noqa: F401
 
 pytest.importorskip("recbole")
 from recbole_llm.bridge import compare as module
-from recbole_llm.bridge.experiment import Experiment, Outcome, Training, run_isolated
+from recbole_llm.bridge.experiment import Experiment, Outcome, Training, run_experiment, run_isolated
 
 USERS = np.arange(1, 301)
 
@@ -106,6 +107,21 @@ def test_a_real_training_keeps_per_user_metrics_whose_mean_is_recboles(run_confi
     assert set(first.user_metrics) == set(first.test)
     assert first.test != second.test  # another seed, the same split
     assert np.array_equal(first.user_ids, second.user_ids)
+
+
+def test_seconds_hold_what_a_closed_form_is_fitted_in(run_config, monkeypatch):
+    from recbole.model.general_recommender.ease import EASE
+
+    stock = EASE.__init__
+
+    def slow(self, config, dataset):
+        time.sleep(0.5)
+        stock(self, config, dataset)
+
+    monkeypatch.setattr(EASE, "__init__", slow)
+    outcome = run_experiment(Experiment("EASE", "toy", (), run_config))
+    assert outcome.deterministic
+    assert outcome.trainings[0].seconds > 0.5
 
 
 def test_a_process_that_dies_is_a_failed_row(run_config, monkeypatch):
