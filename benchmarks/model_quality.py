@@ -230,6 +230,7 @@ def main() -> int:
         "benchmark": "model_quality",
         "dataset": arguments.dataset,
         "protocol": "RecBole RS 8:1:1 by user, full ranking, history masked; settings chosen by validation NDCG@10",
+        "seconds": "from the model's making to the end of its training",
         "budget": arguments.budget,
         "model_minutes": arguments.model_minutes if arguments.model_minutes < float("inf") else None,
         "seed_minutes": arguments.seed_minutes if arguments.seed_minutes < float("inf") else None,
