@@ -1,7 +1,9 @@
 """One model trained and tested through RecBole with its per-user results kept; what ``compare`` and ``tune`` are made of."""
 
 import multiprocessing
+import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -167,7 +169,16 @@ def run_isolated(experiment: Experiment) -> Outcome:
     return outcome
 
 
+def _end_with_parent() -> None:
+    """Wait for the process that asked for the experiment, and end this one: nobody is left to be answered."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _child(experiment: Experiment, send: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         outcome = run_experiment(experiment)
     except (Exception, SystemExit) as error:

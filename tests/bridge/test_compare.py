@@ -1,7 +1,12 @@
 """The comparison's table from known trainings, and the command on the made data."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,3 +133,49 @@ def test_a_process_that_dies_is_a_failed_row(run_config, monkeypatch):
     outcome = run_isolated(Experiment("LLMTwoTower", "toy", (), {**run_config, "embedding_size": 0}))
     assert "embedding_size must be an integer of at least 1" in outcome.error
     assert outcome.trainings == ()
+
+
+KILLED = """
+import json, multiprocessing, sys, threading, time
+import recbole_llm
+from recbole_llm.bridge.experiment import Experiment, run_isolated
+
+def tell():
+    while not multiprocessing.active_children():
+        time.sleep(0.01)
+    print(multiprocessing.active_children()[0].pid, flush=True)
+
+if __name__ == "__main__":
+    threading.Thread(target=tell).start()
+    run_isolated(Experiment("BPR", "toy", (), json.loads(sys.argv[1])))
+"""
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+@pytest.mark.parametrize("seconds", [0, 12], ids=["as it starts", "while it trains"])
+def test_a_killed_comparison_leaves_no_training_behind(run_config, tmp_path, seconds):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED, encoding="utf-8")
+    config = json.dumps({**run_config, "epochs": 10**6, "stopping_step": 10**6})
+    parent = subprocess.Popen([sys.executable, str(script), config], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    time.sleep(seconds)
+    try:
+        assert is_running(child)
+        parent.kill()
+        parent.wait()
+        end = time.monotonic() + 30
+        while is_running(child) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not is_running(child)
+    finally:
+        if is_running(child):
+            os.kill(child, signal.SIGKILL)
+        parent.stdout.close()
