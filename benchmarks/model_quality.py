@@ -191,7 +191,10 @@ def main() -> int:
         help="of the processor, per model's search",
     )
     parser.add_argument("--work", default="quality", help="trials and trainings, so that a stopped run goes on")
-    parser.add_argument("--output", default=None, help="JSON; default benchmarks/results/quality-<dataset>.json")
+    parser.add_argument(
+        "--part", default=None, help="what a further result file of the same dataset is for, such as slim"
+    )
+    parser.add_argument("--output", default=None, help="JSON; default benchmarks/results/quality-<dataset>[-<part>].json")
     arguments = parser.parse_args()
     models = arguments.models.split(",")
     if OURS not in models:
@@ -239,7 +242,10 @@ def main() -> int:
         "splits": reports,
         "machine": machine("cpu"),
     }
-    path = Path(arguments.output or ROOT / "benchmarks" / "results" / f"quality-{arguments.dataset}.json")
+    if arguments.part:
+        result["part"] = arguments.part
+    name = "-".join(["quality", arguments.dataset, *([arguments.part] if arguments.part else [])])
+    path = Path(arguments.output or ROOT / "benchmarks" / "results" / f"{name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     say(f"written: {path}")
