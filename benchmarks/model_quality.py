@@ -194,7 +194,9 @@ def main() -> int:
     parser.add_argument(
         "--part", default=None, help="what a further result file of the same dataset is for, such as slim"
     )
-    parser.add_argument("--output", default=None, help="JSON; default benchmarks/results/quality-<dataset>[-<part>].json")
+    parser.add_argument(
+        "--output", default=None, help="JSON; default benchmarks/results/quality-<dataset>[-<part>].json"
+    )
     arguments = parser.parse_args()
     models = arguments.models.split(",")
     if OURS not in models:
