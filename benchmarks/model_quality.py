@@ -235,6 +235,7 @@ def main() -> int:
         "benchmark": "model_quality",
         "dataset": arguments.dataset,
         "protocol": "RecBole RS 8:1:1 by user, full ranking, history masked; settings chosen by validation NDCG@10",
+        "part": arguments.part,
         "seconds": "from the model's making to the end of its training",
         "budget": arguments.budget,
         "model_minutes": arguments.model_minutes if arguments.model_minutes < float("inf") else None,
@@ -244,9 +245,7 @@ def main() -> int:
         "splits": reports,
         "machine": machine("cpu"),
     }
-    if arguments.part:
-        result["part"] = arguments.part
-    name = "-".join(["quality", arguments.dataset, *([arguments.part] if arguments.part else [])])
+    name = "-".join(filter(None, ("quality", arguments.dataset, arguments.part)))
     path = Path(arguments.output or ROOT / "benchmarks" / "results" / f"{name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

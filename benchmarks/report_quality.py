@@ -22,7 +22,7 @@ def quality(data: Json) -> Section:
             lines += [f"RecBole's Pop counts an item once per batch; counting interactions it has {told}.", ""]
         lines += _by_popularity(rows, metric)
         series = {metric: [r["mean"].get(metric) for r in rows]}
-        if "part" not in data:  # a further file of the same dataset has no picture of its own
+        if not data.get("part"):  # a further file of the same dataset has no picture of its own
             plots.append(Bars(f"quality_{data['dataset']}_{seed}", f"{data['dataset']}, split seed {seed}", metric,
                               [r["model"] for r in rows], series))  # fmt: skip
     return Section(lines, plots)

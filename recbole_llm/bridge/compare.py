@@ -25,7 +25,7 @@ class Row:
         mean: test metrics, mean over seeds; empty if it failed.
         spread: standard deviation over seeds; 0 for one seed.
         seeds: how many trainings the figures are from; 1 for a model that ignores the seed.
-        seconds: training with its validations, mean over seeds.
+        seconds: from the model's making to the end of its training, validations included, mean over seeds.
         test_seconds: of the test, mean over seeds.
         peak_bytes: largest resident memory of its process.
         cpu_seconds: as ``seconds``, of the processor.

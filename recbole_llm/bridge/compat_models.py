@@ -1,4 +1,4 @@
-"""Repairs of single stock models that cannot start, or start without their defaults, on any stack."""
+"""Repairs of single stock models that cannot start, start without their defaults, or slow others down, on any stack."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,6 +57,7 @@ _anomaly_mode_kept = False  # whether the repair below was there before the modu
 
 @contextmanager
 def _keep_anomaly_mode() -> Iterator[None]:
+    """Put PyTorch's anomaly mode back to what it was before."""
     import torch
 
     global _anomaly_mode_kept

@@ -351,11 +351,15 @@ SHOWN = {
 }
 
 
-def look(probes, skip):
+def environment(skip=()):
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    env |= {repairs.SKIP_VARIABLE: ",".join(skip), "SKIPPED": ",".join(skip)}
-    done = subprocess.run([sys.executable, __file__, ",".join(probes)], capture_output=True, text=True, env=env)
+    return env | {repairs.SKIP_VARIABLE: ",".join(skip), "SKIPPED": ",".join(skip)}
+
+
+def look(probes, skip):
+    command = [sys.executable, __file__, ",".join(probes)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(skip))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -405,7 +409,8 @@ def test_ray_is_neither_loaded_nor_left_behind(repaired):
 )
 def test_sequential_models_leave_anomaly_mode_alone(lines, expected):
     code = f"from torch.autograd import set_detect_anomaly; {lines}; import torch; print(torch.is_anomaly_enabled())"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.stdout.split() == [str(expected)], done.stderr[-500:]
 
 
