@@ -29,8 +29,8 @@ from timing import machine
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
 from recbole_llm.bridge.experiment import Experiment
-from recbole_llm.calibration import expected_calibration_error
-from recbole_llm.towers import rows_from_pairs
+from recbole_llm.fitting.calibration import expected_calibration_error
+from recbole_llm.scoring.rows import rows_from_pairs
 from recbole_llm_kernels import catalog_bce, pair_sigmoid
 
 DIMS = (8, 16, 32, 64, 128, 256, 512, 1024)

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recbole_llm.UNKNOWN import LinearScorer
 from torch import Tensor
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
-from recbole_llm.closed_form import ClosedForm, fit_closed_form
 from recbole_llm.content.encoders import load_encoder
 from recbole_llm.content.text import choose_text_fields, read_atomic_table, texts_of_tokens
-from recbole_llm.ease import Setting
-from recbole_llm.selection import LinearScorer, Selection, TopKMetric, user_metric
-from recbole_llm.setting_search import search_setting
-from recbole_llm.towers import Rows, rows_from_pairs
+from recbole_llm.fitting.closed_form import ClosedForm, fit_closed_form
+from recbole_llm.fitting.ease import Setting
+from recbole_llm.fitting.hyperparameters import search_setting
+from recbole_llm.fitting.validation import TopKMetric, Validation, user_metric
+from recbole_llm.scoring.rows import Rows, rows_from_pairs
 
 NDCG = TopKMetric("ndcg", 10)
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -53,9 +54,9 @@ class Split:
             len(self.train.offsets) - 1,
         )
 
-    def selection(self) -> Selection:
+    def selection(self) -> Validation:
         """Validation, as choices are made by it."""
-        return Selection(self.train, self.valid, self.train, NDCG)
+        return Validation(self.train, self.valid, self.train, NDCG)
 
     def per_user(self, form: ClosedForm, metric: TopKMetric = NDCG) -> Tensor:
         """Each test user's metric; cold items get no place."""

@@ -21,9 +21,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 import torch
 from timing import machine
 
-from recbole_llm.closed_form import fit_closed_form
-from recbole_llm.selection import Selection
-from recbole_llm.towers import Rows, rows_from_pairs
+from recbole_llm.fitting.closed_form import fit_closed_form
+from recbole_llm.fitting.validation import Validation
+from recbole_llm.scoring.rows import Rows, rows_from_pairs
 
 CLUSTERS = 200
 
@@ -64,7 +64,7 @@ def cost(n_items: int) -> dict[str, Any]:
     cpu = time.process_time()
     told: list[str] = []
     form = fit_closed_form(
-        train, n_items, texts, None, Selection(train, valid, train), max_dense_items=1_000, log=told.append
+        train, n_items, texts, None, Validation(train, valid, train), max_dense_items=1_000, log=told.append
     )
     return {
         "items": n_items,

@@ -30,9 +30,9 @@ import torch
 from timing import machine
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
-from recbole_llm.selection import TopKMetric, user_metric
+from recbole_llm.fitting.validation import TopKMetric, user_metric
+from recbole_llm.scoring.rows import Rows, pool, rows_from_pairs
 from recbole_llm.significance import paired_bootstrap
-from recbole_llm.towers import Rows, pool, rows_from_pairs
 
 OURS = "LLMTwoTower"
 SEQUENCE = {"train_batch_size": [1024], "learning_rate": [0.002]}

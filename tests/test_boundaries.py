@@ -39,8 +39,8 @@ def run(code, **environment):
         ("recbole_llm.serving", "torch"),
         ("recbole_llm.serving.recommend", "torch"),
         ("recbole_llm.serving.recommend", "recbole"),
-        ("recbole_llm.closed_form", "recbole"),
-        ("recbole_llm.closed_form", "recbole_llm_kernels"),
+        ("recbole_llm.fitting.closed_form", "recbole"),
+        ("recbole_llm.fitting.closed_form", "recbole_llm_kernels"),
     ],
 )
 def test_import_does_not_load(module, forbidden):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.calibration import expected_calibration_error, fit_platt, fit_probability
-from recbole_llm.probability import ProbabilityMap
+from recbole_llm.fitting.calibration import expected_calibration_error, fit_platt, fit_probability
+from recbole_llm.scoring.probability import ProbabilityMap
 
 
 def made(slope, offset, n=40_000, seed=0, shift=0.0):

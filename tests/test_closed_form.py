@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.closed_form import fit_closed_form
-from recbole_llm.ease import (
+from recbole_llm.fitting.closed_form import fit_closed_form
+from recbole_llm.fitting.ease import (
     Setting,
     solve,
     spectrum,
@@ -16,9 +16,9 @@ from recbole_llm.ease import (
     user_weights,
     weighted_gram,
 )
-from recbole_llm.factors import FACTOR_FORMS, Incidence, _thinned, _top_places, factorise, gram_product, sharpen
-from recbole_llm.selection import Selection, TopKMetric, user_metric
-from recbole_llm.towers import Rows, rows_from_pairs
+from recbole_llm.fitting.factors import FACTOR_FORMS, Incidence, _thinned, _top_places, factorise, gram_product, sharpen
+from recbole_llm.fitting.validation import TopKMetric, Validation, user_metric
+from recbole_llm.scoring.rows import Rows, rows_from_pairs
 
 PLAIN = Setting(ridge=2.0, text_weight=0.0, user_exponent=0.0, ridge_exponent=0.0, tilt=0.0)
 
@@ -40,7 +40,7 @@ def rows_of(mask):
 
 
 def selection_of(train, valid, metric="ndcg@5"):
-    return Selection(train, valid, train, TopKMetric.parse(metric))
+    return Validation(train, valid, train, TopKMetric.parse(metric))
 
 
 def dense_formula(X, E, present, s):
@@ -225,14 +225,14 @@ def test_sharpening_keeps_more_of_the_first_places():
 
 def test_sharpening_thins_out_its_rows_and_survives_short_catalogues(monkeypatch):
     train, X, B, weights, gram, (P, Q) = sharpening_problem()
-    monkeypatch.setattr("recbole_llm.factors.MAX_PAIRS", 500)  # 100 of 209 rows
+    monkeypatch.setattr("recbole_llm.fitting.factors.MAX_PAIRS", 500)  # 100 of 209 rows
     emphasis = []
 
     def top_places(matrix, rows, row_weights, places):
         emphasis.append((len(row_weights), float(row_weights.sum())))
         return _top_places(matrix, rows, row_weights, places)
 
-    monkeypatch.setattr("recbole_llm.factors._top_places", top_places)
+    monkeypatch.setattr("recbole_llm.fitting.factors._top_places", top_places)
     thin = sharpen(B, P, Q, train, weights, gram.matmul, gram.diagonal(), places=5)
     assert sharpening_objective(X, B, weights, gram, *thin) < sharpening_objective(X, B, weights, gram, P, Q)
     assert emphasis[0][0] == 100
@@ -295,9 +295,9 @@ def test_the_svd_form_below_full_rank_is_woodburys_identity():
 
 
 def test_too_many_items_take_the_svd_form(monkeypatch):
-    monkeypatch.setattr("recbole_llm.closed_form.SPECTRAL_DIMS", (2, 8, 16))
+    monkeypatch.setattr("recbole_llm.fitting.closed_form.SPECTRAL_DIMS", (2, 8, 16))
     monkeypatch.setattr(
-        "recbole_llm.closed_form.SEARCH_DIM", 8
+        "recbole_llm.fitting.closed_form.SEARCH_DIM", 8
     )  # the constants are found at a lower rank than the last
     train, valid, _ = interactions(n_users=200, seed=6)
     E = torch.nn.functional.one_hot(torch.arange(25) % 5).float()
@@ -319,9 +319,11 @@ def test_too_many_items_take_the_svd_form(monkeypatch):
 
 def test_the_rank_of_the_svd_form_is_held_against_the_best_one(monkeypatch):
     """On ml-1m-text the largest rank is not the best: 1536 has .25135 of validation, 2048 .25105."""
-    monkeypatch.setattr("recbole_llm.closed_form.SPECTRAL_DIMS", (2, 8, 16))
+    monkeypatch.setattr("recbole_llm.fitting.closed_form.SPECTRAL_DIMS", (2, 8, 16))
     by_rank = {2: 0.2506, 8: 0.25135, 16: 0.25105}
-    monkeypatch.setattr("recbole_llm.catalogue.Catalogue.value", lambda self, subset, P, Q: by_rank[P.shape[1]])
+    monkeypatch.setattr(
+        "recbole_llm.fitting.warm_items.Catalogue.value", lambda self, subset, P, Q: by_rank[P.shape[1]]
+    )
     train, valid, _ = interactions(n_users=200, seed=6)
     form = fit_closed_form(train, 25, selection=selection_of(train, valid), max_dense_items=10)
     assert (form.dim, form.value, form.full_value) == (8, 0.25135, 0.25135)
@@ -350,9 +352,9 @@ def test_constants_that_do_harm_give_way_to_plain_ease():
 
 def test_auto_keeps_no_rank_below_ease_however_little_it_loses(monkeypatch):
     train, valid, _ = interactions(n_users=400, n_items=42, seed=6)
-    monkeypatch.setattr("recbole_llm.closed_form.AUTO_DIMS", (1, 2, 4))
+    monkeypatch.setattr("recbole_llm.fitting.closed_form.AUTO_DIMS", (1, 2, 4))
     selection = selection_of(train, valid)
-    monkeypatch.setattr("recbole_llm.closed_form.RANK_TOLERANCE", 1.0)
+    monkeypatch.setattr("recbole_llm.fitting.closed_form.RANK_TOLERANCE", 1.0)
     form = fit_closed_form(train, 42, selection=selection)
     ease = max(
         fit_closed_form(train, 42, selection=selection, dim="full", setting=replace(PLAIN, ridge=ridge)).value
@@ -385,7 +387,7 @@ def test_thinning_keeps_users_before_single_items():
 
 
 def test_the_rank_is_the_smallest_that_costs_little(monkeypatch):
-    monkeypatch.setattr("recbole_llm.closed_form.AUTO_DIMS", (2, 5, 9))
+    monkeypatch.setattr("recbole_llm.fitting.closed_form.AUTO_DIMS", (2, 5, 9))
     train, valid, _ = interactions(n_users=200, seed=6)
     lines = []
     form = fit_closed_form(train, 25, selection=selection_of(train, valid), log=lines.append)
@@ -403,8 +405,8 @@ def test_a_number_a_large_number_and_a_small_budget(monkeypatch):
     select = selection_of(train, valid)
     assert fit_closed_form(train, 25, selection=select, dim=4).dim == 4
     assert fit_closed_form(train, 25, selection=select, dim=600).target is None
-    monkeypatch.setattr("recbole_llm.closed_form.AUTO_DIMS", (2, 3))
-    monkeypatch.setattr("recbole_llm.closed_form.RANK_TOLERANCE", -9.0)
+    monkeypatch.setattr("recbole_llm.fitting.closed_form.AUTO_DIMS", (2, 3))
+    monkeypatch.setattr("recbole_llm.fitting.closed_form.RANK_TOLERANCE", -9.0)
     assert fit_closed_form(train, 25, selection=select).target is None
     assert fit_closed_form(train, 25, selection=select, max_table_bytes=8 * 25 * 3).dim in (2, 3)
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from recbole_llm.cold_map import (
+from recbole_llm.fitting.cold_start.kernel_ridge import (
     KAPPAS,
     OFFSETS,
     ColdBoost,
@@ -15,8 +15,8 @@ from recbole_llm.cold_map import (
     fit_cold_map,
     map_weights,
 )
-from recbole_llm.selection import TopKMetric, user_metric
-from recbole_llm.towers import rows_from_pairs
+from recbole_llm.fitting.validation import TopKMetric, user_metric
+from recbole_llm.scoring.rows import rows_from_pairs
 
 N_ITEMS = 30
 
@@ -158,7 +158,7 @@ def exhaustive(scores, targets, seen, cold, deviations, excluded, metric, floor)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("floor", [0.9, 0.97])
 def test_boost_is_that_of_an_exhaustive_search(seed, floor, monkeypatch):
-    monkeypatch.setattr("recbole_llm.cold_map.CHUNK_ELEMENTS", 13 * N_ITEMS)
+    monkeypatch.setattr("recbole_llm.fitting.cold_start.kernel_ridge.CHUNK_ELEMENTS", 13 * N_ITEMS)
     scores, targets, seen, cold, deviations, excluded = joint_problem(seed, cold_quality=1.5)
     metric = TopKMetric("ndcg", 5)
     expected = exhaustive(scores, targets, seen, cold, deviations, excluded, metric, floor)

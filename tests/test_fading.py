@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from recbole_llm.fading import FOLLOWS, LEARNED, choose_fading
-from recbole_llm.selection import TopKMetric, user_metric
-from recbole_llm.towers import rows_from_pairs
+from recbole_llm.fitting.decay_search import FOLLOWS, LEARNED, choose_fading
+from recbole_llm.fitting.validation import TopKMetric, user_metric
+from recbole_llm.scoring.rows import rows_from_pairs
 
 CLOSED, FOLLOWING = (None, 1.0, 4.0), (1.0, 3.0)
 METRIC = TopKMetric("ndcg", 5)

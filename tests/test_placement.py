@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from recbole_llm import placement
-from recbole_llm.placement import Evidence, ItemTables, choose_place, hidden_trials, map_items, place
-from recbole_llm.selection import TopKMetric
-from recbole_llm.towers import rows_from_pairs
+from recbole_llm.fitting.cold_start.placement import Evidence, ItemTables, choose_place, hidden_trials, map_items, place
+from recbole_llm.fitting.validation import TopKMetric
+from recbole_llm.scoring.rows import rows_from_pairs
 
 N, U, F, V = 120, 300, 16, 6
 METRIC = TopKMetric("ndcg", 5)

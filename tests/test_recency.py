@@ -4,16 +4,17 @@ import math
 
 import pytest
 import torch
+from recbole_llm.UNKNOWN import LinearScorer, ranked_rows
 
-from recbole_llm.recency import (
+from recbole_llm.fitting.next_item import (
     choose_decay,
     decayed,
     fit_next_item,
     next_item_gram,
     solve_next_item,
 )
-from recbole_llm.selection import LinearScorer, TopKMetric, user_metric
-from recbole_llm.towers import Rows, ranked_rows, rows_from_pairs
+from recbole_llm.fitting.validation import TopKMetric, user_metric
+from recbole_llm.scoring.rows import Rows, rows_from_pairs
 
 
 def histories(sequences):

@@ -4,16 +4,11 @@ import math
 
 import pytest
 import torch
+from recbole_llm.UNKNOWN import LinearScorer
 
-from recbole_llm.selection import (
-    CHUNK_ELEMENTS,
-    LinearScorer,
-    TopKMetric,
-    choose_blend,
-    score_deviation,
-    user_metric,
-)
-from recbole_llm.towers import Rows, rows_from_pairs
+from recbole_llm.fitting.blend import choose_blend, score_deviation
+from recbole_llm.fitting.validation import CHUNK_ELEMENTS, TopKMetric, user_metric
+from recbole_llm.scoring.rows import Rows, rows_from_pairs
 
 
 def random_rows(n_rows, n_items, density, seed, empty=()):

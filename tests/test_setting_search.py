@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recbole_llm.UNKNOWN import LinearScorer
 
 from recbole_llm import setting_search
-from recbole_llm.catalogue import Catalogue, catalogue_of
-from recbole_llm.closed_form import fit_closed_form
-from recbole_llm.ease import Setting, _inverse_in_place, solve, user_weights, weighted_gram
-from recbole_llm.factors import factorise
-from recbole_llm.selection import LinearScorer, user_metric
-from recbole_llm.setting_search import search_setting
+from recbole_llm.fitting.closed_form import fit_closed_form
+from recbole_llm.fitting.ease import Setting, _inverse_in_place, solve, user_weights, weighted_gram
+from recbole_llm.fitting.factors import factorise
+from recbole_llm.fitting.hyperparameters import search_setting
+from recbole_llm.fitting.validation import user_metric
+from recbole_llm.fitting.warm_items import Catalogue, catalogue_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -110,7 +111,7 @@ def test_the_inverse_takes_no_memory_of_its_own_and_is_symmetric(n):
 def many(monkeypatch):
     """The 40 items below are many; the exact solutions made of all of them, and of fewer."""
     monkeypatch.setattr(setting_search, "EXACT_ITEMS", 20)
-    monkeypatch.setattr("recbole_llm.closed_form.EXACT_ITEMS", 20)
+    monkeypatch.setattr("recbole_llm.fitting.closed_form.EXACT_ITEMS", 20)
     monkeypatch.setattr(setting_search, "DIM", 12)
     solved = []
 
@@ -180,12 +181,12 @@ def test_the_squared_kernel_is_solved_for_in_full_where_popular_items_prefer_it(
 
 def test_many_items_keep_the_first_factors_that_lose_little(many, monkeypatch):
     tried = []
-    monkeypatch.setattr("recbole_llm.closed_form.factorise", lambda *a: (tried.append(a[1]), factorise(*a))[1])
-    monkeypatch.setattr("recbole_llm.closed_form.SHARPEN_ABOVE", 1.0)
+    monkeypatch.setattr("recbole_llm.fitting.closed_form.factorise", lambda *a: (tried.append(a[1]), factorise(*a))[1])
+    monkeypatch.setattr("recbole_llm.fitting.closed_form.SHARPEN_ABOVE", 1.0)
     train, selection, E = made(6)
     fit_closed_form(train, 42, E, selection=selection, dim=20)
     assert tried == [20]
-    monkeypatch.setattr("recbole_llm.closed_form.SHARPEN_ABOVE", -9.0)
+    monkeypatch.setattr("recbole_llm.fitting.closed_form.SHARPEN_ABOVE", -9.0)
     tried.clear()
     fit_closed_form(train, 42, E, selection=selection, dim=20)
     assert tried == [20, 20, 20]

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from recbole_llm.towers import FrozenTensor, ItemTower, Rows, UserTower, history_weights, pool, rows_from_pairs
+from recbole_llm.scoring.rows import Rows, history_weights, pool, rows_from_pairs
+from recbole_llm.scoring.towers import FrozenTensor, ItemTower, UserTower
 
 
 def frozen(vectors, present):

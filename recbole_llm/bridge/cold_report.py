@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from recbole_llm.bridge import distributed
-from recbole_llm.selection import METRICS, TopKMetric
-from recbole_llm.towers import Rows
+from recbole_llm.fitting.validation import METRICS, TopKMetric, hide_seen
+from recbole_llm.scoring.rows import Rows
 
 SCORES = 2**24  # held at once
 GROUPS = ("warm items alone", "warm, cold present", "cold items alone", "all items")
@@ -93,6 +93,7 @@ def measure(model: Any, rows: Any, trained: Tensor, metrics: list[TopKMetric], d
     n_items = len(trained)
     cold = ~trained
     cold[0] = False
+    padding = torch.arange(n_items) == 0
     most = max(metric.k for metric in metrics)
     sums = {group: dict.fromkeys(map(str, metrics), 0.0) for group in GROUPS}
     counts = dict.fromkeys(GROUPS, 0)
@@ -102,17 +103,23 @@ def measure(model: Any, rows: Any, trained: Tensor, metrics: list[TopKMetric], d
         own = scores[:, cold]
         among_themselves = _cold_scores(model, rows.users[index].to(device), scores)
         alike = alike and bool(((own == own[:, :1]) | own.isinf()).all())
-        relevant = _mask(rows.positives.select(index), n_items)
-        seen = torch.zeros_like(relevant) if rows.seen is None else _mask(rows.seen.select(index), n_items) & ~relevant
-        scores[seen] = -math.inf
-        scores[:, 0] = -math.inf
+        positives = rows.positives.select(index)
+        seen = (
+            Rows(torch.zeros_like(positives.offsets), positives.ids[:0])
+            if rows.seen is None
+            else rows.seen.select(index)
+        )
+        relevant = hide_seen(scores, seen, positives, padding)
+        assert relevant is not None
+        if among_themselves is not None:
+            hide_seen(among_themselves, seen, positives, padding)
         targets = {"warm": relevant & trained, "cold": relevant & cold, "all": relevant}
         for group, kind, allowed in zip(
             GROUPS, ("warm", "warm", "cold", "all"), (trained, None, cold, None), strict=True
         ):
             allowed_scores = scores if allowed is None else scores.masked_fill(~allowed, -math.inf)
             if kind == "cold" and among_themselves is not None:
-                allowed_scores = among_themselves.masked_fill(~cold | seen, -math.inf)
+                allowed_scores = among_themselves.masked_fill(~cold, -math.inf)
             top, items = allowed_scores.topk(min(most, n_items), dim=1)
             n_targets = targets[kind].sum(1)
             has = n_targets > 0
@@ -139,18 +146,13 @@ def measure(model: Any, rows: Any, trained: Tensor, metrics: list[TopKMetric], d
 
 def _cold_scores(model: Any, users: Tensor, scores: Tensor) -> Tensor | None:
     """Scores by which items that a model leaves out of its ranking are ranked among themselves; ``None`` for the same."""
-    placed = getattr(model, "cold_items", None)
+    placed = model.score.cold if hasattr(model, "cold_remark") else None
     if placed is None or placed.joint:
         return None
+    every = model.score.scores(model.ranking_history.select(users), model.score.user_parts(users), unlisted=True)
     found = scores.clone()
-    found[:, placed.ids.cpu()] = model.cold_scores(users).cpu().float()
+    found[:, placed.ids.cpu()] = every[:, placed.ids].cpu().float()
     return found
-
-
-def _mask(rows: Rows, n_items: int) -> Tensor:
-    mask = torch.zeros(len(rows.offsets) - 1, n_items, dtype=torch.bool)
-    mask[rows.row_of_entry(), rows.ids] = True
-    return mask
 
 
 def _remark(model: Any, alike: bool) -> str:

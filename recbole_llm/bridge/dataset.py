@@ -15,7 +15,7 @@ from recbole_llm.bridge.options import Options
 from recbole_llm.content.encoders import load_encoder
 from recbole_llm.content.features import FeatureStore, FeatureTable, apply_transform, encode_texts, load_features
 from recbole_llm.content.text import choose_text_fields, read_atomic_table, texts_of_tokens
-from recbole_llm.towers import Rows, ranked_rows, rows_from_pairs
+from recbole_llm.scoring.rows import Rows, rows_from_pairs
 
 _CONTENT = ("_item_features", "_user_features")
 
@@ -96,7 +96,7 @@ class LLMTwoTowerDataset(Dataset):
         """The items of every user in this split, ``user_num`` rows in CSR form.
 
         Args:
-            decay: tau of :func:`recbole_llm.towers.rows_from_pairs`, in positions; needs interactions ordered by time.
+            decay: tau of :func:`recbole_llm.scoring.rows.rows_from_pairs`, in positions; needs interactions ordered by time.
 
         Raises:
             ValueError: if ``decay`` is given and the split is not ordered by time, or has no time column.
@@ -118,7 +118,7 @@ class LLMTwoTowerDataset(Dataset):
         return rows_from_pairs(users, items, self.user_num, time, decay)
 
     def training_ranks(self, *later: Any) -> Rows | None:
-        """The items of every user in this split with their ranks, 0 the newest, as weights.
+        """The items of every user in this split with their ranks, 0 the newest.
 
         Args:
             later: interactions of later splits, which join the histories.
@@ -132,7 +132,7 @@ class LLMTwoTowerDataset(Dataset):
         users, items, time = (
             torch.cat([part[field] for part in parts]) for field in (self.uid_field, self.iid_field, self.time_field)
         )
-        return ranked_rows(users.long(), items.long(), self.user_num, time)
+        return rows_from_pairs(users.long(), items.long(), self.user_num, time)
 
     def _tokens(self, field: str) -> list[str | None]:
         """External ids in internal order; ``None`` for padding."""

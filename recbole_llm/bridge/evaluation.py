@@ -20,7 +20,8 @@ from torch import Tensor
 
 from recbole_llm.bridge import cold_report, distributed
 from recbole_llm.bridge.options import EVAL_BACKENDS
-from recbole_llm.towers import Rows, rows_from_pairs
+from recbole_llm.fitting.validation import hide_seen
+from recbole_llm.scoring.rows import Rows, rows_from_pairs
 from recbole_llm_kernels import score_topk
 
 SCORES = 2**24  # scores held at once where a model gives whole rows of them: 64 MiB of float32
@@ -119,9 +120,10 @@ def rank_all(model: Any, rows: RankedRows, k: int, n_items: int, device: torch.d
         row has fewer candidates, the remaining places hold its masked items in ascending order, as a stable sort of the
         masked scores would, then 0.
     """
-    shards = getattr(model, "shards_items", False)
+    spread = getattr(model, "item_rows", None)
+    shards = spread is not None and spread.sharded
     part = slice(0, len(rows)) if shards else distributed.own_part(len(rows))
-    best = model.score_topk if shards else score_topk
+    best = score_topk if spread is None else spread.topk
     by_vectors = getattr(model, "has_item_vectors", False)
     if by_vectors:
         item, bias = model.item_vectors()
@@ -148,7 +150,7 @@ def rank_all(model: Any, rows: RankedRows, k: int, n_items: int, device: torch.d
 def _best(scores: Tensor, seen: Rows | None, k: int) -> Tensor:
     scores[:, 0] = -torch.inf
     if seen is not None:
-        scores[seen.row_of_entry().to(scores.device), seen.ids.to(scores.device)] = -torch.inf
+        hide_seen(scores, seen.to(scores.device))
     places = min(k, scores.shape[1])
     value, ids = _largest(scores, places)
     ids = ids.masked_fill(value == -torch.inf, -1).cpu()

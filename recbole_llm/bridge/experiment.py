@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from recbole_llm.bridge.popularity import BucketQuality, quality_by_popularity
-from recbole_llm.selection import METRICS, TopKMetric
+from recbole_llm.fitting.validation import METRICS, TopKMetric
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_llm.selection import TopKMetric
-from recbole_llm.towers import Rows
+from recbole_llm.fitting.validation import TopKMetric
+from recbole_llm.scoring.rows import Rows
 
 BUCKETS = ("head", "middle", "tail", "cold")
 

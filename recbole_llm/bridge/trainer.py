@@ -13,7 +13,6 @@ from recbole.trainer import Trainer
 from recbole.trainer.trainer import AbstractTrainer
 from recbole.utils import dict2str, get_gpu_usage, set_color
 from torch import Tensor
-from torch.nn.utils.clip_grad import clip_grad_norm_
 from tqdm import tqdm
 
 from recbole_llm.bridge import distributed
@@ -23,15 +22,18 @@ from recbole_llm.bridge.checkpoint import (
     last_file,
     plain,
     random_state,
-    read_checkpoint,
     remove_unfinished,
     set_random_state,
     write_checkpoint,
 )
 from recbole_llm.bridge.interruption import Interruption
+from recbole_llm.bridge.item_tables import tables_of
 from recbole_llm.bridge.options import default_values
-from recbole_llm.selection import Selection, TopKMetric
-from recbole_llm.towers import rows_from_pairs
+from recbole_llm.fitting.logs import quietly
+from recbole_llm.fitting.pipeline import fit
+from recbole_llm.fitting.validation import TopKMetric, Validation
+from recbole_llm.scoring.rows import rows_from_pairs
+from recbole_llm.scoring.score import LinearBlock
 
 MANY_ITEMS = 100_000  # on a CPU: where sampled losses become the better choice
 SHARED_NEGATIVES = (
@@ -71,20 +73,13 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
     best_valid_score: float
     stopping_step: int
 
-    def __new__(cls, config: Any, model: Any) -> "LLMTwoTowerTrainer":
-        """The trainer, in the form for a model whose items are spread over processes where that is one."""
-        if cls is LLMTwoTowerTrainer and model.shards_items:
-            from recbole_llm.bridge.sharded_trainer import ShardedTrainer
-
-            return super().__new__(ShardedTrainer)
-        return super().__new__(cls)
-
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         self.saved_model_file = distributed.agreed(_unused_name(self.saved_model_file))
-        if not model.shards_items:  # those are made alike
-            distributed.broadcast_parameters(model)
+        self._tables = tables_of(model, self.device)
+        self._tables.reject(self)
+        self._tables.begin()
         self._parameters = list(model.parameters())
         self._epochs_done = 0
         self._train_data: Any = None
@@ -134,50 +129,70 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
     def _fit(
         self, train_data: Any, valid_data: Any, verbose: bool, saved: bool, show_progress: bool, callback_fn: Any
     ) -> tuple[float, dict[str, float] | None]:
-        blocks = self.model.options.blocks
-        selection = self._make_selection(valid_data)
-        log: Callable[[str], None] = getLogger().info if verbose else (lambda text: None)
-        if self.model.uses_order and valid_data:
-            self.model.remember_later(train_data._dataset.training_ranks(valid_data._dataset.inter_feat))
-            log("order TO: at test a user's history is the training and validation items, as for sequential models")
-        if "closed_form" in blocks and not self.model.has_closed_form:
-            self.model.fit_closed_form(selection, log)
-            self.model.load_other_parameter(distributed.agreed(self.model.other_parameter()))
-        if "learned" in blocks:
-            self._tell_of_large_catalogue(log)
-            self.model.rank_by_learned_block()
-            super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+        model = self.model
+        validation = self._make_validation(valid_data)
+        if model.history.ranks is not None and valid_data:
+            model.remember_later(train_data._dataset.training_ranks(valid_data._dataset.inter_feat))
+            if verbose:
+                getLogger().info(
+                    "order TO: at test a user's history is the training and validation items, as for sequential models"
+                )
+
+        def train_towers() -> LinearBlock:
+            self._tell_of_large_catalogue(verbose)
+            model.fitted = None  # epochs are validated by the learned block alone
+            Trainer.fit(self, train_data, valid_data, verbose, saved, show_progress, callback_fn)
             self._restore_random_state()
             self._save_last()
             self._interruption.allow()
-        else:
+            if saved and os.path.isfile(self.saved_model_file):
+                model.load_state_dict(self._tables.read(self.saved_model_file)["state_dict"])
+            model.eval()
+            return model.towers.block()
+
+        if "learned" not in model.options.blocks:
             self.eval_collector.data_collect(train_data)
-        if saved and os.path.isfile(self.saved_model_file):
-            self.model.load_state_dict(self._read(self.saved_model_file)["state_dict"])
-        self.model.eval()
-        share = self.model.choose_blend(selection)
-        log(f"share of the learned block in the score: {share:g}")
-        self.model.choose_fading(selection, log)
-        if distributed.active() and not self.model.shards_items:  # a last digit may decide otherwise on another device
-            self.model.load_other_parameter(distributed.agreed(self.model.other_parameter()))
-        self.model.place_cold_items(selection, log)
-        if selection is not None:
-            slope, offset = self.model.calibrate(selection)
-            log(f"score = {slope:.4g} blocks {offset:+.4g}; {self.model.probability_map}; fitted on validation")
+            model.eval()
+        with quietly(not verbose):
+            model.fitted = fit(
+                model.training_data(),
+                validation,
+                model.options,
+                train_towers,
+                start=model.fitted,
+                rank_all_cold=model.gives_probabilities,
+                agree=self._tables.agree,
+            )
         score, result = self.best_valid_score, None
         if valid_data:
             score, result = self._valid_epoch(valid_data, show_progress=show_progress)
-            log(set_color("whole model: valid result", "blue") + ": \n" + dict2str(result))
+            if verbose:
+                getLogger().info(set_color("whole model: valid result", "blue") + ": \n" + dict2str(result))
             self.best_valid_result = result
         if saved:
             self._save_whole_model(verbose)
         return score, result
 
-    def evaluate(self, eval_data: Any, *args: Any, **kwargs: Any) -> Any:
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: str | None = None,
+        show_progress: bool = False,
+    ) -> Any:
         """As ``Trainer.evaluate``; where interactions are split by time, the test's histories hold validation's items."""
+        if not eval_data:
+            return None
+        self._tables.reject_evaluation(self, eval_data)
+        if load_best_model:
+            file = model_file or self.saved_model_file
+            state = self._tables.read(file)
+            self.model.load_state_dict(state["state_dict"])
+            self.model.load_other_parameter(state["other_parameter"])
+            self.logger.info(f"Loading model structure and parameters from {file}")
         self.model.at_test = getattr(getattr(eval_data, "_sampler", None), "phase", None) == "test"
         try:
-            return super().evaluate(eval_data, *args, **kwargs)
+            return super().evaluate(eval_data, False, None, show_progress)
         finally:
             self.model.at_test = False
 
@@ -195,7 +210,11 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             )
         self.stopping_step = patience
 
-    def _tell_of_large_catalogue(self, log: Callable[[str], None]) -> None:
+    def _tell_of_large_catalogue(self, verbose: bool) -> None:
+        log: Callable[[str], None] = getLogger().info if verbose else (lambda text: None)
+        if (spread := self._tables.describe()) is not None:
+            log(spread)
+            return
         items = self.model.n_items - 1
         if self.device.type != "cpu" or items <= MANY_ITEMS:
             return
@@ -210,7 +229,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         else:
             log(f"{items:,} items on a CPU: {loss}; rows of a batch can share their negatives, {SHARED_NEGATIVES}.")
 
-    def _make_selection(self, valid_data: Any) -> Selection | None:
+    def _make_validation(self, valid_data: Any) -> Validation | None:
         if not valid_data:
             return None
         log = getLogger().info
@@ -223,7 +242,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         users, items = (split.inter_feat[field].long().to(self.device) for field in (split.uid_field, split.iid_field))
         history = self.model.history
         targets = rows_from_pairs(users, items, len(history.offsets) - 1)
-        return Selection(history=history, targets=targets, seen=history, metric=metric)
+        return Validation(history=history, targets=targets, seen=history, metric=metric)
 
     # ------------------------------------------------------------------ an epoch
 
@@ -268,13 +287,10 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             distributed.sum_gradients(self.model.parameters())
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)  # the limit is meant for the gradients, not for their scaled copies
-            self._clip_gradients(**self.clip_grad_norm)
+            self._tables.clip_gradients(**self.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss.detach()
-
-    def _clip_gradients(self, max_norm: float, norm_type: float = 2.0, **others: Any) -> None:
-        clip_grad_norm_(self.model.parameters(), max_norm, norm_type, **others)
+        return self._tables.of_epoch(loss.detach())
 
     def _share_of_batch(self, interaction: Any) -> Tensor | None:
         """The part of the batch's terms that this process has; ``None`` for one process.
@@ -287,7 +303,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         terms = torch.tensor(float(len(users)), device=self.device)
         if self.model.options.trains_on_users and len(users):
             terms = self.model.history.sizes[users].sum().float()
-        return terms / distributed.sum_over_ranks(terms).clamp(min=1)
+        return self._tables.share_of_batch(users, terms)
 
     @property
     def _amp_dtype(self) -> torch.dtype:
@@ -326,14 +342,12 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             "data": data_fingerprint(history.offsets, history.ids),
         }
 
-    def _read(self, file: str, device: torch.device | str | None = None) -> dict[str, Any]:
-        """A checkpoint, on the trainer's device unless another is named."""
-        return read_checkpoint(file, device or self.device)
-
     def _write(self, file: str, state: dict[str, Any]) -> None:
         """Write on one process of each machine; the others wait until the file is there."""
-        if self.config["local_rank"] in (None, 0):
-            with self._interruption.held():
+        writes = self.config["local_rank"] in (None, 0)
+        with self._interruption.held():
+            state = self._tables.whole(state, file, writes)
+            if writes:
                 write_checkpoint(file, state, self.config)
         distributed.barrier()
 
@@ -368,7 +382,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         if not os.path.isfile(self.saved_model_file):
             self._save_checkpoint(-1, verbose=verbose)
             return
-        state = self._read(self.saved_model_file, "cpu")
+        state = self._tables.read(self.saved_model_file, "cpu")
         distributed.barrier()  # every process has read it
         self._write(
             self.saved_model_file,
@@ -385,7 +399,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             ValueError: if the file is damaged, not ours, or of other data or another shape of model.
         """
         file = str(resume_file)
-        state = self._read(file)
+        state = self._tables.read(file)
         history = self.model.history
         if state["data"] != data_fingerprint(history.offsets, history.ids):
             raise ValueError(

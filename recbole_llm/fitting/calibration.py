@@ -10,8 +10,6 @@ probability where people look, at the top of a list, and :func:`fit_probability`
 - an item that a user has not touched in training can turn up in validation or later, not in both. Where the next interactions are
   as many as validation's and drawn alike, either has the probability q, and once validation is known too,
   P = q / (1 - q) of what it does not hold. So q = P / (1 + P) is what validation's labels are fitted to; q is below 1/2.
-
-Knows neither RecBole nor the kernels.
 """
 
 import itertools
@@ -23,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recbole_llm.probability import ProbabilityMap
+from recbole_llm.scoring.probability import ProbabilityMap
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Called once per pass; gives (score ``[P]`` floating point, label ``[P]`` bool) in the same order every time."""

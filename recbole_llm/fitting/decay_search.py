@@ -13,7 +13,7 @@ on ml-100k (943 users) and .0899 on amazon-office (1,500 of its users); by k pla
 other, from what the blocks were fitted with, .1346 and .0912.
 
 Hundreds of blends are compared on a few hundred candidates a user, the best of each block; an item that none of them ranks
-high a blend rarely does. Knows neither RecBole nor the kernels.
+high a blend rarely does.
 """
 
 import itertools
@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from recbole_llm.selection import CHUNK_ELEMENTS, Scorer, TopKMetric
-from recbole_llm.towers import Rows
+from recbole_llm.fitting.validation import CHUNK_ELEMENTS, TopKMetric, hide_seen
+from recbole_llm.scoring.rows import Rows
+from recbole_llm.scoring.score import Scorer
 
 CLOSED_DECAYS = (None, 1.0, 2.0, 4.0, 10.0, 20.0, 50.0)  # tau; None: histories do not fade
 FOLLOWING_DECAYS = (1.0, 2.0, 5.0, 8.0)  # tau'
@@ -125,7 +126,7 @@ def _gather(
 ) -> tuple[list[_Candidates], list[float]]:
     """Each row's candidates, the first ``most`` items of every scorer and the targets, and the deviation of each scorer.
 
-    Deviations are what :func:`recbole_llm.selection.score_deviation` gives, in the pass that finds the candidates.
+    Deviations are what :func:`recbole_llm.fitting.blend.score_deviation` gives, in the pass that finds the candidates.
     """
     n_items = len(excluded)
     sums = torch.zeros(len(scorers), 2, dtype=torch.float64)
@@ -133,12 +134,10 @@ def _gather(
     chunks, counted = [], len(rows) * int((~excluded).sum())
     for ids in rows.split(max(1, CHUNK_ELEMENTS // 4 // n_items)):
         own, hidden = targets.select(ids), seen.select(ids)
-        relevant = torch.zeros(len(ids), n_items, dtype=torch.bool, device=ids.device)
-        relevant[own.row_of_entry(), own.ids] = True
-        placeless = torch.zeros_like(relevant)
-        placeless[hidden.row_of_entry(), hidden.ids] = True
-        placeless &= ~relevant
-        placeless |= excluded
+        place = torch.zeros(len(ids), n_items, device=ids.device)
+        relevant = hide_seen(place, hidden, own, excluded)
+        assert relevant is not None
+        placeless = place.isinf()
         chosen, scores = relevant.clone(), []
         for scorer, total in zip(scorers, sums, strict=True):
             found = scorer(ids)

@@ -1,33 +1,55 @@
-r"""The algebra of the closed form: a generalised EASE whose Gram matrix includes the item texts.
+r"""The algebra of the closed form: a generalised EASE whose Gram matrix includes the items' content.
 
     w_u = (n_u / mean n)^-beta                                 users count alike, whatever their number n_u of items
     G   = X' diag(w) X,   g = mean diag G                      X: users x items, 0/1, training interactions only
-    K   = cosine of centred text vectors; power 2: sign(K) K^2
-    A   = G + tau lam g K + R,   R = lam g diag(diag G / g)^a  text as further rows of X; ridge grows with popularity
+    K_m = cosine of centred vectors of modality m; power 2: sign(K) K^2
+    A   = G + lam g sum_m tau_m K_m + R,   R = lam g diag(diag G / g)^a
     B   = I - A^-1 diag(1 / diag A^-1), column i scaled by (G_ii / g)^-delta
     score(u, i) = sum_{j in H_u} B_ji
 
-With beta = tau = a = delta = 0 this is EASE (Steck, WWW 2019), the exact minimiser of ||X - XB||^2 + lam g ||B||^2
+Content enters as further rows of X; the ridge grows with popularity. With beta = tau = a = delta = 0 this is EASE (Steck, WWW 2019), the exact minimiser of ||X - XB||^2 + lam g ||B||^2
 under a zero diagonal. Items of the history get no place in a ranking, so diag B is never read.
 
 For catalogues too large for an [n, n] matrix, ``Spectrum`` holds the leading eigenvectors V, S of
-Z = R^-1/2 (G + tau lam g K) R^-1/2 (power 1 only) and what is left of its diagonal, t = diag Z - diag V S V'. With
+Z = R^-1/2 (G + lam g sum_m tau_m K_m) R^-1/2 (power 1 only) and what is left of its diagonal, t = diag Z - diag V S V'. With
 Z ~ V S V' + diag t and D = 1 + t, Woodbury's identity gives
 
     A^-1 ~ R^-1/2 (1/D - 1/D V C V' 1/D) R^-1/2,   C = (1/S + V' 1/D V)^-1
 
-so that B off its diagonal is a product of two [n, k] matrices, and diag A^-1 is exact within the model. Knows neither
-RecBole nor the kernels.
+so that B off its diagonal is a product of two [n, k] matrices, and diag A^-1 is exact within the model.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from scipy.linalg.lapack import spotrf, spotri
 from torch import Tensor
 
-from recbole_llm.factors import OVERSAMPLING, Product
-from recbole_llm.towers import Rows
+from recbole_llm.fitting.factors import OVERSAMPLING, Product
+from recbole_llm.scoring.rows import Rows
+
+Content = Mapping[str, Tensor]
+"""By modality, rows of :func:`content_directions`, ``[n, f]``; zero for items without that content."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One modality's part of the Gram matrix.
+
+    Attributes:
+        modality: such as ``text``.
+        weight: tau; 0 for none.
+        power: 1 or 2.
+    """
+
+    modality: str
+    weight: float
+    power: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.modality} weight {self.weight:g}, power {self.power}" if self.weight else f"no {self.modality}"
 
 
 @dataclass(frozen=True)
@@ -36,16 +58,14 @@ class Setting:
 
     Attributes:
         ridge: lam, in units of the mean diagonal of G; positive.
-        text_weight: tau; 0 for no text.
-        text_power: 1 or 2.
+        kernels: the modalities that enter, each once.
         user_exponent: beta.
         ridge_exponent: a.
         tilt: delta.
     """
 
     ridge: float = 8.0
-    text_weight: float = 0.05
-    text_power: int = 1
+    kernels: tuple[Kernel, ...] = (Kernel("text", 0.05),)
     user_exponent: float = 0.5
     ridge_exponent: float = 0.25
     tilt: float = 0.1
@@ -53,18 +73,43 @@ class Setting:
     @classmethod
     def of_ease(cls, ridge: float) -> "Setting":
         """Plain EASE with a ridge of ``ridge`` mean diagonals of G."""
-        return cls(ridge, 0.0, 1, user_exponent=0.0, ridge_exponent=0.0, tilt=0.0)
+        return cls(ridge, (), user_exponent=0.0, ridge_exponent=0.0, tilt=0.0)
+
+    def kernel(self, modality: str) -> Kernel:
+        """The kernel of a modality; weight 0 where it does not enter."""
+        return next((kernel for kernel in self.kernels if kernel.modality == modality), Kernel(modality, 0.0))
+
+    def with_kernel(self, kernel: Kernel) -> "Setting":
+        """The same constants with another kernel for its modality."""
+        others = [each for each in self.kernels if each.modality != kernel.modality]
+        at = next((i for i, each in enumerate(self.kernels) if each.modality == kernel.modality), len(others))
+        return replace(self, kernels=(*others[:at], kernel, *others[at:]))
 
     @property
-    def kernel(self) -> tuple[float, int]:
-        """Tau and the power of the text kernel."""
-        return self.text_weight, self.text_power
+    def is_linear(self) -> bool:
+        """Whether every kernel that counts has power 1, so that the SVD form exists."""
+        return all(kernel.power == 1 for kernel in self.kernels if kernel.weight)
+
+    def linear(self) -> "Setting":
+        """The same constants with every kernel at power 1."""
+        return replace(self, kernels=tuple(replace(kernel, power=1) for kernel in self.kernels))
+
+    def to_state(self) -> dict[str, Any]:
+        """As plain values for a checkpoint."""
+        return {**vars(self), "kernels": [vars(kernel) for kernel in self.kernels]}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Setting":
+        """What :meth:`to_state` gave, or the flat form of checkpoints before there were several modalities."""
+        values = dict(state)
+        if "text_weight" in values:
+            values["kernels"] = [vars(Kernel("text", values.pop("text_weight"), values.pop("text_power")))]
+        return cls(**{**values, "kernels": tuple(Kernel(**kernel) for kernel in values["kernels"])})
 
     def __str__(self) -> str:
         if self == Setting.of_ease(self.ridge):
             return f"ridge {self.ridge:g}, plain EASE"
-        text = f"text weight {self.text_weight:g}, power {self.text_power}" if self.text_weight else "no text"
-        return f"ridge {self.ridge:g}, {text}"
+        return ", ".join([f"ridge {self.ridge:g}", *(map(str, self.kernels) if self.kernels else ["no content"])])
 
 
 def user_weights(train: Rows, exponent: float) -> Tensor:
@@ -102,40 +147,40 @@ def weighted_gram(train: Rows, weights: Tensor, n_items: int, chunk_bytes: int =
     return gram
 
 
-def text_centre(features: Tensor, present: Tensor) -> Tensor:
+def content_centre(features: Tensor, present: Tensor) -> Tensor:
     """Mean of the rows present, ``[f]`` float32; zero if there is none."""
     return features[present].double().mean(0).nan_to_num().float()
 
 
-def text_directions(features: Tensor, present: Tensor, centre: Tensor) -> Tensor:
-    """Text vectors seen from their centre, at unit length.
+def content_directions(features: Tensor, present: Tensor, centre: Tensor) -> Tensor:
+    """Content vectors seen from their centre, at unit length.
 
     Args:
         features: ``[n_items, f]``.
-        present: ``[n_items]`` bool, items that have a text.
-        centre: ``[f]``, from ``text_centre``.
+        present: ``[n_items]`` bool, items that have this content.
+        centre: ``[f]``, from ``content_centre``.
 
     Returns:
-        ``[n_items, f]`` float32; zero for items without a text or at the centre itself.
+        ``[n_items, f]`` float32; zero for items without it or at the centre itself.
     """
     centred = torch.where(present[:, None], features.float() - centre, 0.0)
     norm = centred.norm(dim=1, keepdim=True)
-    at_centre = norm <= 1e-5 * centre.norm()  # what float32 leaves of identical texts
+    at_centre = norm <= 1e-5 * centre.norm()  # what float32 leaves of identical vectors
     return torch.where(at_centre, 0.0, centred / norm.clamp(min=torch.finfo(torch.float32).tiny))
 
 
-def _add_text_kernel(A: Tensor, text: Tensor, weight: float, power: int) -> None:
+def _add_kernel(A: Tensor, directions: Tensor, weight: float, power: int) -> None:
     """A += weight * K in place, in row chunks."""
     for start in range(0, len(A), 1024):
         rows = A[start : start + 1024]
         if power == 1:
-            rows.addmm_(text[start : start + 1024], text.T, alpha=weight)
+            rows.addmm_(directions[start : start + 1024], directions.T, alpha=weight)
         else:
-            K = text[start : start + 1024] @ text.T
+            K = directions[start : start + 1024] @ directions.T
             rows.add_(K.mul_(K.abs()), alpha=weight)
 
 
-def solve(gram: Tensor, text: Tensor, setting: Setting, scale: Tensor | None = None) -> Tensor:
+def solve(gram: Tensor, content: Content, setting: Setting, scale: Tensor | None = None) -> Tensor:
     """B of the module docstring for one setting.
 
     Holds two ``[n, n]`` matrices on a CPU and three elsewhere, ``gram`` included. Float32: with a ridge of the order of the
@@ -144,7 +189,7 @@ def solve(gram: Tensor, text: Tensor, setting: Setting, scale: Tensor | None = N
 
     Args:
         gram: G, ``[n, n]`` float32 with a positive diagonal.
-        text: rows of ``text_directions``, ``[n, f]``.
+        content: of every modality that ``setting`` weighs.
         setting: the constants; ``user_exponent`` is already in ``gram``.
         scale: g, where ``gram`` is that of a part of the items and the constants are meant for all; ``None`` for the mean
             diagonal of ``gram``.
@@ -154,20 +199,22 @@ def solve(gram: Tensor, text: Tensor, setting: Setting, scale: Tensor | None = N
     """
     popularity = gram.diagonal().clone()
     scale = popularity.mean() if scale is None else scale
-    inverse = _inverse_in_place(_system(gram, text, setting, scale))
+    inverse = _inverse_in_place(_system(gram, content, setting, scale))
     if inverse is None:
-        inverse = torch.linalg.inv(_system(gram, text, setting, scale).double()).float()
+        inverse = torch.linalg.inv(_system(gram, content, setting, scale).double()).float()
     B = inverse.mul_(-((popularity / scale) ** -setting.tilt) / inverse.diagonal())
     B.fill_diagonal_(0.0)
     return B
 
 
-def _system(gram: Tensor, text: Tensor, setting: Setting, scale: Tensor) -> Tensor:
+def _system(gram: Tensor, content: Content, setting: Setting, scale: Tensor) -> Tensor:
     """A of the module docstring, in memory of its own."""
     popularity = gram.diagonal()
     A = gram.clone(memory_format=torch.contiguous_format)
-    if setting.text_weight:
-        _add_text_kernel(A, text, setting.text_weight * setting.ridge * float(scale), setting.text_power)
+    for kernel in setting.kernels:
+        if kernel.weight:
+            weight = kernel.weight * setting.ridge * float(scale)
+            _add_kernel(A, content[kernel.modality], weight, kernel.power)
     A.diagonal().add_(setting.ridge * scale * (popularity / scale) ** setting.ridge_exponent)
     return A
 
@@ -227,7 +274,7 @@ class Spectrum:
 def spectrum(
     metric: Product,
     popularity: Tensor,
-    text: Tensor,
+    content: Content,
     setting: Setting,
     dim: int,
     start: Tensor | None = None,
@@ -240,27 +287,28 @@ def spectrum(
     Args:
         metric: G.
         popularity: diag G, ``[n]``, positive.
-        text: rows of ``text_directions``, ``[n, f]``.
-        setting: the constants, ``text_power`` 1.
+        content: of every modality that ``setting`` weighs.
+        setting: the constants, every kernel of power 1.
         dim: k; at most n is used.
         start: ``[n, k']`` to start from, such as another setting's vectors; ``None`` for random numbers of a fixed seed.
         iterations: multiplications with Z before the directions are read off.
 
     Raises:
-        ValueError: if ``setting`` asks for another power of the text kernel.
+        ValueError: if ``setting`` asks for another power of a kernel.
     """
-    if setting.text_weight and setting.text_power != 1:
-        raise ValueError(f"text_power is {setting.text_power}; without an n x n matrix only 1 can be had.")
+    if not setting.is_linear:
+        raise ValueError(f"kernels are {setting.kernels}; without an n x n matrix only power 1 can be had.")
     n, scale = len(popularity), popularity.mean()
     ridge = setting.ridge * scale * (popularity / scale) ** setting.ridge_exponent
-    text_weight = setting.text_weight * setting.ridge * float(scale)
+    unit = setting.ridge * float(scale)
+    kernels = [(kernel.weight * unit, content[kernel.modality]) for kernel in setting.kernels if kernel.weight]
     shrink = ridge.rsqrt()[:, None]
 
     def z(table: Tensor) -> Tensor:
         table = shrink * table
         image = metric(table)
-        if text_weight:
-            image.addmm_(text, text.T @ table, alpha=text_weight)
+        for weight, directions in kernels:
+            image.addmm_(directions, directions.T @ table, alpha=weight)
         return image.mul_(shrink)
 
     dim = min(dim, n)
@@ -272,5 +320,8 @@ def spectrum(
         V = torch.linalg.qr(z(V))[0]
     values, rotation = torch.linalg.eigh(V.T @ z(V))
     values = values.flip(0)[:dim].clamp(min=torch.finfo(values.dtype).eps * values.max())
-    diagonal = (popularity + text_weight * text.square().sum(1)) / ridge
+    diagonal = popularity.clone()
+    for weight, directions in kernels:
+        diagonal += weight * directions.square().sum(1)
+    diagonal /= ridge
     return Spectrum(V @ rotation.flip(1)[:, :dim], values, diagonal, ridge, (popularity / scale) ** -setting.tilt)

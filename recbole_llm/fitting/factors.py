@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
-from recbole_llm.towers import Rows
+from recbole_llm.fitting.validation import hide_seen
+from recbole_llm.scoring.rows import Rows
 
 OVERSAMPLING = (
     32  # further directions carried along, so that the last wanted ones converge (Halko et al. 2011, section 4)
@@ -188,7 +189,7 @@ def _top_places(matrix: Tensor, rows: Rows, weights: Tensor, places: int) -> _To
     for chunk in torch.arange(n_rows, device=matrix.device).split(max(1, 2**23 // n)):
         history = rows.select(chunk)
         full = _bag(history.ids, matrix, history.offsets, None)
-        full[history.row_of_entry(), history.ids] = -torch.inf
+        hide_seen(full, history)
         scores[chunk], ids[chunk] = full.topk(places, dim=1)
     empty = scores.isinf()
     weights = torch.where(empty, 0.0, weights[:, None].to(scores.dtype))

@@ -1,36 +1,40 @@
 """The constants of the closed form, chosen on validation at a fraction of the cost of solving for each of them in full.
 
 Up to ``EXACT_ITEMS`` items every setting is solved for in full. Beyond, where an exact solution takes a minute, ridge and
-text weight are searched in the SVD form of a small rank, which leaves no item out. What that form cannot tell, the squared
-text kernel and plain EASE against the best so far, is told by exact solutions for the most popular items, in the units of the
-whole catalogue, so that a setting means the same. Exact solutions for all items are left for the few candidates of that race.
+content weights are searched in the SVD form of a small rank, which leaves no item out. The SVD form cannot evaluate the squared
+kernel or plain EASE. Both are compared with the current best by exact solves on the most popular items, with the ridge scaled
+as for the full catalogue. Exact solves of the full catalogue are left for the few candidates of that race.
 
 On ml-100k, amazon-office and a made dataset of 7,396 items the SVD form of rank 512 finds the ridge that exact solutions find;
 the popular items alone find half of it on the last. The squared kernel's best value against the linear one's: +2.1%, -5.9% and
--1.0% on all items of these, +1.9%, -3.8% and -0.4% on the popular ones. Knows neither RecBole nor the kernels.
+-1.0% on all items of these, +1.9%, -3.8% and -0.4% on the popular ones.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from logging import getLogger
 
 from torch import Tensor
 
-from recbole_llm.catalogue import Catalogue
-from recbole_llm.ease import Setting, Spectrum, solve, spectrum, user_weights, weighted_gram
-from recbole_llm.factors import Product, gram_product
-from recbole_llm.selection import Selection
+from recbole_llm.fitting.ease import Content, Kernel, Setting, Spectrum, solve, spectrum, user_weights, weighted_gram
+from recbole_llm.fitting.factors import Product, gram_product
+from recbole_llm.fitting.validation import Validation
+from recbole_llm.fitting.warm_items import WarmItems
 
-TEXT_KERNELS = ((0.05, 1), (0.2, 2), (0.0, 1))
-LIGHT_KERNEL = (0.02, 1)  # for catalogues with gaps in their texts
-GAPS = 0.1  # share of the items without a text from which that is tried
+KERNELS = ((0.05, 1), (0.2, 2), (0.0, 1))  # (weight, power) of a modality; weight 0 leaves it out
+LIGHT_KERNEL = (0.02, 1)  # for catalogues with gaps in their content
+GAPS = 0.1  # share of the items without a content from which that is tried
 RIDGE_RANGE = (0.25, 512.0)
 EXACT_ITEMS = 4096
 POPULAR_SHARE = 0.4  # of the items, at least EXACT_ITEMS; 0.8 of the interactions on the datasets above
 DIM = 512  # of the SVD form
 CLOSE_EASE = 0.02  # of the value of the popular items: if EASE loses no more there, it is solved for in full
 
-Log = Callable[[str], None]
+log = getLogger(__name__)
+
+Candidates = Mapping[str, Sequence[Kernel]]
+"""By modality, the kernels to try."""
 
 
 @dataclass(frozen=True)
@@ -50,45 +54,51 @@ class Trial:
     way: str
 
 
-def text_kernels(text: Tensor, say: Log) -> tuple[tuple[float, int], ...]:
-    """(text weight, power) pairs to try, by how many of the items have a text.
+def kernel_candidates(content: Content) -> dict[str, tuple[Kernel, ...]]:
+    """The kernels to try for each modality, by how many of the items have it.
 
-    Where many have none, the usual weights lose to no text at all and a lighter one does not: amazon-office without 50% and 70%
-    of its texts, validation NDCG@10 .0655 and .0637 where the lighter one is tried, else .0622 and .0622. Imputing a text as
-    the mean of those of the items it is used together with changes the full form's value by +.0004 and -.0004 there, and on
+    Where many have no text, the usual weights lose to no text at all and a lighter one does not: amazon-office without 50% and
+    70% of its texts, validation NDCG@10 .0655 and .0637 where the lighter one is tried, else .0622 and .0622. Imputing a text
+    as the mean of those of the items it is used together with changes the full form's value by +.0004 and -.0004 there, and on
     ml-100k by -.0003 and +.0001, so nothing is imputed.
 
     Args:
-        text: rows of ``text_directions``, ``[n, f]``; zero for items without a text.
-        say: told how many those are, where there are many.
+        content: directions of the items, zero where they have none.
     """
-    without = int((text == 0).all(1).sum())
-    if without == len(text):
-        return ((0.0, 1),)
-    if without < GAPS * len(text):
-        return TEXT_KERNELS
-    say(f"closed form: {without} of {len(text)} items have no text, so that a lighter text kernel is tried too")
-    return (TEXT_KERNELS[0], LIGHT_KERNEL, *TEXT_KERNELS[1:])
+    found = {}
+    for modality, directions in content.items():
+        without = int((directions == 0).all(1).sum())
+        if without == len(directions):
+            continue
+        pairs: Sequence[tuple[float, int]] = KERNELS
+        if without >= GAPS * len(directions):
+            log.info(
+                f"closed form: {without} of {len(directions)} items have no {modality}, so that a lighter {modality} kernel "
+                "is tried too"
+            )
+            pairs = (KERNELS[0], LIGHT_KERNEL, *KERNELS[1:])
+        found[modality] = tuple(Kernel(modality, weight, power) for weight, power in pairs)
+    return found
 
 
-def search_setting(
-    value: Callable[[Setting], float], base: Setting, kernels: Sequence[tuple[float, int]] = TEXT_KERNELS
-) -> Setting:
-    """Best text kernel, then best ridge by a line search over its powers of two.
+def search_setting(value: Callable[[Setting], float], base: Setting, candidates: Candidates) -> Setting:
+    """Best kernel of the first modality, then best ridge by a line search over its powers of two, then further modalities.
 
-    All kernels are tried at the ridge of ``base``; the best one's ridge is followed up, else down, while the value
-    rises; at the ridge found the second-best kernel gets one more chance. On ml-100k, amazon-office and ml-1m-text this
-    finds what the grid over all ridges and kernels finds.
+    All kernels of the first modality are tried at the ridge of ``base``. The best one's ridge is followed up, else down, while
+    the value rises; at the ridge found the second-best kernel gets one more chance. On ml-100k, amazon-office and ml-1m-text
+    this finds what the grid over all ridges and kernels finds. Each further modality then tries its kernels beside those
+    chosen, and counts only where the value rises.
 
     Args:
         value: validation value of a setting; larger is better.
         base: where the search starts; its other constants stay.
-        kernels: (text weight, power) pairs in the order tried.
+        candidates: kernels by modality, in the order tried.
 
     Returns:
         The best setting evaluated, the first of equals.
     """
-    starts = [replace(base, text_weight=weight, text_power=power) for weight, power in kernels]
+    first, *others = candidates.items() or ((None, ()),)
+    starts = [base.with_kernel(kernel) for kernel in first[1]] or [base]
     ranked = sorted(((value(start), start) for start in starts), key=lambda pair: -pair[0])
     best_value, best = ranked[0]
     for factor in (2.0, 0.5):
@@ -101,30 +111,33 @@ def search_setting(
             break
     if len(ranked) > 1 and best.ridge != base.ridge:
         other = replace(ranked[1][1], ridge=best.ridge)
-        if value(other) > best_value:
-            return other
+        if (other_value := value(other)) > best_value:
+            best_value, best = other_value, other
+    for _, kernels in others:
+        for kernel in kernels:
+            if kernel.weight and (found := value(candidate := best.with_kernel(kernel))) > best_value:
+                best_value, best = found, candidate
     return best
 
 
 def choose_setting(
     value: Callable[[Setting], float],
     base: Setting,
-    kernels: Sequence[tuple[float, int]],
+    candidates: Candidates,
     metric: str,
     way: str,
-    say: Log,
 ) -> tuple[Setting, tuple[Trial, ...]]:
     """Search from ``base``; the best setting, and all that were tried in this ``way``."""
     trials: list[Trial] = []
 
     def evaluate(candidate: Setting) -> float:
         trials.append(_timed(value, candidate, way))
-        say(f"closed form, {candidate}: {metric} {trials[-1].value:.4f}")
+        log.info(f"closed form, {candidate}: {metric} {trials[-1].value:.4f}")
         return trials[-1].value
 
-    chosen = search_setting(evaluate, base, kernels)
+    chosen = search_setting(evaluate, base, candidates)
     best = max(trial.value for trial in trials)
-    say(f"closed form: {chosen} is best of {len(trials)} settings, {metric} {best:.4f}")
+    log.info(f"closed form: {chosen} is best of {len(trials)} settings, {metric} {best:.4f}")
     return chosen, tuple(trials)
 
 
@@ -132,10 +145,10 @@ class Exact:
     """Exact solutions, of which the best is kept.
 
     Args:
-        catalogue: the items.
+        items: the items.
         gram: their G.
         subset: validation data.
-        scale: g of ``ease.py`` where ``catalogue`` is a part of the items; ``None`` for that of ``gram``.
+        scale: g of ``ease.py`` where ``items`` is a part of the items; ``None`` for that of ``gram``.
 
     Attributes:
         matrix: the best one's B, ``[n, n]``; ``None`` before the first.
@@ -143,16 +156,16 @@ class Exact:
         value: its validation value.
     """
 
-    def __init__(self, catalogue: Catalogue, gram: Tensor, subset: Selection, scale: Tensor | None = None) -> None:
-        self.catalogue, self.gram, self.subset, self.scale = catalogue, gram, subset, scale
+    def __init__(self, items: WarmItems, gram: Tensor, subset: Validation, scale: Tensor | None = None) -> None:
+        self.items, self.gram, self.subset, self.scale = items, gram, subset, scale
         self.matrix: Tensor | None = None
         self.setting: Setting | None = None
         self.value = -1.0
 
     def __call__(self, setting: Setting) -> float:
         """Validation value of a setting."""
-        matrix = solve(self.gram, self.catalogue.text, setting, self.scale)
-        value = self.catalogue.value(self.subset, matrix, None)
+        matrix = solve(self.gram, self.items.content, setting, self.scale)
+        value = self.items.value(self.subset, matrix, None)
         if value > self.value:
             self.matrix, self.setting, self.value = matrix, setting, value
         return value
@@ -162,7 +175,7 @@ class Spectral:
     """Solutions in the SVD form, of which the best is kept; each starts from the best one's directions.
 
     Args:
-        catalogue: the items.
+        items: the items.
         metric: their G.
         popularity: diag G, ``[n]``.
         subset: validation data; ``None`` for values of 0.
@@ -174,9 +187,9 @@ class Spectral:
     """
 
     def __init__(
-        self, catalogue: Catalogue, metric: Product, popularity: Tensor, subset: Selection | None, dim: int
+        self, items: WarmItems, metric: Product, popularity: Tensor, subset: Validation | None, dim: int
     ) -> None:
-        self.catalogue, self.metric, self.popularity = catalogue, metric, popularity
+        self.items, self.metric, self.popularity = items, metric, popularity
         self.subset, self.dim = subset, dim
         self.spectrum: Spectrum | None = None
         self.value = -1.0
@@ -184,8 +197,8 @@ class Spectral:
     def __call__(self, setting: Setting) -> float:
         """Validation value of a setting."""
         start, iterations = (None, 4) if self.spectrum is None else (self.spectrum.vectors, 2)
-        found = spectrum(self.metric, self.popularity, self.catalogue.text, setting, self.dim, start, iterations)
-        value = 0.0 if self.subset is None else self.catalogue.value(self.subset, *found.factors(self.dim))
+        found = spectrum(self.metric, self.popularity, self.items.content, setting, self.dim, start, iterations)
+        value = 0.0 if self.subset is None else self.items.value(self.subset, *found.factors(self.dim))
         if value > self.value:
             self.spectrum, self.value = found, value
         return value
@@ -207,12 +220,12 @@ class Search:
     value: float
     trials: tuple[Trial, ...]
 
-    def finish(self, say: Log) -> tuple[Exact, tuple[Trial, ...]]:
+    def finish(self) -> tuple[Exact, tuple[Trial, ...]]:
         """Solve for the candidates; every setting tried, these included."""
         trials = list(self.trials)
         for setting in self.candidates:
             trials.append(_timed(self.exact, setting, "all items"))
-            say(f"closed form, {setting}, all items: {self.exact.subset.metric} {trials[-1].value:.4f}")
+            log.info(f"closed form, {setting}, all items: {self.exact.subset.metric} {trials[-1].value:.4f}")
         return self.exact, tuple(trials)
 
 
@@ -223,67 +236,63 @@ def _timed(value: Callable[[Setting], float], setting: Setting, way: str) -> Tri
 
 
 def search(
-    catalogue: Catalogue,
+    items: WarmItems,
     gram: Tensor,
-    subset: Selection,
+    subset: Validation,
     base: Setting,
-    kernels: Sequence[tuple[float, int]],
-    say: Log,
+    candidates: Candidates,
 ) -> Search:
     """Choose the constants on validation, or the few settings among which exact solutions must choose.
 
     Args:
-        catalogue: the items.
+        items: the items.
         gram: G, ``[n, n]``, weighted as ``base`` asks.
         subset: validation data.
         base: where the search starts.
-        kernels: (text weight, power) pairs.
-        say: told by each setting.
+        candidates: kernels by modality.
     """
-    exact, metric = Exact(catalogue, gram, subset), str(subset.metric)
-    n = len(catalogue.items)
+    exact, metric = Exact(items, gram, subset), str(subset.metric)
+    n = len(items.items)
     if n <= EXACT_ITEMS:
-        _, trials = choose_setting(exact, base, kernels, metric, "all items", say)
+        _, trials = choose_setting(exact, base, candidates, metric, "all items")
         return Search(exact, (), exact.value, trials)
-    weights = user_weights(catalogue.train, base.user_exponent)
-    form = Spectral(catalogue, gram_product(catalogue.train, weights, gram, n), gram.diagonal(), subset, DIM)
-    say(f"closed form: constants of {n} items are searched in the SVD form of rank {DIM}")
-    linear = [kernel for kernel in kernels if kernel[1] == 1]
-    best, trials = choose_setting(form, replace(base, text_power=1), linear, metric, f"SVD form of rank {DIM}", say)
+    weights = user_weights(items.train, base.user_exponent)
+    form = Spectral(items, gram_product(items.train, weights, gram, n), gram.diagonal(), subset, DIM)
+    log.info(f"closed form: constants of {n} items are searched in the SVD form of rank {DIM}")
+    linear = {name: [kernel for kernel in kernels if kernel.power == 1] for name, kernels in candidates.items()}
+    best, trials = choose_setting(form, base.linear(), linear, metric, f"SVD form of rank {DIM}")
     del form
 
-    part, places = catalogue.popular(max(EXACT_ITEMS, int(POPULAR_SHARE * n)))
+    part, places = items.popular(max(EXACT_ITEMS, int(POPULAR_SHARE * n)))
     popular = Exact(part, gram[places][:, places], subset, gram.diagonal().mean())
     way = f"{len(places)} popular items"
     reference = _timed(popular, best, way)
     found = [*trials, reference]
-    candidates = [best]
-    for weight, power in kernels:
-        if power == 1:
-            continue
-        tries = [_timed(popular, replace(best, text_weight=weight, text_power=power), way)]
+    settings = [best]
+    for kernel in (kernel for kernels in candidates.values() for kernel in kernels if kernel.power != 1):
+        tries = [_timed(popular, best.with_kernel(kernel), way)]
         while len(tries) < 2 or tries[-1].value > tries[-2].value:  # its best ridge is the same or smaller
             if (ridge := tries[-1].setting.ridge / 2) < RIDGE_RANGE[0]:
                 break
             tries.append(_timed(popular, replace(tries[-1].setting, ridge=ridge), way))
         top = max(tries, key=lambda trial: trial.value)
-        say(
+        log.info(
             f"closed form, {top.setting}, {way}: {metric} {top.value:.4f} against {reference.value:.4f} with "
             f"{reference.setting}"
         )
         found += tries
         if top.value > reference.value:
-            candidates.append(top.setting)
-    return Search(exact, tuple(candidates), popular.value, tuple(found))
+            settings.append(top.setting)
+    return Search(exact, tuple(settings), popular.value, tuple(found))
 
 
 def search_ease(
-    catalogue: Catalogue, subset: Selection, rival: Setting, rival_value: float
+    items: WarmItems, subset: Validation, rival: Setting, rival_value: float
 ) -> tuple[Search | None, float]:
     """Plain EASE, its ridge found by a line search that starts at ``rival``'s: what a fit must not fall below.
 
     Args:
-        catalogue: the items.
+        items: the items.
         subset: validation data.
         rival: the setting to compare with.
         rival_value: its value as :class:`Search` tells it.
@@ -292,7 +301,7 @@ def search_ease(
         The search, or ``None`` where the popular items sufficed to tell that EASE is worse; and its value there as a share
         of the rival's.
     """
-    gram = weighted_gram(catalogue.train, user_weights(catalogue.train, 0.0), len(catalogue.items))
-    found = search(catalogue, gram, subset, Setting.of_ease(rival.ridge), ((0.0, 1),), lambda text: None)
+    gram = weighted_gram(items.train, user_weights(items.train, 0.0), len(items.items))
+    found = search(items, gram, subset, Setting.of_ease(rival.ridge), {})
     share = found.value / rival_value if rival_value else 1.0
     return (None if found.candidates and share < 1 - CLOSE_EASE else found), share

@@ -6,21 +6,23 @@ r"""Order in a history, where interactions are split by time: how fast items fad
 A row of Z is the decayed prefix of a history at one of its items, at most ``MAX_PREFIX`` long, and the row of Y that item: C
 predicts the item that follows. Its score is sum_j exp(-rank_uj / tau') C_ji, one more block of the same dot product. tau,
 tau', lam and the weight between the two are chosen on validation, "no decay" and "no such block" among the choices. Each is
-chosen before the blocks after it are there; :mod:`recbole_llm.fading` chooses tau, tau' and the weights once more where all are.
-Knows neither RecBole nor the kernels.
+chosen before the blocks after it are there; :mod:`recbole_llm.fitting.decay_search` chooses tau, tau' and the weights once
+more where all are.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from logging import getLogger
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
-from recbole_llm.factors import factorise
-from recbole_llm.selection import LinearScorer, Scorer, choose_blend
-from recbole_llm.towers import Rows
+from recbole_llm.fitting.blend import choose_blend
+from recbole_llm.fitting.factors import factorise
+from recbole_llm.scoring.rows import Rows
+from recbole_llm.scoring.score import LinearBlock, Scorer
 
 DECAYS = (None, 1.0, 2.0, 4.0, 7.0, 10.0, 20.0, 50.0)
 NEXT_DECAYS = (3.0, 8.0)  # fitted by; 1 is worse in every setting on ml-100k and amazon-office
@@ -31,61 +33,27 @@ MAX_PREFIX = 40
 MAX_STEPS = 400_000  # prefixes; longer data are thinned evenly
 MAX_ITEMS = 8_000  # a solve is of the order of the cube
 
-Log = Callable[[str], None]
+log = getLogger(__name__)
 
 
-def decayed(ranked: Rows, tau: float | None) -> Rows:
-    """Histories whose ``weights`` are ranks (0 the newest) -> weights exp(-rank / tau); none for ``tau`` None."""
-    if tau is None or ranked.weights is None:
-        return Rows(ranked.offsets, ranked.ids)
-    return Rows(ranked.offsets, ranked.ids, torch.exp(-ranked.weights / tau))
-
-
-@dataclass(frozen=True)
-class NextItemBlock:
-    """A block of the score beside the closed form's.
-
-    Attributes:
-        source: ``[N, d]``.
-        target: ``[N, d]``; ``None`` for the identity (d = N).
-        decay: tau' of the histories it is given.
-        scale: its factor beside a factor of 1 of the closed form's score.
-        value: validation value of both together.
-    """
-
-    source: Tensor
-    target: Tensor | None
-    decay: float
-    scale: float
-    value: float
-
-    def to(self, device: torch.device | str) -> "NextItemBlock":
-        """The same on another device."""
-        target = None if self.target is None else self.target.to(device)
-        return replace(self, source=self.source.to(device), target=target)
-
-
-def choose_decay(
-    ranked: Rows, source: Tensor, target: Tensor | None, value: Callable[[Scorer], float]
-) -> tuple[float | None, float]:
+def choose_decay(block: LinearBlock, histories: Rows, value: Callable[[Scorer], float]) -> tuple[float | None, float]:
     """The tau of ``DECAYS`` that is best on validation, the first of equals, and its value.
 
     Args:
-        ranked: histories of the rows that ``value`` asks for; weights are ranks.
-        source: ``[N, d]``.
-        target: ``[N, d]`` or ``None`` for the identity.
+        block: the block whose histories fade.
+        histories: of the rows that ``value`` asks for, with ranks.
         value: validation value of a scorer.
     """
-    values = {tau: value(LinearScorer(decayed(ranked, tau), source, target)) for tau in DECAYS}
+    values = {tau: value(replace(block, decay=tau).scorer(histories)) for tau in DECAYS}
     best = max(values, key=lambda tau: values[tau])
     return best, values[best]
 
 
 def _steps(ranked: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Items of all histories oldest first, the row of each, and the place of each in its row."""
-    assert ranked.weights is not None
+    assert ranked.ranks is not None
     row = ranked.row_of_entry().cpu().numpy()
-    order = np.lexsort((-ranked.weights.cpu().numpy(), row))
+    order = np.lexsort((-ranked.ranks.cpu().numpy(), row))
     items, row = ranked.ids.cpu().numpy()[order], row[order]
     place = np.arange(len(items)) - ranked.offsets.cpu().numpy()[row]
     return items, row, place
@@ -95,7 +63,7 @@ def next_item_gram(ranked: Rows, n_items: int, tau: float) -> tuple[Tensor, Tens
     """Z'Z and Z'Y of the module docstring, ``[n_items, n_items]`` float32 each, on the device of ``ranked``.
 
     Args:
-        ranked: training histories; weights are ranks.
+        ranked: training histories, with ranks.
         n_items: size of the catalogue.
         tau: tau'.
     """
@@ -130,59 +98,56 @@ def solve_next_item(gram: Tensor, follows: Tensor, ridge: float) -> Tensor:
 
 def fit_next_item(
     train: Rows,
-    ranked: Rows,
+    histories: Rows,
     n_items: int,
     closed: Scorer,
     value: Callable[[Scorer], float],
     dim: int | None,
     columns: Tensor,
-    say: Log,
     *,
     decays: Sequence[float] = NEXT_DECAYS,
     ridges: Sequence[float] = NEXT_RIDGES,
-) -> NextItemBlock | None:
+) -> LinearBlock | None:
     """Fit the next-item block and weigh it against the closed form on validation.
 
     Args:
-        train: all training histories; weights are ranks.
-        ranked: histories of the rows that ``value`` asks for.
+        train: all training histories, with ranks.
+        histories: of the rows that ``value`` asks for, with ranks.
         n_items: size of the catalogue.
         closed: the closed form's scores of these rows.
         value: validation value of a scorer.
         dim: rank of the factors; ``None`` for the full matrix.
         columns: ``[n_items]`` bool, items whose scores set the scale.
-        say: told the findings.
         decays: tau' tried.
         ridges: lam tried, ascending; the search of a tau' ends where the value falls.
 
     Returns:
-        The block; ``None`` where it adds nothing, or the catalogue is too large for it.
+        The block, scaled beside a closed form of scale 1; ``None`` where it adds nothing, or the catalogue is too large.
     """
     if n_items > MAX_ITEMS:
-        say(f"next-item block: left out, {n_items} items are more than {MAX_ITEMS}")
+        log.info(f"next-item block: left out, {n_items} items are more than {MAX_ITEMS}")
         return None
-    rows = torch.arange(len(ranked.offsets) - 1, device=ranked.ids.device)
-    best: NextItemBlock | None = None
-    nothing = value(closed)
+    rows = torch.arange(len(histories.offsets) - 1, device=histories.ids.device)
+    best: LinearBlock | None = None
+    best_value = value(closed)
     for tau in decays:
         gram, follows = next_item_gram(train, n_items, tau)
         last = -1.0
         for ridge in ridges:
-            matrix = solve_next_item(gram, follows, ridge)
-            history = decayed(ranked, tau)
-            source, target = matrix, None
+            source, target = solve_next_item(gram, follows, ridge), None
             if dim is not None:
-                source, target = factorise(matrix, dim, gram.matmul, free_diagonal=False)
-            blend = choose_blend(
-                closed, LinearScorer(history, source, target), rows, n_items, value, NEXT_WEIGHTS, columns
-            )
+                source, target = factorise(source, dim, gram.matmul, free_diagonal=False)
+            block = LinearBlock("next_item", source, target, decay=tau)
+            blend = choose_blend(closed, block.scorer(histories), rows, n_items, value, NEXT_WEIGHTS, columns)
             found = max((trial[1] for trial in blend.trials), default=0.0)
-            if blend.weight and blend.scales[0] and found > (nothing if best is None else best.value):
-                best = NextItemBlock(source, target, tau, blend.scales[1] / blend.scales[0], found)
-                say(f"next-item block, decay {tau:g}, ridge {ridge:g}: {found:.4f} with a share of {blend.weight:g}")
+            if blend.weight and blend.scales[0] and found > best_value:
+                best, best_value = replace(block, scale=blend.scales[1] / blend.scales[0]), found
+                log.info(
+                    f"next-item block, decay {tau:g}, ridge {ridge:g}: {found:.4f} with a share of {blend.weight:g}"
+                )
             if found <= last:
                 break
             last = found
     if best is None:
-        say("next-item block: left out, it adds nothing on validation")
+        log.info("next-item block: left out, it adds nothing on validation")
     return best

@@ -1,26 +1,22 @@
-"""What every fitted choice is made by: a top-k metric of one user at a time, and the weight between blocks of a score.
+"""What every fitted choice is made by: a top-k metric of each user on the validation data.
 
-The metrics repeat RecBole's full-ranking evaluation (``evaluator/metrics.py``): the items a user has seen get no place,
-except those that are targets themselves, and the mean runs over the users who have a target. Nothing of size
-``[users, items]`` is allocated beyond a chunk of rows. Knows neither RecBole nor the kernels.
+The metrics repeat RecBole's full-ranking evaluation (``evaluator/metrics.py``). The items a user has seen get no place, except
+those that are targets themselves. The mean runs over the users who have a target. Nothing of size ``[users, items]`` is
+allocated beyond a chunk of rows.
 """
 
 import math
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from recbole_llm.towers import Rows, pool
+from recbole_llm.scoring.rows import Rows
+from recbole_llm.scoring.score import Scorer
 
-BLEND_WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
 CHUNK_ELEMENTS = 2**23  # scores held at once: 32 MiB in float32, where a larger chunk is no faster on two cores
 METRICS = ("hit", "map", "mrr", "ndcg", "precision", "recall")
-
-Scorer = Callable[[Tensor], Tensor]
-"""Row ids ``[B]`` int64 -> scores ``[B, n_items]`` in a fresh tensor, which the caller may overwrite."""
 
 
 @dataclass(frozen=True)
@@ -82,28 +78,28 @@ class TopKMetric:
 DEFAULT_METRIC = TopKMetric("ndcg", 10)
 
 
-@dataclass(frozen=True)
-class LinearScorer:
-    """Scores <sum_j a_uj source_j, target_i> + bias_i of each history; a ``Scorer``.
+def hide_seen(scores: Tensor, seen: Rows, targets: Rows | None = None, excluded: Tensor | None = None) -> Tensor | None:
+    """Set the scores of items that get no place to -inf, in place.
 
-    Attributes:
-        history: one row per user; its ``weights`` are a_uj, ``None`` for the plain sum.
-        source: ``[n_items, d]``.
-        target: ``[n_items, d]``; ``None`` for the identity (d = n_items).
-        bias: ``[n_items]``; ``None`` for zeros.
+    Args:
+        scores: ``[B, N]``.
+        seen: B rows of items without a place, unless they are targets of the same row.
+        targets: B rows of relevant items; ``None`` for none.
+        excluded: ``[N]`` bool, items without a place in any row.
+
+    Returns:
+        ``[B, N]`` bool, which items are targets; ``None`` without ``targets``.
     """
-
-    history: Rows
-    source: Tensor
-    target: Tensor | None = None
-    bias: Tensor | None = None
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Scores of rows ``[B]`` int64: ``[B, n_items]``."""
-        scores = pool(self.source, self.history.select(rows))
-        if self.target is not None:
-            scores = scores @ self.target.T
-        return scores if self.bias is None else scores.add_(self.bias)
+    row, ids, relevant = seen.row_of_entry(), seen.ids, None
+    if targets is not None:
+        relevant = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+        relevant[targets.row_of_entry(), targets.ids] = True
+        masked = ~relevant[row, ids]
+        row, ids = row[masked], ids[masked]
+    scores[row, ids] = -math.inf
+    if excluded is not None:
+        scores[:, excluded] = -math.inf
+    return relevant
 
 
 def user_metric(
@@ -135,14 +131,8 @@ def user_metric(
     for start in range(0, len(rows), chunk := max(1, CHUNK_ELEMENTS // n_items)):
         chunk_rows = rows[start : start + chunk]
         scores = scorer(chunk_rows)
-        chunk_targets, chunk_seen = targets.select(chunk_rows), seen.select(chunk_rows)
-        relevant = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-        relevant[chunk_targets.row_of_entry(), chunk_targets.ids] = True
-        seen_row = chunk_seen.row_of_entry()
-        masked = ~relevant[seen_row, chunk_seen.ids]
-        scores[seen_row[masked], chunk_seen.ids[masked]] = -math.inf
-        if excluded is not None:
-            scores[:, excluded] = -math.inf
+        relevant = hide_seen(scores, seen.select(chunk_rows), targets.select(chunk_rows), excluded)
+        assert relevant is not None
         top, items = scores.topk(min(metric.k, n_items), dim=1)
         values[start : start + chunk] = metric.of(relevant.gather(1, items) & (top > -math.inf), sizes[chunk_rows])
     return values
@@ -156,8 +146,8 @@ def evenly(ids: Tensor, most: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What the choices are made by: validation targets, ranked without what the user has seen.
+class Validation:
+    """The validation data that choices are made by.
 
     Attributes:
         history: input of each user's scores, one row per user; its ``weights`` are a_uj, ``None`` for the plain sum.
@@ -173,102 +163,13 @@ class Selection:
     metric: TopKMetric = DEFAULT_METRIC
     max_users: int = 20_000
 
-    def subset(self) -> "Selection":
+    def subset(self) -> "Validation":
         """The users evaluated, as a selection of their own."""
         users = evenly(torch.nonzero(self.targets.sizes).squeeze(1), self.max_users)
-        return Selection(
+        return Validation(
             self.history.select(users), self.targets.select(users), self.seen.select(users), self.metric, self.max_users
         )
 
     def value(self, scorer: Scorer, n_items: int, excluded: Tensor | None = None) -> float:
         """Mean of the metric over the users with a target, of scores of the rows of ``history``."""
         return float(user_metric(scorer, self.targets, self.seen, n_items, self.metric, excluded).mean())
-
-
-def score_deviation(scorer: Scorer, rows: Tensor, n_items: int, columns: Tensor | None = None) -> float:
-    """Population standard deviation of all scores, in chunks, accumulated in float64.
-
-    Args:
-        scorer: scores of rows.
-        rows: ``[R]`` int64, the rows to run over, on the scorer's device.
-        n_items: columns of the scores.
-        columns: ``[n_items]`` bool, the columns that count; ``None`` for all.
-
-    Returns:
-        The deviation; 0.0 where there is nothing to measure.
-    """
-    count, total, squares = 0, 0.0, 0.0
-    for chunk in rows.split(max(1, CHUNK_ELEMENTS // n_items)):
-        scores = scorer(chunk)
-        if columns is not None:
-            scores = scores[:, columns]
-        count += scores.numel()
-        total += float(scores.sum(dtype=torch.float64))
-        squares += float(scores.double().square_().sum())
-    return math.sqrt(max(squares / count - (total / count) ** 2, 0.0)) if count else 0.0
-
-
-@dataclass(frozen=True)
-class Blend:
-    """The chosen weight between two blocks: score = (1 - weight) / first_std * first + weight / second_std * second.
-
-    Attributes:
-        weight: share of the second block, in [0, 1].
-        first_std: standard deviation of the first block's scores.
-        second_std: of the second block's.
-        trials: every weight tried, with its validation value.
-    """
-
-    weight: float
-    first_std: float
-    second_std: float
-    trials: tuple[tuple[float, float], ...]
-
-    @property
-    def scales(self) -> tuple[float, float]:
-        """Factors of the two blocks. A block whose scores do not vary gets 0."""
-        first = (1 - self.weight) / self.first_std if self.first_std else 0.0
-        second = self.weight / self.second_std if self.second_std else 0.0
-        return first, second
-
-
-def choose_blend(
-    first: Scorer,
-    second: Scorer,
-    rows: Tensor,
-    n_items: int,
-    value: Callable[[Scorer], float],
-    weights: Sequence[float] = BLEND_WEIGHTS,
-    columns: Tensor | None = None,
-) -> Blend:
-    """Weigh two blocks of a score, each scaled by the deviation of its scores, on validation data.
-
-    While the best weight is the largest tried below 1, the next one half-way to 1 is tried too, up to .95.
-
-    Args:
-        first: scores of the block that has weight 1 - w.
-        second: scores of the block that has weight w.
-        rows: ``[R]`` int64, the rows over which the deviations are taken.
-        n_items: columns of the scores.
-        value: the validation value of a scorer; larger is better.
-        weights: ascending candidates for w in [0, 1).
-        columns: ``[n_items]`` bool, the items whose scores set the scale; ``None`` for all.
-
-    Returns:
-        The best weight; the smaller one of equals.
-    """
-    stds = score_deviation(first, rows, n_items, columns), score_deviation(second, rows, n_items, columns)
-    if not all(stds):
-        weight = 0.0 if stds[0] or not stds[1] else 1.0
-        return Blend(weight, *stds, trials=())
-
-    def blended(weight: float) -> Scorer:
-        scales = Blend(weight, *stds, trials=()).scales
-        return lambda ids: first(ids).mul_(scales[0]).add_(second(ids), alpha=scales[1])
-
-    trials = [(weight, value(blended(weight))) for weight in weights]
-    best = max(trials, key=lambda trial: (trial[1], -trial[0]))
-    while best == trials[-1] and (further := round((1 + best[0]) / 2, 3)) < 0.96:
-        trials.append((further, value(blended(further))))
-        best = max(trials, key=lambda trial: (trial[1], -trial[0]))
-    return Blend(best[0], *stds, trials=tuple(trials))

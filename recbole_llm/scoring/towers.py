@@ -1,23 +1,26 @@
 r"""The two towers: items from their features and ID, users from their history.
 
-    w_i = sum_s A_s f_si + e_i                 target vector of item i: adapters A_s of its frozen features f_si, ID residual e_i
-    v_j = the same with parameters of its own   source vector of item j, what a user's history is made of (unless shared)
-    x_u = sum_{j in H_u} a_uj v_j [+ e_u] [+ B g_u] + c
-    a_uj = t_uj / (sum_k t_uk)^alpha            t_uj = 1, or exp(-rank/tau) where time counts
+    w_i = sum_s A_s f_si + e_i                  target vector of item i: adapters A_s of its features f_si, ID residual e_i
+    v_j = the same with other parameters        source vector of item j, what a history is made of (unless shared)
+    x_u = sum_{j in H_u} a_uj v_j + c [+ e_u] [+ B g_u]
 
-The asymmetric history representation follows FISM (Kabbur et al., KDD 2013) and Asymmetric-SVD (Koren, KDD 2008).
-Knows neither RecBole nor the kernels.
+:class:`TwoTowers` holds both and gives them to the score as one :class:`recbole_llm.scoring.score.LinearBlock`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recbole_llm.scoring.item_rows import AllRows
+from recbole_llm.scoring.rows import Rows, history_weights
+from recbole_llm.scoring.score import LinearBlock
+from recbole_llm_kernels import pool_rows_without_own, scaled_rows
+
 ID_INIT_STD = 0.01  # small against a text vector's norm of about 1: the content speaks first
+CHUNK_ROWS = 2**16  # of normal numbers drawn at once; a multiple of 16, see normal_rows
 
 
 class FrozenTensor(nn.Module):
@@ -43,146 +46,22 @@ class FrozenTensor(nn.Module):
         return f"{tuple(self.value.shape)}, {self.value.dtype}"
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Ragged rows of item ids in CSR form.
+class FrozenRows(nn.Module):
+    """Histories that follow ``.to(device)`` and are neither parameters nor buffers.
 
     Attributes:
-        offsets: ``[B + 1]`` int64, from 0; row b is ``ids[offsets[b]:offsets[b + 1]]``.
-        ids: ``[nnz]`` int64, ascending and unique within a row.
-        weights: ``[nnz]`` float32, t_uj of the module docstring; ``None`` for all ones.
+        rows: the histories.
     """
 
-    offsets: Tensor
-    ids: Tensor
-    weights: Tensor | None = None
+    def __init__(self, rows: Rows) -> None:
+        super().__init__()
+        self.rows = rows
 
-    @property
-    def sizes(self) -> Tensor:
-        """Entries per row, ``[B]`` int64."""
-        return self.offsets[1:] - self.offsets[:-1]
-
-    def row_of_entry(self) -> Tensor:
-        """The row each entry belongs to, ``[nnz]`` int64."""
-        rows = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
-        return torch.repeat_interleave(rows, self.sizes, output_size=len(self.ids))
-
-    def select(self, rows: Tensor, dropout: float = 0.0) -> "Rows":
-        """The given rows (repeats allowed), ``[B]`` int64, as new ``Rows`` of B rows, each entry left out by this chance."""
-        begin, end = self.offsets[:-1].index_select(0, rows), self.offsets[1:].index_select(0, rows)
-        sizes = end - begin
-        offsets = F.pad(sizes.cumsum(0), (1, 0))
-        shift, total = begin - offsets[:-1], int(offsets[-1])
-        if dropout:
-            entry = (torch.rand(total, device=rows.device) >= dropout).nonzero()[:, 0]
-            offsets = torch.searchsorted(entry, offsets)
-            sizes = offsets.diff()
-        else:
-            entry = torch.arange(total, device=rows.device)
-        entry += torch.repeat_interleave(shift, sizes, output_size=len(entry))
-        return self._at(offsets, entry)
-
-    def stretch(self, start: int, stop: int) -> "Rows":
-        """Rows ``start`` to ``stop``; their entries are not copied."""
-        offsets = self.offsets[start : stop + 1]
-        entries = slice(int(offsets[0]), int(offsets[-1]))
-        weights = None if self.weights is None else self.weights[entries]
-        return Rows(offsets - offsets[0], self.ids[entries], weights)
-
-    def keep(self, mask: Tensor) -> "Rows":
-        """The entries where ``mask`` (``[nnz]`` bool) holds; rows may become empty."""
-        entry = mask.nonzero()[:, 0]
-        return self._at(torch.searchsorted(entry, self.offsets), entry)
-
-    def _at(self, offsets: Tensor, entry: Tensor) -> "Rows":
-        # of many entries, ids[entry] takes several times as long
-        weights = None if self.weights is None else self.weights.index_select(0, entry)
-        return Rows(offsets, self.ids.index_select(0, entry), weights)
-
-    def to(self, device: torch.device | str) -> "Rows":
-        """The same rows on another device."""
-        weights = None if self.weights is None else self.weights.to(device)
-        return Rows(self.offsets.to(device), self.ids.to(device), weights)
-
-
-def rows_from_pairs(
-    row_id: Tensor, item_id: Tensor, n_rows: int, time: Tensor | None = None, decay: float | None = None
-) -> Rows:
-    """Collect (row, item) pairs into CSR rows; a repeated pair counts once, at its latest time.
-
-    Args:
-        row_id: ``[P]`` int64 in ``[0, n_rows)``.
-        item_id: ``[P]`` int64.
-        n_rows: number of rows, empty ones included.
-        time: ``[P]``, any unit, larger is newer; needed with ``decay``. Equal times keep the order of the pairs.
-        decay: tau in t = exp(-rank/tau), rank 0 for the newest item of a row; ``None`` for equal weights.
-
-    Returns:
-        ``Rows`` of ``n_rows`` rows.
-
-    Raises:
-        ValueError: if ``decay`` is given without ``time``.
-    """
-    if decay is not None and time is None:
-        raise ValueError("decay needs the time of each interaction; load the time column or leave history_decay empty.")
-    span = int(item_id.max()) + 1 if len(item_id) else 1
-    key, inverse = torch.unique(row_id * span + item_id, return_inverse=True)  # sorted: by row, then item
-    rows, ids = key // span, key % span
-    offsets = F.pad(torch.bincount(rows, minlength=n_rows).cumsum(0), (1, 0))
-    weights = None
-    if decay is not None and time is not None:
-        weights = torch.exp(-_ranks(inverse, rows, offsets, time) / decay)
-    return Rows(offsets, ids, weights)
-
-
-def ranked_rows(row_id: Tensor, item_id: Tensor, n_rows: int, time: Tensor) -> Rows:
-    """As :func:`rows_from_pairs`, with each item's rank in its row, 0 for the newest, as ``weights``."""
-    span = int(item_id.max()) + 1 if len(item_id) else 1
-    key, inverse = torch.unique(row_id * span + item_id, return_inverse=True)
-    rows = key // span
-    offsets = F.pad(torch.bincount(rows, minlength=n_rows).cumsum(0), (1, 0))
-    return Rows(offsets, key % span, _ranks(inverse, rows, offsets, time))
-
-
-def _ranks(entry_of_pair: Tensor, rows: Tensor, offsets: Tensor, time: Tensor) -> Tensor:
-    """Rank of each entry in its row, ``[nnz]`` float32: 0 for the newest."""
-    n = len(rows)
-    arrival = torch.empty(len(time), dtype=torch.int64)
-    arrival[torch.argsort(time, stable=True)] = torch.arange(len(time))
-    latest = torch.full((n,), -1).scatter_reduce(0, entry_of_pair, arrival, "amax")
-    newest_first = torch.argsort(rows * len(time) + (len(time) - 1 - latest))
-    rank = torch.empty_like(newest_first)
-    rank[newest_first] = torch.arange(n) - offsets[rows[newest_first]]
-    return rank.float()
-
-
-def history_weights(history: Rows, exponent: float) -> Tensor:
-    """Pooling weights a_uj = t_uj / (sum_k t_uk)^exponent of each history entry, ``[nnz]`` float32.
-
-    They are what training, prediction, explanations and serving share: a user's score for item i is the sum over the
-    history of a_uj <v_j, w_i>, plus the parts that do not depend on the history.
-    """
-    weights = torch.ones(len(history.ids), device=history.ids.device) if history.weights is None else history.weights
-    row = history.row_of_entry()
-    total = torch.zeros(len(history.offsets) - 1, device=row.device).index_add_(0, row, weights)
-    return weights * total.clamp(min=torch.finfo(torch.float32).tiny).pow(-exponent)[row]
-
-
-def pool(vectors: Tensor, history: Rows, weights: Tensor | None = None) -> Tensor:
-    """Weighted sum of item vectors over each row: ``[N, D]`` vectors, ``[nnz]`` weights -> ``[B, D]``; empty rows give 0.
-
-    Without ``weights`` those of ``history`` count, and without these each item once.
-    """
-    if weights is None:
-        weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights
-    return F.embedding_bag(
-        history.ids,
-        vectors,
-        history.offsets,
-        mode="sum",
-        per_sample_weights=weights.to(vectors.dtype),
-        include_last_offset=True,
-    )
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenRows":
+        super()._apply(fn, recurse)
+        moved = {name: fn(tensor) for name, tensor in vars(self.rows).items() if tensor is not None}
+        self.rows = Rows(**moved)
+        return self
 
 
 def _adapter(in_features: int, out_features: int, hidden: int | None) -> nn.Module:
@@ -201,6 +80,7 @@ class ItemTower(nn.Module):
             a row that is not present contributes 0. The tensors may be shared with other towers: they are not copied.
         hidden: hidden units of the adapters; ``None`` for linear maps.
         use_id: whether items have a learned vector of their own.
+        rows: which of the catalogue's rows these are; ``None`` for all of it.
 
     Raises:
         ValueError: if an item would have neither a source nor an ID, or a source has another number of rows.
@@ -213,6 +93,7 @@ class ItemTower(nn.Module):
         sources: Mapping[str, tuple[FrozenTensor, FrozenTensor]],
         hidden: int | None = None,
         use_id: bool = True,
+        rows: AllRows | None = None,
     ) -> None:
         super().__init__()
         if not sources and not use_id:
@@ -229,9 +110,12 @@ class ItemTower(nn.Module):
         self.adapters = nn.ModuleDict(
             {name: _adapter(vectors.value.shape[1], dim, hidden) for name, (vectors, _) in sources.items()}
         )
-        self.id = self._make_ids(n_items, dim) if use_id else None
+        self.id = None
+        if use_id:
+            self.id = _own_ids(rows, dim) if rows is not None and rows.sharded else self._make_ids(n_items, dim)
 
-    def _make_ids(self, n_items: int, dim: int) -> nn.Embedding:
+    @staticmethod
+    def _make_ids(n_items: int, dim: int) -> nn.Embedding:
         table = nn.Embedding(n_items, dim, padding_idx=0)
         nn.init.normal_(table.weight, std=ID_INIT_STD)
         with torch.no_grad():
@@ -306,6 +190,14 @@ class UserTower(nn.Module):
             self.text, self.has_text = text
             self.adapter = _adapter(self.text.value.shape[1], dim, hidden)
 
+    def own_part(self) -> Tensor | None:
+        """What each known user adds to the pooled history, ``[U, D]``: ID and text; ``None`` without either."""
+        part = None if self.id is None else self.id.weight
+        if self.adapter is not None and self.text is not None and self.has_text is not None:
+            text = self.adapter(self.text.value) * self.has_text.value[:, None]
+            part = text if part is None else part + text
+        return part
+
     @property
     def is_a_table(self) -> bool:
         """Whether x_u = e_u + c: neither history nor text."""
@@ -332,3 +224,238 @@ class UserTower(nn.Module):
         if self.adapter is not None and self.text is not None and self.has_text is not None:
             x = x + self.adapter(self.text.value[users]) * self.has_text.value[users][:, None]
         return x
+
+
+def normal_rows(n_rows: int, dim: int, own: slice, std: float) -> Tensor:
+    """The rows ``own`` of what ``torch.empty(n_rows, dim).normal_(std=std)`` would be on a CPU, in the memory of those alone.
+
+    The random stream moves on as if the whole had been drawn. PyTorch draws normal numbers in groups of 16, and at least
+    so many at a time (ATen's ``DistributionTemplates.h``, ``normal_fill``), so that chunks of 16 rows continue each other.
+    """
+    kept = torch.empty(own.stop - own.start, dim)
+    start = 0
+    while start < n_rows:
+        stop = start + CHUNK_ROWS
+        if n_rows - stop < 16:  # no last chunk of fewer than 16 numbers
+            stop = n_rows
+        drawn = torch.empty(stop - start, dim).normal_(std=std)
+        first, last = max(start, own.start), min(stop, own.stop)
+        if first < last:
+            kept[first - own.start : last - own.start] = drawn[first - start : last - start]
+        start = stop
+    return kept
+
+
+def _own_ids(rows: AllRows, dim: int) -> nn.Embedding:
+    """ID vectors of a part of the items, as those rows of the whole table would start."""
+    normal_rows(rows.n_items, dim, slice(0, 0), 1.0)  # what nn.Embedding draws first
+    vectors = normal_rows(rows.n_items, dim, rows.own, ID_INIT_STD)
+    vectors[: rows.padding_rows] = 0
+    return nn.Embedding(rows.n_own, dim, _weight=vectors)
+
+
+class TowerOptions(Protocol):
+    """The options that shape the towers, as :class:`recbole_llm.bridge.options.Options` has them."""
+
+    embedding_size: int
+    adapter_hidden_size: int | None
+    use_item_id: bool
+    use_item_bias: bool
+    share_parameters: bool
+    user_tower: tuple[str, ...]
+    history_exponent: float
+    history_dropout: float
+    scoring: str
+    scale_init: float
+
+
+class TwoTowers:
+    """Both towers, the items' bias and the temperature: the block that gradient descent trains.
+
+    No module of its own: a model registers the parts under its own names, which checkpoints keep.
+
+    Args:
+        options: shapes and sources.
+        n_users: rows of the users' tables, padding included.
+        count: training interactions of each item, ``[N]``.
+        active_users: users with a training interaction.
+        features: by modality, vectors ``[n, F]`` and present rows ``[n]`` of the items here; only what the towers read.
+        user_text: the same of the users' texts, ``[U, F]``; ``None`` without.
+        rows: which items are in this process.
+
+    Attributes:
+        target: tower of the candidates.
+        source: tower of the histories.
+        user: user tower.
+        log_scale: logarithm of the temperature, ``[]``.
+        bias: ``[n]``.
+        trained: ``[N]`` bool, items with a training interaction.
+    """
+
+    def __init__(
+        self,
+        options: TowerOptions,
+        n_users: int,
+        count: Tensor,
+        active_users: int,
+        features: Mapping[str, tuple[FrozenTensor, FrozenTensor]],
+        user_text: tuple[FrozenTensor, FrozenTensor] | None,
+        rows: AllRows,
+    ) -> None:
+        self.options, self.rows = options, rows
+        self.trained = FrozenTensor(count > 0)
+        self.target = self._item_tower(features)
+        self.source = self.target if options.share_parameters else self._item_tower(features)
+        for tower in (self.target, self.source):
+            # 0 from the start where nothing trains it: a ranking then needs no copy without it
+            if tower.id is not None:
+                tower.id.weight.data[~self._own_trained()] = 0
+        self.user = UserTower(
+            n_users,
+            options.embedding_size,
+            options.user_tower,
+            options.history_exponent,
+            user_text if "text" in options.user_tower else None,
+            options.adapter_hidden_size,
+        )
+        self.log_scale = nn.Parameter(torch.tensor(options.scale_init).log())
+        # logit of the share of users who have the item: a model that knows nothing else starts calibrated
+        share = (count / max(active_users, 1)).clamp(1e-4, 0.99)
+        self.bias = nn.Parameter(rows.of(torch.logit(share)), requires_grad=options.use_item_bias)
+        if not options.use_item_bias:
+            nn.init.zeros_(self.bias)
+
+    def _item_tower(self, features: Mapping[str, tuple[FrozenTensor, FrozenTensor]]) -> ItemTower:
+        options = self.options
+        return ItemTower(
+            self.rows.n_own,
+            options.embedding_size,
+            features,
+            options.adapter_hidden_size,
+            options.use_item_id,
+            self.rows,
+        )
+
+    def _own_trained(self) -> Tensor:
+        return self.rows.of(self.trained.value)
+
+    # ------------------------------------------------------------------ while training
+
+    @property
+    def cosine(self) -> bool:
+        """Whether queries and candidates have length 1."""
+        return self.options.scoring == "cosine"
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Queries from user vectors: training and ranking multiply the same factor into the same vector."""
+        return (F.normalize(x, dim=-1) if self.cosine else x) * self.log_scale.exp()
+
+    def candidates(self, ids: Tensor | None = None) -> Tensor:
+        """Target vectors of some items, or of all that are here: ``[n, D]``."""
+        w = self.target(ids)
+        return F.normalize(w, dim=-1) if self.cosine else w
+
+    def queries(self, users: Tensor, history: Rows) -> Tensor:
+        """Queries ``[B, D]`` of users with these histories."""
+        pooled = None
+        if self.user.uses_history:
+            weights = history_weights(history, self.options.history_exponent)
+            pooled = self.rows.pool(self.source(), history, weights)
+        return self._scaled(self.user(users, pooled))
+
+    def queries_of_pairs(self, users: Tensor, items: Tensor, histories: Rows) -> Tensor:
+        """Queries ``[P, D]`` of (user, item) pairs whose item takes no part in its own user's history."""
+        tower = self.user
+        if tower.id is not None and tower.is_a_table and not self.cosine and not users.is_cuda:
+            return scaled_rows(tower.id.weight, users, tower.offset, self.log_scale.exp())
+        return self._scaled(tower(users, self.pooled_of_pairs(users, items, histories)))
+
+    def pooled_of_pairs(self, users: Tensor, items: Tensor, histories: Rows) -> Tensor | None:
+        """Pooled histories ``[P, D]`` of such pairs; ``None`` for a tower without histories.
+
+        Args:
+            users: ``[P]`` int64.
+            items: ``[P]`` int64.
+            histories: a row for every user; entries are dropped by ``history_dropout``.
+        """
+        if not self.user.uses_history:
+            return None
+        user, of_pair = torch.unique(users, return_inverse=True)
+        history = histories.select(user, self.options.history_dropout)
+        weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights
+        # an entry that matches no key, so that every pair finds one to look at
+        source, position = self._sources_of(F.pad(history.ids, (0, 1)))
+        row = history.row_of_entry()
+        mass = history.sizes.float()
+        if history.weights is not None:
+            mass = torch.zeros_like(mass).index_add_(0, row, weights)
+
+        n_items = self.rows.n_items
+        key = F.pad(row * n_items + history.ids, (0, 1), value=len(user) * n_items)
+        wanted = of_pair * n_items + items
+        at = torch.searchsorted(key, wanted)
+        own = F.pad(weights, (0, 1)).index_select(0, at) * (key.index_select(0, at) == wanted)
+        left = history.sizes.index_select(0, of_pair) - (own > 0).long()
+        rest = (mass.index_select(0, of_pair) - own).clamp(min=torch.finfo(torch.float32).tiny)
+        norm = rest.pow(-self.options.history_exponent) * (left > 0)
+        own_id = position.index_select(0, at)
+        lists = history.offsets, position[:-1], weights
+        return pool_rows_without_own(source, *lists, of_pair, own_id, own, norm, row)
+
+    def _sources_of(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Source vectors ``[n, D]`` that hold those of ``items`` (``[m]``), and the row of each, ``[m]``."""
+        if not self.source.adapters:
+            return self.source(), items
+        used, rows = distinct(items, self.rows.n_items)
+        return self.source(used), rows
+
+    # ------------------------------------------------------------------ as a block of the score
+
+    @torch.no_grad()
+    def block(self) -> LinearBlock:
+        """The towers as they are now. Tables that nothing had to be computed for are the parameters themselves.
+
+        An item without a training interaction has no trained ID vector and no trained bias. Until its content places it, it
+        gets the map of its content and the lowest trained bias.
+        """
+        trained = self._own_trained()
+        target = self._without_untrained(self.target)
+        source = self._without_untrained(self.source) if self.user.uses_history else None
+        part = self.user.own_part()
+        return LinearBlock(
+            "learned",
+            source,
+            F.normalize(target, dim=-1) if self.cosine else target,
+            exponent=self.options.history_exponent,
+            cosine=self.cosine,
+            temperature=float(self.log_scale.detach().exp()),
+            offset=self.user.offset.detach(),
+            bias=torch.where(trained, self.bias, self.rows.lowest(self.bias, trained)),
+            user_part=None if part is None else part.detach(),
+        )
+
+    def _without_untrained(self, tower: ItemTower) -> Tensor:
+        """Vectors of a tower without the ID vectors that no interaction has trained, ``[n, D]``."""
+        parts = tower.parts()
+        if "id" in parts:
+            parts["id"] = parts["id"].detach()
+            trained = self._own_trained()
+            untrained = (~trained).nonzero()[:, 0].split(4096)
+            if any(bool(parts["id"].index_select(0, some).any()) for some in untrained):
+                parts["id"] = parts["id"] * trained[:, None]
+        total, *others = parts.values()
+        for part in others:
+            total = total + part
+        return total
+
+
+def distinct(items: Tensor, n_items: int) -> tuple[Tensor, Tensor]:
+    """``torch.unique`` with its inverse. Marks in a table of the catalogue take a fraction of a sort's time.
+
+    Args:
+        items: any shape, int64 below ``n_items``.
+        n_items: size of the catalogue.
+    """
+    marks = torch.zeros(n_items, dtype=torch.int64, device=items.device)
+    marks[items] = 1
+    return marks.nonzero()[:, 0], (marks.cumsum(0) - 1)[items]

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import recbole_llm
-from recbole_llm.probability import ProbabilityMap
+from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.serving.artifact import ItemRecord, load_export
 from recbole_llm.serving.manifest import (
     CARD,

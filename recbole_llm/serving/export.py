@@ -124,7 +124,8 @@ def contents_of(
     Raises:
         ValueError: if the model cannot be expressed, or a column is unknown.
     """
-    tables = tables_of(model)
+    data = model.training_data()
+    tables = tables_of(model.score, data, model.n_users, model.options.cold_map != "none")
     item_ids, user_ids = _tokens(dataset, dataset.iid_field), _tokens(dataset, dataset.uid_field)
     content = _content(model, dataset, item_ids, attributes, keep_text)
     encoder = _encoder(model.options) if map_texts else None

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.probability import ProbabilityMap
+from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.serving.errors import ExportError
 from recbole_llm.serving.tensor_file import open_file, parse_json
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.probability import ProbabilityMap
+from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.serving.artifact import Export
 from recbole_llm.serving.catalog import Catalog, MappedItem
 from recbole_llm.serving.errors import ExportError, UnknownItemError, UnknownUserError

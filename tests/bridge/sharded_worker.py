@@ -22,7 +22,6 @@ from recbole_llm.bridge import distributed  # noqa: E402
 def watch():
     """At the third step of a run: look at every parameter, gradient and tensor of the optimizer, and at all that Python knows."""
     import torch
-
     from recbole_llm.bridge.sharded_trainer import ShardedTrainer
 
     step = ShardedTrainer._step

@@ -22,7 +22,7 @@ from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_llm.bridge import checkpoint
 from recbole_llm.bridge.checkpoint import atomic_file, last_file, plain, read_checkpoint, settings_for_resume
-from recbole_llm.probability import ProbabilityMap
+from recbole_llm.scoring.probability import ProbabilityMap
 
 
 def build(config_dict, model="LLMTwoTower"):

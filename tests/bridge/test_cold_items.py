@@ -15,9 +15,9 @@ from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_llm.bridge import cold_report
 from recbole_llm.bridge.evaluation import ranked_rows
-from recbole_llm.selection import TopKMetric, user_metric
+from recbole_llm.fitting.validation import TopKMetric, user_metric
+from recbole_llm.scoring.rows import rows_from_pairs
 from recbole_llm.splitting import split_dataset
-from recbole_llm.towers import rows_from_pairs
 
 
 @pytest.fixture
@@ -172,8 +172,8 @@ def test_hidden_items_of_many_are_refitted_in_the_svd_form(cold_config, dim, mon
     model._setting = replace(model._setting, text_weight=0.05, text_power=1)
     left = model.history.keep(model.history.ids % 5 > 0)
     exact, by_exact = model._refit(left)
-    monkeypatch.setattr("recbole_llm.fitted.EXACT_ITEMS", 5)
-    monkeypatch.setattr("recbole_llm.ease.spotrf", lambda *args, **options: pytest.fail("an exact solution"))
+    monkeypatch.setattr("recbole_llm.fitting.pipeline.EXACT_ITEMS", 5)
+    monkeypatch.setattr("recbole_llm.fitting.ease.spotrf", lambda *args, **options: pytest.fail("an exact solution"))
     users = torch.arange(1, model.n_users)
     tables, queries = model._refit(left)
     hidden = torch.arange(model.n_items) % 5 == 0

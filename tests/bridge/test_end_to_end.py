@@ -15,7 +15,7 @@ from recbole.quick_start import load_data_and_model, objective_function, run_rec
 from recbole.utils import get_model, get_trainer, init_seed
 from recbole.utils.case_study import full_sort_topk
 
-from recbole_llm.probability import ProbabilityMap
+from recbole_llm.scoring.probability import ProbabilityMap
 
 
 def build(config_dict, model="LLMTwoTower"):
@@ -199,7 +199,7 @@ def test_history_decay_without_time_order_is_refused(run_config):
 
 def test_an_own_pair_never_explains_itself(run_config):
     """The query of (user, item) must equal one pooled from the history without the item."""
-    from recbole_llm.towers import Rows, history_weights, pool
+    from recbole_llm.scoring.rows import Rows, history_weights, pool
 
     _, model, _, _, _, _ = build(run_config | {"history_dropout": 0.0, "loss_type": "sampled_bce"})
     user = 4

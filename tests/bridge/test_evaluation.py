@@ -13,7 +13,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_llm.bridge import evaluation
-from recbole_llm.towers import Rows
+from recbole_llm.scoring.rows import Rows
 
 RANKING_METRICS = ["Recall", "NDCG", "MRR", "Hit", "Precision", "MAP"]
 ITEM_METRICS = ["ItemCoverage", "AveragePopularity", "ShannonEntropy", "GiniIndex", "TailPercentage"]

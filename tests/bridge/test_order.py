@@ -16,7 +16,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_llm import fitted
-from recbole_llm.fading import Fading
+from recbole_llm.fitting.decay_search import Fading
 from recbole_llm.serving.artifact import load_export
 from recbole_llm.serving.export import export_model
 from recbole_llm.serving.recommend import Recommender, Request

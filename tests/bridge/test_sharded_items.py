@@ -19,10 +19,10 @@ pytest.importorskip("recbole")
 if not torch.distributed.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)
 from recbole.quick_start import load_data_and_model, run_recbole
+from recbole_llm.sharded_model import normal_rows
 
 from recbole_llm.bridge.checkpoint import read_checkpoint
 from recbole_llm.bridge.trained import load_trained
-from recbole_llm.sharded_model import normal_rows
 
 WORKER = Path(__file__).with_name("sharded_worker.py")
 USERS = 50

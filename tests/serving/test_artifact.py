@@ -16,7 +16,7 @@ from made_export import F, make_contents
 from safetensors.numpy import load_file, save_file
 
 import recbole_llm.serving
-from recbole_llm.probability import ProbabilityMap
+from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.serving import manifest
 from recbole_llm.serving.artifact import load_export
 from recbole_llm.serving.artifact_writer import exports_in, write_artifact

@@ -14,7 +14,7 @@ pytest.importorskip("recbole")
 from recbole.quick_start import run_recbole
 
 from recbole_llm.bridge.trained import load_trained
-from recbole_llm.probability import ProbabilityMap
+from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.serving.artifact import load_export
 from recbole_llm.serving.export import add_export_arguments, export_model, run_export
 from recbole_llm.serving.recommend import Recommender, Request

@@ -1,72 +1,108 @@
-r"""Items nobody has touched: their vectors from their texts, and their place among the others.
+r"""Vectors of items that nobody has touched, from their content.
 
-A kernel ridge map takes a text direction e (ease.text_directions) to what the model learned for trained items,
+A kernel ridge map takes content directions e_m (:func:`recbole_llm.fitting.ease.content_directions`) of the modalities m that an
+item has to what the model learned for trained items,
 
-    f(e) = k(e) (K + mu I)^-1 V,    k(e, e_i) = exp(-||e - e_i||^2 / h),
+    f(e) = k(e) (K + mu I)^-1 V,    k(e, e_i) = 1/M sum_{m that both have} exp(-||e_m - e_im||^2 / h),
 
-V the target vectors, biases and source vectors of the trained items that have a text. It is linear in V: mapping vectors
-is the same as mapping columns of scores. A text unlike all others gets the zero vector.
-
-The map's scores are shrunk towards zero, how much depends on the data. ``choose_cold_boost`` finds the place of cold items
-in the joint ranking, from targets of validation that are cold or from items hidden for the purpose (``placement.py``):
-
-    score(u, cold i) = kappa <x_u, f(e_i)> + offset sd_u
-
-with sd_u the deviation of the user's scores, fitted as <x_u, r>, so that serving stays one dot product. Knows neither
-RecBole nor the kernels.
+V the target vectors, biases and source vectors of the trained items with content, M the number of modalities. The map is linear
+in V: mapping vectors is the same as mapping columns of scores. An item unlike all others gets the zero vector. A modality that
+an item lacks is left out of the sum; the sum stays a kernel, which a mean over the shared modalities is not.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from recbole_llm.ease import text_centre, text_directions
-from recbole_llm.selection import CHUNK_ELEMENTS, Scorer, TopKMetric
-from recbole_llm.towers import Rows
+from recbole_llm.fitting.ease import content_centre, content_directions
+from recbole_llm.fitting.warm_items import ContentTables
 
 BANDWIDTH = 0.8  # h: .4 and 1.6 rank hidden items worse in 4 of 4 draws from ml-100k and amazon-office
 MU = 1.0  # .3 is better in 2 of 4 draws and worse in 2: placement.py chooses
 MAX_ANCHORS = 20_000  # 1.6 GB for K in float32
-KAPPAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-OFFSETS = (-2.0, -1.5, -1.0, -0.75, -0.5, -0.25, 0.0)
-WARM_FLOOR = 0.995
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """Content of some items, as the kernel reads it. Mappings go by modality.
+
+    Attributes:
+        directions: ``[m, f]``, zero where an item lacks the modality.
+        present: ``[m]`` bool.
+    """
+
+    directions: Mapping[str, Tensor]
+    present: Mapping[str, Tensor]
+
+    def at(self, rows: Tensor) -> "Anchors":
+        """Those of some rows."""
+        return Anchors(
+            {modality: table[rows] for modality, table in self.directions.items()},
+            {modality: mask[rows] for modality, mask in self.present.items()},
+        )
+
+    def kernel(self, other: "Anchors", bandwidth: float) -> Tensor:
+        """``[len(self), len(other)]``, the masked sum of the module docstring."""
+        total: Tensor | None = None
+        for modality, directions in self.directions.items():
+            part = _rbf(directions, other.directions[modality], bandwidth)
+            mine, theirs = self.present[modality], other.present[modality]
+            if not bool(mine.all()) or not bool(theirs.all()):
+                part.mul_(mine[:, None]).mul_(theirs)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total if len(self.directions) == 1 else total.div_(len(self.directions))
+
+
+@dataclass(frozen=True, eq=False)
 class ColdMap:
     """The fitted map; also how an item is added later without training.
 
     Attributes:
-        centre: ``[f]``, mean text vector of the catalogue it was fitted on.
-        anchors: ``[m, f]`` text directions of trained items.
+        centres: by modality ``[f]``, mean vector of the catalogue it was fitted on.
+        anchors: content of the m trained items.
         coefficients: ``[m, v]``, (K + mu I)^-1 V.
         bandwidth: h.
     """
 
-    centre: Tensor
-    anchors: Tensor
+    centres: Mapping[str, Tensor]
+    anchors: Anchors
     coefficients: Tensor
     bandwidth: float = BANDWIDTH
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """Text vectors ``[B, f]`` of items that have a text -> values ``[B, v]``."""
-        present = torch.ones(len(features), dtype=torch.bool, device=features.device)
-        directions = text_directions(features, present, self.centre)
-        return _kernel(directions, self.anchors, self.bandwidth) @ self.coefficients
+    def __call__(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Vectors of items by modality, ``[B, f]`` each -> values ``[B, v]``. A modality that is not given is absent."""
+        directions, present = {}, {}
+        some = next(iter(features.values()))
+        for modality, centre in self.centres.items():
+            given = features.get(modality)
+            present[modality] = torch.full((len(some),), given is not None, device=some.device)
+            vectors = some.new_zeros(len(some), len(centre)) if given is None else given
+            directions[modality] = content_directions(vectors, present[modality], centre)
+        return Anchors(directions, present).kernel(self.anchors, self.bandwidth) @ self.coefficients
+
+    def of_modality(self, modality: str) -> tuple[Tensor, Tensor, Tensor]:
+        """The map of items that have this modality alone: centre ``[f]``, anchors ``[m', f]``, coefficients ``[m', v]``."""
+        has = self.anchors.present[modality]
+        share = 1 / len(self.centres)
+        return self.centres[modality], self.anchors.directions[modality][has], self.coefficients[has] * share
 
 
-def _kernel(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
+def _rbf(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
     """RBF kernel of directions, ``[len(a), len(b)]``."""
     squared = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
     return squared.clamp_(min=0.0).div_(-bandwidth).exp_()
 
 
+def any_present(content: ContentTables) -> Tensor:
+    """Items that have some content, ``[n_items]`` bool."""
+    return torch.stack([present for _, present in content.values()]).any(0)
+
+
 def fit_cold_map(
-    features: Tensor,
-    present: Tensor,
+    content: ContentTables,
     warm: Tensor,
     values: Tensor,
     popularity: Tensor | None = None,
@@ -75,32 +111,29 @@ def fit_cold_map(
     bandwidth: float = BANDWIDTH,
     max_anchors: int = MAX_ANCHORS,
 ) -> ColdMap:
-    """Fit the map on the warm items that have a text.
+    """Fit the map on the warm items that have content.
 
     Args:
-        features: text vectors, ``[n_items, f]``.
-        present: ``[n_items]`` bool, items that have a text.
+        content: of the items.
         warm: ``[n_items]`` bool, trained items.
         values: ``[n_items, v]`` float32, what to map to: target vectors, bias, source vectors side by side. Rows outside
             ``warm`` are not read.
         popularity: ``[n_items]``; with more than ``max_anchors`` items, the most popular are used. ``None`` for the first.
-        mu: ridge, in units of the kernel's diagonal, 1.
+        mu: ridge, in units of the kernel's diagonal, 1 for an item that has every modality.
         bandwidth: h.
         max_anchors: items the map is fitted on at most; it holds a matrix of their number squared.
 
     Raises:
-        ValueError: if no warm item has a text.
+        ValueError: if no warm item has content.
     """
-    known = _anchor_items(present, warm, popularity, max_anchors)
-    centre = text_centre(features, present)
-    anchors = text_directions(features, present, centre)[known]
-    L = _factor(anchors, mu, bandwidth)
-    return ColdMap(centre, anchors, torch.cholesky_solve(values[known].float(), L), bandwidth)
+    known, items, centres = _anchor_items(content, warm, popularity, max_anchors)
+    anchors = items.at(known)
+    coefficients = torch.cholesky_solve(values[known].float(), _factor(anchors, mu, bandwidth))
+    return ColdMap(centres, anchors, coefficients, bandwidth)
 
 
 def map_weights(
-    features: Tensor,
-    present: Tensor,
+    content: ContentTables,
     warm: Tensor,
     ids: Tensor,
     popularity: Tensor | None = None,
@@ -112,190 +145,49 @@ def map_weights(
     """The map of some items as weights of the items it is fitted on: cheaper than the map where values are many.
 
     Args:
-        features: as in :func:`fit_cold_map`, and all arguments but ``ids``.
-        present: as there.
+        content: as in :func:`fit_cold_map`, and all arguments but ``ids``.
         warm: as there.
-        ids: ``[C]``, items that have a text.
+        ids: ``[C]``, items that have content.
         popularity: as there.
         mu: as there.
         bandwidth: as there.
         max_anchors: as there.
 
     Returns:
-        The m items fitted on, ``[m]`` int64, and ``[C, m]`` float32: its product with their values is ``map(features[ids])``.
+        The m items fitted on, ``[m]`` int64, and ``[C, m]`` float32: its product with their values is the map of ``ids``.
 
     Raises:
-        ValueError: if no warm item has a text.
+        ValueError: if no warm item has content.
     """
-    known = _anchor_items(present, warm, popularity, max_anchors)
-    directions = text_directions(features, present, text_centre(features, present))
-    L = _factor(directions[known], mu, bandwidth)
-    return known, torch.cholesky_solve(_kernel(directions[known], directions[ids], bandwidth), L).T
+    known, items, _ = _anchor_items(content, warm, popularity, max_anchors)
+    anchors = items.at(known)
+    L = _factor(anchors, mu, bandwidth)
+    return known, torch.cholesky_solve(anchors.kernel(items.at(ids), bandwidth), L).T
 
 
-def _anchor_items(present: Tensor, warm: Tensor, popularity: Tensor | None, max_anchors: int) -> Tensor:
-    known = torch.nonzero(warm & present).squeeze(1)
+def _anchor_items(
+    content: ContentTables, warm: Tensor, popularity: Tensor | None, max_anchors: int
+) -> tuple[Tensor, Anchors, dict[str, Tensor]]:
+    """Ids of the items fitted on, the content of all items, and its centres."""
+    known = torch.nonzero(warm & any_present(content)).squeeze(1)
     if not len(known):
         raise ValueError(
-            "no trained item has a text; the cold map needs some. Set cold_map to none or load item texts."
+            "no trained item has content (text, image...); the cold map needs some. Set cold_map to none or load item texts."
         )
     if len(known) > max_anchors:
         if popularity is not None:
             known = known[torch.argsort(popularity[known], descending=True, stable=True)]
         known = known[:max_anchors].sort().values
-    return known
+    centres = {modality: content_centre(vectors, present) for modality, (vectors, present) in content.items()}
+    directions = {
+        modality: content_directions(vectors, present, centres[modality])
+        for modality, (vectors, present) in content.items()
+    }
+    return known, Anchors(directions, {modality: present for modality, (_, present) in content.items()}), centres
 
 
-def _factor(anchors: Tensor, mu: float, bandwidth: float) -> Tensor:
+def _factor(anchors: Anchors, mu: float, bandwidth: float) -> Tensor:
     """Cholesky factor of K + mu I."""
-    K = _kernel(anchors, anchors, bandwidth)
+    K = anchors.kernel(anchors, bandwidth)
     K.diagonal().add_(mu)
     return torch.linalg.cholesky(K)
-
-
-def deviation_direction(pooled: Tensor, deviations: Tensor, ridge: float = 1e-3) -> Tensor:
-    """The vector r whose products with user vectors come closest to the deviations of the users' scores.
-
-    Args:
-        pooled: user vectors x_u, ``[U, d]``.
-        deviations: sd_u, ``[U]``.
-        ridge: in units of the mean diagonal of the Gram matrix.
-
-    Returns:
-        r, ``[d]`` float32, by ridge regression in float64.
-    """
-    x, wanted = pooled.double(), deviations.double()
-    ridge = ridge * float(x.square().sum()) / x.shape[1] + torch.finfo(torch.float64).tiny
-    by_users = x.shape[0] < x.shape[1]  # the smaller of the two systems that have the same solution
-    gram = x @ x.T if by_users else x.T @ x
-    gram.diagonal().add_(ridge)
-    found = x.T @ torch.linalg.solve(gram, wanted) if by_users else torch.linalg.solve(gram, x.T @ wanted)
-    return found.float()
-
-
-@dataclass(frozen=True)
-class ColdBoost:
-    """How cold items enter the joint ranking.
-
-    Attributes:
-        joint: whether they do; if not, they are ranked among themselves only.
-        kappa: factor of the mapped target vector and bias.
-        offset: in deviations of the user's scores.
-        warm_share: warm metric with the cold items present, of the one without; ``nan`` if not measured.
-        gain: joint metric's relative gain over leaving them out; ``nan`` if not measured.
-    """
-
-    joint: bool
-    kappa: float = 1.0
-    offset: float = 0.0
-    warm_share: float = math.nan
-    gain: float = math.nan
-
-    def __str__(self) -> str:
-        if not self.joint:
-            return "cold items are left out of the joint ranking"
-        text = f"cold items: factor {self.kappa:g}, offset {self.offset:g} user deviations"
-        if math.isnan(self.gain):
-            return text
-        return f"{text}; joint metric {self.gain:+.1%}, warm {self.warm_share - 1:+.1%} on validation"
-
-
-@dataclass(frozen=True)
-class _Candidates:
-    """The first places of the warm and of the cold items of each row, from which any boost's ranking follows."""
-
-    scores: Tensor  # [U, k] warm
-    hits: Tensor  # [U, k]
-    cold_scores: Tensor  # [U, k], factor 1 and offset 0
-    cold_hits: Tensor
-    deviations: Tensor  # [U] or [U, 1]
-    n_warm_targets: Tensor  # [U]
-    n_targets: Tensor
-
-
-def choose_cold_boost(
-    scorer: Scorer,
-    targets: Rows,
-    seen: Rows,
-    cold: Tensor,
-    metric: TopKMetric,
-    deviations: Tensor,
-    excluded: Tensor | None = None,
-    *,
-    kappas: Sequence[float] = KAPPAS,
-    offsets: Sequence[float] = OFFSETS,
-    warm_floor: float = WARM_FLOOR,
-) -> ColdBoost:
-    """The place of cold items that gains most in the joint ranking while the warm items keep their quality.
-
-    Args:
-        scorer: scores of the rows of ``targets``, cold columns mapped with factor 1 and offset 0.
-        targets: what each user should get, warm items and items in ``cold``.
-        seen: as many rows; items without a place, unless they are targets.
-        cold: ``[n_items]`` bool, the items to place.
-        metric: by which it is chosen.
-        deviations: ``[U]``, sd_u of every row of ``targets``.
-        excluded: ``[n_items]`` bool, items without a place (padding, untrained items without a text).
-        kappas: factors tried.
-        offsets: offsets tried.
-        warm_floor: share of the warm metric without cold items that must remain.
-
-    Returns:
-        The best boost; ``joint=False`` if none keeps the floor and gains.
-    """
-    if not len(targets.ids):
-        return ColdBoost(joint=False)
-    found = _first_places(scorer, targets, seen, cold, metric.k, deviations, excluded)
-    has_warm = found.n_warm_targets > 0
-
-    def values(kappa: float | None, offset: float) -> tuple[float, float]:
-        """Mean joint and mean warm metric; without the cold items for ``None``."""
-        cold_scores = found.cold_scores * kappa + offset * found.deviations if kappa is not None else None
-        scores = found.scores if cold_scores is None else torch.cat([found.scores, cold_scores], dim=1)
-        hits = found.hits if cold_scores is None else torch.cat([found.hits, found.cold_hits], dim=1)
-        order = torch.argsort(scores, dim=1, descending=True, stable=True)[:, : metric.k]
-        is_warm = order < found.scores.shape[1]
-        placed = hits.gather(1, order) & scores.gather(1, order).isfinite()
-        joint = metric.of(placed, found.n_targets).mean()
-        warm = metric.of((placed & is_warm)[has_warm], found.n_warm_targets[has_warm]).mean()
-        return float(joint), float(warm)
-
-    if not bool(has_warm.any()) or not bool(found.cold_hits.any()):
-        return ColdBoost(joint=False)
-    joint_without, warm_without = values(None, 0.0)
-    best = ColdBoost(joint=False)
-    for kappa in kappas:
-        for offset in offsets:
-            joint, warm = values(kappa, offset)
-            gain = joint / joint_without - 1 if joint_without else joint
-            share = warm / warm_without if warm_without else 1.0
-            if share >= warm_floor and gain > (best.gain if best.joint else 0.0):
-                best = ColdBoost(True, kappa, offset, share, gain)
-    return best
-
-
-def _first_places(
-    scorer: Scorer, targets: Rows, seen: Rows, cold: Tensor, k: int, deviations: Tensor, excluded: Tensor | None
-) -> _Candidates:
-    rows = torch.nonzero(targets.sizes).squeeze(1)
-    warm_targets = targets.keep(~cold[targets.ids])
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for chunk in rows.split(max(1, CHUNK_ELEMENTS // len(cold))):
-        scores = scorer(chunk)
-        wanted, gone = targets.select(chunk), seen.select(chunk)
-        relevant = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-        relevant[wanted.row_of_entry(), wanted.ids] = True
-        gone_row = gone.row_of_entry()
-        masked = ~relevant[gone_row, gone.ids]
-        scores[gone_row[masked], gone.ids[masked]] = -math.inf
-        if excluded is not None:
-            scores[:, excluded] = -math.inf
-        halves: list[Tensor] = []
-        for side in (~cold, cold):
-            top, place = scores[:, side].topk(min(k, int(side.sum())), dim=1)
-            halves += [top, relevant[:, side].gather(1, place)]
-        parts.append((halves[0], halves[1], halves[2], halves[3]))
-    scores, hits, cold_scores, cold_hits = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return _Candidates(
-        scores, hits, cold_scores, cold_hits, deviations[rows, None], warm_targets.sizes[rows], targets.sizes[rows]
-    )
