@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -66,19 +67,18 @@ class LLMTwoTowerDataset(Dataset):
 
     @property
     def item_features(self) -> dict[str, FeatureTable]:
-        """Vectors of the items by modality; empty where ``encoder`` and ``item_features_file`` are empty."""
+        """Vectors of the items by modality, text first; empty where ``encoder`` and ``item_features_file`` are empty."""
         if "_item_features" not in self.__dict__:
             options = Options.from_config(self.config)
             tokens = self._tokens(self.iid_field)
-            if options.item_features_file:
-                table = load_features(options.item_features_file, tokens)
-            elif options.encoder:
-                table = self._encoded(
-                    "item", self.iid_field, options.item_text_fields, options.item_text_template, options
-                )
-            else:
-                table = None
-            self._item_features = {} if table is None else {"text": apply_transform(table, options.feature_transform)}
+            tables = {name: load_features(path, tokens) for name, path in options.feature_files.items()}
+            if options.text_encoder:
+                fields, template = options.item_text_fields, options.item_text_template
+                tables = {"text": self._encoded("item", self.iid_field, fields, template, options)} | tables
+            self._item_features = {
+                name: apply_transform(replace(table, modality=name), options.feature_transform)
+                for name, table in tables.items()
+            }
         return self._item_features
 
     @property

@@ -191,7 +191,7 @@ def _content(
     texts: list[str | None] = [None] * len(item_ids)
     fields: tuple[str, ...] = ()
     item_text = None
-    if model.options.encoder and not model.options.item_features_file:
+    if model.options.text_encoder:
         fields = choose_text_fields(table, model.options.item_text_fields, model.options.item_text_template)
         template = model.options.item_text_template or default_template(fields)
         item_text = ItemText(fields, template)
@@ -266,7 +266,7 @@ def _attributes(table: AtomicTable, row: int, kinds: Mapping[str, str], separato
 
 
 def _encoder(options: Any) -> Any | None:
-    if not options.encoder or options.item_features_file:
+    if not options.text_encoder:
         return None
     return load_encoder(options.encoder, revision=options.encoder_revision, **_encoder_settings(options))
 
@@ -306,7 +306,7 @@ def _encoder_files(encoder: Any) -> dict[str, Path]:
 def _text_map(tables: ModelTables, dataset: Any, options: Any, encoder: Any | None) -> TextMap | None:
     """The map from raw text vectors, ``None`` where new texts cannot be placed."""
     if tables.cold_map is None or encoder is None:
-        reason = "vectors of its items come from a file" if options.item_features_file else "it has no cold map"
+        reason = "vectors of its items come from a file" if "text" in options.feature_files else "it has no cold map"
         log.warning("Items cannot be added by their text, and texts cannot be searched: %s.", reason)
         return None
     path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
