@@ -1,7 +1,7 @@
 """LLMTwoTower inside RecBole: P(i|u) = sigmoid(<x_u, w_i> + b_i), items described by their content, users by their history.
 
-The score is :class:`recbole_llm.scoring.score.Score`, the fit :func:`recbole_llm.fitting.pipeline.fit`; this file gives them RecBole's
-interface.
+The score is :class:`recbole_llm.scoring.score.Score`, the fit :func:`recbole_llm.fitting.pipeline.fit`. This file gives them
+RecBole's interface.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
 """The configuration keys we own, in one table: type, check, default and meaning of each.
 
 The dataclass :class:`Options`, its validation, ``properties/LLMTwoTower.yaml`` and the key reference of the documentation
-(:mod:`recbole_llm.bridge.option_reference`) follow from the table. RecBole's own keys keep their meaning and are not touched here. A key
-that RecBole, a stock model's YAML or this file knows is never an error, however similar it looks to one of ours (``reg_weight`` is
-0.9 similar to ``neg_weight``).
+(:mod:`recbole_llm.bridge.option_reference`) follow from the table. RecBole's own keys keep their meaning and are not touched
+here. A key that RecBole, a stock model's YAML or this file knows is never an error, however similar it looks to one of ours
+(``reg_weight`` is 0.9 similar to ``neg_weight``).
 """
 
 import difflib

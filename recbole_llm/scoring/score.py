@@ -121,10 +121,7 @@ class LinearBlock:
     def scores(self, history: Rows, part: Tensor | None = None) -> Tensor:
         """The block's scores, scaled: ``[B, N]`` in a fresh tensor; arguments as of :meth:`queries`."""
         query = self.queries(history, part)
-        if self.target is None:
-            scores = _with_exceptions(query, self.exceptions)
-        else:
-            scores = query @ self.target.T
+        scores = _with_exceptions(query, self.exceptions) if self.target is None else query @ self.target.T
         if self.bias is not None:
             scores = scores.add_(self.bias)
         return scores if self.scale == 1.0 else scores.mul_(self.scale)
@@ -291,7 +288,7 @@ class Score:
     listed: Tensor
     slope: float = 1.0
     intercept: float = 0.0
-    probability: ProbabilityMap = ProbabilityMap()
+    probability: ProbabilityMap = field(default_factory=ProbabilityMap)
     cold: ColdRows | None = None
     content: tuple[LinearBlock, ...] = ()
     rows: AllRows | None = None
