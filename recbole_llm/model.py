@@ -15,14 +15,16 @@ from torch import Tensor
 
 from recbole_llm.bridge import distributed
 from recbole_llm.bridge.options import NEG_VALID_FIELD, Options
+from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.ease import Setting
-from recbole_llm.fitting.pipeline import FittedScore, TrainingData, log_length
+from recbole_llm.fitting.pipeline import FittedScore, log_length
 from recbole_llm.scoring.item_rows import AllRows, ShardedRows
 from recbole_llm.scoring.losses import TowerLoss
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import Score
 from recbole_llm.scoring.state import score_from_state, score_to_state, state_of_version_1
-from recbole_llm.scoring.towers import FrozenRows, FrozenTensor, TwoTowers
+from recbole_llm.scoring.tables import FrozenRows, FrozenTensor
+from recbole_llm.scoring.towers import TwoTowers
 
 
 class LLMTwoTower(GeneralRecommender):

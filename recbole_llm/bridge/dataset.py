@@ -71,7 +71,9 @@ class LLMTwoTowerDataset(Dataset):
         if "_item_features" not in self.__dict__:
             options = Options.from_config(self.config)
             tokens = self._tokens(self.iid_field)
-            files = sorted(options.feature_files.items(), key=lambda pair: pair[0] != "text")  # text is the first kernel
+            files = sorted(
+                options.feature_files.items(), key=lambda pair: pair[0] != "text"
+            )  # text is the first kernel
             tables = {name: load_features(path, tokens) for name, path in files}
             if options.text_encoder:
                 fields, template = options.item_text_fields, options.item_text_template

@@ -8,7 +8,8 @@ r"""The algebra of the closed form: a generalised EASE whose Gram matrix include
     score(u, i) = sum_{j in H_u} B_ji
 
 Content enters as further rows of X; the ridge grows with popularity. With beta = tau = a = delta = 0 this is EASE (Steck,
-WWW 2019), the exact minimiser of ||X - XB||^2 + lam g ||B||^2 under a zero diagonal. Items of the history get no place in a ranking, so diag B is never read.
+WWW 2019), the exact minimiser of ||X - XB||^2 + lam g ||B||^2 under a zero diagonal. Items of the history get no place in a
+ranking, so diag B is never read.
 
 For catalogues too large for an [n, n] matrix, ``Spectrum`` holds the leading eigenvectors V, S of
 Z = R^-1/2 (G + lam g sum_m tau_m K_m) R^-1/2 (power 1 only) and what is left of its diagonal, t = diag Z - diag V S V'. With

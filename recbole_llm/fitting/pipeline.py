@@ -5,8 +5,7 @@ the documented constants apply. docs/architecture.md has the stages as a table w
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from logging import getLogger
 from typing import Any, Protocol
 
@@ -19,14 +18,13 @@ from recbole_llm.fitting.closed_form import ClosedForm, fit_closed_form
 from recbole_llm.fitting.cold_start.boost import ColdBoost
 from recbole_llm.fitting.cold_start.kernel_ridge import MU, any_present
 from recbole_llm.fitting.cold_start.placement import Evidence, Fitted, choose_place, place
+from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.decay_search import CLOSED_DECAYS, FOLLOWING_DECAYS, choose_fading
 from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.hyperparameters import DIM, EXACT_ITEMS
 from recbole_llm.fitting.logs import quietly
 from recbole_llm.fitting.next_item import choose_decay, fit_next_item
 from recbole_llm.fitting.validation import DEFAULT_METRIC, Validation, evenly, user_metric
-from recbole_llm.fitting.warm_items import ContentTables
-from recbole_llm.scoring.item_rows import AllRows
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import LinearBlock, Score, Scorer
 
@@ -58,41 +56,6 @@ class FitOptions(Protocol):
     @property
     def cold_boost(self) -> float | str:
         """``auto``, or the factor of cold-start items."""
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingData:
-    """What a model is fitted on.
-
-    Attributes:
-        history: training items of every user; with ranks where interactions are split by time.
-        rows: which items are in this process.
-        content: vectors of the items by modality.
-    """
-
-    history: Rows
-    rows: AllRows
-    content: ContentTables = field(default_factory=dict)
-
-    @property
-    def n_items(self) -> int:
-        """Items N, padding row 0 included."""
-        return self.rows.n_items
-
-    @property
-    def is_ordered(self) -> bool:
-        """Whether recency counts."""
-        return self.history.ranks is not None
-
-    @cached_property
-    def popularity(self) -> Tensor:
-        """Training interactions of each item, ``[N]`` int64."""
-        return torch.bincount(self.history.ids, minlength=self.n_items)
-
-    @cached_property
-    def trained(self) -> Tensor:
-        """Items with a training interaction, ``[N]`` bool."""
-        return self.popularity > 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from recbole_llm.fitting.cold_start.kernel_ridge import MU, ColdMap, any_present, fit_cold_map
+from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.ease import content_centre, content_directions
-from recbole_llm.fitting.pipeline import TrainingData
 from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.scoring.score import LinearBlock, Score
 from recbole_llm.serving.manifest import Block

@@ -159,9 +159,7 @@ def choose_place(evidence: Evidence, ids: Tensor, score: Score, refit: Refit) ->
     few = int((evidence.trained & evidence.present).sum()) <= MAX_ANCHORS_TO_CHOOSE_MU
     mus = MUS if few else (MU,)
     enough = n_targets >= ENOUGH_TARGETS
-    trials = (
-        validation_trials(evidence, ids, score, mus) if enough else hidden_trials(evidence, len(ids), refit, mus)
-    )
+    trials = validation_trials(evidence, ids, score, mus) if enough else hidden_trials(evidence, len(ids), refit, mus)
     values = {mu: trial.cold_only(evidence.metric) for mu, trial in trials.items()}
     mu = max(values, key=lambda each: values[each])
     by = f"{n_targets} cold targets of validation" if enough else f"{len(trials[mu].ids)} hidden items"
