@@ -5,7 +5,7 @@ RecBole's interface.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -19,12 +19,12 @@ from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.pipeline import FittedScore, log_length
 from recbole_llm.scoring.item_rows import AllRows, ShardedRows
-from recbole_llm.scoring.losses import TowerLoss
+from recbole_llm.scoring.losses import LossOptions, TowerLoss
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import Score
 from recbole_llm.scoring.state import score_from_state, score_to_state, state_of_version_1
 from recbole_llm.scoring.tables import FrozenRows, FrozenTensor
-from recbole_llm.scoring.towers import TwoTowers
+from recbole_llm.scoring.towers import TowerOptions, TwoTowers
 
 
 class LLMTwoTower(GeneralRecommender):
@@ -64,7 +64,7 @@ class LLMTwoTower(GeneralRecommender):
             dataset.__dict__.pop("_item_features", None)  # the whole tables, of which the model has taken its rows
         user_text = dataset.user_features.get("text") if "text" in options.user_tower else None
         self.towers = towers = TwoTowers(
-            options,
+            TowerOptions(**{each.name: getattr(options, each.name) for each in fields(TowerOptions)}),
             self.n_users,
             torch.bincount(history.ids, minlength=self.n_items),
             int((history.sizes > 0).sum()),
@@ -80,7 +80,9 @@ class LLMTwoTower(GeneralRecommender):
             for tower in {towers.target, towers.source}:
                 for parameter in tower.adapters.parameters():
                     parameter.register_hook(distributed.sum_over_ranks)
-        self.loss = TowerLoss(towers, options)
+        self.loss = TowerLoss(
+            towers, LossOptions(**{each.name: getattr(options, each.name) for each in fields(LossOptions)})
+        )
         self.fitted: FittedScore | None = None  # None: the learned block alone
         self._read_off: tuple[Any, Score] | None = None
 

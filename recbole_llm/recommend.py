@@ -4,7 +4,7 @@
     write_rows(recommend_users(model, k=10), "recs.parquet")
     recommend_items(model, ["50", "181"]).items[0].title
 
-The :class:`~recbole_llm.serving.recommend.Recommender` of the service answers here too, so that a checkpoint, its export and
+The :class:`~recbole_llm.retrieval.recommender.Recommender` of the service answers here too, so that a checkpoint, its export and
 the service give the same items.
 """
 
@@ -18,11 +18,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recbole_llm.serving.artifact import Export, load_export
-from recbole_llm.serving.errors import UnknownItemError, UnknownUserError
-from recbole_llm.serving.manifest import MANIFEST
-from recbole_llm.serving.recommend import Recommendation, Recommender, Request
-from recbole_llm.serving.retrieval import MARGIN, ExactRetriever, Hits
+from recbole_llm.checkpoints import newest_checkpoint
+from recbole_llm.export.errors import UnknownItemError, UnknownUserError
+from recbole_llm.export.manifest import MANIFEST
+from recbole_llm.export.reader import Export, load_export
+from recbole_llm.retrieval.exact import MARGIN, ExactRetriever, Hits
+from recbole_llm.retrieval.recommender import Recommendation, Recommender, Request
 
 BATCH = 256  # users scored in one pass over the catalogue
 # from so many scores on the kernel makes up for the 2.4 s of its first call, which imports torch._dynamo; with 200,000
@@ -102,25 +103,12 @@ def open_model(path: str | Path, *, data_path: str | Path | None = None, texts: 
             f"{str(path)!r} does not exist. Give a checkpoint that 'recbole-llm run' saved (saved/LLMTwoTower-....pth), its "
             "folder (saved), or the folder that 'recbole-llm export' wrote."
         )
-    from recbole_llm.bridge.trained import load_trained
-    from recbole_llm.serving.export import contents_of
-    from recbole_llm.serving.in_memory import export_in_memory
+    from recbole_llm.checkpoints import load_trained
+    from recbole_llm.export.export_model import contents_of
+    from recbole_llm.export.in_memory import export_in_memory
 
     model, dataset = load_trained(path, data_path=data_path)
     return export_in_memory(contents_of(model, dataset, map_texts=texts))
-
-
-def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint of LLMTwoTower in ``folder`` that was written last; those of a run's last epoch do not count.
-
-    Args:
-        folder: such as RecBole's ``checkpoint_dir``.
-
-    Returns:
-        ``None`` where there is none.
-    """
-    found = [path for path in Path(folder).glob("LLMTwoTower-*.pth") if not path.stem.endswith("-last")]
-    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 
 def recommend_users(

@@ -240,7 +240,7 @@ def settings_for_resume(path: str | os.PathLike[str]) -> tuple[str, str, dict[st
     Raises:
         ValueError: see :func:`read_checkpoint`.
     """
-    from recbole_llm.bridge.configuration import parse_value
+    from recbole_llm.bridge.repairs.configuration import parse_value
 
     settings = read_checkpoint(path)["settings"]
     # Config parses the strings of a dictionary: one that would become something else is written as a literal

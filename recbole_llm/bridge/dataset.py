@@ -13,7 +13,7 @@ import torch
 from recbole.data.dataset import Dataset
 
 from recbole_llm.bridge.options import Options
-from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, FeatureTable, apply_transform, encode_texts, load_features
 from recbole_llm.content.text import choose_text_fields, read_atomic_table, texts_of_tokens
 from recbole_llm.scoring.rows import Rows, rows_from_pairs

@@ -113,9 +113,10 @@ def fit(
     score = weigh(data, validation, closed, following, learned)
     score = choose_decays(score, data, validation)
     score = with_weights(score, agree(weights_of(score)))
-    score = place_cold_items(score, data, validation, options, closed and closed.setting, rank_all_cold)
+    setting = None if closed is None else closed.setting
+    score = place_cold_items(score, data, validation, options, setting, rank_all_cold)
     score = calibrate(score, data, validation)
-    return FittedScore(score, None if closed is None else closed.setting)
+    return FittedScore(score, setting)
 
 
 def _on(
@@ -219,7 +220,7 @@ def weigh(
     learned: LinearBlock | None,
 ) -> Score:
     """Weigh the solved blocks and the learned one, each scaled by the standard deviation of its scores."""
-    solved = tuple(block for block in (closed and closed.block, following) if block is not None)
+    solved = tuple(block for block in (None if closed is None else closed.block, following) if block is not None)
     blocks = solved if learned is None else (*solved, learned)
     score = Score(blocks, data.rows.listed().to(data.history.ids.device), rows=data.rows)
     if not solved or learned is None:

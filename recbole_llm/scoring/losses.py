@@ -1,6 +1,6 @@
 """What the towers are trained by: losses over the catalogue, over sampled negatives, over labelled pairs."""
 
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from recbole_llm.scoring.towers import TwoTowers, distinct
 from recbole_llm_kernels import fuses_scaled_bce, pair_bce, sampled_bce, scaled_sampled_bce
 
 
-class LossOptions(Protocol):
-    """The options that a loss reads, as :class:`recbole_llm.bridge.options.Options` has them."""
+@dataclass(frozen=True)
+class LossOptions:
+    """The options that a loss reads, named and meant as the configuration keys."""
 
     loss_type: str
     neg_weight: float
@@ -130,7 +131,7 @@ class TowerLoss:
         ids = self._counting(items, negatives) if entries is None else entries.contiguous()
         if ids is None:
             return None
-        bias = towers.bias
+        bias: Tensor = towers.bias
         if towers.target.adapters:
             used, ids = distinct(ids, towers.rows.n_items)
             vectors, bias = towers.target(used), bias.index_select(0, used)

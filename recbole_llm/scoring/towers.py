@@ -8,7 +8,8 @@ r"""The two towers: items from their features and ID, users from their history.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -187,8 +188,9 @@ class UserTower(nn.Module):
         return x
 
 
-class TowerOptions(Protocol):
-    """The options that shape the towers, as :class:`recbole_llm.bridge.options.Options` has them."""
+@dataclass(frozen=True)
+class TowerOptions:
+    """The options that shape the towers, named and meant as the configuration keys."""
 
     embedding_size: int
     adapter_hidden_size: int | None

@@ -19,8 +19,12 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 import recbole_llm
+from recbole_llm.export.manifest import Manifest
+from recbole_llm.retrieval.recommender import Request
+from recbole_llm.retrieval.remote import SearchError
 from recbole_llm.serving import schemas
-from recbole_llm.serving.answers import (
+from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
+from recbole_llm.serving.bodies import (
     invalid_problem,
     item_content,
     json_answer,
@@ -29,17 +33,13 @@ from recbole_llm.serving.answers import (
     request_of,
     state_content,
 )
-from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
-from recbole_llm.serving.command import reload_on_hangup
-from recbole_llm.serving.items import Writer
-from recbole_llm.serving.limits import Gate
-from recbole_llm.serving.manifest import Manifest
-from recbole_llm.serving.overlay import OverlayError
+from recbole_llm.serving.change_log import OverlayError
+from recbole_llm.serving.gate import Gate
+from recbole_llm.serving.item_writes import Writer
 from recbole_llm.serving.problem import MEDIA_TYPE, Problem
-from recbole_llm.serving.recommend import Request
-from recbole_llm.serving.remote import SearchError
 from recbole_llm.serving.service import NotYetApplied, ReloadRunning, Service
 from recbole_llm.serving.settings import Settings
+from recbole_llm.serving.signals import reload_on_hangup
 from recbole_llm.serving.text import EncodedText, EncoderUnavailable, SentenceEncoder, TransformerEncoder
 
 STATIC = Path(__file__).parent / "static"

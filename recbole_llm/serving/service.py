@@ -16,15 +16,17 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, TypeVar
 
+from recbole_llm.export.errors import ExportError
+from recbole_llm.export.manifest import Manifest, read_manifest
+from recbole_llm.retrieval.recommender import Recommendation, Recommender, Request
+from recbole_llm.retrieval.remote import SearchError
+from recbole_llm.retrieval.servers import remote_retriever
 from recbole_llm.serving.batching import Batcher
-from recbole_llm.serving.errors import ExportError
-from recbole_llm.serving.manifest import Manifest, read_manifest
+from recbole_llm.serving.change_log import Change, Delete, Overlay, OverlayError, Put
+from recbole_llm.serving.load_and_swap import Built, Encode, apply_all, build, find_export
 from recbole_llm.serving.metrics import Gauge, Metrics
-from recbole_llm.serving.overlay import Change, Delete, Overlay, OverlayError, Put, open_overlay
-from recbole_llm.serving.recommend import Recommendation, Recommender, Request
-from recbole_llm.serving.remote import SearchError, remote_retriever
+from recbole_llm.serving.open_log import open_overlay
 from recbole_llm.serving.settings import Settings
-from recbole_llm.serving.swap import Built, Encode, apply_all, build, find_export
 from recbole_llm.serving.text import SentenceEncoder, TextEncoding, TransformerEncoder
 
 X = TypeVar("X")

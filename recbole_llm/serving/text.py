@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from recbole_llm.export.manifest import ENCODER_FOLDER, Manifest
 from recbole_llm.serving.batching import Batcher
-from recbole_llm.serving.manifest import ENCODER_FOLDER, Manifest
 from recbole_llm.serving.metrics import Metrics
 
 MAX_BATCH = 32
@@ -64,7 +64,7 @@ class TransformerEncoder:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         import torch
 
-        from recbole_llm.content.encoders import load_encoder
+        from recbole_llm.content.encoders.transformer import load_encoder
 
         spec = manifest.encoder
         assert spec is not None

@@ -1,0 +1,167 @@
+"""``recbole-llm serve``: options, and a server with worker processes."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from recbole_llm.serving.change_log import OverlayError
+from recbole_llm.serving.load_and_swap import find_export
+from recbole_llm.serving.open_log import open_overlay
+from recbole_llm.serving.settings import LOOPBACK_HOSTS, Limits, Settings, is_loopback, read_keys
+
+EXTRA = "the service needs FastAPI and uvicorn: pip install 'recbole-llm[serve]'."
+STOP_SECONDS = 10
+KEEP_ALIVE_SECONDS = 5
+
+log = logging.getLogger("recbole_llm.serving")
+
+
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``recbole-llm serve``."""
+    limits = Limits()
+    parser.add_argument(
+        "export", metavar="DIR", help="an export, a link to one, or a folder of exports (newest served)"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; beyond this machine it needs a key")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--workers", type=int, default=1, help="processes; they share the export's pages")
+    parser.add_argument(
+        "--state",
+        default=None,
+        metavar="DIR|URL",
+        help="log of changes: a folder, or postgresql://...; default DIR.state",
+    )
+    parser.add_argument(
+        "--search",
+        default="memory",
+        metavar="WHERE",
+        help="memory; postgres: pgvector in the database of --state; or the address of a Qdrant server",
+    )
+    parser.add_argument("--read-only", action="store_true", help="refuse changes")
+    parser.add_argument("--watch", action="store_true", help="load an export that appears")
+    parser.add_argument("--api-key-file", default=None, metavar="FILE", help="lines read:KEY or write:KEY")
+    parser.add_argument("--no-auth", action="store_true", help="allow listening beyond this machine without a key")
+    parser.add_argument("--metrics-auth", action="store_true", help="/metrics needs a key too")
+    parser.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="host name to answer; * for any"
+    )
+    parser.add_argument("--cors-origin", action="append", default=[], metavar="URL", help="origin whose pages may call")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare checksums when loading")
+    parser.add_argument("--no-encoder", action="store_true", help="do not load the text encoder")
+    parser.add_argument("--no-access-log", action="store_true")
+    parser.add_argument("--queue", type=int, default=limits.queue, help="requests that may wait; more get 503 at once")
+    parser.add_argument("--rate", type=float, default=0.0, metavar="N", help="requests per second and key; 0: any")
+    parser.add_argument("--limit-concurrency", type=int, default=1000, help="open connections")
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Settings of the command's options.
+
+    Raises:
+        ValueError: on options that do not go together, or an export that is not there.
+    """
+    find_export(options.export)
+    for name in ("workers", "queue", "limit_concurrency"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected at least 1.")
+    keys = read_keys(options.api_key_file)
+    if not is_loopback(options.host) and not keys and not options.no_auth:
+        raise ValueError(
+            f"--host {options.host} can be reached from other machines, and no key is set: give --api-key-file FILE "
+            "(lines read:KEY and write:KEY), or --no-auth where something in front of it checks who asks."
+        )
+    state = options.state
+    if state is None and not options.read_only:
+        folder = Path(options.export)
+        state = str(
+            folder.with_name(f"{folder.resolve().name if folder.name in ('', '.', '..') else folder.name}.state")
+        )
+    elif state is not None and "://" not in state:
+        state = str(Path(state).resolve())
+    if options.workers > 1 and state is None:
+        raise ValueError("--workers needs a log that they share: give --state, or leave --read-only out.")
+    if options.search == "postgres" and not (state or "").startswith(("postgresql://", "postgres://")):
+        raise ValueError(
+            "--search postgres needs --state postgresql://USER:PASSWORD@HOST/DATABASE, where the vectors go."
+        )
+    if options.search not in ("memory", "postgres") and not options.search.startswith(("http://", "https://")):
+        raise ValueError(
+            f"--search is {options.search!r}; expected memory, postgres, or the http:// address of Qdrant."
+        )
+    hosts = tuple(dict.fromkeys([*LOOPBACK_HOSTS, *options.allowed_host]))
+    if not is_loopback(options.host):
+        hosts = ("*",) if options.host in ("0.0.0.0", "::") and not options.allowed_host else (*hosts, options.host)
+    return Settings(
+        export=options.export,
+        state=state,
+        keys=keys,
+        allowed_hosts=hosts,
+        cors_origins=tuple(options.cors_origin),
+        read_only=options.read_only,
+        search=options.search,
+        watch=options.watch,
+        verify=not options.no_verify,
+        encoder=not options.no_encoder,
+        metrics_need_key=options.metrics_auth,
+        access_log=not options.no_access_log,
+        limits=Limits(queue=options.queue, requests_per_second=options.rate),
+    )
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    """Run ``recbole-llm serve`` until it is stopped.
+
+    Raises:
+        ValueError: as :func:`settings_of`, or where the extra is not installed.
+    """
+    try:
+        import uvicorn
+
+        from recbole_llm.serving.app import SETTINGS_VARIABLE
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed; {EXTRA}") from error
+    settings = settings_of(options)
+    _check_log(settings)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # one thread each: workers and batches are what uses the cores
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    os.environ[SETTINGS_VARIABLE] = settings.to_json()
+    log.info(
+        "recbole-llm serves %s on http://%s:%d (%s)",
+        options.export,
+        options.host,
+        options.port,
+        "read-only" if settings.read_only else f"changes in {_without_password(settings.state)}",
+    )
+    uvicorn.run(
+        "recbole_llm.serving.app:app_from_environment",
+        factory=True,
+        host=options.host,
+        port=options.port,
+        workers=options.workers,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=options.limit_concurrency,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=STOP_SECONDS,
+        ws="none",
+    )
+    return 0
+
+
+def _check_log(settings: Settings) -> None:
+    """Open the log once before any worker does: a mistake is one line, and the tables are made by one process."""
+    try:
+        open_overlay(settings.state).close()
+    except OverlayError as error:
+        raise ValueError(f"state {_without_password(settings.state)}: {error}") from error
+
+
+def _without_password(state: str | None) -> str:
+    if state is None:
+        return "memory"
+    head, at, tail = state.rpartition("@")
+    return f"{head.split('://')[0]}://...@{tail}" if at and "://" in head else state
