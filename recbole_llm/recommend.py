@@ -10,7 +10,6 @@ the service give the same items.
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from recbole_llm.atomic import atomic_path
 from recbole_llm.checkpoints import newest_checkpoint
 from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.manifest import MANIFEST
@@ -308,9 +308,9 @@ class _Sink(Protocol):
 class _Lines:
     """JSON Lines or CSV."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, as_csv: bool) -> None:
         self._file = path.open("w", encoding="utf-8", newline="")
-        self._csv = csv.DictWriter(self._file, Row.__annotations__) if path.suffix == ".csv" else None
+        self._csv = csv.DictWriter(self._file, Row.__annotations__) if as_csv else None
         if self._csv is not None:
             self._csv.writeheader()
 
@@ -386,14 +386,10 @@ def write_rows(rows: Iterable[Row], path: str | Path) -> None:
     """
     path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        sink: _Sink = _Parquet(temporary) if path.suffix == ".parquet" else _Lines(temporary)
+    with atomic_path(path) as temporary:
+        sink: _Sink = _Parquet(temporary) if path.suffix == ".parquet" else _Lines(temporary, path.suffix == ".csv")
         try:
             for row in rows:
                 sink.write(row)
         finally:
             sink.close()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

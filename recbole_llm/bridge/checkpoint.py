@@ -13,14 +13,14 @@ import random
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from recbole_llm.atomic import atomic_file
 
 FORMAT = "recbole-llm checkpoint"
 VERSION = 1
@@ -30,35 +30,6 @@ _PROCESS_KEYS = ("local_rank", "world_size", "ip", "port", "nproc", "offset", "r
 
 
 # ---------------------------------------------------------------- files
-
-
-@contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of ``path`` once it is complete and on the disk; on an error ``path`` stays as it was."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the directory's entry too; Windows has no such call
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def remove_unfinished(path: str | os.PathLike[str]) -> None:
-    """Delete what a killed process left of writing ``path``."""
-    target = Path(path)
-    for leftover in target.parent.glob(f".{target.name}.tmp-*"):
-        leftover.unlink(missing_ok=True)
 
 
 def last_file(best: str | os.PathLike[str]) -> str:

@@ -1,10 +1,11 @@
 """What several commands print and write."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from recbole_llm.atomic import atomic_file
 
 PROGRAM = "recbole-llm"
 
@@ -26,6 +27,5 @@ def write_json(path: str, content: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(json_ready(content), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
+    with atomic_file(target) as file:
+        file.write((json.dumps(json_ready(content), indent=2) + "\n").encode())

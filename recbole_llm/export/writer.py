@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import platform
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import recbole_llm
+from recbole_llm.atomic import atomic_folder, is_temporary
 from recbole_llm.export.manifest import (
     CARD,
     ENCODER_FOLDER,
@@ -130,24 +129,15 @@ def write_artifact(folder: str | Path, contents: ExportContents) -> Manifest:
             f"output {str(folder)!r} exists, and an export is immutable: name another folder, or remove it."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    temporary.mkdir()
-    try:
+    with atomic_folder(folder) as temporary:
         _write_files(temporary, contents)
         manifest = _manifest(temporary, contents)
         _write_text(temporary / MANIFEST, json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n")
-        for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
         export = load_export(temporary)
         if contents.onnx:
             from recbole_llm.export.onnx_graphs import check_graphs
 
             check_graphs(export)
-        os.rename(temporary, folder)
-        _sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return manifest
 
 
@@ -289,17 +279,7 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def exports_in(folder: Path) -> list[Path]:
     """The complete exports directly in ``folder``, oldest first by the time of their manifest."""
-    found = [
-        path for path in folder.iterdir() if not re.search(r"\.tmp-\d+$", path.name) and (path / MANIFEST).is_file()
-    ]
+    found = [path for path in folder.iterdir() if not is_temporary(path) and (path / MANIFEST).is_file()]
     return sorted(found, key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name))

@@ -1,12 +1,12 @@
 """``recbole-llm split``: benchmark files in which some items have no training interaction, as a new item has none."""
 
-import os
 import random
 import shutil
-import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+
+from recbole_llm.atomic import atomic_folder
 
 SHARES = (0.8, 0.1, 0.1)  # of a user's interactions with the other items: RecBole's default split
 
@@ -103,8 +103,7 @@ def split_dataset(
         parts["test"] += numbers[max(ends[1], 1) :]
 
     Path(data_path).mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output}-", dir=data_path))
-    try:
+    with atomic_folder(target) as temporary:
         for part, numbers in parts.items():
             text = "\n".join([header, *(rows[n] for n in sorted(numbers))]) + "\n"
             (temporary / f"{output}.{part}.inter").write_text(text, encoding="utf-8", newline="")
@@ -112,10 +111,6 @@ def split_dataset(
             if (source / f"{dataset}.{suffix}").is_file():
                 shutil.copyfile(source / f"{dataset}.{suffix}", temporary / f"{output}.{suffix}")
         (temporary / f"{output}.yaml").write_text("benchmark_filename: [train, valid, test]\n", encoding="utf-8")
-        os.replace(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     counts = {part: len(numbers) for part, numbers in parts.items()}
     cold_counts = {part: sum(pairs[n][1] in cold for n in numbers) for part, numbers in parts.items()}
     return SplitReport(target, len(items), len(cold), counts, cold_counts)

@@ -15,6 +15,7 @@ from recbole.utils import dict2str, get_gpu_usage, set_color
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_llm.atomic import remove_leftovers
 from recbole_llm.bridge import distributed
 from recbole_llm.bridge.checkpoint import (
     best_file,
@@ -22,7 +23,6 @@ from recbole_llm.bridge.checkpoint import (
     last_file,
     plain,
     random_state,
-    remove_unfinished,
     set_random_state,
     write_checkpoint,
 )
@@ -439,7 +439,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             )
         if distributed.rank() == 0:
             for name in (self.saved_model_file, last_file(self.saved_model_file)):
-                remove_unfinished(name)
+                remove_leftovers(name)
 
     def _restore_random_state(self) -> None:
         if self._random_state is not None:

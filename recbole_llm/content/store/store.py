@@ -15,7 +15,6 @@ import os
 import re
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from logging import getLogger
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
+from recbole_llm.atomic import atomic_file, is_temporary
 from recbole_llm.content.encoders.transformer import Encoder
 
 FORMAT = 1
@@ -219,7 +219,7 @@ class Shards:
         except (OSError, ValueError) as error:
             log.warning("Feature store: %s is damaged (%s); written again", path, error)
         for old in _scan(self.folder):
-            if old.suffix == ".tmp" and time.time() - _age(old)[0] / 1e9 > ABANDONED_AFTER:
+            if is_temporary(old) and time.time() - _age(old)[0] / 1e9 > ABANDONED_AFTER:
                 old.unlink(missing_ok=True)
         _replace(path, (json.dumps(self._manifest, indent=2) + "\n").encode())
 
@@ -255,24 +255,5 @@ def _write_once(path: Path, data: bytes) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Put a file in its place in one step, on the disk before it has its name."""
-    temporary = path.with_name(f"{path.name[:16]}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.replace(temporary, path)
-        except PermissionError:
-            # Windows: another process has just put the same file there and has it open
-            if not path.exists():
-                raise
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    with atomic_file(path) as file:
+        file.write(data)

@@ -8,6 +8,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.atomic import is_temporary
 from recbole_llm.content.store.store import ABANDONED_AFTER, FeatureStore, encoder_folders, shard_files
 
 log = getLogger(__name__)
@@ -141,7 +142,9 @@ def prune(
     gone = {entry.folder for entry in doomed}
     damaged = [file for entry in stored if entry.folder not in gone for file in shard_files(entry.folder) if _bad(file)]
     limit = time.time() - ABANDONED_AFTER
-    abandoned = [file for entry in stored for file in entry.folder.glob("*.tmp") if _changed(file) < limit]
+    abandoned = [
+        file for entry in stored for file in entry.folder.iterdir() if is_temporary(file) and _changed(file) < limit
+    ]
     whole = [file for entry in doomed for file in (*shard_files(entry.folder), entry.folder / "manifest.json")]
     freed = 0
     for file in (*whole, *damaged, *abandoned):
