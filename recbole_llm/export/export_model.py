@@ -9,23 +9,15 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, encode_texts
 from recbole_llm.content.store.feature_table import fit_transform
-from recbole_llm.content.text import (
-    AtomicTable,
-    choose_text_fields,
-    default_template,
-    read_atomic_table,
-    texts_of_tokens,
-)
-from recbole_llm.export.manifest import EncoderSpec, ItemText, Manifest
+from recbole_llm.export.item_records import item_records
+from recbole_llm.export.manifest import EncoderSpec, Manifest
 from recbole_llm.export.model_card import model_card
 from recbole_llm.export.model_tables import ModelTables, tables_of
-from recbole_llm.export.reader import ItemRecord
 from recbole_llm.export.text_map import TextMap
 from recbole_llm.export.writer import ExportContents, write_artifact
 from recbole_llm.scoring.rows import Rows
@@ -33,8 +25,6 @@ from recbole_llm.scoring.rows import Rows
 INDEX_KINDS = ("auto", "exact", "ivf")
 # above this exact scoring takes tens of milliseconds a request on one core
 EXACT_UP_TO = 300_000
-# columns whose cells are longer than this on average are prose, not something to filter by
-ATTRIBUTE_CHARACTERS = 64
 
 log = getLogger(__name__)
 
@@ -134,10 +124,10 @@ def contents_of(
     data = model.training_data()
     tables = tables_of(model.score, data, model.n_users, model.options.cold_map != "none")
     item_ids, user_ids = _tokens(dataset, dataset.iid_field), _tokens(dataset, dataset.uid_field)
-    content = _content(model, dataset, item_ids, attributes, keep_text)
+    items = item_records(model.options, dataset, item_ids, attributes, keep_text)
     encoder = _encoder(model.options) if map_texts else None
     spec = None if encoder is None else _encoder_spec(encoder, model.options, bundle_encoder)
-    text_map = _text_map(tables, dataset, model.options, encoder) if map_texts else None
+    text_map = _text_map(tables, items.texts, model.options, encoder) if map_texts else None
     history = model.history.to("cpu")
     offsets = history.offsets.numpy()
     if int(offsets[1]) != 0:
@@ -145,7 +135,7 @@ def contents_of(
     return ExportContents(
         item_ids=item_ids,
         user_ids=user_ids,
-        records=content.records,
+        records=items.records,
         vector=tables.vector,
         source=tables.source,
         bias=tables.bias,
@@ -159,12 +149,13 @@ def contents_of(
         history_items=history.ids.numpy() - 1,
         history_weight=None if history.weights is None else history.weights.numpy(),
         history_rank=tables.history_rank,
+        content=tables.content,
         probability=tables.probability,
         text_map=text_map,
         encoder=spec,
         encoder_files=_encoder_files(encoder) if bundle_encoder and encoder is not None else {},
-        item_text=content.item_text,
-        attributes=content.kinds,
+        item_text=items.item_text,
+        attributes=items.kinds,
         history_decay=model.options.history_decay,
         overlay_seq=overlay_seq,
         index=_index(index, tables, history, build_index),
@@ -175,98 +166,6 @@ def contents_of(
 
 def _tokens(dataset: Any, field: str) -> list[str]:
     return [str(token) for token in dataset.field2id_token[field][1:]]
-
-
-# ------------------------------------------------------------------ what items are called and described by
-
-
-class _Content:
-    def __init__(self, records: list[ItemRecord], kinds: dict[str, str], item_text: ItemText | None) -> None:
-        self.records, self.kinds, self.item_text = records, kinds, item_text
-
-
-def _content(
-    model: Any, dataset: Any, item_ids: Sequence[str], attributes: Sequence[str] | None, keep_text: bool
-) -> _Content:
-    path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    if not path.is_file():
-        if attributes:
-            raise ValueError(f"attributes names {', '.join(attributes)}, and there is no {path.name}.")
-        log.info("There is no %s: items are called by their ids", path.name)
-        return _Content([ItemRecord(item_id, None, {}) for item_id in item_ids], {}, None)
-    table = _item_table(path, dataset)
-    texts: list[str | None] = [None] * len(item_ids)
-    fields: tuple[str, ...] = ()
-    item_text = None
-    if model.options.text_encoder:
-        fields = choose_text_fields(table, model.options.item_text_fields, model.options.item_text_template)
-        template = model.options.item_text_template or default_template(fields)
-        item_text = ItemText(fields, template)
-        texts, _ = texts_of_tokens(table, item_ids, fields, model.options.item_text_template)
-    title = _title_column(table, fields)
-    kinds = _attribute_kinds(table, title, attributes)
-    separator = dataset.config["seq_separator"]
-    records = []
-    for item_id, text in zip(item_ids, texts, strict=True):
-        row = table.row_of.get(item_id)
-        name = table.columns[title][row] if row is not None and title is not None else ""
-        values = {} if row is None else _attributes(table, row, kinds, separator)
-        records.append(ItemRecord(name or item_id, text if keep_text else None, values))
-    return _Content(records, kinds, item_text)
-
-
-def _item_table(path: Path, dataset: Any) -> AtomicTable:
-    config = dataset.config
-    return read_atomic_table(
-        path, dataset.iid_field, separator=config["field_separator"], encoding=config["encoding"] or "utf-8"
-    )
-
-
-def _title_column(table: AtomicTable, fields: Sequence[str]) -> str | None:
-    """The column that items are called by: one named title or name, else the first of the text."""
-    for wanted in ("title", "name"):
-        for name in table.types:
-            if name != table.id_field and name.lower().split(":")[0].endswith(wanted):
-                return name
-    return fields[0] if fields else None
-
-
-def _attribute_kinds(table: AtomicTable, title: str | None, asked: Sequence[str] | None) -> dict[str, str]:
-    unknown = [name for name in asked or () if name not in table.types]
-    if unknown:
-        raise ValueError(
-            f"attributes names {', '.join(map(repr, unknown))}; {table.path.name} has {table.describe_columns()}."
-        )
-    kinds = {"token": "token", "token_seq": "tokens", "float": "number"}
-    chosen = {}
-    for name, kind in table.types.items():
-        if name in (table.id_field, title) or (asked is not None and name not in asked):
-            continue
-        cells = table.columns[name]
-        long = sum(map(len, cells)) > ATTRIBUTE_CHARACTERS * len(cells)
-        if kind not in kinds or (long and asked is None):
-            log.info("Column %s of %s is no attribute: it is %s", name, table.path.name, "long" if long else kind)
-            continue
-        chosen[name] = kinds[kind]
-    return chosen
-
-
-def _attributes(table: AtomicTable, row: int, kinds: Mapping[str, str], separator: str) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, kind in kinds.items():
-        cell = table.columns[name][row]
-        if not cell:
-            continue
-        if kind == "number":
-            try:
-                number = float(cell)
-            except ValueError:
-                continue
-            if np.isfinite(number):
-                values[name] = number
-        else:
-            values[name] = [part for part in cell.split(separator) if part] if kind == "tokens" else cell
-    return values
 
 
 # ------------------------------------------------------------------ texts to vectors
@@ -310,18 +209,14 @@ def _encoder_files(encoder: Any) -> dict[str, Path]:
     }
 
 
-def _text_map(tables: ModelTables, dataset: Any, options: Any, encoder: Any | None) -> TextMap | None:
+def _text_map(tables: ModelTables, texts: Sequence[str | None], options: Any, encoder: Any | None) -> TextMap | None:
     """The map from raw text vectors, ``None`` where new texts cannot be placed."""
     if tables.cold_map is None or encoder is None:
         reason = "vectors of its items come from a file" if "text" in options.feature_files else "it has no cold map"
         log.warning("Items cannot be added by their text, and texts cannot be searched: %s.", reason)
         return None
-    path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    table = _item_table(path, dataset)
-    fields = choose_text_fields(table, options.item_text_fields, options.item_text_template)
-    tokens = [None, *_tokens(dataset, dataset.iid_field)]
-    texts, _ = texts_of_tokens(table, tokens, fields, options.item_text_template)
-    raw = encode_texts(texts, encoder, FeatureStore(options.feature_cache_dir), batch_size=options.encoder_batch_size)
+    store = FeatureStore(options.feature_cache_dir)
+    raw = encode_texts([None, *texts], encoder, store, batch_size=options.encoder_batch_size)
     return tables.text_map(*fit_transform(raw, options.feature_transform))
 
 

@@ -12,9 +12,11 @@ from recbole_llm.export.errors import ExportError
 from recbole_llm.export.tensor_file import open_file, parse_json
 from recbole_llm.scoring.probability import ProbabilityMap
 
-SCHEMA = 1
+FIRST_SCHEMA, CONTENT_SCHEMA = 1, 2  # 2: content.safetensors
+SCHEMA = 2
 MANIFEST = "manifest.json"
 VECTORS, HISTORY, TEXT_MAP = "vectors.safetensors", "history.safetensors", "text_map.safetensors"
+CONTENT = "content.safetensors"
 ITEM_IDS, USER_IDS, ITEMS, CARD = "item_ids.txt", "user_ids.txt", "items.jsonl", "README.md"
 INDEX = "index.faiss"
 ONNX_RECOMMEND, ONNX_TEXT_MAP = "recommend.onnx", "text_map.onnx"
@@ -26,7 +28,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 # one folder of encoder files may hold one more level (1_Pooling/config.json); nothing executable, nothing pickled
 _ENCODER_FILE = re.compile(rf"{ENCODER_FOLDER}/(?:{_PART}/)?{_PART}\.(?:safetensors|json|txt|model)")
-_PLAIN_FILES = frozenset({*REQUIRED, TEXT_MAP, CARD, INDEX, ONNX_RECOMMEND, ONNX_TEXT_MAP})
+_PLAIN_FILES = frozenset({*REQUIRED, TEXT_MAP, CONTENT, CARD, INDEX, ONNX_RECOMMEND, ONNX_TEXT_MAP})
 
 
 @dataclass(frozen=True)

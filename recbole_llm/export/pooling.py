@@ -80,14 +80,18 @@ class Pooling:
             weights[:, b] = factor * pooled
         return Query(vector, source, weights)
 
-    def contributions(self, query: Query, vector: np.ndarray) -> np.ndarray:
-        """What each entry of the history adds to each score, ``[n, h]`` float64.
+    def parts(self, query: Query, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """What each entry of the history adds to each score in each block, ``[n, h]`` float64 by block name.
 
         Args:
             query: of :meth:`query`.
             vector: target vectors ``[n, D]`` float32.
         """
-        total = np.zeros((len(vector), len(query.source)))
-        for b, columns in enumerate(self.columns):
-            total += (vector[:, columns].astype(np.float64) @ query.source[:, columns].T) * query.weights[:, b]
-        return total
+        return {
+            block.name: (vector[:, columns].astype(np.float64) @ query.source[:, columns].T) * query.weights[:, b]
+            for b, (block, columns) in enumerate(zip(self.blocks, self.columns, strict=True))
+        }
+
+    def contributions(self, query: Query, vector: np.ndarray) -> np.ndarray:
+        """What each entry of the history adds to each score in all blocks, ``[n, h]`` float64; arguments as :meth:`parts`."""
+        return sum(self.parts(query, vector).values(), np.zeros((len(vector), len(query.source))))

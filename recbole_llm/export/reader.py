@@ -6,6 +6,7 @@
                              item.listed u8[N]  user.offset f32[D]  [user.part f32[U,D]]; row 0 is the first item: no padding
       history.safetensors    offsets i64[U+1]  items i32[nnz]  weight f32[nnz]  [rank f32[nnz]]   training histories
       text_map.safetensors   only where texts can be mapped: see text_map.py
+      content.safetensors    only where items have content: by modality f32[N,f], unit vectors, zero where an item has none
       item_ids.txt  user_ids.txt   one JSON string a line; line number = row
       items.jsonl            {"title", "text", "attributes"} a line; line number = row
       encoder/               only where the encoder travels along
@@ -22,7 +23,7 @@ newest item of the history.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import numpy as np
 
 from recbole_llm.export.errors import ExportError
 from recbole_llm.export.manifest import (
+    CONTENT,
     HISTORY,
     INDEX,
     ITEM_IDS,
@@ -79,6 +81,7 @@ class Export:
         text_map: or ``None``.
         index: bytes of the index file, or ``None``.
         history_rank: ``[nnz]`` float32, 0 for a user's newest item; ``None`` where no block fades.
+        content: by modality ``[N, f]`` float32 unit vectors of the items' content, zero rows for items without.
     """
 
     folder: Path
@@ -99,6 +102,7 @@ class Export:
     text_map: TextMap | None
     index: memoryview | None = None
     history_rank: np.ndarray | None = None
+    content: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def load_export(folder: str | Path, *, verify: bool = True) -> Export:
@@ -165,7 +169,13 @@ def load_export(folder: str | Path, *, verify: bool = True) -> Export:
         text_map=_read_text_map(opened[TEXT_MAP], manifest) if TEXT_MAP in opened else None,
         index=opened.get(INDEX),
         history_rank=rank,
+        content=_read_content(opened[CONTENT], N) if CONTENT in opened else {},
     )
+
+
+def _read_content(content: memoryview, n_items: int) -> dict[str, np.ndarray]:
+    tensors = parse_tensors(content, CONTENT)
+    return {name: take(tensors, CONTENT, name, np.float32, (n_items, None)) for name in sorted(tensors)}
 
 
 def _check_folder(folder: Path, manifest: Manifest) -> None:

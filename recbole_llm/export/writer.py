@@ -17,7 +17,10 @@ import recbole_llm
 from recbole_llm.atomic import atomic_folder, is_temporary
 from recbole_llm.export.manifest import (
     CARD,
+    CONTENT,
+    CONTENT_SCHEMA,
     ENCODER_FOLDER,
+    FIRST_SCHEMA,
     HISTORY,
     INDEX,
     ITEM_IDS,
@@ -58,6 +61,7 @@ class ExportContents:
         history_items: ``[nnz]`` rows, ascending and unique within a user.
         history_weight: ``[nnz]`` float32 t_j; ``None`` for ones.
         history_rank: ``[nnz]``, 0 for a user's newest item; needed where a block has a decay, else ``None``.
+        content: by modality ``[N, f]``, unit vectors of the items' content; zero rows for items without.
         offset: ``[D]`` float32; ``None`` for zeros.
         user_part: ``[U, D]`` float32, or ``None``.
         text_map: or ``None``.
@@ -87,6 +91,7 @@ class ExportContents:
     history_items: np.ndarray
     history_weight: np.ndarray | None = None
     history_rank: np.ndarray | None = None
+    content: Mapping[str, np.ndarray] = field(default_factory=dict)
     records: Sequence[ItemRecord] | None = None
     listed: np.ndarray | None = None
     offset: np.ndarray | None = None
@@ -171,6 +176,8 @@ def _write_files(folder: Path, contents: ExportContents) -> None:
     )
     if contents.text_map is not None:
         save_file(_text_map_tensors(contents.text_map), folder / TEXT_MAP)
+    if contents.content:
+        save_file({name: float32(table) for name, table in contents.content.items()}, folder / CONTENT)
     _write_lines(folder / ITEM_IDS, contents.item_ids)
     _write_lines(folder / USER_IDS, contents.user_ids)
     records = contents.records
@@ -223,7 +230,7 @@ def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: M
     """
     return Manifest(
         schema=SCHEMA,
-        min_reader=SCHEMA,
+        min_reader=CONTENT_SCHEMA if contents.content else FIRST_SCHEMA,  # older readers refuse files they do not know
         export_id="",
         created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         producer={"recbole_llm": recbole_llm.__version__, "python": platform.python_version(), **contents.producer},
