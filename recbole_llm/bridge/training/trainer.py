@@ -52,21 +52,16 @@ class _Unwrapped(AbstractTrainer):
 
 
 class LLMTwoTowerTrainer(Trainer, _Unwrapped):
-    """RecBole's ``Trainer`` in three stages, each of whose choices is made on the validation split by ``valid_metric``.
+    """RecBole's ``Trainer`` around :func:`recbole_llm.fitting.pipeline.fit`, whose towers train in RecBole's loop.
 
-    1. The closed form is fitted: its constants and its rank.
-    2. The learned block trains in RecBole's ordinary loop. The validation scores it prints, early stopping and the checkpoints
-       are those of the learned block alone: stopping by the blend would stop it before it has something to add.
-    3. The best state is weighed against the closed form, and the score is calibrated to a probability; the checkpoint and the
-       result of ``fit`` are of the whole model.
+    Validation scores that the loop prints, early stopping and its checkpoints are those of the learned block alone. Stopping by the
+    blend would stop it before it has something to add. The checkpoint and the result of ``fit`` are of the whole model.
 
-    Without validation data the documented constants apply.
-
-    The whole state of stage 2 is in ``<name>-last.pth`` beside the best one's ``<name>.pth``: it is written after an epoch that
-    ends ``SECONDS_BETWEEN_CHECKPOINTS`` or more after the last writing. A run that is killed at any moment and resumed from it
-    ends, on a CPU with the same number of threads, with the same numbers as one that was left alone: stage 1 is repeated, stage
-    2 goes on, stage 3 follows. A kill loses those seconds of stage 2 and the epoch that runs; SIGTERM and Ctrl-C lose that epoch
-    where the state before it has been written, and elsewhere wait for its end and write.
+    The whole state of the towers' training is in ``<name>-last.pth`` beside the best one's ``<name>.pth``. It is written after an
+    epoch that ends ``SECONDS_BETWEEN_CHECKPOINTS`` or more after the last writing. A run that is killed at any moment and resumed
+    from it ends, on a CPU with the same number of threads, with the same numbers as one that was left alone: the solved blocks
+    are solved for again, the towers go on, the rest follows. A kill loses those seconds and the epoch that runs. SIGTERM and
+    Ctrl-C lose that epoch where the state before it has been written, and elsewhere wait for its end and write.
     """
 
     saved_model_file: str
@@ -130,25 +125,13 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self, train_data: Any, valid_data: Any, verbose: bool, saved: bool, show_progress: bool, callback_fn: Any
     ) -> tuple[float, dict[str, float] | None]:
         model = self.model
-        validation = self._make_validation(valid_data)
+        validation = self.validation(valid_data)
         if model.history.ranks is not None and valid_data:
             model.remember_later(train_data._dataset.training_ranks(valid_data._dataset.inter_feat))
             if verbose:
                 getLogger().info(
                     "order TO: at test a user's history is the training and validation items, as for sequential models"
                 )
-
-        def train_towers() -> LinearBlock:
-            self._tell_of_large_catalogue(verbose)
-            model.fitted = None  # epochs are validated by the learned block alone
-            Trainer.fit(self, train_data, valid_data, verbose, saved, show_progress, callback_fn)
-            self._restore_random_state()
-            self._save_last()
-            self._interruption.allow()
-            if saved and os.path.isfile(self.saved_model_file):
-                model.load_state_dict(self._tables.read(self.saved_model_file)["state_dict"])
-            model.eval()
-            return model.towers.block()
 
         if "learned" not in model.options.blocks:
             self.eval_collector.data_collect(train_data)
@@ -158,7 +141,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
                 model.training_data(),
                 validation,
                 model.options,
-                train_towers,
+                lambda: self.train_towers(train_data, valid_data, verbose, show_progress, callback_fn),
                 start=model.fitted,
                 rank_all_cold=model.gives_probabilities,
                 agree=self._tables.agree,
@@ -172,6 +155,27 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         if saved:
             self._save_whole_model(verbose)
         return score, result
+
+    def train_towers(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        show_progress: bool = False,
+        callback_fn: Any = None,
+    ) -> LinearBlock:
+        """Train the learned block in RecBole's loop, each epoch validated by it alone, and give its best state."""
+        model, saved = self.model, self._saves
+        self._tell_of_large_catalogue(verbose)
+        model.fitted = None
+        super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+        self._restore_random_state()
+        self._save_last()
+        self._interruption.allow()
+        if saved and os.path.isfile(self.saved_model_file):
+            model.load_state_dict(self._tables.read(self.saved_model_file)["state_dict"])
+        model.eval()
+        return model.towers.block()
 
     def evaluate(
         self,
@@ -199,9 +203,8 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
     def _wait_for_steps(self, steps: int, verbose: bool) -> None:
         """Where ``stopping_step`` was not given, raise it to ``PATIENCE_STEPS``; a validation comes every ``steps`` steps."""
         patience = math.ceil(PATIENCE_STEPS / max(steps, 1))
-        given = (
-            "stopping_step" in self.config.external_config_dict
-        )  # by the user, or below by a script that set it later
+        # by the user, or below by a script that set it later
+        given = "stopping_step" in self.config.external_config_dict
         if given or self.stopping_step != default_values()["stopping_step"] or patience <= self.stopping_step:
             return
         if verbose:
@@ -229,7 +232,8 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         else:
             log(f"{items:,} items on a CPU: {loss}; rows of a batch can share their negatives, {SHARED_NEGATIVES}.")
 
-    def _make_validation(self, valid_data: Any) -> Validation | None:
+    def validation(self, valid_data: Any) -> Validation | None:
+        """The data that choices are made by; ``None`` without a validation split."""
         if not valid_data:
             return None
         log = getLogger().info
