@@ -219,12 +219,27 @@ def weigh(
     following: LinearBlock | None,
     learned: LinearBlock | None,
 ) -> Score:
-    """Weigh the solved blocks and the learned one, each scaled by the standard deviation of its scores."""
+    """The solved blocks as they were weighed against each other, and the learned one joined to them."""
     solved = tuple(block for block in (None if closed is None else closed.block, following) if block is not None)
-    blocks = solved if learned is None else (*solved, learned)
+    blocks = solved or tuple(block for block in (learned,) if block is not None)
     score = Score(blocks, data.rows.listed().to(data.history.ids.device), rows=data.rows)
-    if not solved or learned is None:
-        return score
+    if solved and learned is not None:
+        score = join(score, learned, data, validation)
+    return score
+
+
+def join(score: Score, block: LinearBlock, data: TrainingData, validation: Validation | None) -> Score:
+    """The score with one more block, its weight chosen on validation, 0 among the choices.
+
+    Both parts are scaled by the standard deviation of their scores. Without validation data the block gets
+    ``DEFAULT_LEARNED_SHARE`` of the whole.
+
+    Args:
+        score: not calibrated yet.
+        block: of scale 1, with a name of its own.
+        data: training data.
+        validation: by which the weight is chosen.
+    """
     rated = data.history if validation is None else validation.targets
     users = evenly(torch.nonzero(rated.sizes).squeeze(1), MAX_BLEND_USERS)
     chooses = validation is not None and len(users) > 0
@@ -235,18 +250,18 @@ def weigh(
         return float(user_metric(scorer, targets, seen, data.n_items, validation.metric, excluded=~data.trained).mean())
 
     chosen = choose_blend(
-        _scorer(replace(score, blocks=solved), users, data.history),
-        _scorer(replace(score, blocks=(learned,)), users, data.history),
+        _scorer(score, users, data.history),
+        _scorer(replace(score, blocks=(block,)), users, data.history),
         torch.arange(len(users), device=users.device),
         data.n_items,
         value if chooses else lambda scorer: 0.0,
         weights=BLEND_WEIGHTS if chooses else (DEFAULT_LEARNED_SHARE,),
         columns=data.trained,
     )
-    log.info(f"share of the learned block in the score: {chosen.weight:g}")
+    log.info(f"share of the {block.name} block in the score: {chosen.weight:g}")
     first, second = chosen.scales
-    scaled = [replace(block, scale=block.scale * first) for block in solved]
-    return score.with_blocks(*scaled, replace(learned, scale=second))
+    scaled = tuple(replace(each, scale=each.scale * first) for each in score.blocks)
+    return replace(score, blocks=(*scaled, replace(block, scale=second)))
 
 
 def _scorer(score: Score, users: Tensor, histories: Rows) -> Scorer:

@@ -100,7 +100,8 @@ class LinearBlock:
         for summand in (self.offset, part):
             if summand is not None:
                 x = summand.expand(len(history.sizes), -1) if x is None else x + summand
-        assert x is not None
+        if x is None:  # a block of biases alone
+            x = torch.zeros(len(history.sizes), self.dim, device=history.offsets.device)
         if self.cosine:
             x = F.normalize(x, dim=-1)
         return x if self.temperature == 1.0 else x * self.temperature
