@@ -2,7 +2,7 @@
 
     python benchmarks/tower_features.py --data_path FOLDER --datasets ml-100k,amazon-office,ml-1m-text,amazon-beauty
 
-Each run trains with the defaults but for that key, in a process of its own. ml-100k needs no folder. Runs that are in the result file
+Each run trains with the defaults but for that key, in a process of its own. ml-100k needs no folder. Runs in the result file
 are not repeated. docs/decisions/tower-features.md says what was decided.
 """
 

@@ -37,9 +37,7 @@ SHARPEN_ABOVE = 0.002  # loss from which factors are sharpened
 MAX_ITEMS_FOR_ALL_FORMS = 8192  # beyond, only the cheapest of the factor forms, then sharpened
 MAX_DENSE_ITEMS = 20_000  # 6.4 GB while solving
 SPECTRAL_DIMS = (512, 1024, 1536, 2048)
-SPECTRAL_TOLERANCE = (
-    0.002  # the largest rank is itself below the exact solution: ml-1m-text .2512 against .2532 of validation
-)
+SPECTRAL_TOLERANCE = 0.002  # smaller than RANK_TOLERANCE, as the largest rank is itself below the exact solution
 SEARCH_DIM = 1024  # at which the SVD form's constants are searched; the rank grows afterwards
 SEARCH_DIM_OF_MANY = 256  # the same beyond MANY_ITEMS, where a setting takes minutes
 MANY_ITEMS = 50_000

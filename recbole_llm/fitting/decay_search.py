@@ -1,19 +1,14 @@
-r"""How fast histories fade and how much each block counts, chosen together, where interactions are split by time.
+r"""How fast histories decay and how much each block counts, searched jointly, where interactions are split by time.
 
-    score = closed_tau / s_tau + f next_tau' / s_tau' + l learned / s          s: deviation of a block's scores
+    score = closed_tau / s_tau + f next_tau' / s_tau' + l learned / s          s: standard deviation of a block's scores
 
-The blocks are fitted one after the other, each weighed while the later ones are not there yet: beside a next-item block and a
-learned one, the closed form does best with shorter histories, and a learned block that adds nothing to long histories does
-to short ones. So tau, tau', f and l are chosen once more from a grid of all four. Their units are deviations, as a shorter
-history makes a block's scores smaller.
+Each block was tuned before the later ones existed. Once all three are present the best settings change: the closed form prefers a
+faster decay, and the towers start to help. So tau, tau', f and l are searched again from a grid of all four. Weights are in units of
+standard deviations, since a faster decay makes a block's scores smaller.
 
-Validation mostly holds one item a user here, so a choice is noisy: the value is the mean of the metric at k and at 2k places.
-When this was written, chosen by one half of the validation users and judged by the other's NDCG@10 (200 halves), it had .1394
-on ml-100k (943 users) and .0899 on amazon-office (1,500 of its users); by k places alone .1372 and .0899; one value after the
-other, from what the blocks were fitted with, .1346 and .0912.
-
-Hundreds of blends are compared on a few hundred candidates a user, the best of each block; an item that none of them ranks
-high a blend rarely does.
+A validation split by time mostly holds one item a user, so that a choice is noisy. The value is therefore the mean of the metric at k
+and at 2k places. Hundreds of blends are compared on a few hundred candidates a user, the best of each block. An item that no block
+ranks high is rarely ranked high by a blend. docs/decisions/decays.md has the experiments.
 """
 
 import itertools

@@ -1,13 +1,9 @@
-"""The constants of the closed form, chosen on validation at a fraction of the cost of solving for each of them in full.
+"""Choose the constants of the closed form on validation, at a fraction of the cost of solving for each of them in full.
 
-Up to ``EXACT_ITEMS`` items every setting is solved for in full. Beyond, where an exact solution takes a minute, ridge and
-content weights are searched in the SVD form of a small rank, which leaves no item out. The SVD form cannot evaluate the squared
-kernel or plain EASE. Both are compared with the current best by exact solves on the most popular items, with the ridge scaled
-as for the full catalogue. Exact solves of the full catalogue are left for the few candidates of that race.
-
-On ml-100k, amazon-office and a made dataset of 7,396 items the SVD form of rank 512 finds the ridge that exact solutions find;
-the popular items alone find half of it on the last. The squared kernel's best value against the linear one's: +2.1%, -5.9% and
--1.0% on all items of these, +1.9%, -3.8% and -0.4% on the popular ones.
+Up to ``EXACT_ITEMS`` items every setting is solved for in full. Beyond, where an exact solve takes a minute, ridge and content
+weights are searched in the SVD form of a small rank, which leaves no item out. The SVD form cannot evaluate the squared kernel or
+plain EASE. Both are compared with the current best by exact solves on the most popular items, with the ridge scaled as for the full
+catalogue. Exact solves of the full catalogue are left for the few candidates of that race.
 """
 
 import time
@@ -57,10 +53,8 @@ class Trial:
 def kernel_candidates(content: Content) -> dict[str, tuple[Kernel, ...]]:
     """The kernels to try for each modality, by how many of the items have it.
 
-    Where many have no text, the usual weights lose to no text at all and a lighter one does not: amazon-office without 50% and
-    70% of its texts, validation NDCG@10 .0655 and .0637 where the lighter one is tried, else .0622 and .0622. Imputing a text
-    as the mean of those of the items it is used together with changes the full form's value by +.0004 and -.0004 there, and on
-    ml-100k by -.0003 and +.0001, so nothing is imputed.
+    Where many items lack a modality, the usual weights lose to leaving it out, and a lighter one does not. Missing content is never
+    imputed: it has weight 0 (a mask), not a made-up vector.
 
     Args:
         content: directions of the items, zero where they have none.
@@ -85,9 +79,8 @@ def search_setting(value: Callable[[Setting], float], base: Setting, candidates:
     """Best kernel of the first modality, then best ridge by a line search over its powers of two, then further modalities.
 
     All kernels of the first modality are tried at the ridge of ``base``. The best one's ridge is followed up, else down, while
-    the value rises; at the ridge found the second-best kernel gets one more chance. On ml-100k, amazon-office and ml-1m-text
-    this finds what the grid over all ridges and kernels finds. Each further modality then tries its kernels beside those
-    chosen, and counts only where the value rises.
+    the value rises. At the ridge found the second-best kernel gets one more chance. Each further modality then tries its kernels
+    beside those chosen, and counts only where the value rises.
 
     Args:
         value: validation value of a setting; larger is better.

@@ -25,7 +25,7 @@ from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import LinearBlock, Scorer
 
 DECAYS = (None, 1.0, 2.0, 4.0, 7.0, 10.0, 20.0, 50.0)
-NEXT_DECAYS = (3.0, 8.0)  # fitted by; 1 is worse in every setting on ml-100k and amazon-office
+NEXT_DECAYS = (3.0, 8.0)  # fitted by
 NEXT_RIDGES = (1.0, 4.0, 16.0)
 NEXT_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 RIDGE_EXPONENT = 0.25

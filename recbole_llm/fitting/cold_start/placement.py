@@ -25,7 +25,7 @@ from recbole_llm.fitting.warm_items import ContentTables
 from recbole_llm.scoring.rows import Rows, rows_from_pairs
 from recbole_llm.scoring.score import ColdRows, ItemTable, Score
 
-MUS = (0.3, 1.0)  # .1 and 3 rank hidden items at most 2% better, and give scores that are harder to place
+MUS = (0.3, 1.0)
 MAX_HIDDEN_SHARE = 0.3  # of the trained items that have a text
 MAX_USERS = 5_000  # by whom the place is chosen
 MAX_USERS_OF_SHIFT = 3_000  # by whose scores the offset becomes a vector
