@@ -88,7 +88,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--resume",
         default=None,
         metavar="PATH",
-        help="go on from a *-last.pth checkpoint, with its model, dataset and settings",
+        help="go on from a *-last.pth checkpoint of LLMTwoTower, with its dataset and settings; paths are given again",
     )
     parser.add_argument("--nproc", type=int, default=1, help="processes in this group")
     parser.add_argument("--ip", default="localhost", help="address of the master process")
@@ -116,8 +116,11 @@ def _run(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[
         from recbole_llm.bridge.checkpoint import settings_for_resume
 
         if files:
-            raise ValueError("--config_files: a resumed run has its checkpoint's settings; change one as --key=value.")
-        options.model, options.dataset, settings = settings_for_resume(options.resume)
+            raise ValueError(
+                "--config_files: a resumed run has its checkpoint's settings; change one, or give a path again, as --key=value."
+            )
+        own = {argument[2:].partition("=")[0] for argument in overrides}
+        options.model, options.dataset, settings = settings_for_resume(options.resume, own)
     config = Config(options.model, options.dataset, list(files), dict(settings))
     require_dataset(config)
     started = time.perf_counter()
@@ -140,11 +143,12 @@ def _run(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[
         return 0
     print(f"\n{options.model} on {options.dataset}, {seconds:.1f} s\n{_table(result)}")
     if options.model == "LLMTwoTower":
+        from recbole_llm.bridge.checkpoint_settings import options_to_repeat
         from recbole_llm.recommend import newest_checkpoint
 
         checkpoint = newest_checkpoint(config["checkpoint_dir"])
         if checkpoint is not None and time.time() - checkpoint.stat().st_mtime <= seconds + 1:
-            print(f"next: {PROGRAM} recommend {checkpoint} --users ID")
+            print(" ".join([f"next: {PROGRAM} recommend {checkpoint} --users ID", *options_to_repeat(config)]))
     if options.output:
         from recbole_llm.bridge.report import versions
 

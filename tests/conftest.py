@@ -145,3 +145,9 @@ def run_config(toy_path, tiny_encoder, tmp_path, monkeypatch):
         "topk": [5, 10],
         "valid_metric": "NDCG@10",
     }
+
+
+@pytest.fixture
+def paths(run_config):
+    """The paths of ``run_config``, which whoever reads a checkpoint of such a run gives again."""
+    return {key: run_config[key] for key in ("data_path", "encoder", "feature_cache_dir")}

@@ -17,6 +17,7 @@ from typing import Any
 from recbole_llm.bridge import (  # noqa: F401  (they enter their repairs into REPAIRS)
     compat,
     compat_defects,
+    compat_files,
     compat_models,
     configuration,
     processes,

@@ -111,6 +111,8 @@ def _saved_dataset(module: ModuleType) -> None:
     def make(stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def create_dataset(config: Any) -> Any:
             dataset = stock(config)
+            if dataset.config is config:  # made and not read
+                _tell_of_other_settings(config["dataset_save_path"])
             dataset.config = config
             return dataset
 
@@ -145,6 +147,7 @@ def _saved_dataloaders(module: ModuleType) -> None:
         def load_split_dataloaders(config: Any) -> Any:
             loaders = stock(config)
             if loaders is None:
+                _tell_of_other_settings(config["dataloaders_save_path"])
                 return None
             other_rows = type(loaders[0]) is not module.get_dataloader(config, "train")
             if other_rows or any(loader.batch_sampler.batch_size != loader.step for loader in loaders):
@@ -158,6 +161,14 @@ def _saved_dataloaders(module: ModuleType) -> None:
 
     override(module, "save_split_dataloaders", make_save)
     override(module, "load_split_dataloaders", make_load)
+
+
+def _tell_of_other_settings(file: Any) -> None:
+    """Say that a file that was named is left alone, which RecBole does without a word."""
+    if file and os.path.exists(file):
+        getLogger().warning(
+            "%s was saved under other settings and is not used: the data are read from their files.", file
+        )
 
 
 # ---------------------------------------------------------------- case study

@@ -11,6 +11,7 @@ Shapes: M rows (users, or interactions of a sequential model), N items, K places
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from logging import getLogger
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -276,9 +277,12 @@ def streaming(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _load_best(trainer: Any, model_file: str | None) -> None:
-    """As ``Trainer.evaluate`` (``trainer/trainer.py:581-590``)."""
+    """As ``Trainer.evaluate`` (``trainer/trainer.py:581-590``): a file that this run wrote, or that the caller names."""
     file = model_file or trainer.saved_model_file
-    checkpoint = torch.load(file, map_location=trainer.device, weights_only=False)
+    read = getattr(trainer, "_read", None)  # LLMTwoTower's trainer runs no code of its files
+    if read is None:
+        read = partial(torch.load, map_location=trainer.device, weights_only=False)  # other parameters are any objects
+    checkpoint = read(file)
     trainer.model.load_state_dict(checkpoint["state_dict"])
     trainer.model.load_other_parameter(checkpoint.get("other_parameter"))
     trainer.logger.info(f"Loading model structure and parameters from {file}")

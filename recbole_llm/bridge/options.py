@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from recbole_llm.content.encoder_settings import DTYPES, OVERFLOWS, POOLINGS
+
 LOSS_TYPES = ("catalog_bce", "catalog_ce", "sampled_bce", "pair_bce")
 CATALOG_LOSSES = ("catalog_bce", "catalog_ce")
 USER_TOWER_PARTS = ("history", "id", "text")
@@ -24,9 +26,9 @@ NEG_VALID_FIELD = "neg_valid"  # column of a batch whose rows share their negati
 MISSPELLING_RATIO = 0.85
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "encoder_pooling": ("auto", "mean", "cls", "last", "max"),
-    "encoder_overflow": ("truncate", "chunk_mean", "head_tail"),
-    "encoder_dtype": ("float32", "bfloat16", "float16"),
+    "encoder_pooling": ("auto", *POOLINGS),
+    "encoder_overflow": OVERFLOWS,
+    "encoder_dtype": DTYPES,
     "feature_transform": ("center", "none", "standardize", "whiten"),
     "cold_map": ("ridge", "none"),
     "scoring": ("dot", "cosine"),

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recbole_llm.bridge import distributed
-from recbole_llm.bridge.checkpoint import read_checkpoint, unwritable
+from recbole_llm.bridge.checkpoint import RUN_PARTS, read_checkpoint, unwritable
 from recbole_llm.bridge.evaluation import EVERY_SCORE, stock_reason
 from recbole_llm.bridge.trainer import LLMTwoTowerTrainer
 
@@ -100,7 +100,7 @@ class ShardedTrainer(LLMTwoTowerTrainer):
         def rows_here(name: str, value: Tensor) -> Tensor:
             return value[own] if value.dim() and len(value) == n_items else value
 
-        return _copied(self._with_tables(read_checkpoint(file, mapped=True), rows_here))
+        return _copied(self._with_tables(read_checkpoint(file, mapped=True, parts=RUN_PARTS), rows_here))
 
     def _write(self, file: str, state: dict[str, Any]) -> None:
         writes, n_here = self.config["local_rank"] in (None, 0), len(self.model.item_bias)

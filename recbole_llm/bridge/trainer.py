@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from recbole_llm.bridge import distributed
 from recbole_llm.bridge.checkpoint import (
+    RUN_PARTS,
+    WRONG_CONTENTS,
     best_file,
     data_fingerprint,
     last_file,
@@ -28,6 +30,7 @@ from recbole_llm.bridge.checkpoint import (
     set_random_state,
     write_checkpoint,
 )
+from recbole_llm.bridge.checkpoint_settings import options_to_repeat
 from recbole_llm.bridge.interruption import Interruption
 from recbole_llm.bridge.options import default_values
 from recbole_llm.selection import Selection, TopKMetric
@@ -128,7 +131,8 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         except (KeyboardInterrupt, SystemExit):
             last = last_file(self.saved_model_file)
             if saved and os.path.isfile(last):
-                self.logger.warning("Stopped. To go on: recbole-llm run --resume %s", last)
+                again = " ".join([last, *options_to_repeat(self.config)])
+                self.logger.warning("Stopped. To go on: recbole-llm run --resume %s", again)
             raise
 
     def _fit(
@@ -328,7 +332,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
 
     def _read(self, file: str, device: torch.device | str | None = None) -> dict[str, Any]:
         """A checkpoint, on the trainer's device unless another is named."""
-        return read_checkpoint(file, device or self.device)
+        return read_checkpoint(file, device or self.device, parts=RUN_PARTS)
 
     def _write(self, file: str, state: dict[str, Any]) -> None:
         """Write on one process of each machine; the others wait until the file is there."""
@@ -395,14 +399,14 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         try:
             self.model.load_state_dict(state["state_dict"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            self.model.load_other_parameter(state["other_parameter"])
+            if state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+        except WRONG_CONTENTS as error:
             raise ValueError(
                 f"resume_from: {file!r} holds a model of another shape ({error}). Keep the options that it was written under; "
                 "recbole-llm run --resume takes them from the checkpoint."
             ) from error
-        self.model.load_other_parameter(state["other_parameter"])
-        if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
         self.start_epoch = self._epochs_done = state["epoch"] + 1
         self.cur_step, self.best_valid_score = state["cur_step"], state["best_valid_score"]
         self.best_valid_result, self.train_loss_dict = state["best_valid_result"], state["train_loss_dict"]

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recbole_llm.content.encoder_settings import POOLINGS
 from recbole_llm.content.resolve import ModelFiles, file_digest
-
-POOLINGS = ("mean", "cls", "last", "max")
 
 # the names in 1_Pooling/config.json, old (one flag each) and new (pooling_mode), to ours
 _OLD_MODES = {
@@ -29,6 +28,14 @@ _OLD_MODES = {
 }
 _NEW_MODES = {"lasttoken": "last", "mean_sqrt_len_tokens": "mean_sqrt_len"}
 _MODES = (*POOLINGS, "mean_sqrt_len", "weightedmean")
+# what a dense layer may name: looked up here, and never among everything that torch.nn holds
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    kind.__name__: kind
+    for kind in (
+        nn.Identity, nn.Tanh, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
+        nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Tanhshrink,
+    )
+}  # fmt: skip
 
 
 @dataclass
@@ -82,7 +89,7 @@ class SentenceHead:
                 continue
             module = nn.Linear(layer["in_features"], layer["out_features"], bias=layer["bias"])
             module.load_state_dict({key.removeprefix("linear."): value for key, value in state.items()})
-            modules += [module, getattr(nn, layer["activation"])()]
+            modules += [module, _ACTIVATIONS[layer["activation"]]()]
         return nn.Sequential(*modules).float().eval()
 
 
@@ -152,7 +159,7 @@ def _pooling_modes(config: dict[str, Any], files: ModelFiles) -> tuple[str, ...]
 def _dense(config: dict[str, Any], files: ModelFiles, path: str) -> dict[str, Any]:
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     name = activation.rpartition(".")[2]
-    known = activation.startswith("torch.nn.") and isinstance(getattr(nn, name, None), type)
+    known = activation.startswith("torch.nn.") and name in _ACTIVATIONS
     source = config.get("module_input_name", "sentence_embedding")
     if not known or config.get("use_residual") or source not in ("sentence_embedding", None):
         raise ValueError(

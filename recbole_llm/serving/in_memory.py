@@ -41,4 +41,5 @@ def export_in_memory(contents: ExportContents) -> Export:
         history_weight=np.ones(len(items), np.float32) if weight is None else float32(weight),
         text_map=text_map,
         history_rank=None if contents.history_rank is None else float32(contents.history_rank),
+        encoders=() if contents.encoder is None else (contents.encoder.name,),  # it made the contents, so it is loaded
     )

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.bridge.checkpoint_settings import add_path_arguments, given_paths
 from recbole_llm.recommend import (
     Counts,
     Row,
@@ -61,9 +62,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="a checkpoint that 'recbole-llm run' saved (saved/LLMTwoTower-....pth), its folder for the newest one, or the "
         "folder of an export",
     )
-    parser.add_argument(
-        "--data_path", metavar="FOLDER", help="holds the dataset's folder, if that has moved since the training"
-    )
+    add_path_arguments(parser)
 
 
 def _open(options: argparse.Namespace, texts: bool) -> Export:
@@ -73,7 +72,7 @@ def _open(options: argparse.Namespace, texts: bool) -> Export:
     log = logging.getLogger("recbole_llm.content.features")
     log.addFilter(_not_of_training)
     try:
-        return open_model(newest or options.model, data_path=options.data_path, texts=texts)
+        return open_model(newest or options.model, texts=texts, **given_paths(options))
     finally:
         log.removeFilter(_not_of_training)
 

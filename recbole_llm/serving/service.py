@@ -25,12 +25,17 @@ from recbole_llm.serving.recommend import Recommendation, Recommender, Request
 from recbole_llm.serving.remote import SearchError, remote_retriever
 from recbole_llm.serving.settings import Settings
 from recbole_llm.serving.swap import Built, Encode, apply_all, build, find_export
-from recbole_llm.serving.text import SentenceEncoder, TextEncoding, TransformerEncoder
+from recbole_llm.serving.text import SentenceEncoder, TextEncoding, TransformerEncoder, encoder_refusal
 
 X = TypeVar("X")
 WATCH_SECONDS = 1.0
 INLINE_PRODUCTS = 50_000_000  # 2 ms of a core, 32 requests to 10,000 items of 128 dimensions: the loop waits no longer
 LOADING_SWITCH_SECONDS = 0.001
+# for clients; the log has the name, which may be a folder
+ENCODER_UNNAMED = (
+    "This export does not hold its encoder, and the service was not told to load it: texts cannot be used until it is started "
+    "with --encoder NAME. Its log says which."
+)
 ENCODER_SECONDS = 300.0  # until a new export's encoder must have loaded
 
 log = getLogger(__name__)
@@ -73,11 +78,12 @@ class Service:
 
     Args:
         settings: how it is set up.
-        make_encoder: makes the encoder of an export; by default a transformer.
+        make_encoder: makes the encoder of an export, whatever the export names; ``None`` for the export's own transformer,
+            bundled or named by ``settings.encoders``.
     """
 
     def __init__(
-        self, settings: Settings, make_encoder: Callable[[Path, Manifest], SentenceEncoder] = TransformerEncoder
+        self, settings: Settings, make_encoder: Callable[[Path, Manifest], SentenceEncoder] | None = None
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
@@ -147,7 +153,14 @@ class Service:
             return TextEncoding(None, self.metrics, reason="This export names no encoder.")
         if not self.settings.encoder:
             return TextEncoding(None, self.metrics, reason="The service was started without its encoder.")
-        return TextEncoding(lambda: self._make_encoder(folder, manifest), self.metrics, queue)
+        if self._make_encoder is not None:
+            make = self._make_encoder
+            return TextEncoding(lambda: make(folder, manifest), self.metrics, queue)
+        refusal = encoder_refusal(manifest, self.settings.encoders)
+        if refusal is not None:
+            log.warning("%s", refusal)
+            return TextEncoding(None, self.metrics, reason=ENCODER_UNNAMED)
+        return TextEncoding(lambda: TransformerEncoder(folder, manifest, self.settings.encoders), self.metrics, queue)
 
     def _encoder_ready(self) -> None:
         if self._stale:
@@ -381,7 +394,10 @@ class Service:
             or text.state == "failed"
             or (manifest.text_map is None) != (text.state == "none")
         ):
-            text = self._text_encoding(folder, manifest)
+            works, text = text.state == "ready", self._text_encoding(folder, manifest)
+            refusal = None if self._make_encoder else encoder_refusal(manifest, self.settings.encoders)
+            if works and refusal is not None:  # texts that are answered now would not be after the swap
+                raise ExportError(refusal)
             text.start()
             if text.state != "none" and not text.wait(ENCODER_SECONDS):
                 raise ExportError(f"The encoder of export {manifest.export_id} cannot be loaded; the log says why.")

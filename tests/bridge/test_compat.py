@@ -257,9 +257,10 @@ def probe_time_split():
 
 def probe_saved_dataset():
     rows = []
+    saved = dict(checkpoint_dir="saved_dataset", dataset_save_path="saved_dataset/toy-Dataset.pth")
     for ratios in ([0.8, 0.1, 0.1], [0.4, 0.3, 0.3]):
         args = {"split": {"RS": ratios}, "group_by": "none"}
-        _, data = dataset("BPR", save_dataset=True, checkpoint_dir="saved_dataset", eval_args=args)
+        _, data = dataset("BPR", save_dataset=True, eval_args=args, **saved)
         rows.append(len(data.build()[0]))
     return f"training rows: {rows}"
 
@@ -268,8 +269,9 @@ def probe_saved_dataloaders():
     from recbole.data import data_preparation
 
     found = []
+    saved = dict(checkpoint_dir="saved_loaders", dataloaders_save_path="saved_loaders/toy-for-BPR-dataloader.pth")
     for size in (64, 32):
-        given = dict(save_dataloaders=True, checkpoint_dir="saved_loaders", train_batch_size=size)
+        given = dict(save_dataloaders=True, train_batch_size=size, **saved)
         train = data_preparation(*dataset("BPR", **given))[0]
         found.append(f"{len(next(iter(train)))} rows, {'a' if train.generator else 'no'} generator")
     return "; ".join(found)

@@ -154,7 +154,8 @@ def test_shards_train_and_rank_as_one_process_that_then_reads_them(tmp_path, mon
     assert together.get("trained", [True] * 3) == ([True, True, False] if name == "cold" else [True] * RUNS[name][0])
     file = checkpoint(shards / name)
     _, model, *_ = load_data_and_model(file)
-    trained, _ = load_trained(file)
+    given = settings(tmp_path, data, name)
+    trained, _ = load_trained(file, **{key: given[key] or None for key in ("data_path", "item_features_file")})
     for other in (model, trained):
         assert type(other).__name__ == "LLMTwoTower"
         for key, value in other.state_dict().items():

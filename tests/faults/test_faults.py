@@ -49,7 +49,7 @@ code = faults.exit_code(faults.start(folder, [*faults.RUN, "--epochs=6", data]))
 (last,) = folder.glob("saved/*-last.pth")
 print(code, faults.read_checkpoint(last)["epoch"], faults.leftovers(folder))
 trainer.write_checkpoint = write
-code = faults.exit_code(faults.start(folder, ["--resume", str(last)]))
+code = faults.exit_code(faults.start(folder, ["--resume", str(last), data]))
 print(code, faults.read_checkpoint(last)["epoch"] > 3)
 """)
     assert out.returncode == 0, out.stdout + out.stderr[-3000:]
