@@ -76,6 +76,34 @@ def _teacher(module: ModuleType) -> None:
     module.__dict__["eval"] = network  # the module's one use of the name
 
 
+@repair(
+    "recbole.config.configurator",
+    upstream="config/configurator.py:107,155,233 (yaml.FullLoader)",
+    issues="none found",
+    until="RecBole reads configuration files with yaml.SafeLoader",
+    condition=always(
+        "a tag puts a function of any loaded module into the configuration; before PyYAML 5.4 it ran code"
+    ),
+)
+def _plain_yaml(module: ModuleType) -> None:
+    """Configuration files hold plain values; another tag is a ValueError that shows its line."""
+    import yaml
+
+    def load(text: str, Loader: Any) -> Any:
+        class Plain(yaml.SafeLoader):
+            yaml_implicit_resolvers = Loader.yaml_implicit_resolvers  # among them RecBole's of floats
+
+        try:
+            return yaml.load(text, Loader=Plain)
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"A configuration file is no YAML of plain values: {' '.join(str(error).split())}. "
+                "Correct that line; numbers, strings, lists and mappings are read, and no tags."
+            ) from error
+
+    module.__dict__["yaml"] = ModuleView(yaml, {"load": load})
+
+
 # ---------------------------------------------------------------- arrays and weights
 
 

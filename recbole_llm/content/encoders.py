@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -19,8 +18,15 @@ from torch import Tensor, nn
 
 from recbole_llm.content.cpu_linear import use_onednn
 from recbole_llm.content.encoder_settings import OVERFLOWS
-from recbole_llm.content.resolve import DEFAULT_ENCODER, ModelFiles, file_digest, relevant_config, resolve_encoder
-from recbole_llm.content.sentence_modules import content_digest, pool, read_head
+from recbole_llm.content.resolve import (
+    DEFAULT_ENCODER,
+    ModelFiles,
+    file_digest,
+    refuse_code_from_elsewhere,
+    relevant_config,
+    resolve_encoder,
+)
+from recbole_llm.content.sentence_modules import content_digest, is_decoder, pool, read_head
 from recbole_llm.content.static import StaticEncoder, is_static
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -145,8 +151,8 @@ class TextEncoder:
         if not self._config:
             raise ValueError(f"encoder {files.name!r}: there is no config.json in {self._inner.folder}.")
         if not trust_remote_code:
-            _refuse_code_from_elsewhere(files.name, self._inner.folder, self._config)
-        self.head = read_head(files, pooling, lambda: _is_decoder(self._config))
+            refuse_code_from_elsewhere(self._inner)
+        self.head = read_head(files, pooling, lambda: is_decoder(self._config))
         self.prompt = self._choose_prompt(prompt)
         self.max_tokens = self._choose_max_tokens(max_tokens)
         self._lower = bool(self._inner.json("sentence_bert_config.json").get("do_lower_case"))
@@ -374,51 +380,6 @@ CPU_BATCH_TOKENS = 1024
 
 # position ids of these start behind the padding id
 _POSITIONS_FROM_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl"})
-
-
-def _is_decoder(config: dict[str, Any]) -> bool:
-    """Whether a model reads from left to right, by the architectures that transformers knows."""
-    if (
-        config.get("is_encoder_decoder")
-        or config.get("is_causal") is False
-        or config.get("use_bidirectional_attention")
-    ):
-        return False
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    kind = config.get("model_type")
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-
-def _refuse_code_from_elsewhere(name: str, folder: Path, config: dict[str, Any]) -> None:
-    """Raise on what transformers would follow to code or weights outside the folder, without being asked to trust it.
-
-    ``auto_map`` is refused by transformers itself; a kernel of the hub and an adapter's modules are not.
-    """
-    kernels = sorted(_hub_kernels(config))
-    if kernels:
-        raise ValueError(
-            f"encoder {name!r}: its config.json asks for {', '.join(kernels)}, code of the hub. Remove that entry, or load "
-            "the encoder with trust_remote_code=True if you trust it."
-        )
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"encoder {name!r}: {folder} holds an adapter (adapter_config.json), which may name other weights and modules "
-            "to import. Merge it into the weights (merge_and_unload of peft), or remove the file."
-        )
-
-
-def _hub_kernels(config: Any) -> Iterator[str]:
-    """Implementations (of attention, of experts) in a configuration or a part of it that are names on the hub."""
-    for key, value in config.items() if isinstance(config, dict) else ():
-        if str(key).endswith("_implementation"):
-            names = value.values() if isinstance(value, dict) else [value]
-            yield from (str(name) for name in names if "/" in str(name))
-        else:
-            yield from _hub_kernels(value)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -285,3 +285,38 @@ def relevant_config(config: Mapping[str, Any]) -> dict[str, Any]:
     idle = {"transformers_version", "torch_dtype", "dtype", "use_cache", "name_or_path", "special_tokens_map_file"}
     idle |= {"padding_side", "model_max_length", "tokenizer_file", "__version__"}
     return {key: value for key, value in config.items() if key not in idle and not key.startswith("_")}
+
+
+def refuse_code_from_elsewhere(files: ModelFiles) -> None:
+    """Raise on what transformers would follow to code or weights outside the folder, without being asked to trust it.
+
+    ``auto_map`` is refused by transformers itself; a kernel of the hub and an adapter's modules are not.
+
+    Args:
+        files: of a transformer.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    name, folder = files.name, files.folder
+    kernels = sorted(_hub_kernels(files.json("config.json")))
+    if kernels:
+        raise ValueError(
+            f"encoder {name!r}: its config.json asks for {', '.join(kernels)}, code of the hub. Remove that entry, or load "
+            "the encoder with trust_remote_code=True if you trust it."
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"encoder {name!r}: {folder} holds an adapter (adapter_config.json), which may name other weights and modules "
+            "to import. Merge it into the weights (merge_and_unload of peft), or remove the file."
+        )
+
+
+def _hub_kernels(config: Any) -> Iterator[str]:
+    """Implementations (of attention, of experts) in a configuration or a part of it that are names on the hub."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if str(key).endswith("_implementation"):
+            names = value.values() if isinstance(value, dict) else [value]
+            yield from (str(name) for name in names if "/" in str(name))
+        else:
+            yield from _hub_kernels(value)

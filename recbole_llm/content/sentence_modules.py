@@ -142,6 +142,23 @@ def read_head(files: ModelFiles, pooling: str, is_decoder: Callable[[], bool]) -
     return head
 
 
+def is_decoder(config: dict[str, Any]) -> bool:
+    """Whether a model reads from left to right, by the architectures that transformers knows."""
+    if (
+        config.get("is_encoder_decoder")
+        or config.get("is_causal") is False
+        or config.get("use_bidirectional_attention")
+    ):
+        return False
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind = config.get("model_type")
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
 def _pooling_modes(config: dict[str, Any], files: ModelFiles) -> tuple[str, ...]:
     if "pooling_mode" in config:
         named = config["pooling_mode"]

@@ -25,17 +25,12 @@ from recbole_llm.serving.recommend import Recommendation, Recommender, Request
 from recbole_llm.serving.remote import SearchError, remote_retriever
 from recbole_llm.serving.settings import Settings
 from recbole_llm.serving.swap import Built, Encode, apply_all, build, find_export
-from recbole_llm.serving.text import SentenceEncoder, TextEncoding, TransformerEncoder, encoder_refusal
+from recbole_llm.serving.text import SentenceEncoder, TextEncoding, text_encoding
 
 X = TypeVar("X")
 WATCH_SECONDS = 1.0
 INLINE_PRODUCTS = 50_000_000  # 2 ms of a core, 32 requests to 10,000 items of 128 dimensions: the loop waits no longer
 LOADING_SWITCH_SECONDS = 0.001
-# for clients; the log has the name, which may be a folder
-ENCODER_UNNAMED = (
-    "This export does not hold its encoder, and the service was not told to load it: texts cannot be used until it is started "
-    "with --encoder NAME. Its log says which."
-)
 ENCODER_SECONDS = 300.0  # until a new export's encoder must have loaded
 
 log = getLogger(__name__)
@@ -139,28 +134,12 @@ class Service:
         built = await self._in_loading(lambda: self._build(folder, changes, None))
         self._recommender, self._stale = built.recommender, built.stale
         loop = asyncio.get_running_loop()
-        self.text = self._text_encoding(folder, built.recommender.export.manifest)
+        manifest = built.recommender.export.manifest
+        self.text = text_encoding(folder, manifest, self.settings, self.metrics, self._make_encoder)
         self.text.start(lambda: loop.call_soon_threadsafe(self._encoder_ready))
         await self._in_loading(_freeze)
         self._keep(self._follow())
         log.info("Serving export %s with %d items", self.export_id, self.recommender.catalog.live_count)
-
-    def _text_encoding(self, folder: Path, manifest: Manifest) -> TextEncoding:
-        queue = self.settings.limits.encode_queue
-        if manifest.text_map is None:
-            return TextEncoding(None, self.metrics, reason="This export maps no texts.")
-        if manifest.encoder is None:
-            return TextEncoding(None, self.metrics, reason="This export names no encoder.")
-        if not self.settings.encoder:
-            return TextEncoding(None, self.metrics, reason="The service was started without its encoder.")
-        if self._make_encoder is not None:
-            make = self._make_encoder
-            return TextEncoding(lambda: make(folder, manifest), self.metrics, queue)
-        refusal = encoder_refusal(manifest, self.settings.encoders)
-        if refusal is not None:
-            log.warning("%s", refusal)
-            return TextEncoding(None, self.metrics, reason=ENCODER_UNNAMED)
-        return TextEncoding(lambda: TransformerEncoder(folder, manifest, self.settings.encoders), self.metrics, queue)
 
     def _encoder_ready(self) -> None:
         if self._stale:
@@ -394,10 +373,10 @@ class Service:
             or text.state == "failed"
             or (manifest.text_map is None) != (text.state == "none")
         ):
-            works, text = text.state == "ready", self._text_encoding(folder, manifest)
-            refusal = None if self._make_encoder else encoder_refusal(manifest, self.settings.encoders)
-            if works and refusal is not None:  # texts that are answered now would not be after the swap
-                raise ExportError(refusal)
+            works = text.state == "ready"
+            text = text_encoding(folder, manifest, self.settings, self.metrics, self._make_encoder)
+            if works and text.unnamed is not None:  # texts that are answered now would not be after the swap
+                raise ExportError(text.unnamed)
             text.start()
             if text.state != "none" and not text.wait(ENCODER_SECONDS):
                 raise ExportError(f"The encoder of export {manifest.export_id} cannot be loaded; the log says why.")

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,9 +20,16 @@ from recbole_llm.content.encoder_settings import SETTINGS
 from recbole_llm.serving.batching import Batcher
 from recbole_llm.serving.manifest import ENCODER_FOLDER, Manifest
 from recbole_llm.serving.metrics import Metrics
+from recbole_llm.serving.settings import Settings
 
 MAX_BATCH = 32
 CACHED_TEXTS = 4096
+
+# for clients; the log has the name, which may be a folder
+ENCODER_UNNAMED = (
+    "This export does not hold its encoder, and the service was not told to load it: texts cannot be used until it is started "
+    "with --encoder NAME. Its log says which."
+)
 
 log = getLogger(__name__)
 
@@ -164,6 +172,7 @@ class TextEncoding:
             self._encode, max_batch=MAX_BATCH, max_queue=max_queue, name="encoder"
         )
         self._ready = threading.Event()
+        self.unnamed: str | None = None  # the encoder that nobody has named, and what to do: for the log
 
     @property
     def state(self) -> str:
@@ -262,3 +271,36 @@ class TextEncoding:
     def close(self) -> None:
         """Let the thread end."""
         self._batcher.close()
+
+
+def text_encoding(
+    folder: Path,
+    manifest: Manifest,
+    settings: Settings,
+    metrics: Metrics,
+    make_encoder: Callable[[Path, Manifest], SentenceEncoder] | None = None,
+) -> TextEncoding:
+    """The encoding of texts that a service of these settings has for an export; :meth:`TextEncoding.start` loads it.
+
+    Args:
+        folder: the export.
+        manifest: its manifest.
+        settings: of the service.
+        metrics: to count in.
+        make_encoder: takes the place of the export's own transformer.
+    """
+    for lacks, reason in (
+        (manifest.text_map is None, "This export maps no texts."),
+        (manifest.encoder is None, "This export names no encoder."),
+        (not settings.encoder, "The service was started without its encoder."),
+    ):
+        if lacks:
+            return TextEncoding(None, metrics, reason=reason)
+    refusal = None if make_encoder else encoder_refusal(manifest, settings.encoders)
+    if refusal is not None:
+        log.warning("%s", refusal)
+        encoding = TextEncoding(None, metrics, reason=ENCODER_UNNAMED)
+        encoding.unnamed = refusal
+        return encoding
+    make = make_encoder or partial(TransformerEncoder, named=settings.encoders)
+    return TextEncoding(partial(make, folder, manifest), metrics, settings.limits.encode_queue)
