@@ -139,6 +139,11 @@ def options_to_repeat(config: Any) -> list[str]:
     return [option for _, option in _to_give_again(config["dataset"], config.external_config_dict)]
 
 
+def command_to_resume(file: str, config: Any) -> str:
+    """The command that goes on from a checkpoint of this configuration."""
+    return " ".join(["recbole-llm run --resume", shlex.quote(file), *options_to_repeat(config)])
+
+
 def _parts_of(settings: Any, file: str) -> tuple[str, str, dict[str, Any]]:
     parts = settings if isinstance(settings, Mapping) else {}
     model, dataset, given = parts.get("model"), parts.get("dataset"), parts.get("given")

@@ -11,7 +11,6 @@ Shapes: M rows (users, or interactions of a sequential model), N items, K places
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from logging import getLogger
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -277,12 +276,12 @@ def streaming(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _load_best(trainer: Any, model_file: str | None) -> None:
-    """As ``Trainer.evaluate`` (``trainer/trainer.py:581-590``): a file that this run wrote, or that the caller names."""
+    """As ``Trainer.evaluate`` (``trainer/trainer.py:581-590``): a file that this run wrote, or that the caller names.
+
+    LLMTwoTower's trainer does not come here: it reads its files without running code of theirs.
+    """
     file = model_file or trainer.saved_model_file
-    read = getattr(trainer, "_read", None)  # LLMTwoTower's trainer runs no code of its files
-    if read is None:
-        read = partial(torch.load, map_location=trainer.device, weights_only=False)  # other parameters are any objects
-    checkpoint = read(file)
+    checkpoint = torch.load(file, map_location=trainer.device, weights_only=False)
     trainer.model.load_state_dict(checkpoint["state_dict"])
     trainer.model.load_other_parameter(checkpoint.get("other_parameter"))
     trainer.logger.info(f"Loading model structure and parameters from {file}")

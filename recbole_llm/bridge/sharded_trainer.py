@@ -56,11 +56,7 @@ class ShardedTrainer(LLMTwoTowerTrainer):
             raise ValueError(
                 f"With shard_items, evaluation must rank all items: {reason}. Or set shard_items to false."
             )
-        if eval_data and load_best_model:
-            state = self._read(model_file or self.saved_model_file)
-            self.model.load_state_dict(state["state_dict"])
-            self.model.load_other_parameter(state["other_parameter"])
-        return super().evaluate(eval_data, False, None, show_progress)
+        return super().evaluate(eval_data, load_best_model, model_file, show_progress)
 
     def _tell_of_large_catalogue(self, log: Any) -> None:
         rows = [stop - start for start, stop in distributed.gather_objects((self.model.own.start, self.model.own.stop))]

@@ -30,7 +30,7 @@ from recbole_llm.bridge.checkpoint import (
     set_random_state,
     write_checkpoint,
 )
-from recbole_llm.bridge.checkpoint_settings import options_to_repeat
+from recbole_llm.bridge.checkpoint_settings import command_to_resume
 from recbole_llm.bridge.interruption import Interruption
 from recbole_llm.bridge.options import default_values
 from recbole_llm.selection import Selection, TopKMetric
@@ -131,8 +131,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         except (KeyboardInterrupt, SystemExit):
             last = last_file(self.saved_model_file)
             if saved and os.path.isfile(last):
-                again = " ".join([last, *options_to_repeat(self.config)])
-                self.logger.warning("Stopped. To go on: recbole-llm run --resume %s", again)
+                self.logger.warning("Stopped. To go on: %s", command_to_resume(last, self.config))
             raise
 
     def _fit(
@@ -177,11 +176,15 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             self._save_whole_model(verbose)
         return score, result
 
-    def evaluate(self, eval_data: Any, *args: Any, **kwargs: Any) -> Any:
-        """As ``Trainer.evaluate``; where interactions are split by time, the test's histories hold validation's items."""
+    def evaluate(self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, *a: Any, **k: Any) -> Any:
+        """As ``Trainer.evaluate``, which would unpickle the file; split by time, a test's histories hold validation's items."""
+        if eval_data and load_best_model:
+            state = self._read(model_file or self.saved_model_file)
+            self.model.load_state_dict(state["state_dict"])
+            self.model.load_other_parameter(state["other_parameter"])
         self.model.at_test = getattr(getattr(eval_data, "_sampler", None), "phase", None) == "test"
         try:
-            return super().evaluate(eval_data, *args, **kwargs)
+            return super().evaluate(eval_data, False, None, *a, **k)
         finally:
             self.model.at_test = False
 

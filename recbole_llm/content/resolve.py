@@ -58,7 +58,7 @@ class ModelFiles:
         Raises:
             ValueError: if it is not JSON.
         """
-        file = self.folder / path
+        file = self.inside(path)
         if not file.is_file():
             return {}
         try:
@@ -68,11 +68,21 @@ class ModelFiles:
         # modules.json is a list
         return content if isinstance(content, dict) else {"": content}
 
+    def inside(self, path: str) -> Path:
+        """The place of ``path``, which a file of the folder may name.
+
+        Raises:
+            ValueError: if it leads out of the folder.
+        """
+        if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ValueError(f"encoder {self.name!r}: one of its files names {path!r}, which is outside {self.folder}.")
+        return self.folder / path
+
     def transformer(self) -> "ModelFiles":
         """The folder of the transformer itself; a sub-folder in some models of sentence-transformers."""
         modules = self.json("modules.json").get("", [])
         inner = modules[0].get("path", "") if modules else ""
-        return ModelFiles(self.name, self.folder / inner, self.source) if inner else self
+        return ModelFiles(self.name, self.inside(inner), self.source) if inner else self
 
     def weights(self) -> list[Path]:
         """The files with the weights: the safetensors, or else PyTorch's.
@@ -84,7 +94,7 @@ class ModelFiles:
             if not (self.folder / name).is_file():
                 continue
             shards = set(self.json(name)["weight_map"].values()) if name.endswith(".index.json") else {name}
-            absent = sorted(shard for shard in shards if not (self.folder / shard).is_file())
+            absent = sorted(shard for shard in shards if not self.inside(shard).is_file())
             if absent:
                 raise ValueError(f"encoder {self.name!r}: {self.folder} lacks {', '.join(absent)}, which {name} names.")
             return [self.folder / shard for shard in sorted(shards)]

@@ -116,7 +116,7 @@ def read_head(files: ModelFiles, pooling: str, is_decoder: Callable[[], bool]) -
     head = SentenceHead((), "")
     for module in files.json("modules.json").get("", [])[1:]:
         kind, path = module["type"].rpartition(".")[2], module.get("path", "")
-        config = files.json(f"{path}/config.json")
+        config = files.json(f"{path}/config.json") if path else {}
         if kind == "Pooling":
             head.pooling = _pooling_modes(config, files)
             head.include_prompt = config.get("include_prompt", True)
@@ -195,7 +195,7 @@ def _dense(config: dict[str, Any], files: ModelFiles, path: str) -> dict[str, An
 
 def _module_weights(files: ModelFiles, path: str) -> Path:
     for name in ("model.safetensors", "pytorch_model.bin"):
-        file = files.folder / path / name
+        file = files.inside(f"{path}/{name}")
         if file.is_file():
             return file
     raise ValueError(

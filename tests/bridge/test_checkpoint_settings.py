@@ -18,6 +18,7 @@ from recbole.quick_start import run_recbole
 from recbole.utils import argument_list
 
 from recbole_llm import cli
+from recbole_llm.bridge import checkpoint
 from recbole_llm.bridge.checkpoint import FORMAT, read_checkpoint, settings_for_resume
 from recbole_llm.bridge.options import OWN_KEYS
 from recbole_llm.recommend import open_model
@@ -104,6 +105,28 @@ def test_pickles_that_a_checkpoint_names_are_not_read(trained, tmp_path, monkeyp
     rewritten(last, dataset_save_path=str(tmp_path / "side.pth"), dataloaders_save_path=str(tmp_path / "sides.pth"))
     assert cli.main(["run", "--resume", str(last), *paths, "--epochs=3"]) == 0
     assert read_checkpoint(last)["epoch"] == 2  # it did go on
+    assert none_ran(tmp_path)
+
+
+@pytest.mark.parametrize("backend", ["stock", "streamed"])
+def test_the_best_file_beside_is_unpickled_by_no_evaluation(run_config, tmp_path, backend):
+    """RecBole's own path would, and a checkpoint's settings may ask for it."""
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import get_model, get_trainer, init_seed
+
+    quick = run_config | {"encoder": "", "epochs": 1, "eval_backend": backend}
+    done = run_recbole("LLMTwoTower", "toy", config_dict=dict(quick))
+    (best,) = (path for path in (tmp_path / "saved").glob("*.pth") if "-last" not in path.name)
+    content = read_checkpoint(best)
+    content["config"] = checkpoint._Pickled(Harmful(tmp_path / "ran"))
+    torch.save(content, best)
+    config = Config("LLMTwoTower", "toy", config_dict=dict(quick))
+    init_seed(config["seed"], config["reproducibility"])
+    train, _, test = data_preparation(config, create_dataset(config))
+    trainer = get_trainer(config["MODEL_TYPE"], "LLMTwoTower")(config, get_model("LLMTwoTower")(config, train._dataset))
+    trainer.eval_collector.data_collect(train)
+    assert trainer.evaluate(test, model_file=str(best)) == done["test_result"]
     assert none_ran(tmp_path)
 
 

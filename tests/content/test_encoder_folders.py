@@ -123,3 +123,21 @@ def test_a_dense_layer_names_an_activation_and_no_other_class(folder, activation
     (folder / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ValueError, match="is of a kind not known here"):
         load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("where", ["transformer", "module", "absolute", "shard"])
+def test_no_file_of_a_folder_names_one_outside(folder, tmp_path, where):
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    modules = [{"type": "m.Transformer", "path": ""}, {"type": "m.Pooling", "path": "1_Pooling"}]
+    if where == "transformer":
+        modules[0]["path"] = "../elsewhere"
+    elif where in ("module", "absolute"):
+        modules[1]["path"] = "../elsewhere" if where == "module" else str(tmp_path / "elsewhere")
+    else:
+        (folder / "model.safetensors").unlink()
+        index = {"weight_map": {"embeddings.word_embeddings.weight": "../elsewhere/model.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        modules = modules[:1]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ValueError, match="which is outside"):
+        assert load_encoder(str(folder)).fingerprint

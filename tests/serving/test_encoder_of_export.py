@@ -195,12 +195,20 @@ def test_code_beside_an_encoder_never_runs(elsewhere, encoder_files, tmp_path):
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
     (encoder_files / "config.json").write_text(json.dumps(config))
     (encoder_files / "mine.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
+
+    def mine(encoder, **settings):
+        """The manifest's encoder with the fingerprint of the folder as it is now, code included."""
+        encoder["settings"] |= settings
+        trusted = load_encoder(str(encoder_files), **(encoder["settings"] | {"trust_remote_code": True}))
+        encoder["fingerprint"] = trusted.fingerprint
+
     trusting = shutil.copytree(elsewhere, tmp_path / "trusting")
-    signed(trusting, lambda encoder: encoder["settings"].update(trust_remote_code=True))
+    signed(trusting, lambda encoder: mine(encoder, trust_remote_code=True))
+    signed(elsewhere, mine)
     for folder in (trusting, elsewhere):
         for arguments in ([], ["--encoder", str(encoder_files)]):
             assert cli.main(["recommend", str(folder), "--text", "a rocket", *arguments]) == 2
-    assert not (tmp_path / "ran").exists()
+            assert not (tmp_path / "ran").exists()
 
 
 def test_a_bundled_encoder_needs_no_name(encoder_files, loaded, tmp_path):
