@@ -203,9 +203,7 @@ class _Tensors(pickle.Unpickler):
         return dtype if isinstance(dtype, torch.dtype) else known.get((module, name), Inert)
 
 
-_REBUILDS = frozenset(
-    ("torch._utils", f"_rebuild_{what}") for what in ("tensor", "tensor_v2", "parameter", "sparse_tensor")
-)
+_REBUILDS = frozenset(("torch._utils", f"_rebuild_{what}") for what in ("tensor", "tensor_v2", "parameter"))
 
 
 # ---------------------------------------------------------------- saved data

@@ -140,7 +140,7 @@ def _find(folder: Path, manifest: Manifest, named: Sequence[str]) -> Any:
             if encoder.fingerprint == spec.fingerprint:
                 return encoder
             failures.append(f"{place!r} is another one than the model was trained with")
-        except ValueError as error:
+        except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:  # files of any form
             failures.append(str(error))
     raise ValueError(
         f"encoder {spec.name!r}: {'; '.join(failures)}. Install the one it was trained with, or export with --bundle-encoder."
