@@ -46,8 +46,9 @@ def train(model, meet, **given):
 
 
 if __name__ == "__main__":  # one of the runs: MODEL NUMBER FOLDER DATA
-    import recbole_llm
     import recbole.trainer.trainer as module
+
+    import recbole_llm
 
     model, number, folder, data = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     sys.argv = sys.argv[:1]
