@@ -144,10 +144,9 @@ def _run(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[
     print(f"\n{options.model} on {options.dataset}, {seconds:.1f} s\n{_table(result)}")
     if options.model == "LLMTwoTower":
         from recbole_llm.bridge.checkpoint_settings import options_to_repeat
-        from recbole_llm.recommend import newest_checkpoint
 
-        checkpoint = newest_checkpoint(config["checkpoint_dir"])
-        if checkpoint is not None and time.time() - checkpoint.stat().st_mtime <= seconds + 1:
+        checkpoint = _checkpoint_of_run(config["checkpoint_dir"], seconds)
+        if checkpoint is not None:
             print(" ".join([f"next: {PROGRAM} recommend {checkpoint} --users ID", *options_to_repeat(config)]))
     if options.output:
         from recbole_llm.bridge.report import versions
@@ -165,6 +164,26 @@ def _run(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[
         )
         print(f"written: {options.output}")
     return 0
+
+
+def _checkpoint_of_run(folder: str, seconds: float) -> str | Path | None:
+    """What the run of LLMTwoTower that has just ended wrote; ``None`` where it saved nothing.
+
+    Args:
+        folder: its ``checkpoint_dir``, in which other runs may write too.
+        seconds: how long it took.
+    """
+    from recbole_llm.bridge.trainer import LLMTwoTowerTrainer
+    from recbole_llm.recommend import newest_checkpoint
+
+    written = (
+        LLMTwoTowerTrainer.last_saved,
+        newest_checkpoint(folder),
+    )  # the second is of processes of its own (--nproc)
+    for file in written:
+        if file is not None and time.time() - os.stat(file).st_mtime <= seconds + 1:
+            return file
+    return None
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:

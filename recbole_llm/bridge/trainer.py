@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from logging import getLogger
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from recbole.trainer import Trainer
@@ -70,6 +70,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
     where the state before it has been written, and elsewhere wait for its end and write.
     """
 
+    last_saved: ClassVar[str | None] = None  # the file of the whole model that this process wrote last
     saved_model_file: str
     best_valid_score: float
     stopping_step: int
@@ -85,7 +86,6 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
-        self.saved_model_file = distributed.agreed(_unused_name(self.saved_model_file))
         if not model.shards_items:  # those are made alike
             distributed.broadcast_parameters(model)
         self._parameters = list(model.parameters())
@@ -372,6 +372,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
 
     def _save_whole_model(self, verbose: bool) -> None:
         """Write the blend into the best checkpoint, or a checkpoint of its own where no epoch made one."""
+        LLMTwoTowerTrainer.last_saved = self.saved_model_file
         if not os.path.isfile(self.saved_model_file):
             self._save_checkpoint(-1, verbose=verbose)
             return
@@ -438,12 +439,3 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         if self._random_state is not None:
             set_random_state(self._random_state, self._train_data.generator)
             self._random_state = None
-
-
-def _unused_name(file: str) -> str:
-    """``file``, or with a number where a run that began in the same second has taken it."""
-    stem, number = file.removesuffix(".pth"), 1
-    while os.path.exists(file) or os.path.exists(last_file(file)):
-        number += 1
-        file = f"{stem}-{number}.pth"
-    return file

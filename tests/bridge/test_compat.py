@@ -247,6 +247,26 @@ def probe_dgcf():
     return run("DGCF", train_batch_size=2048, n_factors=2, n_iterations=1)
 
 
+def probe_checkpoint_names():
+    from recbole.trainer import trainer
+
+    trainer.get_local_time = lambda: "noon"
+    files = {trainer.DecisionTreeTrainer(dataset("BPR")[0], None).temp_best_file for _ in range(2)}
+    return f"{len(files)} files of 2 runs"
+
+
+def probe_pop():
+    from recbole.data import data_preparation
+    from recbole.utils import get_model, get_trainer
+
+    config, data = dataset("Pop", train_batch_size=32)
+    train = data_preparation(config, data)[0]
+    model = get_model("Pop")(config, train._dataset)
+    get_trainer(config["MODEL_TYPE"], "Pop")(config, model).fit(train, saved=False, verbose=False)
+    count = train._dataset.inter_feat["item_id"].bincount(minlength=train._dataset.item_num)
+    return f"counts interactions: {model.item_cnt[:, 0].tolist() == count.tolist()}"
+
+
 def probe_time_split():
     columns = {"inter": ["user_id", "item_id", "rating"]}
     args = {"split": {"TS": [0.5, 0.1, 0.4]}, "order": "RO"}
@@ -346,6 +366,8 @@ SHOWN = {
     "fillna": ("city -9223372036854775808 -9223372036854775808 age nan nan", "city 0 0 age 29.84 29.84"),
     "collector": ("AttributeError", "ran: itemcoverage@10, giniindex@10, averagepopularity@10, tailpercentage@10"),
     "ensure_dir": ("FileExistsError", "there"),
+    "checkpoint_names": ("1 files of 2 runs", "2 files of 2 runs"),
+    "pop": ("counts interactions: False", "counts interactions: True"),
     "time_split": ("test is later: False", "test is later: True"),
     "saved_dataset": ("training rows: [144, 144]", "training rows: [144, 72]"),
     "saved_dataloaders": ("64 rows, no generator; 64 rows, a generator", "64 rows, a generator; 32 rows, a generator"),
