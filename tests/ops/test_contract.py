@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from ops_cases import DEVICE, LOW, biases, generator, ids, inside, names, row_lists, rows
+from waiting import LIMIT, join
 
 import recbole_llm_kernels as kernels
 from recbole_llm_kernels import backends, checks, ops, pair_ops, reference
@@ -223,7 +224,7 @@ def test_thread_settings_stay_as_found(monkeypatch):
         seen = []
         later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
         later.start()
-        later.join()
+        join(later)
         assert seen == [2]
     finally:
         torch.set_num_threads(before)
@@ -250,7 +251,7 @@ def test_a_forked_process_starts_its_own_pool():
         "    os._exit(0 if threads.run(jobs) == [0, 1, 4, 9] else 1)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=240).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=2 * LIMIT).returncode == 0
 
 
 # --- errors
