@@ -20,6 +20,7 @@ from torch import Tensor
 
 from recbole_llm.bridge import cold_report, distributed
 from recbole_llm.bridge.options import EVAL_BACKENDS
+from recbole_llm.progress import progress_bar
 from recbole_llm.towers import Rows, rows_from_pairs
 from recbole_llm_kernels import score_topk
 
@@ -223,9 +224,8 @@ def evaluate(trainer: Any, loader: Any, show_progress: bool) -> Any:
 
 def _bar(batches: list[Tensor]) -> Iterator[Tensor]:
     from recbole.utils import set_color
-    from tqdm import tqdm
 
-    return iter(tqdm(batches, ncols=100, desc=set_color("Evaluate   ", "pink")))
+    return iter(progress_bar(batches, ncols=100, desc=set_color("Evaluate   ", "pink")))
 
 
 def backend_of(config: Any) -> str:

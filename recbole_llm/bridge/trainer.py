@@ -14,7 +14,6 @@ from recbole.trainer.trainer import AbstractTrainer
 from recbole.utils import dict2str, get_gpu_usage, set_color
 from torch import Tensor
 from torch.nn.utils.clip_grad import clip_grad_norm_
-from tqdm import tqdm
 
 from recbole_llm.bridge import distributed
 from recbole_llm.bridge.checkpoint import (
@@ -33,6 +32,7 @@ from recbole_llm.bridge.checkpoint import (
 from recbole_llm.bridge.checkpoint_settings import command_to_resume
 from recbole_llm.bridge.interruption import Interruption
 from recbole_llm.bridge.options import default_values
+from recbole_llm.progress import progress_bar
 from recbole_llm.selection import Selection, TopKMetric
 from recbole_llm.towers import rows_from_pairs
 
@@ -244,7 +244,9 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self.model.train()
         loss_func = loss_func or self.model.calculate_loss
         description = set_color(f"Train {epoch_idx:>5}", "pink")
-        batches = tqdm(train_data, total=len(train_data), ncols=100, desc=description) if show_progress else train_data
+        batches = train_data
+        if show_progress:
+            batches = progress_bar(train_data, total=len(train_data), ncols=100, desc=description)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for step, interaction in enumerate(batches, 1):
             if self.device.type != "cpu":

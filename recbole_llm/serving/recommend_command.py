@@ -162,9 +162,9 @@ def _answer_one(options: argparse.Namespace, model: Export, items: Sequence[str]
 
 def _with_progress(rows: Iterator[Row], counts: Counts, total: int) -> Iterator[Row]:
     """The rows, with a progress bar of users on a terminal."""
-    from tqdm import tqdm
+    from recbole_llm.progress import progress_bar
 
-    with tqdm(total=total, unit="user", desc="Recommending", disable=None, dynamic_ncols=True) as bar:
+    with progress_bar(total=total, unit="user", desc="Recommending", disable=None, dynamic_ncols=True) as bar:
         for row in rows:
             if row.rank == 1:
                 bar.update(counts.users + counts.unknown - bar.n)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import LIMIT, wait_until
 
 import recbole_llm  # noqa: F401
 
@@ -273,16 +274,12 @@ def test_a_killed_comparison_leaves_no_training_behind(run_config, tmp_path, tra
     parent = subprocess.Popen([sys.executable, str(script), config], stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
     try:
-        end = time.monotonic() + 120
-        while trains and not list(Path(run_config["checkpoint_dir"]).glob("*.pth")) and time.monotonic() < end:
-            time.sleep(0.1)
+        if trains:
+            wait_until(lambda: list(Path(run_config["checkpoint_dir"]).glob("*.pth")), "the model trains")
         assert is_running(child)
         parent.kill()
-        parent.wait()
-        end = time.monotonic() + 30
-        while is_running(child) and time.monotonic() < end:
-            time.sleep(0.1)
-        assert not is_running(child)
+        parent.wait(LIMIT)
+        wait_until(lambda: not is_running(child), "the training has ended")
     finally:
         if is_running(child):
             os.kill(child, signal.SIGKILL)
