@@ -132,7 +132,7 @@ def same_lists(ours: Path, theirs: Path) -> dict[str, float]:
 def main() -> None:
     """Measure and print; write with --output."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", help="of LLMTwoTower; its dataset where it was trained")
+    parser.add_argument("--checkpoint", help="of LLMTwoTower, trained with the default data_path")
     parser.add_argument("--dataset", default="", help="what the checkpoint was trained on, for the report")
     parser.add_argument("--items", type=int, default=500_000)
     parser.add_argument("--users", type=int, default=50_000)

@@ -17,29 +17,44 @@ from typing import Any
 PARSERS = ("c", "python")
 
 
-def load_trained(checkpoint: str | Path, *, data_path: str | Path | None = None) -> tuple[Any, Any]:
+def load_trained(
+    checkpoint: str | Path,
+    *,
+    data_path: str | Path | None = None,
+    encoder: str | None = None,
+    item_features_file: str | Path | None = None,
+    feature_cache_dir: str | Path | None = None,
+) -> tuple[Any, Any]:
     """Model in evaluation mode, on the device of its configuration, and the dataset of its training split.
 
     Texts are encoded where the feature store lacks their vectors.
 
     Args:
-        checkpoint: what ``recbole-llm run`` saved.
-        data_path: the folder that holds the dataset's folder now; ``None``: where it was when the model was trained.
+        checkpoint: what ``recbole-llm run`` saved. No path is taken out of it: those that the training was given are given again.
+        data_path: the folder that holds the dataset's folder now.
+        encoder: the folder of the encoder, or its name on the hub instead of the one in the checkpoint.
+        item_features_file: the file of item vectors.
+        feature_cache_dir: where vectors of texts are kept.
 
     Raises:
-        ValueError: if the file is none of ours or damaged, or the dataset is not there or not the one trained on.
+        ValueError: if the file is none of ours or damaged, a path must be given again, or the dataset is not there or not the
+            one trained on.
     """
-    from recbole_llm.bridge.checkpoint import data_fingerprint, read_checkpoint, settings_for_resume
+    from recbole_llm.bridge.checkpoint import MODEL_PARTS, WRONG_CONTENTS, as_given, data_fingerprint, read_checkpoint
+    from recbole_llm.bridge.checkpoint_settings import MODEL, take_settings
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of files that are not ours
-        state = read_checkpoint(checkpoint)
-    name, dataset_name, given = settings_for_resume(checkpoint)
-    if name != "LLMTwoTower":
-        raise ValueError(f"checkpoint: {str(checkpoint)!r} is of {name}; this reads LLMTwoTower's alone.")
-    del given["resume_from"]
-    if data_path is not None:
-        given["data_path"] = str(data_path)
+        state = read_checkpoint(checkpoint, parts=MODEL_PARTS)
+    paths = {
+        "data_path": data_path,
+        "encoder": encoder,
+        "item_features_file": item_features_file,
+        "feature_cache_dir": feature_cache_dir,
+    }
+    own = {key: str(value) for key, value in paths.items() if value is not None}
+    settings = take_settings(state.get("settings"), str(checkpoint), own)
+    dataset_name, given = settings.dataset, as_given(settings.given | own)
     from recbole.config import Config
     from recbole.utils import init_seed
 
@@ -47,7 +62,7 @@ def load_trained(checkpoint: str | Path, *, data_path: str | Path | None = None)
     from recbole_llm.model import LLMTwoTower
 
     with _no_command_line():
-        config = Config(name, dataset_name, config_dict=given)
+        config = Config(MODEL, dataset_name, config_dict=given)
     _require_files(config, checkpoint)
     for name in ("user_inter_num_interval", "item_inter_num_interval"):
         if config[name] == "[0,inf)":  # counts everybody and drops nobody: 1.2 s of a million interactions
@@ -73,7 +88,7 @@ def load_trained(checkpoint: str | Path, *, data_path: str | Path | None = None)
     try:
         model.load_state_dict(state["state_dict"])
         model.load_other_parameter(state["other_parameter"])
-    except (RuntimeError, TypeError, LookupError) as error:
+    except WRONG_CONTENTS as error:
         raise ValueError(
             f"checkpoint: {str(checkpoint)!r} holds another model than this version of recbole-llm makes of its settings "
             f"({error}). Use the version that wrote it, or train again."

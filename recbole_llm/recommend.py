@@ -77,27 +77,44 @@ class Counts:
 # ------------------------------------------------------------------ answers
 
 
-def open_model(path: str | Path, *, data_path: str | Path | None = None, texts: bool = True) -> Export:
+def open_model(
+    path: str | Path,
+    *,
+    data_path: str | Path | None = None,
+    texts: bool = True,
+    encoder: str | None = None,
+    item_features_file: str | Path | None = None,
+    feature_cache_dir: str | Path | None = None,
+) -> Export:
     """A trained model, ready to recommend.
 
     Args:
         path: the folder of an export, or a checkpoint (``.pth``) of LLMTwoTower, or a folder of checkpoints, of which the
             newest counts. A checkpoint's dataset is read again; no code in the file is run, and nothing is written.
-        data_path: for a checkpoint, the folder that holds the dataset's folder now; ``None``: where it was.
+        data_path: for a checkpoint, the folder that holds the dataset's folder; ``None`` where the training was given none.
         texts: for a checkpoint, whether :func:`recommend_text` is to be used.
+        encoder: folder or name on the hub of the text encoder; needed for an export that does not hold its own, and for a
+            checkpoint that was trained with a folder.
+        item_features_file: for a checkpoint that was trained with one.
+        feature_cache_dir: for a checkpoint, where vectors of texts are kept.
 
     Raises:
         ValueError: if there is nothing at ``path``, or it cannot be read.
     """
     path = newest_checkpoint(path) or Path(path)
     if path.is_dir():
-        if data_path is not None:
-            raise ValueError("data_path belongs to a checkpoint; an export holds all it needs.")
+        paths = {
+            "data_path": data_path,
+            "item_features_file": item_features_file,
+            "feature_cache_dir": feature_cache_dir,
+        }
+        for name in (name for name, value in paths.items() if value is not None):
+            raise ValueError(f"{name} belongs to a checkpoint; an export holds all it needs.")
         if not (path / MANIFEST).is_file():
             raise ValueError(
                 f"{str(path)!r} holds neither a checkpoint (LLMTwoTower-....pth) nor an export ({MANIFEST})."
             )
-        return load_export(path)
+        return load_export(path, encoders=() if encoder is None else (encoder,))
     if not path.exists():
         raise ValueError(
             f"{str(path)!r} does not exist. Give a checkpoint that 'recbole-llm run' saved (saved/LLMTwoTower-....pth), its "
@@ -107,7 +124,13 @@ def open_model(path: str | Path, *, data_path: str | Path | None = None, texts: 
     from recbole_llm.export.export_model import contents_of
     from recbole_llm.export.in_memory import export_in_memory
 
-    model, dataset = load_trained(path, data_path=data_path)
+    model, dataset = load_trained(
+        path,
+        data_path=data_path,
+        encoder=encoder,
+        item_features_file=item_features_file,
+        feature_cache_dir=feature_cache_dir,
+    )
     return export_in_memory(contents_of(model, dataset, map_texts=texts))
 
 
@@ -196,7 +219,7 @@ def recommend_text(export: Export, text: str, *, k: int = 10) -> Recommendation:
         k: how many.
 
     Raises:
-        ValueError: if the model places no texts, its encoder is not to be had, or the text is empty.
+        ValueError: if the model places no texts, its encoder is not to be had or was not named, or the text is empty.
     """
     from recbole_llm.serving.text import TransformerEncoder
 
@@ -206,7 +229,7 @@ def recommend_text(export: Export, text: str, *, k: int = 10) -> Recommendation:
         raise ValueError(
             "text: this model has no encoder or places no items by their texts (cold_map none); recommend by users or items."
         )
-    vectors, _ = TransformerEncoder(export.folder, export.manifest).encode([text])
+    vectors, _ = TransformerEncoder(export.folder, export.manifest, export.encoders).encode([text])
     return Recommender(export).recommend(Request(text_vector=vectors[0], k=k))
 
 

@@ -1,15 +1,60 @@
-"""A made dataset whose texts and interactions agree, and a tiny encoder: end-to-end tests without a download."""
+"""A made dataset whose texts and interactions agree, and a tiny encoder: end-to-end tests without a download.
+
+Also how the suite runs: in several processes where more than one file is asked for.
+"""
 
 import logging
 import os
 import random
 import sys
+from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # waiting, ports
 # before torch is loaded: with contended cores, spinning OpenMP threads slow loops of small operations several times
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# a process of the suite holds PyTorch and RecBole, a gigabyte: no more than these
+MOST_PROCESSES = 4
+# files whose tests take longest, begun first: the last one to end must not keep the others waiting
+LONGEST = (
+    "test_cli",
+    "test_compat",
+    "test_distributed",
+    "test_sharded_items",
+    "test_triton_runs",
+    "test_activation",
+    "test_scripts",
+    "test_sharded",
+    "test_faults",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Spread the files over processes, unless ``-n`` says otherwise; a single file or test starts faster in this one."""
+    if hasattr(config, "workerinput"):  # one of those processes
+        return
+    if getattr(config.option, "numprocesses", 0) is not None or config.option.dist != "no":  # given, or no pytest-xdist
+        return
+    if config.option.usepdb or all(Path(argument.partition("::")[0]).is_file() for argument in config.args):
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores > 1:
+        # fixtures of a module are made once; the order is that of pytest_collection_modifyitems
+        config.option.numprocesses, config.option.dist = min(cores, MOST_PROCESSES), "loadfile"
+        config.option.loadscopereorder = False
+        # a process that ends ends the run: pytest-xdist would begin the file again, up to the same test, many times
+        config.option.maxworkerrestart = "0"
+
+
+def pytest_collection_modifyitems(items):
+    """Begin the longest files first."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
 
 TOPICS = {
     "space": ["star", "rocket", "alien", "planet", "moon"],
@@ -49,6 +94,17 @@ def write_dataset(folder, name="toy", n_users=60, n_items=48, per_user=14, seed=
     users += [f"u{u}\tlikes {topics[u % len(topics)]} and {rng.choice(TOPICS[topics[u % 4]])}" for u in range(n_users)]
     (target / f"{name}.user").write_text("\n".join(users) + "\n")
     return folder
+
+
+try:
+    import hypothesis
+except ModuleNotFoundError:
+    pass
+else:
+    # an example may take as long as the machine needs
+    slow = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large]
+    hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=slow)
+    hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -145,3 +201,9 @@ def run_config(toy_path, tiny_encoder, tmp_path, monkeypatch):
         "topk": [5, 10],
         "valid_metric": "NDCG@10",
     }
+
+
+@pytest.fixture
+def paths(run_config):
+    """The paths of ``run_config``, which whoever reads a checkpoint of such a run gives again."""
+    return {key: run_config[key] for key in ("data_path", "encoder", "feature_cache_dir")}

@@ -13,7 +13,9 @@ import random
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,25 @@ import torch
 from torch import Tensor
 
 from recbole_llm.atomic import atomic_file
+from recbole_llm.bridge.checkpoint_settings import MODEL, take_settings
 
 FORMAT = "recbole-llm checkpoint"
 VERSION = 1
 LAST_SUFFIX = "-last.pth"
+# what a model needs of a file, and what a run that goes on needs besides
+MODEL_PARTS: dict[str, type | tuple[type, ...]] = {"state_dict": dict, "other_parameter": dict, "data": str}
+RUN_PARTS: dict[str, type | tuple[type, ...]] = MODEL_PARTS | {
+    "epoch": int,
+    "cur_step": int,
+    "best_valid_score": (int, float),
+    "best_valid_result": (dict, type(None)),
+    "train_loss_dict": dict,
+    "optimizer": dict,
+    "scaler": dict,
+    "random_states": list,
+}
+# of reading a part of a checkpoint that has the right type and other contents than ours
+WRONG_CONTENTS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 # what belongs to a process and not to a run
 _PROCESS_KEYS = ("local_rank", "world_size", "ip", "port", "nproc", "offset", "resume_from")
 
@@ -91,15 +108,25 @@ def random_state(loader_generator: torch.Generator | None) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], loader_generator: torch.Generator | None) -> None:
-    """Take over what :func:`random_state` gave."""
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([device.cpu() for device in state["cuda"]])
-    if loader_generator is not None and state["loader"] is not None:
-        loader_generator.set_state(state["loader"].cpu())
+    """Take over what :func:`random_state` gave.
+
+    Raises:
+        ValueError: if it is of another form.
+    """
+    try:
+        random.setstate(state["python"])
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+        torch.set_rng_state(state["torch"].cpu())
+        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([device.cpu() for device in state["cuda"]])
+        if loader_generator is not None and state["loader"] is not None:
+            loader_generator.set_state(state["loader"].cpu())
+    except WRONG_CONTENTS as error:
+        raise ValueError(
+            f"checkpoint: its state of the random numbers is none of this version's ({error}). Resume with the version that "
+            "wrote it, or start the run again."
+        ) from error
 
 
 def data_fingerprint(offsets: Tensor, ids: Tensor) -> str:
@@ -159,7 +186,11 @@ def unwritable(path: str | os.PathLike[str], error: Exception) -> OSError:
 
 
 def read_checkpoint(
-    path: str | os.PathLike[str], device: torch.device | str = "cpu", *, mapped: bool = False
+    path: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    *,
+    mapped: bool = False,
+    parts: Mapping[str, type | tuple[type, ...]] | None = None,
 ) -> dict[str, Any]:
     """Read a checkpoint of ours without running code from it; its ``config`` stays pickled.
 
@@ -167,6 +198,7 @@ def read_checkpoint(
         path: the file.
         device: where tensors go.
         mapped: leave tensors in the file, for who needs some of their rows; ``device`` is then the CPU.
+        parts: names that must be there, with their types, such as ``MODEL_PARTS``.
 
     Raises:
         ValueError: if there is no such file, it is damaged, or nothing that recbole-llm wrote.
@@ -191,10 +223,16 @@ def read_checkpoint(
             content = torch.load(os.fspath(path), map_location=device, weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
         raise _foreign(path) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or type(content.get("version")) is not int:
         raise _foreign(path)
     if content["version"] > VERSION:
         raise ValueError(f"checkpoint: {str(path)!r} was written by a newer recbole-llm; upgrade this one.")
+    lacking = [name for name, kind in (parts or {}).items() if not isinstance(content.get(name, ...), kind)]
+    if lacking:
+        raise ValueError(
+            f"checkpoint: {str(path)!r} lacks {', '.join(lacking)}, or they are of another form: it is no checkpoint that "
+            "recbole-llm wrote. Give one such as saved/LLMTwoTower-....pth."
+        )
     return content
 
 
@@ -205,20 +243,35 @@ def _foreign(path: str | os.PathLike[str]) -> ValueError:
     )
 
 
-def settings_for_resume(path: str | os.PathLike[str]) -> tuple[str, str, dict[str, Any]]:
+def settings_for_resume(path: str | os.PathLike[str], own: Collection[str] = ()) -> tuple[str, str, dict[str, Any]]:
     """Model, dataset and configuration dictionary that go on from ``path`` with the settings it was written under.
 
+    The model is always LLMTwoTower. :mod:`recbole_llm.bridge.checkpoint_settings` says what is taken of the file; the log names
+    what is not.
+
+    Args:
+        path: the file.
+        own: the keys that the caller gives a value himself.
+
     Raises:
-        ValueError: see :func:`read_checkpoint`.
+        ValueError: see :func:`read_checkpoint` and :func:`~recbole_llm.bridge.checkpoint_settings.take_settings`.
     """
+    settings = take_settings(read_checkpoint(path, parts=RUN_PARTS).get("settings"), str(path), own)
+    left = [key for key in settings.left if key != "checkpoint_dir"]  # the folder of the file stands for it
+    if left:
+        getLogger().warning(
+            "Settings that are not taken from the checkpoint, but may be given again as --key=value: %s",
+            ", ".join(left),
+        )
+    again = {"checkpoint_dir": str(Path(path).resolve().parent), "resume_from": str(path)}
+    return MODEL, settings.dataset, as_given(settings.given) | again
+
+
+def as_given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for the ``config_dict`` of a ``Config``, which parses strings: one that would change is written as a literal."""
     from recbole_llm.bridge.repairs.configuration import parse_value
 
-    settings = read_checkpoint(path)["settings"]
-    # Config parses the strings of a dictionary: one that would become something else is written as a literal
-    given = {
+    return {
         key: repr(value) if isinstance(value, str) and parse_value(value) != value else value
-        for key, value in settings["given"].items()
+        for key, value in settings.items()
     }
-    for key in ("model", "dataset"):
-        given.pop(key, None)
-    return settings["model"], settings["dataset"], given | {"resume_from": str(path)}

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from recbole_llm.bridge import option_values as values
+from recbole_llm.content.encoder_settings import DTYPES, OVERFLOWS, POOLINGS
 
 LOSS_TYPES = ("catalog_bce", "catalog_ce", "sampled_bce", "pair_bce")
 CATALOG_LOSSES = ("catalog_bce", "catalog_ce")
@@ -104,7 +105,7 @@ class Options:
         values.text, None, "Text and features", "str", "Branch, tag or commit on the hub.", of_dataset=True
     )
     encoder_pooling: str = _key(
-        values.choice("auto", "mean", "cls", "last", "max"),
+        values.choice("auto", *POOLINGS),
         "auto",
         "Text and features",
         "str",
@@ -123,7 +124,7 @@ class Options:
         of_dataset=True,
     )
     encoder_overflow: str = _key(
-        values.choice("truncate", "chunk_mean", "head_tail"),
+        values.choice(*OVERFLOWS),
         "truncate",
         "Text and features",
         "str",
@@ -140,7 +141,7 @@ class Options:
     )
     encoder_batch_size: int = _key(values.count, 64, "Text and features", "int", "Texts per forward pass.")
     encoder_dtype: str = _key(
-        values.choice("float32", "bfloat16", "float16"),
+        values.choice(*DTYPES),
         "float32",
         "Text and features",
         "str",

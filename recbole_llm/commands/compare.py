@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_llm.bridge.experiments.comparison import as_json, as_latex, as_markdown, compare, draw
+from recbole_llm.bridge.experiments.comparison import about_tests, as_json, as_latex, as_markdown, compare, draw
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,12 +35,13 @@ def run_compare(options: argparse.Namespace, config_files: Sequence[str], overri
         overrides=[*overrides, *quiet],
         progress=lambda text: print(text, flush=True),
     )
-    print(f"\n{as_markdown(found)}")
+    print(f"\n{as_markdown(found)}\n\n{about_tests(found)}")
     if options.output:
         folder = Path(options.output)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "comparison.json").write_text(json.dumps(as_json(found), indent=2) + "\n", encoding="utf-8")
-        (folder / "comparison.md").write_text(as_markdown(found) + "\n", encoding="utf-8")
+        text = f"{as_markdown(found)}\n\n{about_tests(found)}\n"
+        (folder / "comparison.md").write_text(text, encoding="utf-8")
         (folder / "comparison.tex").write_text(as_latex(found) + "\n", encoding="utf-8")
         try:
             draw(found, folder / "comparison.png")

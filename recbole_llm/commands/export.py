@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from recbole_llm.bridge.checkpoint_settings import add_path_arguments, given_paths
 from recbole_llm.checkpoints import load_trained, newest_checkpoint
 from recbole_llm.export.export_model import INDEX_KINDS, export_model
 from recbole_llm.export.model_tables import ModelTables
@@ -20,12 +22,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint", help="what 'recbole-llm run' saved (saved/LLMTwoTower-....pth), or its folder for the newest one"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write; must not exist")
-    parser.add_argument(
-        "--data_path",
-        default=None,
-        metavar="FOLDER",
-        help="holds the dataset's folder, if that has moved since the training",
-    )
+    add_path_arguments(parser)
     parser.add_argument("--index", choices=INDEX_KINDS, default="auto", help="auto: ivf above 300,000 items")
     parser.add_argument("--attributes", default=None, metavar="A,B", help="item columns to show and filter by")
     parser.add_argument("--no-text", action="store_true", help="leave the items' texts out")
@@ -50,7 +47,7 @@ def run_export(options: argparse.Namespace) -> int:
             "(saved/LLMTwoTower-....pth), or its folder."
         )
     metrics = _metrics(options.metrics)
-    model, dataset = load_trained(checkpoint, data_path=options.data_path)
+    model, dataset = load_trained(checkpoint, **given_paths(options))
     manifest = export_model(
         model,
         dataset,
@@ -65,10 +62,12 @@ def run_export(options: argparse.Namespace) -> int:
         build_index=build_index,
     )
     size = sum(sums.bytes for sums in manifest.files.values())
+    spec = manifest.encoder
+    texts = "" if spec is None or spec.bundled else f" --encoder {shlex.quote(spec.name)}"
     print(
         f"export {manifest.export_id}: {manifest.counts['items']} items, {manifest.counts['users']} users, "
         f"{manifest.dim} dimensions, {size / 1e6:.1f} MB in {options.output}\n"
-        f"next: recbole-llm serve {options.output}"
+        f"next: recbole-llm serve {options.output}{texts}"
     )
     return 0
 

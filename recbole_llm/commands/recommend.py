@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.bridge.checkpoint_settings import add_path_arguments, given_paths
 from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.reader import Export
 from recbole_llm.recommend import (
@@ -61,9 +62,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="a checkpoint that 'recbole-llm run' saved (saved/LLMTwoTower-....pth), its folder for the newest one, or the "
         "folder of an export",
     )
-    parser.add_argument(
-        "--data_path", metavar="FOLDER", help="holds the dataset's folder, if that has moved since the training"
-    )
+    add_path_arguments(parser)
 
 
 def _open(options: argparse.Namespace, texts: bool) -> Export:
@@ -73,7 +72,7 @@ def _open(options: argparse.Namespace, texts: bool) -> Export:
     log = logging.getLogger("recbole_llm.content.features")
     log.addFilter(_not_of_training)
     try:
-        return open_model(newest or options.model, data_path=options.data_path, texts=texts)
+        return open_model(newest or options.model, texts=texts, **given_paths(options))
     finally:
         log.removeFilter(_not_of_training)
 
@@ -163,9 +162,9 @@ def _answer_one(options: argparse.Namespace, model: Export, items: Sequence[str]
 
 def _with_progress(rows: Iterator[Row], counts: Counts, total: int) -> Iterator[Row]:
     """The rows, with a progress bar of users on a terminal."""
-    from tqdm import tqdm
+    from recbole_llm.progress import progress_bar
 
-    with tqdm(total=total, unit="user", desc="Recommending", disable=None, dynamic_ncols=True) as bar:
+    with progress_bar(total=total, unit="user", desc="Recommending", disable=None, dynamic_ncols=True) as bar:
         for row in rows:
             if row.rank == 1:
                 bar.update(counts.users + counts.unknown - bar.n)

@@ -1,9 +1,11 @@
 """``recbole-llm run``: train, evaluate and print the table, our model or any of RecBole's."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from recbole_llm.commands.output import PROGRAM, write_json
@@ -20,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         default=None,
         metavar="PATH",
-        help="go on from a *-last.pth checkpoint, with its model, dataset and settings",
+        help="go on from a *-last.pth checkpoint of LLMTwoTower, with its dataset and settings; paths are given again",
     )
     parser.add_argument("--nproc", type=int, default=1, help="processes in this group")
     parser.add_argument("--ip", default="localhost", help="address of the master process")
@@ -50,8 +52,11 @@ def run_model(options: argparse.Namespace, files: Sequence[str], overrides: Sequ
         from recbole_llm.bridge.checkpoint import settings_for_resume
 
         if files:
-            raise ValueError("--config_files: a resumed run has its checkpoint's settings; change one as --key=value.")
-        options.model, options.dataset, settings = settings_for_resume(options.resume)
+            raise ValueError(
+                "--config_files: a resumed run has its checkpoint's settings; change one, or give a path again, as --key=value."
+            )
+        own = {argument[2:].partition("=")[0] for argument in overrides}
+        options.model, options.dataset, settings = settings_for_resume(options.resume, own)
     config = Config(options.model, options.dataset, list(files), dict(settings))
     require_dataset(config)
     started = time.perf_counter()
@@ -74,11 +79,11 @@ def run_model(options: argparse.Namespace, files: Sequence[str], overrides: Sequ
         return 0
     print(f"\n{options.model} on {options.dataset}, {seconds:.1f} s\n{_table(result)}")
     if options.model == "LLMTwoTower":
-        from recbole_llm.checkpoints import newest_checkpoint
+        from recbole_llm.bridge.checkpoint_settings import options_to_repeat
 
-        checkpoint = newest_checkpoint(config["checkpoint_dir"])
-        if checkpoint is not None and time.time() - checkpoint.stat().st_mtime <= seconds + 1:
-            print(f"next: {PROGRAM} recommend {checkpoint} --users ID")
+        checkpoint = _checkpoint_of_run(config["checkpoint_dir"], seconds)
+        if checkpoint is not None:
+            print(" ".join([f"next: {PROGRAM} recommend {checkpoint} --users ID", *options_to_repeat(config)]))
     if options.output:
         from recbole_llm.bridge.environment import versions
 
@@ -95,6 +100,23 @@ def run_model(options: argparse.Namespace, files: Sequence[str], overrides: Sequ
         )
         print(f"written: {options.output}")
     return 0
+
+
+def _checkpoint_of_run(folder: str, seconds: float) -> str | Path | None:
+    """What the run of LLMTwoTower that has just ended wrote; ``None`` where it saved nothing.
+
+    Args:
+        folder: its ``checkpoint_dir``, in which other runs may write too.
+        seconds: how long it took.
+    """
+    from recbole_llm.bridge.training.trainer import LLMTwoTowerTrainer
+    from recbole_llm.checkpoints import newest_checkpoint
+
+    # the second is of processes of its own (--nproc)
+    for file in (LLMTwoTowerTrainer.last_saved, newest_checkpoint(folder)):
+        if file is not None and time.time() - os.stat(file).st_mtime <= seconds + 1:
+            return file
+    return None
 
 
 def _table(result: Mapping[str, Any]) -> str:

@@ -48,7 +48,15 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cors-origin", action="append", default=[], metavar="URL", help="origin whose pages may call")
     parser.add_argument("--no-verify", action="store_true", help="do not compare checksums when loading")
-    parser.add_argument("--no-encoder", action="store_true", help="do not load the text encoder")
+    texts = parser.add_mutually_exclusive_group()
+    texts.add_argument(
+        "--encoder",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="folder or hub name of the text encoder, where the export does not hold it; may be repeated",
+    )
+    texts.add_argument("--no-encoder", action="store_true", help="do not load the text encoder")
     parser.add_argument("--no-access-log", action="store_true")
     parser.add_argument("--queue", type=int, default=limits.queue, help="requests that may wait; more get 503 at once")
     parser.add_argument("--rate", type=float, default=0.0, metavar="N", help="requests per second and key; 0: any")
@@ -103,6 +111,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         watch=options.watch,
         verify=not options.no_verify,
         encoder=not options.no_encoder,
+        encoders=tuple(dict.fromkeys(options.encoder)),
         metrics_need_key=options.metrics_auth,
         access_log=not options.no_access_log,
         limits=Limits(queue=options.queue, requests_per_second=options.rate),

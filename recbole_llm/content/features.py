@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from recbole_llm.content.encoders.transformer import Encoder, Sample
 from recbole_llm.content.processes import number_of_processes
 from recbole_llm.content.store.feature_table import FeatureTable, apply_transform
 from recbole_llm.content.store.store import FeatureStore, Shards, raw_key
 from recbole_llm.content.store.vector_files import load_features
+from recbole_llm.progress import progress_bar
 
 __all__ = ["FeatureStore", "FeatureTable", "apply_transform", "encode_texts", "load_features"]
 
@@ -109,7 +109,7 @@ class _Job:
         if not missing:
             return
         start = time.perf_counter()
-        with tqdm(
+        with progress_bar(
             total=missing, unit="text", desc="Encoding", disable=not self.show_progress, dynamic_ncols=True
         ) as bar:
             for first in range(0, len(self.keys), WINDOW_TEXTS):

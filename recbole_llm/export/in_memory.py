@@ -42,4 +42,5 @@ def export_in_memory(contents: ExportContents) -> Export:
         text_map=text_map,
         history_rank=None if contents.history_rank is None else float32(contents.history_rank),
         content={name: float32(table) for name, table in contents.content.items()},
+        encoders=() if contents.encoder is None else (contents.encoder.name,),  # it made the contents, so it is loaded
     )

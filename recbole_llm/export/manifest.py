@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.content.encoder_settings import MAX_COUNT, check_settings
 from recbole_llm.export.errors import ExportError
 from recbole_llm.export.tensor_file import open_file, parse_json
 from recbole_llm.scoring.probability import ProbabilityMap
@@ -181,6 +182,7 @@ def read_manifest(folder: Path) -> Manifest:
     manifest = _manifest_of(raw)
     if manifest.identity() != manifest.export_id:
         raise ExportError(f"{MANIFEST} does not have the contents of its export_id: it is damaged or was edited.")
+    _check_encoder(manifest)
     return manifest
 
 
@@ -207,6 +209,27 @@ def _manifest_of(raw: dict[str, Any]) -> Manifest:
             raise
         raise ExportError(f"{MANIFEST} has a field of the wrong form ({error}).") from None
     return manifest
+
+
+def _check_encoder(manifest: Manifest) -> None:
+    """Nothing but typed settings may reach ``load_encoder``: the export_id is a plain hash, which anybody can make."""
+    spec = manifest.encoder
+    if spec is None:
+        return
+    texts = {"name": (spec.name, 4096), "fingerprint": (spec.fingerprint, 256)}
+    texts |= {} if spec.revision is None else {"revision": (spec.revision, 256)}
+    for what, (text, most) in texts.items():
+        if not isinstance(text, str) or not 0 < len(text) <= most or not text.isprintable():
+            raise ExportError(f"{MANIFEST}: the encoder's {what} is no string of 1 to {most} printable characters.")
+    if type(spec.feature_dim) is not int or not 1 <= spec.feature_dim <= MAX_COUNT:
+        raise ExportError(f"{MANIFEST}: the encoder's feature_dim is no integer from 1 to {MAX_COUNT}.")
+    inside = any(name.startswith(f"{ENCODER_FOLDER}/") for name in manifest.files)
+    if type(spec.bundled) is not bool or spec.bundled != inside:
+        raise ExportError(f"{MANIFEST}: the encoder's bundled and the files of {ENCODER_FOLDER}/ do not agree.")
+    try:
+        check_settings(spec.settings)
+    except ValueError as error:
+        raise ExportError(f"{MANIFEST}: {error}.") from None
 
 
 def _check_manifest(manifest: Manifest) -> None:

@@ -24,7 +24,7 @@ def model_card(contents: ExportContents, dataset: str) -> str:
         "",
     ]
     if contents.encoder is not None:
-        where = "in this folder" if contents.encoder.bundled else "loaded by name when a text is first encoded"
+        where = "in this folder" if contents.encoder.bundled else "not in this folder: texts need --encoder NAME"
         lines += [f"Texts: {contents.encoder.name}, {contents.encoder.feature_dim} dimensions, {where}.", ""]
     if contents.text_map is None:
         lines += ["Items cannot be added by their text: no map from texts to item vectors was fitted.", ""]

@@ -22,7 +22,7 @@ where the bracket is scoring "cosine". A block with a decay has weights t_j = ex
 newest item of the history.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,8 @@ class Export:
         text_map: or ``None``.
         index: bytes of the index file, or ``None``.
         history_rank: ``[nnz]`` float32, 0 for a user's newest item; ``None`` where no block fades.
+        encoders: folders or names on the hub that may be loaded as the encoder of its texts, named by who opened it and never
+            by its files.
         content: by modality ``[N, f]`` float32 unit vectors of the items' content, zero rows for items without.
     """
 
@@ -103,15 +105,17 @@ class Export:
     index: memoryview | None = None
     history_rank: np.ndarray | None = None
     content: Mapping[str, np.ndarray] = field(default_factory=dict)
+    encoders: tuple[str, ...] = ()
 
 
-def load_export(folder: str | Path, *, verify: bool = True) -> Export:
+def load_export(folder: str | Path, *, verify: bool = True, encoders: Sequence[str] = ()) -> Export:
     """Read an export and check everything that can be checked.
 
     Args:
         folder: what ``recbole-llm export`` wrote.
         verify: compare every file's sha256 with the manifest's. Sizes, shapes, dtypes, finiteness, bounds and ids are
             checked in any case.
+        encoders: folders or names on the hub that may be loaded as the encoder of its texts, where it holds none itself.
 
     Raises:
         ExportError: with one sentence that says what is wrong and what to do.
@@ -170,6 +174,7 @@ def load_export(folder: str | Path, *, verify: bool = True) -> Export:
         index=opened.get(INDEX),
         history_rank=rank,
         content=_read_content(opened[CONTENT], N) if CONTENT in opened else {},
+        encoders=tuple(encoders),
     )
 
 

@@ -3,12 +3,12 @@ r"""How fast histories decay and how much each block counts, searched jointly, w
     score = closed_tau / s_tau + f next_tau' / s_tau' + l learned / s          s: standard deviation of a block's scores
 
 Each block was tuned before the later ones existed. Once all three are present the best settings change: the closed form prefers a
-faster decay, and the towers start to help. So tau, tau', f and l are searched again from a grid of all four. Weights are in units of
-standard deviations, since a faster decay makes a block's scores smaller.
+faster decay, and the towers start to help. So tau, tau', f and l are searched again from a grid of all four. Weights are in
+units of standard deviations, since a faster decay makes a block's scores smaller.
 
-A validation split by time mostly holds one item a user, so that a choice is noisy. The value is therefore the mean of the metric at k
-and at 2k places. Hundreds of blends are compared on a few hundred candidates a user, the best of each block. An item that no block
-ranks high is rarely ranked high by a blend. docs/decisions/decays.md has the experiments.
+A validation split by time mostly holds one item a user, so that a choice is noisy. The value is therefore the mean of the metric
+at k and at 2k places. Hundreds of blends are compared on a few hundred candidates a user, the best of each block. An item that no
+block ranks high is rarely ranked high by a blend. docs/decisions/decays.md has the experiments.
 """
 
 import itertools

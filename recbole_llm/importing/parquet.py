@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from recbole_llm.importing.table import Batch, Source, joined
+from recbole_llm.progress import progress_bar
 
 # rows of a batch; of all columns, among which may be long texts, fewer
 ROWS = 1 << 16
@@ -44,7 +44,7 @@ class ParquetSource(Source):
         wanted = self.names if names is None else list(names)
         size = ROWS if names is not None else ROWS // 16
         start, total = 1, self._file.metadata.num_rows
-        bar = tqdm(
+        bar = progress_bar(
             total=total,
             unit="row",
             unit_scale=True,

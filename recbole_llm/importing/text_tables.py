@@ -22,9 +22,9 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.csv
-from tqdm import tqdm
 
 from recbole_llm.importing.table import Batch, Number, Source, joined
+from recbole_llm.progress import progress_bar
 
 DELIMITERS = (",", "\t", ";", "|")
 # rows of the first batch, by which columns are told apart
@@ -56,7 +56,7 @@ class _TextSource(Source):
     def _stream(self, progress: bool = False) -> Iterator[tuple[BinaryIO, Callable[[], object]]]:
         """The file's bytes, and a function that moves the progress bar up to what has been read."""
         size = self.path.stat().st_size
-        bar = tqdm(
+        bar = progress_bar(
             total=size, unit="B", unit_scale=True, desc=self.path.name, leave=False, disable=None if progress else True
         )
         with self.path.open("rb") as raw, bar:

@@ -40,7 +40,7 @@ from recbole_llm.serving.problem import MEDIA_TYPE, Problem
 from recbole_llm.serving.service import NotYetApplied, ReloadRunning, Service
 from recbole_llm.serving.settings import Settings
 from recbole_llm.serving.signals import reload_on_hangup
-from recbole_llm.serving.text import EncodedText, EncoderUnavailable, SentenceEncoder, TransformerEncoder
+from recbole_llm.serving.text import EncodedText, EncoderUnavailable, SentenceEncoder
 
 STATIC = Path(__file__).parent / "static"
 MAX_SEQ = 2**53
@@ -135,14 +135,12 @@ class _RecommendRoute(_BodyRoute):
     adapter = TypeAdapter(schemas.RecommendBody)
 
 
-def create_app(
-    settings: Settings, make_encoder: Callable[[Path, Manifest], SentenceEncoder] = TransformerEncoder
-) -> FastAPI:
+def create_app(settings: Settings, make_encoder: Callable[[Path, Manifest], SentenceEncoder] | None = None) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
         settings: how it is set up.
-        make_encoder: makes the encoder of an export; by default a transformer.
+        make_encoder: of :class:`Service`.
 
     Returns:
         The application; ``app.state.service`` is its :class:`Service`, started with the application.

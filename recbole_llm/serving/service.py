@@ -27,7 +27,7 @@ from recbole_llm.serving.load_and_swap import Built, Encode, apply_all, build, f
 from recbole_llm.serving.metrics import Gauge, Metrics
 from recbole_llm.serving.open_log import open_overlay
 from recbole_llm.serving.settings import Settings
-from recbole_llm.serving.text import SentenceEncoder, TextEncoding, TransformerEncoder
+from recbole_llm.serving.text import SentenceEncoder, TextEncoding, text_encoding
 
 X = TypeVar("X")
 WATCH_SECONDS = 1.0
@@ -75,11 +75,12 @@ class Service:
 
     Args:
         settings: how it is set up.
-        make_encoder: makes the encoder of an export; by default a transformer.
+        make_encoder: makes the encoder of an export, whatever the export names; ``None`` for the export's own transformer,
+            bundled or named by ``settings.encoders``.
     """
 
     def __init__(
-        self, settings: Settings, make_encoder: Callable[[Path, Manifest], SentenceEncoder] = TransformerEncoder
+        self, settings: Settings, make_encoder: Callable[[Path, Manifest], SentenceEncoder] | None = None
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
@@ -135,21 +136,12 @@ class Service:
         built = await self._in_loading(lambda: self._build(folder, changes, None))
         self._recommender, self._stale = built.recommender, built.stale
         loop = asyncio.get_running_loop()
-        self.text = self._text_encoding(folder, built.recommender.export.manifest)
+        manifest = built.recommender.export.manifest
+        self.text = text_encoding(folder, manifest, self.settings, self.metrics, self._make_encoder)
         self.text.start(lambda: loop.call_soon_threadsafe(self._encoder_ready))
         await self._in_loading(_freeze)
         self._keep(self._follow())
         log.info("Serving export %s with %d items", self.export_id, self.recommender.catalog.live_count)
-
-    def _text_encoding(self, folder: Path, manifest: Manifest) -> TextEncoding:
-        queue = self.settings.limits.encode_queue
-        if manifest.text_map is None:
-            return TextEncoding(None, self.metrics, reason="This export maps no texts.")
-        if manifest.encoder is None:
-            return TextEncoding(None, self.metrics, reason="This export names no encoder.")
-        if not self.settings.encoder:
-            return TextEncoding(None, self.metrics, reason="The service was started without its encoder.")
-        return TextEncoding(lambda: self._make_encoder(folder, manifest), self.metrics, queue)
 
     def _encoder_ready(self) -> None:
         if self._stale:
@@ -383,7 +375,10 @@ class Service:
             or text.state == "failed"
             or (manifest.text_map is None) != (text.state == "none")
         ):
-            text = self._text_encoding(folder, manifest)
+            works = text.state == "ready"
+            text = text_encoding(folder, manifest, self.settings, self.metrics, self._make_encoder)
+            if works and text.unnamed is not None:  # texts that are answered now would not be after the swap
+                raise ExportError(text.unnamed)
             text.start()
             if text.state != "none" and not text.wait(ENCODER_SECONDS):
                 raise ExportError(f"The encoder of export {manifest.export_id} cannot be loaded; the log says why.")

@@ -67,6 +67,7 @@ class Settings:
         watch: load an export that appears.
         verify: compare checksums when loading.
         encoder: whether texts can be encoded.
+        encoders: folders or names on the hub that exports without an encoder of their own may load.
         metrics_need_key: whether /metrics needs a key.
         access_log: one JSON line a request.
         poll_seconds: how often changes by other processes are looked for.
@@ -83,6 +84,7 @@ class Settings:
     watch: bool = False
     verify: bool = True
     encoder: bool = True
+    encoders: tuple[str, ...] = ()
     metrics_need_key: bool = False
     access_log: bool = False
     poll_seconds: float = 0.2
@@ -98,7 +100,8 @@ class Settings:
         raw = json.loads(text)
         raw["keys"] = tuple(Key(**key) for key in raw["keys"])
         raw["limits"] = Limits(**raw["limits"])
-        raw["allowed_hosts"], raw["cors_origins"] = tuple(raw["allowed_hosts"]), tuple(raw["cors_origins"])
+        for name in ("allowed_hosts", "cors_origins", "encoders"):
+            raw[name] = tuple(raw[name])
         return Settings(**raw)
 
     def scope_of(self, key: str) -> str | None:

@@ -4,22 +4,32 @@ torch and transformers are imported here alone on the request's path, inside tha
 """
 
 import asyncio
+import shlex
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from recbole_llm.content.encoder_settings import SETTINGS
 from recbole_llm.export.manifest import ENCODER_FOLDER, Manifest
 from recbole_llm.serving.batching import Batcher
 from recbole_llm.serving.metrics import Metrics
+from recbole_llm.serving.settings import Settings
 
 MAX_BATCH = 32
 CACHED_TEXTS = 4096
+
+# for clients; the log has the name, which may be a folder
+ENCODER_UNNAMED = (
+    "This export does not hold its encoder, and the service was not told to load it: texts cannot be used until it is started "
+    "with --encoder NAME. Its log says which."
+)
 
 log = getLogger(__name__)
 
@@ -50,33 +60,42 @@ class EncodedText(NamedTuple):
     cut: int
 
 
+def encoder_refusal(manifest: Manifest, named: Sequence[str]) -> str | None:
+    """Why the encoder of an export must not be loaded, with the way out; ``None`` if it may be.
+
+    Args:
+        manifest: of the export, with an encoder.
+        named: the encoders that the caller has named, folders or names on the hub. An export is a file that anybody may have
+            written: what it names outside its folder is loaded only if the caller names an encoder too.
+    """
+    spec = manifest.encoder
+    if spec is None or spec.bundled or named:
+        return None
+    return (
+        f"The texts of this export need the encoder {spec.name!r}, which is not in its folder, and nothing is loaded because a "
+        f"file names it. Name the encoder yourself with --encoder {shlex.quote(spec.name)} (or a folder that holds it), or "
+        "export again with --bundle-encoder."
+    )
+
+
 class TransformerEncoder:
-    """The encoder that an export names, with its weights loaded.
+    """The encoder of an export, with its weights loaded.
 
     Args:
         folder: the export.
         manifest: its manifest, with an encoder.
+        named: the encoders that the caller has named; needed where the export does not bundle its own.
 
     Raises:
-        ValueError: if the encoder cannot be found, or gives other vectors than the model was trained on.
+        ValueError: if the caller has named none, it cannot be found, or gives other vectors than the model was trained on.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, named: Sequence[str] = ()) -> None:
         import torch
 
-        from recbole_llm.content.encoders.transformer import load_encoder
-
-        spec = manifest.encoder
-        assert spec is not None
         torch.set_num_threads(1)
-        name = str(folder / ENCODER_FOLDER) if spec.bundled else spec.name
-        self._encoder: Any = load_encoder(name, revision=None if spec.bundled else spec.revision, **dict(spec.settings))
+        self._encoder: Any = _find(folder, manifest, named)
         self.fingerprint = self._encoder.fingerprint
-        if self.fingerprint != spec.fingerprint:
-            raise ValueError(
-                f"encoder {spec.name!r} here differs from the one the model was trained with: "
-                "install that revision, or export with --bundle-encoder."
-            )
         self.encode(["warm up"])
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -97,6 +116,35 @@ class TransformerEncoder:
                 vectors[batch] = self._encoder.encode([samples[at] for at in batch]).float().cpu().numpy()
                 start = stop
         return vectors, np.array([sample.cut for sample in samples], np.int64)
+
+
+def _find(folder: Path, manifest: Manifest, named: Sequence[str]) -> Any:
+    """The first of the allowed encoders with the fingerprint of the export's; no weights are loaded for that."""
+    from recbole_llm.content.encoders.transformer import load_encoder
+
+    spec = manifest.encoder
+    assert spec is not None
+    refusal = encoder_refusal(manifest, named)
+    if refusal is not None:
+        raise ValueError(refusal)
+    # the folder beside the vectors was hashed with them; else the caller's names, the one that the export means first
+    places = [str(folder / ENCODER_FOLDER)] if spec.bundled else sorted(named, key=lambda name: name != spec.name)
+    failures = []
+    for place in places:
+        revision = spec.revision if place == spec.name and not spec.bundled else None
+        try:
+            # these names and no others: trust_remote_code comes from no file
+            encoder = load_encoder(
+                place, revision=revision, **{n: spec.settings[n] for n in SETTINGS if n in spec.settings}
+            )
+            if encoder.fingerprint == spec.fingerprint:
+                return encoder
+            failures.append(f"{place!r} is another one than the model was trained with")
+        except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:  # files of any form
+            failures.append(str(error))
+    raise ValueError(
+        f"encoder {spec.name!r}: {'; '.join(failures)}. Install the one it was trained with, or export with --bundle-encoder."
+    )
 
 
 class TextEncoding:
@@ -124,6 +172,7 @@ class TextEncoding:
             self._encode, max_batch=MAX_BATCH, max_queue=max_queue, name="encoder"
         )
         self._ready = threading.Event()
+        self.unnamed: str | None = None  # the encoder that nobody has named, and what to do: for the log
 
     @property
     def state(self) -> str:
@@ -222,3 +271,36 @@ class TextEncoding:
     def close(self) -> None:
         """Let the thread end."""
         self._batcher.close()
+
+
+def text_encoding(
+    folder: Path,
+    manifest: Manifest,
+    settings: Settings,
+    metrics: Metrics,
+    make_encoder: Callable[[Path, Manifest], SentenceEncoder] | None = None,
+) -> TextEncoding:
+    """The encoding of texts that a service of these settings has for an export; :meth:`TextEncoding.start` loads it.
+
+    Args:
+        folder: the export.
+        manifest: its manifest.
+        settings: of the service.
+        metrics: to count in.
+        make_encoder: takes the place of the export's own transformer.
+    """
+    for lacks, reason in (
+        (manifest.text_map is None, "This export maps no texts."),
+        (manifest.encoder is None, "This export names no encoder."),
+        (not settings.encoder, "The service was started without its encoder."),
+    ):
+        if lacks:
+            return TextEncoding(None, metrics, reason=reason)
+    refusal = None if make_encoder else encoder_refusal(manifest, settings.encoders)
+    if refusal is not None:
+        log.warning("%s", refusal)
+        encoding = TextEncoding(None, metrics, reason=ENCODER_UNNAMED)
+        encoding.unnamed = refusal
+        return encoding
+    make = make_encoder or partial(TransformerEncoder, named=settings.encoders)
+    return TextEncoding(partial(make, folder, manifest), metrics, settings.limits.encode_queue)

@@ -38,15 +38,13 @@ def recbole(folder, files, version="1.2.1"):
     return tree(folder, {"recbole/__init__.py": f"__version__ = '{version}'", **files})
 
 
-def test_importing_the_package_is_cheap_and_loads_nothing():
+def test_importing_the_package_loads_nothing_else():
+    """What keeps the import cheap; benchmarks/import_time.py has the seconds."""
     code = (
-        "import sys, time\nbefore = set(sys.modules)\nstart = time.process_time()\nimport recbole_llm\n"
-        "seconds = time.process_time() - start\n"
-        "print(seconds, *sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+        "import sys\nbefore = set(sys.modules)\nimport recbole_llm\n"
+        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
     )
-    runs = [python(code).stdout.split() for _ in range(3)]
-    assert min(float(run[0]) for run in runs) < 0.05
-    assert set(runs[0][1:]) - set(sys.stdlib_module_names) == {"recbole_llm"}
+    assert set(python(code).stdout.split()) - set(sys.stdlib_module_names) == {"recbole_llm"}
 
 
 ORDER = """

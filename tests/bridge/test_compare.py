@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import LIMIT, wait_until
 
 import recbole_llm  # noqa: F401
 
@@ -20,10 +21,12 @@ from recbole_llm.bridge.experiment import Experiment, Outcome, Training, run_exp
 USERS = np.arange(1, 301)
 
 
-def trained(seed, values):
+def trained(seed, values, valid=None):
+    """A training whose validation figure is ``valid``; by default its test figure."""
     values = np.asarray(values, dtype=float)
-    metrics = {"ndcg@10": float(values.mean()), "hit@10": 0.5}
-    return Training(seed, values.mean(), metrics, metrics, 2.0, 0.1, USERS, {"ndcg@10": values})
+    test = {"ndcg@10": float(values.mean()), "hit@10": 0.5}
+    valid = test if valid is None else valid
+    return Training(seed, values.mean(), valid, test, 2.0, 0.1, USERS, {"ndcg@10": values})
 
 
 def fake(results):
@@ -46,7 +49,8 @@ def table():
         "Strong": [base + 0.1, base + 0.12 + 0.05 * rng.standard_normal(300)],
         "Twin": [base + 1e-3 * rng.standard_normal(300), base + 0.02],
     }
-    return module.compare(["Weak", "Strong", "Absent", "Twin"], "made", seeds=2, run=fake(results))
+    models = ["Weak", "Strong", "Absent", "Twin"]
+    return module.compare(models, "made", seeds=2, reference="Weak", run=fake(results))
 
 
 def test_rows_are_ordered_by_the_metric_and_failures_come_last_with_their_reason(table):
@@ -83,9 +87,112 @@ def test_rows_of_other_users_are_shown_untested():
             training = Training(**{**vars(training), "user_ids": USERS + 1})
         return Outcome(experiment, (training,))
 
-    rows = {row.model: row for row in module.compare(["Base", "Other"], "made", run=run).rows}
+    found = module.compare(["Base", "Other"], "made", reference="Base", run=run)
+    rows = {row.model: row for row in found.rows}
     assert rows["Other"].difference is None
     assert rows["Other"].mean
+    cells = {line.split(" | ")[0].strip("| "): line for line in module.as_markdown(found).splitlines()}
+    assert "| reference |" in cells["Base"]
+    assert "| not tested |" in cells["Other"]
+
+
+def test_rows_of_the_same_users_with_other_targets_are_shown_untested():
+    def run(experiment):
+        training = trained(0, np.linspace(0, 1, 300))
+        targets = np.ones(300, dtype=np.int64) * (2 if experiment.model == "LeaveTwoOut" else 1)
+        return Outcome(experiment, (Training(**{**vars(training), "user_targets": targets}),))
+
+    models = ["LLMTwoTower", "LeaveTwoOut", "Same"]
+    found = module.compare(models, "made", run=run)
+    assert found.reference == "Same"  # the other has the same validation figure, of other rows than ours
+    assert {row.model for row in found.rows if row.difference is not None} == {"LLMTwoTower"}
+
+
+# ---------------------------------------------------------------- what the others are tested against
+
+
+def of_validation(valid, test):
+    """Runs whose validation and test NDCG are given by model; ``None`` stands for no validation split."""
+
+    def run(experiment):
+        values = np.linspace(0, 1, 300) * 2 * test[experiment.model]
+        score = valid[experiment.model]
+        return Outcome(experiment, (trained(0, values, {} if score is None else {"ndcg@10": score}),))
+
+    return run
+
+
+TEST = {"Popular": 0.1, "LLMTwoTower": 0.5, "Best": 0.3, "Lucky": 0.4}
+
+
+def test_the_reference_is_the_best_stock_model_by_validation_and_not_by_test():
+    valid = {"Popular": 0.1, "LLMTwoTower": 0.5, "Best": 0.4, "Lucky": 0.2}
+    found = module.compare(list(TEST), "made", run=of_validation(valid, TEST))
+    assert found.reference == "Best"
+    assert {row.model for row in found.rows if row.difference is not None} == {"Popular", "LLMTwoTower", "Lucky"}
+    ours = next(row for row in found.rows if row.model == "LLMTwoTower")
+    assert ours.difference.mean == pytest.approx(0.2)
+    # the test split has no say
+    other = module.compare(list(TEST), "made", run=of_validation(valid, {**TEST, "Best": 0.2, "Popular": 0.9}))
+    assert other.reference == "Best"
+    assert module.as_json(found)["reference"] == "Best"
+    assert "ndcg@10 against Best [95%]" in module.as_markdown(found).splitlines()[0]
+    for text in (module.about_tests(found), module.as_latex(found)):
+        assert "Best, the best stock model by validation (ndcg@10 0.4000)" in text
+    assert module.as_json(found)["reference_reason"] == "the best stock model by validation (ndcg@10 0.4000)"
+
+
+def test_a_reference_that_is_asked_for_stays():
+    valid = dict.fromkeys(TEST, 0.1) | {"Best": 0.4}
+    found = module.compare(list(TEST), "made", reference="Popular", run=of_validation(valid, TEST))
+    assert found.reference == "Popular"
+    assert found.reference_reason == "as asked for"
+
+
+def test_without_validation_no_stock_model_is_chosen_and_each_is_tested_against_ours():
+    found = module.compare(list(TEST), "made", run=of_validation(dict.fromkeys(TEST), TEST))
+    assert found.reference == "LLMTwoTower"
+    assert {row.model for row in found.rows if row.difference is not None} == {"Popular", "Best", "Lucky"}
+    stock = [name for name in TEST if name != "LLMTwoTower"]
+    found = module.compare(stock, "made", run=of_validation(dict.fromkeys(TEST), TEST))
+    assert found.reference == "Popular"
+    assert "no stock model has a validation ndcg@10" in found.reference_reason
+
+
+def test_a_model_that_failed_is_no_reference():
+    def run(experiment):
+        if experiment.model == "Best":
+            return Outcome(experiment, error="MemoryError: too large")
+        return of_validation(dict.fromkeys(TEST, 0.2) | {"Lucky": 0.3}, TEST)(experiment)
+
+    assert module.compare(list(TEST), "made", run=run).reference == "Lucky"
+
+
+def test_the_picture_marks_the_reference_and_what_does_not_differ_from_it(tmp_path, monkeypatch):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    savefig = figure_module.Figure.savefig
+    monkeypatch.setattr(
+        figure_module.Figure, "savefig", lambda self, *a, **k: (drawn.append(self), savefig(self, *a, **k))
+    )
+    results = {"Near": np.linspace(0, 0.6, 300), "LLMTwoTower": np.linspace(0.2, 1, 300)}
+    results["Best"] = results["Near"] + 1e-4 * np.random.default_rng(0).standard_normal(300)
+
+    def run(experiment):
+        return Outcome(experiment, (trained(0, results[experiment.model], {"ndcg@10": experiment.model == "Best"}),))
+
+    found = module.compare(list(results), "made", run=run)
+    module.draw(found, tmp_path / "picture.png")
+    (axes,) = drawn[0].axes
+    hollow = {
+        label.get_text()
+        for label, (dot, *_) in zip(axes.get_yticklabels(), axes.containers, strict=True)
+        if dot.get_markerfacecolor() == "white"
+    }
+    assert hollow == {"Near"}
+    dashed = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+    assert dashed == [pytest.approx(found.rows[-1].mean["ndcg@10"], abs=1e-3)]
+    assert "dashed: Best, the best stock model by validation" in drawn[0].get_suptitle()
 
 
 @pytest.mark.parametrize(
@@ -167,16 +274,12 @@ def test_a_killed_comparison_leaves_no_training_behind(run_config, tmp_path, tra
     parent = subprocess.Popen([sys.executable, str(script), config], stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
     try:
-        end = time.monotonic() + 120
-        while trains and not list(Path(run_config["checkpoint_dir"]).glob("*.pth")) and time.monotonic() < end:
-            time.sleep(0.1)
+        if trains:
+            wait_until(lambda: list(Path(run_config["checkpoint_dir"]).glob("*.pth")), "the model trains")
         assert is_running(child)
         parent.kill()
-        parent.wait()
-        end = time.monotonic() + 30
-        while is_running(child) and time.monotonic() < end:
-            time.sleep(0.1)
-        assert not is_running(child)
+        parent.wait(LIMIT)
+        wait_until(lambda: not is_running(child), "the training has ended")
     finally:
         if is_running(child):
             os.kill(child, signal.SIGKILL)

@@ -247,6 +247,26 @@ def probe_dgcf():
     return run("DGCF", train_batch_size=2048, n_factors=2, n_iterations=1)
 
 
+def probe_checkpoint_names():
+    from recbole.trainer import trainer
+
+    trainer.get_local_time = lambda: "noon"
+    files = {trainer.DecisionTreeTrainer(dataset("BPR")[0], None).temp_best_file for _ in range(2)}
+    return f"{len(files)} files of 2 runs"
+
+
+def probe_pop():
+    from recbole.data import data_preparation
+    from recbole.utils import get_model, get_trainer
+
+    config, data = dataset("Pop", train_batch_size=32)
+    train = data_preparation(config, data)[0]
+    model = get_model("Pop")(config, train._dataset)
+    get_trainer(config["MODEL_TYPE"], "Pop")(config, model).fit(train, saved=False, verbose=False)
+    count = train._dataset.inter_feat["item_id"].bincount(minlength=train._dataset.item_num)
+    return f"counts interactions: {model.item_cnt[:, 0].tolist() == count.tolist()}"
+
+
 def probe_time_split():
     columns = {"inter": ["user_id", "item_id", "rating"]}
     args = {"split": {"TS": [0.5, 0.1, 0.4]}, "order": "RO"}
@@ -257,9 +277,10 @@ def probe_time_split():
 
 def probe_saved_dataset():
     rows = []
+    saved = dict(checkpoint_dir="saved_dataset", dataset_save_path="saved_dataset/toy-Dataset.pth")
     for ratios in ([0.8, 0.1, 0.1], [0.4, 0.3, 0.3]):
         args = {"split": {"RS": ratios}, "group_by": "none"}
-        _, data = dataset("BPR", save_dataset=True, checkpoint_dir="saved_dataset", eval_args=args)
+        _, data = dataset("BPR", save_dataset=True, eval_args=args, **saved)
         rows.append(len(data.build()[0]))
     return f"training rows: {rows}"
 
@@ -268,8 +289,9 @@ def probe_saved_dataloaders():
     from recbole.data import data_preparation
 
     found = []
+    saved = dict(checkpoint_dir="saved_loaders", dataloaders_save_path="saved_loaders/toy-for-BPR-dataloader.pth")
     for size in (64, 32):
-        given = dict(save_dataloaders=True, checkpoint_dir="saved_loaders", train_batch_size=size)
+        given = dict(save_dataloaders=True, train_batch_size=size, **saved)
         train = data_preparation(*dataset("BPR", **given))[0]
         found.append(f"{len(next(iter(train)))} rows, {'a' if train.generator else 'no'} generator")
     return "; ".join(found)
@@ -306,8 +328,11 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         write_toy(folder)
+        import probes_of_files  # beside this script
+
         import recbole_llm
 
+        PROBES |= probes_of_files.probes(run, settings, CONTEXT)
         result = outcomes(wanted)
         states = {r.name: r.state for r in recbole_llm.repair_report()} if "ray" not in os.environ["SKIPPED"] else {}
     print(json.dumps({"outcomes": result, "states": states}))
@@ -321,7 +346,14 @@ import pytest  # noqa: E402
 import recbole_llm  # noqa: E402
 
 pytest.importorskip("recbole")
-from recbole_llm.bridge import compat, compat_defects, compat_models, configuration, repairs  # noqa: E402
+from recbole_llm.bridge import (  # noqa: E402
+    compat,
+    compat_defects,
+    compat_files,
+    compat_models,
+    configuration,
+    repairs,
+)
 
 SHOWN = {
     # repair: (what RecBole does without it, what it does with it)
@@ -334,9 +366,18 @@ SHOWN = {
     "fillna": ("city -9223372036854775808 -9223372036854775808 age nan nan", "city 0 0 age 29.84 29.84"),
     "collector": ("AttributeError", "ran: itemcoverage@10, giniindex@10, averagepopularity@10, tailpercentage@10"),
     "ensure_dir": ("FileExistsError", "there"),
+    "checkpoint_names": ("1 files of 2 runs", "2 files of 2 runs"),
+    "pop": ("counts interactions: False", "counts interactions: True"),
     "time_split": ("test is later: False", "test is later: True"),
     "saved_dataset": ("training rows: [144, 144]", "training rows: [144, 72]"),
     "saved_dataloaders": ("64 rows, no generator; 64 rows, a generator", "64 rows, a generator; 32 rows, a generator"),
+    "search_space": ("space: 1", "ValueError: params_file: \"[__import__('os').getpid()]\" is no list of values"),
+    "plain_yaml": ("note: <built-in function mkdir>", "ValueError: A configuration file is no YAML of plain values"),
+    "teacher": ("ran: auc", "ValueError: teacher must be one of DAGFM, CrossNet, CIN, got '(lambda"),
+    "item_embeddings": ("ran: True", "ran: False"),
+    "unnamed_pickles": ("ran: True, ran: True", "ran: False, ran: False"),
+    "unpickled_config": ("['x.pth', 'x.pth', 'x.pth', 'x.pth']", "['x.pth', 'x.pth', 'x.pth', None] [7, 7, 7, 7]"),
+    "data_and_model": ("TypeError", "saved by: True, read: kept/toy-Dataset.pth"),
     "case_study": ("TypeError: full_like(): argument 'input'", "users have no interaction in this split: "),
     "flops": ("AssertionError", "ran: recall@10"),
     "literals": ("AttributeError", "'map.npy'"),
@@ -380,7 +421,7 @@ def unrepaired():
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_recbole_fails_without_the_repair_and_works_with_it(name, repaired, unrepaired):
-    if name == "hyper":
+    if name in ("hyper", "search_space"):
         pytest.importorskip("hyperopt")
     without, with_it = SHOWN[name]
     needed = repaired["states"][name] == "applied"
@@ -416,7 +457,7 @@ def test_sequential_models_leave_anomaly_mode_alone(lines, expected):
 
 def test_every_repair_is_shown(repaired):
     # those of other modules are shown in their own tests
-    here = {module.__name__ for module in (compat, compat_defects, compat_models, configuration)}
+    here = {module.__name__ for module in (compat, compat_defects, compat_files, compat_models, configuration)}
     assert set(SHOWN) == {repair.name for repair in repairs.REPAIRS if repair.cure.__module__ in here}
     assert set(SHOWN) <= set(repaired["states"])
 
@@ -446,9 +487,10 @@ def test_a_repair_is_harmless_twice(tmp_path):
             repair(sys.modules[name])
     after = snapshot()
     # these replace a module's global by an equal one; all else must be the very same object
-    same_in_kind = {"tune", "len", "np", "pd", "_update"}
+    same_in_kind = {"tune", "len", "np", "pd", "os", "yaml", "eval", "_update"}
+    same_in_kind |= {"__setstate__", "__copy__", "__deepcopy__"}
     changed = {key for key in after if after[key] is not before.get(key)}
-    assert {key[1] if isinstance(key, tuple) else key for key in changed} <= same_in_kind
+    assert {key[-1] if isinstance(key, tuple) else key for key in changed} <= same_in_kind
     assert run_in(tmp_path, "DeepFM", **CONTEXT)["auc"] > 0
 
 

@@ -2,13 +2,14 @@
 
 import glob
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ports import free_port
+from waiting import LIMIT
 
 import recbole_llm  # noqa: F401
 
@@ -62,12 +63,6 @@ def test_torchrun_says_which_process_this_is_and_starts_them_alone(monkeypatch, 
     assert distributed.settings_of_torchrun() == {}
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 SHARED = "{'distribution': 'uniform', 'sample_num': 1, 'alpha': 1.0, 'dynamic': False, 'shared': 30}"
 RUNS = {
     "catalog_bce": ["--loss_type=catalog_bce"],
@@ -113,7 +108,7 @@ if __name__ == "__main__":
         print("end of a run", flush=True)
 """
     )
-    out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=folder, timeout=300)
+    out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=folder, timeout=4 * LIMIT)
     assert out.returncode == 0, out.stderr[-3000:]
     printed = out.stdout.split("end of a run\n")
     return {name: (table(printed[n]), checkpoint_in(folder / name)) for n, name in enumerate(RUNS)}

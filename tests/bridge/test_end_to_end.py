@@ -243,8 +243,8 @@ def test_a_saved_dataset_is_small_and_stale_when_our_keys_change(run_config, tin
     run_config |= {"save_dataset": True}
     build(run_config)
     (path,) = glob.glob(run_config["checkpoint_dir"] + "/toy-*.pth")
+    run_config |= {"dataset_save_path": path}
     _, _, dataset, _, _, _ = build(run_config)  # read back
     assert "_item_features" not in dataset.__getstate__()
     _, _, changed, train, _, _ = build(run_config | {"feature_transform": "none"})
     assert changed.config["feature_transform"] == "none"
-    assert path

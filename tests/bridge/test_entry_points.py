@@ -1,5 +1,6 @@
 """RecBole's entry points with LLMTwoTower, and with stock models beside it: what goes in, what comes out, what is logged."""
 
+import pickle
 import socket
 import sys
 import types
@@ -125,18 +126,29 @@ def saving(run_config):
     return run_config | {"save_dataset": True, "save_dataloaders": True}
 
 
-def test_a_run_that_saves_its_data_and_one_that_reads_them_come_to_the_same(run_config, saving, tmp_path):
+@pytest.fixture
+def reading(run_config):
+    """The paths of what a run with ``saving`` has saved, which whoever wants it read names."""
+    folder = run_config["checkpoint_dir"]
+    return {
+        "dataset_save_path": f"{folder}/toy-LLMTwoTowerDataset.pth",
+        "dataloaders_save_path": f"{folder}/toy-for-LLMTwoTower-dataloader.pth",
+    }
+
+
+def test_a_run_that_saves_its_data_and_one_that_reads_them_come_to_the_same(run_config, saving, reading, tmp_path):
     plain, _ = train(run_config)
     written, loaders = train(saving)
-    files = {path.name for path in (tmp_path / "saved").glob("toy*.pth")}
-    assert files == {"toy-LLMTwoTowerDataset.pth", "toy-for-LLMTwoTower-dataloader.pth"}
-    read, read_loaders = train(saving)
+    files = {str(path) for path in (tmp_path / "saved").glob("toy*.pth")}
+    assert files == set(reading.values())
+    read, read_loaders = train(run_config | reading)
     assert plain == written == read
     assert [type(loader) for loader in read_loaders] == [type(loader) for loader in loaders]
 
 
-def test_saved_loaders_of_other_rows_or_sizes_are_made_anew(saving):
+def test_saved_loaders_of_other_rows_or_sizes_are_made_anew(saving, reading):
     _, loaders = train(saving | {"epochs": 1})
+    saving |= reading
     changed = saving | {"loss_type": "sampled_bce", "train_batch_size": 16, "epochs": 1}
     _, others = train(changed)
     assert type(loaders[0]).__name__ == "UserRowsDataLoader"
@@ -145,9 +157,10 @@ def test_saved_loaders_of_other_rows_or_sizes_are_made_anew(saving):
     assert len(smaller[2]) > len(others[1])
 
 
-def test_saved_data_follow_the_present_keys(saving, tmp_path):
+def test_saved_data_follow_the_present_keys(saving, reading):
     """What the model reads of a saved dataset is what this run says, though the key does not make the file stale."""
     train(saving | {"epochs": 1})
+    saving |= reading
     config, trained, _, _ = prepare(saving | {"user_tower": "history+text"})
     assert set(trained._dataset.user_features) == {"text"}
     other = {"split": {"RS": [0.5, 0.25, 0.25]}}
@@ -155,10 +168,17 @@ def test_saved_data_follow_the_present_keys(saving, tmp_path):
     assert len(fewer._dataset) < 0.7 * len(trained._dataset)
 
 
-def test_a_checkpoint_is_read_back_with_saved_data(saving, tmp_path):
+@pytest.mark.parametrize("names_them", [True, False])
+def test_a_checkpoint_is_read_back_with_saved_data_where_they_are_named(saving, reading, tmp_path, names_them):
     done = run_recbole("LLMTwoTower", "toy", config_dict=dict(saving))
     (path,) = (p for p in (tmp_path / "saved").glob("LLMTwoTower*.pth") if "-last" not in p.name)
-    config, model, _, _, _, test = load_data_and_model(str(path))
+    with open(reading["dataset_save_path"], "rb+") as file:
+        dataset = pickle.load(file)
+        dataset.mark = "saved"
+        file.seek(0)
+        pickle.dump(dataset, file)
+    config, model, dataset, _, _, test = load_data_and_model(str(path), **(reading if names_them else {}))
+    assert hasattr(dataset, "mark") == names_them
     trainer = get_trainer(config["MODEL_TYPE"], "LLMTwoTower")(config, model)
     assert trainer.evaluate(test, load_best_model=False) == done["test_result"]
 

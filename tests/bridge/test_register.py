@@ -176,9 +176,10 @@ def test_a_saved_dataset_is_stale_when_a_key_of_ours_changed(own, settings):
     first = create_dataset(Config(own, "toy", config_dict={**settings, key: ["a"], "save_dataset": True}))
     first.mark = "saved"
     first.save()
-    again = create_dataset(Config(own, "toy", config_dict={**settings, key: ["a"]}))
+    named = {**settings, "dataset_save_path": f"{settings['checkpoint_dir']}/toy-{type(first).__name__}.pth"}
+    again = create_dataset(Config(own, "toy", config_dict={**named, key: ["a"]}))
     assert again.mark == "saved"
-    changed = create_dataset(Config(own, "toy", config_dict={**settings, key: ["b"]}))
+    changed = create_dataset(Config(own, "toy", config_dict={**named, key: ["b"]}))
     assert not hasattr(changed, "mark")
 
 

@@ -4,7 +4,6 @@ import glob
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ports import free_port
+from waiting import LIMIT
 
 import recbole_llm  # noqa: F401
 
@@ -44,12 +45,6 @@ def write(folder, name, warm, cold):
     (folder / name / f"{name}.inter").write_text("\n".join(lines) + "\n")
     np.save(folder / name / "vectors.npy", rng.normal(size=(warm + cold, 7)).astype(np.float32))
     (folder / name / "vectors.ids.txt").write_text("".join(f"i{item}\n" for item in range(warm + cold)))
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 OTHER = {"loss_type": "catalog_ce", "share_parameters": True, "adapter_hidden_size": 5, "scoring": "cosine"}
@@ -119,7 +114,7 @@ def shards(tmp_path_factory, data):
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     out = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, cwd=folder, timeout=600, env=environment
+        [sys.executable, *command], capture_output=True, text=True, cwd=folder, timeout=4 * LIMIT, env=environment
     )
     assert out.returncode == 0, out.stdout[-2000:] + out.stderr[-9000:]
     assert sorted(line for line in out.stdout.splitlines() if line.endswith("done")) == [
@@ -154,7 +149,8 @@ def test_shards_train_and_rank_as_one_process_that_then_reads_them(tmp_path, mon
     assert together.get("trained", [True] * 3) == ([True, True, False] if name == "cold" else [True] * RUNS[name][0])
     file = checkpoint(shards / name)
     _, model, *_ = load_data_and_model(file)
-    trained, _ = load_trained(file)
+    given = settings(tmp_path, data, name)
+    trained, _ = load_trained(file, **{key: given[key] or None for key in ("data_path", "item_features_file")})
     for other in (model, trained):
         assert type(other).__name__ == "LLMTwoTower"
         for key, value in other.state_dict().items():

@@ -14,7 +14,7 @@ from recbole_llm.recommend import open_model, recommend_users
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_vectors_of_preload_weight(toy_path, run_config, tmp_path):
+def test_vectors_of_preload_weight(toy_path, run_config, paths, tmp_path):
     target = tmp_path / "data" / "toy"
     target.mkdir(parents=True)
     for kind in ("inter", "item"):
@@ -38,7 +38,8 @@ def test_vectors_of_preload_weight(toy_path, run_config, tmp_path):
     (checkpoint,) = [path for path in (tmp_path / "saved").glob("*.pth") if "-last" not in path.name]
     from recbole_llm.bridge.trained import load_trained
 
-    model, dataset = load_trained(checkpoint)
+    paths |= {"data_path": settings["data_path"], "encoder": None}
+    model, dataset = load_trained(checkpoint, **paths)
     table = dataset.item_features["text"]
     tokens = dataset.field2id_token["item_id"]
     assert not table.present[0] and not table.present[tokens.tolist().index("i5")]
@@ -46,7 +47,7 @@ def test_vectors_of_preload_weight(toy_path, run_config, tmp_path):
         np.testing.assert_allclose(table.vectors[row], vectors[int(tokens[row][1:])].astype(np.float32), rtol=1e-6)
     # RecBole's matrix holds the same, with zeros where there is none
     np.testing.assert_allclose(dataset.get_preload_weight("eid"), table.vectors, rtol=1e-6)
-    assert len(list(recommend_users(open_model(checkpoint), k=2))) == 120
+    assert len(list(recommend_users(open_model(checkpoint, **paths), k=2))) == 120
 
 
 def test_a_file_that_is_named_goes_before(tmp_path):

@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT
 
 from recbole_llm.content import resolve
 from recbole_llm.content.encoders import load_encoder
@@ -253,7 +254,7 @@ def test_fetched_from_a_hub_then_from_the_cache(tiny_bert, tmp_path):
 
     def run(*names):
         done = subprocess.run(
-            [sys.executable, "-c", code, *names], env=environment, capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", code, *names], env=environment, capture_output=True, text=True, timeout=2 * LIMIT
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import LIMIT
 
 from recbole_llm import cli
 
@@ -55,7 +56,7 @@ def test_two_processes_fill_one_store(dataset, tiny_encoder, tmp_path, monkeypat
         capture_output=True,
         text=True,
         env=environment,
-        timeout=240,
+        timeout=4 * LIMIT,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(said) == 1

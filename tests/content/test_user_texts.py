@@ -40,7 +40,7 @@ def split(toy_path, folder, held_out):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_neither_validation_nor_test_items_enter_a_profile(toy_path, run_config, tmp_path, monkeypatch):
+def test_neither_validation_nor_test_items_enter_a_profile(toy_path, run_config, paths, tmp_path, monkeypatch):
     encoded = []
     encode_texts = features.encode_texts
     monkeypatch.setattr(
@@ -58,7 +58,13 @@ def test_neither_validation_nor_test_items_enter_a_profile(toy_path, run_config,
         }
         result = run_recbole("LLMTwoTower", "toy", config_dict=settings)
         (checkpoint,) = glob.glob(settings["checkpoint_dir"] + "/*-[0-9][0-9].pth")
-        models[held_out] = load_trained(checkpoint), open_model(checkpoint, texts=False), pairs, result
+        paths |= {"data_path": settings["data_path"]}
+        models[held_out] = (
+            load_trained(checkpoint, **paths),
+            open_model(checkpoint, texts=False, **paths),
+            pairs,
+            result,
+        )
 
     (model, dataset), export, pairs, result = models["own"]
     (other, _), other_export, other_pairs, other_result = models["others"]

@@ -54,7 +54,8 @@ def exit_code(child):
 def arguments_of(folder, settings):
     """A fresh run, or the rest of the one whose checkpoint is in ``folder``."""
     last = sorted(folder.glob("saved/*-last.pth"))
-    return ["--resume", str(last[0])] if last else [*RUN, *settings]
+    again = [setting for setting in settings if setting.startswith("--data_path=")]  # no path is taken of a file
+    return ["--resume", str(last[0]), *again] if last else [*RUN, *settings]
 
 
 def outcome(folder):

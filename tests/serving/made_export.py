@@ -3,14 +3,18 @@
 import hashlib
 
 import numpy as np
+from waiting import LIMIT
 
 from recbole_llm.serving.artifact import ItemRecord
 from recbole_llm.serving.artifact_writer import ExportContents
 from recbole_llm.serving.manifest import Block, EncoderSpec, ItemText
+from recbole_llm.serving.settings import Limits
 from recbole_llm.serving.text_map import TextMap
 
 F = 16
 WORDS = ("space", "farm", "sea", "crime", "love", "war", "music", "snow")
+# of a service on a machine that is busy with much else
+PATIENT = Limits(request_seconds=LIMIT, body_seconds=LIMIT)
 
 
 class WordEncoder:

@@ -9,6 +9,7 @@ pytest.importorskip("fastapi", reason="extra 'serve'")
 pytest.importorskip("orjson", reason="extra 'serve'")
 pytest.importorskip("httpx", reason="extra 'test'")
 from starlette.testclient import TestClient
+from waiting import LIMIT
 
 from recbole_llm.serving.settings import Key
 
@@ -34,7 +35,7 @@ class Client(TestClient):
         return self.app.state.service
 
     def wait_for_encoder(self):
-        assert self.service.text.wait(10)
+        assert self.service.text.wait(LIMIT)
         return self
 
 

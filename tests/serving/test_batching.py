@@ -5,12 +5,18 @@ import threading
 import time
 
 import pytest
+from waiting import LIMIT, happens
 
 from recbole_llm.serving.batching import Batcher, DeadlineExceeded, QueueFull
 
 
 def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, 20))
+    return asyncio.run(asyncio.wait_for(coroutine, LIMIT))
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.001)
 
 
 def square(items):
@@ -21,7 +27,7 @@ def square(items):
 def test_together_as_alone(n):
     async def work():
         batcher = Batcher(square, max_queue=1000)
-        answers = await asyncio.gather(*(batcher.submit(i, 5) for i in range(n)))
+        answers = await asyncio.gather(*(batcher.submit(i, LIMIT) for i in range(n)))
         batcher.close()
         return answers
 
@@ -29,15 +35,23 @@ def test_together_as_alone(n):
 
 
 def test_a_lone_entry_does_not_wait_for_company():
-    async def work():
-        batcher = Batcher(square)
-        await batcher.submit(1, 5)  # starts the thread
-        started = time.perf_counter()
-        for _ in range(50):
-            await batcher.submit(3, 5)
-        return (time.perf_counter() - started) / 50
+    """It is given to the thread as it comes, and no timer is set but the one that keeps its deadline."""
+    sizes, delays = [], []
 
-    assert run(work()) < 0.02
+    async def work():
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+        loop.call_later = lambda delay, *rest, **more: delays.append(delay) or call_later(delay, *rest, **more)
+        batcher = Batcher(square, observe=lambda size, waited: sizes.append(size))
+        for n in range(50):
+            task = asyncio.ensure_future(batcher.submit(n, LIMIT))
+            await asyncio.sleep(0)
+            assert len(sizes) == n + 1 and batcher.waiting == 0
+            assert await task == n * n
+        loop.call_later = call_later
+
+    run(work())
+    assert sizes == [1] * 50 and min(delays) > LIMIT / 2
 
 
 def test_small_work_is_done_on_the_loop_in_one_batch_a_turn():
@@ -52,11 +66,11 @@ def test_small_work_is_done_on_the_loop_in_one_batch_a_turn():
 
     async def work():
         batcher = Batcher(note, max_batch=8, max_queue=100, inline=lambda items: 99 not in items)
-        answers = await asyncio.gather(*(batcher.submit(i, 5) for i in range(12)))
-        alone = await asyncio.gather(batcher.submit(-1, 5), return_exceptions=True)
-        broken = await asyncio.gather(batcher.submit(13, 5), batcher.submit(1, 5), return_exceptions=True)
+        answers = await asyncio.gather(*(batcher.submit(i, LIMIT) for i in range(12)))
+        alone = await asyncio.gather(batcher.submit(-1, LIMIT), return_exceptions=True)
+        broken = await asyncio.gather(batcher.submit(13, LIMIT), batcher.submit(1, LIMIT), return_exceptions=True)
         here = set(threads)
-        answers.append(await batcher.submit(99, 5))  # large work: in the thread
+        answers.append(await batcher.submit(99, LIMIT))  # large work: in the thread
         on_thread = await batcher.call(threading.get_ident)
         batcher.close()
         return answers, alone, broken, here, on_thread
@@ -68,12 +82,12 @@ def test_small_work_is_done_on_the_loop_in_one_batch_a_turn():
 
 
 def test_small_work_waits_while_the_thread_is_busy():
-    busy, together = threading.Event(), []
+    busy, gate, together = threading.Event(), threading.Event(), []
 
     def note(items):
         if items == ["large"]:
             busy.set()
-            time.sleep(0.1)
+            happens(gate, "the test lets the large work end")
             busy.clear()
         else:
             together.append(busy.is_set())
@@ -81,10 +95,14 @@ def test_small_work_waits_while_the_thread_is_busy():
 
     async def work():
         batcher = Batcher(note, inline=lambda items: items != ["large"])
-        large = asyncio.create_task(batcher.submit("large", 5))
-        await asyncio.sleep(0.03)
-        assert busy.is_set()
-        await asyncio.gather(large, *(batcher.submit(i, 5) for i in range(3)))
+        large = asyncio.create_task(batcher.submit("large", LIMIT))
+        await until(busy.is_set)
+        small = [asyncio.create_task(batcher.submit(i, LIMIT)) for i in range(3)]
+        for _ in range(10):  # turns of the loop, at whose end small work would be done
+            await asyncio.sleep(0)
+        assert together == []
+        gate.set()
+        await asyncio.gather(large, *small)
         batcher.close()
 
     run(work())
@@ -92,11 +110,19 @@ def test_small_work_waits_while_the_thread_is_busy():
 
 
 def test_closing_leaves_nobody_waiting():
+    busy, gate = threading.Event(), threading.Event()
+
+    def slow(items):
+        busy.set()
+        happens(gate, "the test lets the batch go on")
+        return items
+
     async def work():
-        batcher = Batcher(lambda items: time.sleep(0.1) or items)
-        tasks = [asyncio.create_task(batcher.submit(i, 5)) for i in range(3)]
-        await asyncio.sleep(0.03)
+        batcher = Batcher(slow)
+        tasks = [asyncio.create_task(batcher.submit(i, LIMIT)) for i in range(3)]
+        await until(busy.is_set)
         batcher.close()
+        gate.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     first, *rest = run(work())
@@ -108,15 +134,15 @@ def test_what_waits_is_one_batch_and_no_larger_than_allowed():
 
     def slow(items):
         sizes.append(len(items))
-        gate.wait(5)
+        happens(gate, "the test lets the batch go on")
         return items
 
     async def work():
         batcher = Batcher(slow, max_batch=8, max_queue=100)
-        tasks = [asyncio.create_task(batcher.submit(0, 5))]
-        await asyncio.sleep(0.05)
-        tasks += [asyncio.create_task(batcher.submit(i, 5)) for i in range(1, 21)]
-        await asyncio.sleep(0.05)
+        tasks = [asyncio.create_task(batcher.submit(0, LIMIT))]
+        await until(lambda: sizes == [1])
+        tasks += [asyncio.create_task(batcher.submit(i, LIMIT)) for i in range(1, 21)]
+        await until(lambda: batcher.waiting == 20)
         gate.set()
         return await asyncio.gather(*tasks)
 
@@ -127,7 +153,7 @@ def test_what_waits_is_one_batch_and_no_larger_than_allowed():
 def test_an_error_is_its_own_entrys_alone():
     async def work():
         batcher = Batcher(square)
-        return await asyncio.gather(*(batcher.submit(i, 5) for i in (2, -1, 3)), return_exceptions=True)
+        return await asyncio.gather(*(batcher.submit(i, LIMIT) for i in (2, -1, 3)), return_exceptions=True)
 
     two, error, three = run(work())
     assert (two, three) == (4, 9) and str(error) == "bad -1"
@@ -147,8 +173,8 @@ def test_a_fault_of_the_batch_reaches_every_caller_and_the_next_batch_works(faul
 
     async def work():
         batcher = Batcher(run_once)
-        first = await asyncio.gather(*(batcher.submit(i, 5) for i in range(5)), return_exceptions=True)
-        return first, await batcher.submit(7, 5)
+        first = await asyncio.gather(*(batcher.submit(i, LIMIT) for i in range(5)), return_exceptions=True)
+        return first, await batcher.submit(7, LIMIT)
 
     first, then = run(work())
     # the first entry starts alone; it meets the fault, the others the mended function
@@ -159,15 +185,15 @@ def test_a_fault_reaches_all_of_a_large_batch():
     gate = threading.Event()
 
     def run_batch(items):
-        gate.wait(5)
+        happens(gate, "the test lets the batch go on")
         if len(items) > 1:
             raise RuntimeError("whole batch")
         return items
 
     async def work():
         batcher = Batcher(run_batch)
-        tasks = [asyncio.create_task(batcher.submit(i, 5)) for i in range(10)]
-        await asyncio.sleep(0.05)
+        tasks = [asyncio.create_task(batcher.submit(i, LIMIT)) for i in range(10)]
+        await until(lambda: batcher.waiting == 9)
         gate.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -180,13 +206,13 @@ def test_a_cancelled_caller_costs_nothing_and_harms_no_other():
 
     def slow(items):
         seen.extend(items)
-        gate.wait(5)
+        happens(gate, "the test lets the batch go on")
         return items
 
     async def work():
         batcher = Batcher(slow)
-        running, waiting, last = (asyncio.create_task(batcher.submit(i, 5)) for i in range(3))
-        await asyncio.sleep(0.05)
+        running, waiting, last = (asyncio.create_task(batcher.submit(i, LIMIT)) for i in range(3))
+        await until(lambda: seen == [0] and batcher.waiting == 2)
         running.cancel()
         waiting.cancel()
         await asyncio.sleep(0)
@@ -202,20 +228,20 @@ def test_late_entries_are_told_so_and_not_computed():
 
     def slow(items):
         seen.extend(items)
-        gate.wait(5)
+        happens(gate, "the test lets the batch go on")
         return items
 
     async def work():
         batcher = Batcher(slow)
-        tasks = [asyncio.create_task(batcher.submit(i, 0.1)) for i in range(2)]
-        started = time.perf_counter()
+        tasks = [asyncio.create_task(batcher.submit(i, 0.2)) for i in range(2)]
+        await until(lambda: seen == [0])
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        waited = time.perf_counter() - started
+        assert not gate.is_set()  # the callers hear of it though the thread is stuck
         gate.set()
-        return results, waited, await batcher.submit(9, 5)
+        return results, await batcher.submit(9, LIMIT)
 
-    results, waited, then = run(work())
-    assert all(isinstance(r, DeadlineExceeded) for r in results) and waited < 2  # though the thread is stuck
+    results, then = run(work())
+    assert all(isinstance(r, DeadlineExceeded) for r in results)
     assert then == 9 and seen == [0, 9]
 
 
@@ -230,7 +256,7 @@ def test_a_late_entry_is_not_computed_though_nobody_swept():
     async def work():
         batcher = Batcher(slow)
         batcher._sweep = lambda: None
-        tasks = [asyncio.create_task(batcher.submit(i, seconds)) for i, seconds in ((0, 5), (1, 0.01), (2, 5))]
+        tasks = [asyncio.create_task(batcher.submit(i, seconds)) for i, seconds in ((0, LIMIT), (1, 0.01), (2, LIMIT))]
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     first, late, last = run(work())
@@ -241,14 +267,14 @@ def test_a_full_queue_refuses_at_once():
     gate = threading.Event()
 
     def slow(items):
-        gate.wait(5)
+        happens(gate, "the test lets the batch go on")
         return items
 
     async def work():
         batcher = Batcher(slow, max_queue=3)
-        first = asyncio.create_task(batcher.submit(0, 5))
-        await asyncio.sleep(0.05)
-        tasks = [asyncio.create_task(batcher.submit(i, 5)) for i in range(1, 6)]
+        first = asyncio.create_task(batcher.submit(0, LIMIT))
+        await asyncio.sleep(0)  # the thread has it
+        tasks = [asyncio.create_task(batcher.submit(i, LIMIT)) for i in range(1, 6)]
         await asyncio.sleep(0)
         refused = [task for task in tasks if task.done()]
         gate.set()
@@ -271,10 +297,10 @@ def test_calls_run_alone_and_in_order():
     async def work():
         batcher = Batcher(note)
         jobs = [
-            batcher.submit(1, 5),
-            batcher.submit(2, 5),
+            batcher.submit(1, LIMIT),
+            batcher.submit(2, LIMIT),
             batcher.call(lambda: order.append("call")),
-            batcher.submit(3, 5),
+            batcher.submit(3, LIMIT),
         ]
         await asyncio.gather(*map(asyncio.ensure_future, jobs))
         with pytest.raises(ZeroDivisionError):

@@ -2,10 +2,10 @@
 
 import json
 import threading
-import time
 
 import pytest
-from made_export import WordEncoder
+from made_export import PATIENT, WordEncoder
+from waiting import LIMIT, join, wait_until
 
 pytest.importorskip("fastapi", reason="extra 'serve'")
 pytest.importorskip("orjson", reason="extra 'serve'")
@@ -63,22 +63,19 @@ OPERATIONS = [
 @pytest.fixture(scope="module")
 def url(shared_folder):
     """A real server on this machine."""
-    app = create_app(Settings(export=str(shared_folder)), lambda folder, manifest: WordEncoder())
+    app = create_app(Settings(export=str(shared_folder), limits=PATIENT), lambda folder, manifest: WordEncoder())
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 20
-    while not server.started or app.state.service.text.state != "ready":
-        assert time.monotonic() < deadline and thread.is_alive()
-        time.sleep(0.02)
+    wait_until(lambda: server.started and app.state.service.text.state == "ready", "the server answers")
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
-    thread.join(10)
+    join(thread)
 
 
 @pytest.fixture(scope="module")
 def client(url):
-    with httpx.Client(base_url=url) as client:
+    with httpx.Client(base_url=url, timeout=LIMIT) as client:
         yield client
 
 
@@ -104,7 +101,7 @@ def test_a_route_keeps_its_contract(api, method, path, mode):
     @EXAMPLES
     @given(case=operation.as_strategy(generation_mode=GenerationMode(mode)))
     def run(case):
-        response = case.call()
+        response = case.call(timeout=LIMIT)
         seen.append(response.status_code)
         case.validate_response(response, checks=checks)
 

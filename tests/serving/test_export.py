@@ -43,8 +43,8 @@ def train(run_config, **changes):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.filterwarnings("ignore")
-def test_the_export_ranks_as_the_model(run_config, tmp_path, variant):
-    model, dataset = load_trained(train(run_config, **VARIANTS[variant]))
+def test_the_export_ranks_as_the_model(run_config, paths, tmp_path, variant):
+    model, dataset = load_trained(train(run_config, **VARIANTS[variant]), **paths)
     check_ranking(model, dataset, tmp_path / "export")
     if variant == "default":
         assert min(model.probability_map.slopes) > 0 and model.probability_map != ProbabilityMap()
@@ -82,8 +82,8 @@ def check_ranking(model, dataset, folder):
     ]
 
 
-def test_titles_texts_and_attributes(run_config, tmp_path):
-    model, dataset = load_trained(train(run_config))
+def test_titles_texts_and_attributes(run_config, paths, tmp_path):
+    model, dataset = load_trained(train(run_config), **paths)
     manifest = export_model(model, dataset, tmp_path / "export")
     assert manifest.attributes == {"year": "number"}
     export = load_export(tmp_path / "export")
@@ -106,12 +106,12 @@ def test_titles_texts_and_attributes(run_config, tmp_path):
 @pytest.mark.parametrize(
     "changes", [{"feature_transform": "whiten"}, {"cold_boost": 0.75, "closed_form_dim": 8}], ids=str
 )
-def test_a_text_lands_where_the_model_puts_its_cold_items(run_config, tmp_path, changes):
+def test_a_text_lands_where_the_model_puts_its_cold_items(run_config, paths, tmp_path, changes):
     """The model's own cold items, added by their texts as if they were new, score as the model scores them."""
     from recbole_llm.content.encoders import load_encoder
 
     sparse = {"split": {"RS": [0.1, 0.2, 0.7]}, "group_by": "none", "order": "RO", "mode": "full"}
-    model, dataset = load_trained(train(run_config, eval_args=sparse, **changes))
+    model, dataset = load_trained(train(run_config, eval_args=sparse, **changes), **paths)
     manifest = export_model(model, dataset, tmp_path / "export", bundle_encoder=True)
     export = load_export(tmp_path / "export")
     assert manifest.encoder.bundled and manifest.text_map["kind"] == "rbf"

@@ -4,9 +4,9 @@ import json
 import logging
 import re
 import threading
-import time
 
 from made_service import READ, WRITE, is_problem, key
+from waiting import LIMIT, happens, join, wait_until
 
 from recbole_llm.serving.settings import Limits, Settings
 
@@ -78,7 +78,7 @@ def test_foreign_hosts_and_origins(start):
 
 
 def test_a_body_must_be_json_and_small(start):
-    client = start(limits=Limits(body_bytes=1000, batch_body_bytes=2000))
+    client = start(limits=Limits(body_bytes=1000, batch_body_bytes=2000, body_seconds=LIMIT))
     is_problem(client.post("/v1/recommend", content=b'{"user":"u1"}', headers={"content-type": "text/plain"}), 415)
     is_problem(client.post("/v1/recommend", content=b'{"user":"u1"}'), 415)
     json_type = {"content-type": "application/json"}
@@ -94,45 +94,51 @@ def test_a_body_must_be_json_and_small(start):
     is_problem(client.post("/v1/recommend", content=b"{}", headers={**json_type, "content-length": "99999"}), 413)
 
 
+def block(client):
+    """Keep the thread of the batches busy until the event that is returned is set; and the thread that asked for it."""
+    gate, busy = threading.Event(), threading.Event()
+
+    def work():
+        busy.set()
+        happens(gate, "the test lets the batches go on")
+
+    thread = threading.Thread(target=lambda: client.portal.call(client.service.batcher.call, work))
+    thread.start()
+    happens(busy, "the thread of the batches is busy")
+    return gate, thread
+
+
 def test_overload_is_refused_before_the_body_is_read(start):
-    client = start(limits=Limits(queue=1))
-    gate = threading.Event()
-    blocked = threading.Thread(target=lambda: client.portal.call(client.service.batcher.call, lambda: gate.wait(5)))
-    blocked.start()
-    time.sleep(0.1)
+    client = start(limits=Limits(queue=1, request_seconds=LIMIT))
+    gate, blocked = block(client)
     waiting = threading.Thread(target=lambda: client.post("/v1/recommend", json={"user": "u1"}))
     waiting.start()
-    time.sleep(0.1)
+    wait_until(lambda: client.service.batcher.waiting == 1, "a request waits")
     read = []
 
     def body():
         read.append(1)
         yield b"{}"
 
-    started = time.monotonic()
-    answer = client.post("/v1/recommend", json={"user": "u1"})
-    assert is_problem(answer, 503) and answer.headers["retry-after"] == "1" and time.monotonic() - started < 1
+    answer = client.post("/v1/recommend", json={"user": "u1"})  # at once: the one before it still waits
+    assert is_problem(answer, 503) and answer.headers["retry-after"] == "1" and client.service.batcher.waiting == 1
     assert client.get("/health/live").status_code == 200
     gate.set()
-    blocked.join()
-    waiting.join()
+    join(blocked, waiting)
     client.ask(user="u1")
     assert 'rejected_total{reason="queue"} 1' in client.get("/metrics").text
 
 
 def test_a_deadline_is_kept(start):
     client = start(limits=Limits(request_seconds=0.1))
-    gate = threading.Event()
-    blocked = threading.Thread(target=lambda: client.portal.call(client.service.batcher.call, lambda: gate.wait(5)))
-    blocked.start()
-    time.sleep(0.1)
+    gate, blocked = block(client)
     is_problem(client.post("/v1/recommend", json={"user": "u1"}), 504)
     gate.set()
-    blocked.join()
+    join(blocked)
 
 
 def test_rate_limit(start):
-    client = start(limits=Limits(requests_per_second=0.5, burst=3))
+    client = start(limits=Limits(requests_per_second=0.001, burst=3, request_seconds=LIMIT))
     codes = [client.get("/v1/items/i1").status_code for _ in range(5)]
     assert codes == [200, 200, 200, 429, 429]
     answer = client.get("/v1/items/i1")

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+from waiting import join
 
 from recbole_llm.serving.overlay import Delete, MemoryOverlay, OverlayError, Put, SqliteOverlay, open_overlay
 
@@ -96,8 +97,7 @@ def test_writers_at_once_never_share_a_seq(tmp_path):
     threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(*threads)
     assert sorted(seqs) == list(range(1, 241))
 
 
@@ -139,6 +139,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
     acknowledged = set()
     for _ in range(6):

@@ -3,10 +3,10 @@
 import os
 import shutil
 import threading
-import time
 
 import pytest
-from made_export import WordEncoder
+from made_export import PATIENT, WordEncoder
+from waiting import LIMIT, join, wait_until
 
 pytest.importorskip("fastapi", reason="extra 'serve'")
 pytest.importorskip("orjson", reason="extra 'serve'")
@@ -21,6 +21,7 @@ from recbole_llm.serving.settings import Key, Settings
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian package chromium)")
 KEY = "k" * 20
+expect.set_options(timeout=LIMIT * 1000)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def browser():
         try:
             # containers have no user namespaces for a sandbox, and little shared memory
             arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=LIMIT * 1000)
         except Error as error:
             pytest.skip(f"chromium does not start here: {str(error).splitlines()[0]}")
         yield browser
@@ -37,14 +38,13 @@ def browser():
 
 
 def start(shared_folder, **changes):
-    app = create_app(Settings(export=str(shared_folder), **changes), lambda folder, manifest: WordEncoder())
+    app = create_app(
+        Settings(export=str(shared_folder), limits=PATIENT, **changes), lambda folder, manifest: WordEncoder()
+    )
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 20
-    while not server.started or app.state.service.text.state != "ready":
-        assert time.monotonic() < deadline and thread.is_alive()
-        time.sleep(0.02)
+    wait_until(lambda: server.started and app.state.service.text.state == "ready", "the server answers")
     return server, thread, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 
 
@@ -55,6 +55,7 @@ def open_page(shared_folder, browser):
     def begin(**changes):
         server, thread, url = start(shared_folder, **changes)
         context = browser.new_context(**({"color_scheme": "dark"} if os.environ.get("RECBOLE_LLM_DARK") else {}))
+        context.set_default_timeout(LIMIT * 1000)
         page = context.new_page()
         page.requests, page.errors = [], []
         page.on("request", lambda request: page.requests.append(request.url))
@@ -69,7 +70,7 @@ def open_page(shared_folder, browser):
     for server, thread, context in opened:
         context.close()
         server.should_exit = True
-        thread.join(10)
+        join(thread)
 
 
 def test_a_visit(open_page, tmp_path):

@@ -5,14 +5,14 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from made_export import make_contents
+from ports import free_port
+from waiting import LIMIT, wait_until
 
 pytest.importorskip("fastapi", reason="extra 'serve'")
 pytest.importorskip("uvicorn", reason="extra 'serve'")
@@ -38,42 +38,38 @@ except (ValueError, OSError) as error:
 """
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Server:
     def __init__(self, folder, hook, *options):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(hook), str(Path(__file__).parent)])
+        self.log = hook / f"{self.port}.log"  # not a pipe: one that nobody reads fills up, and the server waits
+        own = [hook, Path(__file__).parent, ROOT / "tests"]
+        path = os.pathsep.join(map(str, [ROOT, ROOT / "kernels", *own]))
         self.command = [sys.executable, "-c", PROGRAM, str(hook), str(folder), "--port", str(self.port), *options]
         self.environment = {**os.environ, "PYTHONPATH": path}
         self.start()
 
     def start(self):
-        self.process = subprocess.Popen(
-            self.command, env=self.environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(self.command, env=self.environment, stderr=log, start_new_session=True)
 
-    def wait(self, seconds=30):
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                if httpx.get(self.url + "/health/ready").json()["encoder"] in ("ready", "none"):
-                    return self
-            except httpx.TransportError:
-                pass
-            assert self.process.poll() is None, self.process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    def is_ready(self):
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return httpx.get(self.url + "/health/ready", timeout=LIMIT).json()["encoder"] in ("ready", "none")
+        except httpx.TransportError:
+            return False
+
+    def wait(self):
+        wait_until(self.is_ready, "the server answers")
+        return self
+
+    def client(self):
+        return httpx.Client(base_url=self.url, timeout=LIMIT)
 
     def kill(self, sign=signal.SIGKILL):
         os.killpg(self.process.pid, sign)  # its own session: the workers too
-        self.process.wait(20)
-        self.process.stderr.close()
+        self.process.wait(LIMIT)
 
 
 @pytest.fixture
@@ -92,9 +88,11 @@ def serve(tmp_path):
         "        load = spec.loader.exec_module\n"
         "        def exec_module(module):\n"
         "            load(module)\n"
-        "            import made_export\n"
-        "            create = module.create_app\n"
-        "            module.create_app = lambda settings: create(settings, lambda f, m: made_export.WordEncoder())\n"
+        "            import dataclasses, made_export\n"
+        "            def create(settings, stock=module.create_app):\n"
+        "                settings = dataclasses.replace(settings, limits=made_export.PATIENT)\n"
+        "                return stock(settings, lambda folder, manifest: made_export.WordEncoder())\n"
+        "            module.create_app = create\n"
         "        spec.loader.exec_module = exec_module\n"
         "        return spec\n"
         "sys.meta_path.insert(0, Hook())\n"
@@ -121,12 +119,13 @@ def put(client, item_id, text):
     return client.put(f"/v1/items/{item_id}", json={"text": text, "title": f"Title of {item_id}"})
 
 
+@pytest.mark.slow
 def test_kill_9_during_writes_loses_no_acknowledged_change(serve, folder, tmp_path):
     server = serve(folder, "--state", str(tmp_path / "state"))
-    acknowledged, ready = {}, []
+    acknowledged = {}
     for round_ in range(3):
         server.wait()
-        with httpx.Client(base_url=server.url, timeout=10) as client:
+        with server.client() as client:
             for n in range(25):
                 item_id, text = f"n{round_}-{n}", f"space w{round_}x{n}"
                 answer = put(client, item_id, text)
@@ -138,50 +137,47 @@ def test_kill_9_during_writes_loses_no_acknowledged_change(serve, folder, tmp_pa
                 while True:
                     n += 1
                     put(client, f"n{round_}-{n}", "unacknowledged")
-        server.process.wait(10)
-        server.process.stderr.close()
-        started = time.monotonic()
+        server.process.wait(LIMIT)
         server.start()
         server.wait()
-        ready.append(time.monotonic() - started)
-        with httpx.Client(base_url=server.url, timeout=10) as client:
+        with server.client() as client:
             for item_id, text in acknowledged.items():
                 item = client.get(f"/v1/items/{item_id}").json()
                 assert (item["text"], item["title"]) == (text, f"Title of {item_id}")
             answer = client.post("/v1/recommend", json={"items": ["i1"], "k": 1000}).json()
             assert acknowledged.keys() <= {item["id"] for item in answer["items"]}
     assert len(acknowledged) == 75
-    assert min(ready) < 10
 
 
-def test_two_workers_see_each_others_changes_within_a_second(serve, folder, tmp_path):
-    server = serve(folder, "--state", str(tmp_path / "state"), "--workers", "2").wait(60)
-    workers, deadline = set(), time.monotonic() + 30
-    while (
-        len(workers) < 2
-    ):  # each connection goes to one of the two; request ids tell nothing, so count the log's readers
-        assert time.monotonic() < deadline
-        workers = {pid for pid in children(server.process.pid) if b"spawn" in Path(f"/proc/{pid}/cmdline").read_bytes()}
-        time.sleep(0.1)
-    time.sleep(1)
-    took = []
+def test_two_workers_see_each_others_changes(serve, folder, tmp_path):
+    server = serve(folder, "--state", str(tmp_path / "state"), "--workers", "2").wait()
+    wait_until(lambda: len(readers_of_the_log(server.process.pid)) == 2, "both workers have the log")
     for n in range(3):
-        with httpx.Client(base_url=server.url) as writer:
+        with server.client() as writer:
             seq = put(writer, f"new{n}", "sea").json()["seq"]
-        started, seen = time.monotonic(), 0
-        while seen < 12:  # fresh connections: both workers answer some of them
-            with httpx.Client(base_url=server.url) as reader:
-                answer = reader.get(f"/v1/items/new{n}")
-            seen = seen + 1 if answer.status_code == 200 else 0
-            assert time.monotonic() - started < 5
-        took.append(time.monotonic() - started)
-        with httpx.Client(base_url=server.url) as reader:
+
+        def is_seen(n=n):
+            for _ in range(12):  # fresh connections: each goes to one of the workers, which does not say so
+                with server.client() as reader:
+                    if reader.get(f"/v1/items/new{n}").status_code != 200:
+                        return False
+            return True
+
+        wait_until(is_seen, "both workers have the change")
+        with server.client() as reader:
             assert reader.get(f"/v1/items/new{n}", headers={"x-min-seq": str(seq)}).status_code == 200
-    assert min(took) < 1  # on a machine that other tests use too
 
 
-def children(pid):
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def readers_of_the_log(pid):
+    """Children of a process that have the log of changes open."""
+    found = set()
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        try:
+            files = [os.readlink(file) for file in Path(f"/proc/{child}/fd").iterdir()]
+        except FileNotFoundError:  # closed meanwhile
+            continue
+        found |= {child for file in files if file.endswith("overlay.sqlite3")}
+    return found
 
 
 def test_no_request_fails_during_swaps(serve, folder, tmp_path):
@@ -198,18 +194,21 @@ def test_no_request_fails_during_swaps(serve, folder, tmp_path):
                 answer = await client.post("/v1/recommend", json={"user": f"u{n % 12}", "k": 5})
                 answers.append((answer.status_code, n % 12, answer.text))
 
-        async with httpx.AsyncClient(base_url=server.url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=server.url, timeout=LIMIT) as client:
             tasks = [asyncio.create_task(ask(client, n)) for n in range(8)]
             swaps = []
             for name in ("one", "two", "three", "two", "one"):
-                await asyncio.sleep(0.2)
+                before = len(answers)
+                while len(answers) < before + 20:  # of each export
+                    assert not any(task.done() for task in tasks)
+                    await asyncio.sleep(0.01)
                 swaps.append((await client.post("/v1/admin/reload", json={"export": name})).json()["to"])
             stop.set()
             await asyncio.gather(*tasks)
         return answers, swaps
 
     answers, swaps = asyncio.run(load())
-    assert {status for status, _, _ in answers} == {200} and len(answers) > 50
+    assert {status for status, _, _ in answers} == {200} and len(answers) >= 100
     assert set(swaps) >= manifests
     seen = {}
     for _, user, text in answers:  # every answer is that of exactly one export
@@ -222,20 +221,19 @@ def test_hangup_loads_the_newest_and_term_drains(serve, folder, tmp_path):
     server = serve(folder, "--state", str(tmp_path / "state")).wait()
     manifest = write_artifact(folder / "two", make_contents(seed=5))
     os.kill(server.process.pid, signal.SIGHUP)
-    deadline = time.monotonic() + 10
-    while httpx.get(server.url + "/health/ready").json()["model"] != manifest.export_id:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    with server.client() as client:
+        served = lambda: client.get("/health/ready").json()["model"]  # noqa: E731
+        wait_until(lambda: served() == manifest.export_id, "the newest export is served")
     server.process.terminate()
-    assert server.process.wait(15) in (0, -signal.SIGTERM)
-    log = server.process.stderr.read()
+    assert server.process.wait(LIMIT) in (0, -signal.SIGTERM)
+    log = server.log.read_text()
     assert "recbole-llm serves" in log and "Traceback" not in log
 
 
 def test_a_mistake_is_one_line(serve, folder):
     server = serve(folder, "--state", "/dev/null/x")
-    assert server.process.wait(30) != 0
-    log = server.process.stderr.read()
+    assert server.process.wait(LIMIT) != 0
+    log = server.log.read_text()
     assert "state /dev/null/x" in log and "Traceback" not in log
 
 

@@ -17,7 +17,6 @@ from recbole.quick_start import run_recbole
 from recbole_llm import cli
 from recbole_llm.bridge.trained import load_trained
 from recbole_llm.recommend import open_model, recommend_items, recommend_text, recommend_users, similar_items
-from recbole_llm.serving.artifact import load_export
 from recbole_llm.serving.export import export_model
 
 VARIANTS = {
@@ -39,10 +38,10 @@ def train(run_config, **changes):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.filterwarnings("ignore")
-def test_a_checkpoint_recommends_as_its_export(run_config, tmp_path, variant):
+def test_a_checkpoint_recommends_as_its_export(run_config, paths, tmp_path, variant):
     checkpoint = train(run_config, **VARIANTS[variant])
-    export_model(*load_trained(checkpoint), tmp_path / "export")
-    exported, opened = load_export(tmp_path / "export"), open_model(checkpoint)
+    export_model(*load_trained(checkpoint, **paths), tmp_path / "export")
+    exported, opened = open_model(tmp_path / "export", encoder=run_config["encoder"]), open_model(checkpoint, **paths)
     for name in ("vector", "source", "bias", "trained", "listed", "offset", "history_offsets", "history_items"):
         ours, theirs = getattr(opened, name), getattr(exported, name)
         assert ours.dtype == theirs.dtype, name
@@ -63,13 +62,19 @@ def checkpoint(run_config):
     return train(run_config, encoder_max_tokens=8)
 
 
+@pytest.fixture
+def options(paths):
+    """Of a command that reads the checkpoint."""
+    return [f"--{key}={value}" for key, value in paths.items()]
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_the_commands(checkpoint, tmp_path, capsys, toy_path, caplog):
-    assert cli.main(["recommend", checkpoint, "--k", "3", "--output", str(tmp_path / "recs.jsonl")]) == 0
+def test_the_commands(checkpoint, paths, options, tmp_path, capsys, toy_path, caplog):
+    assert cli.main(["recommend", checkpoint, *options, "--k", "3", "--output", str(tmp_path / "recs.jsonl")]) == 0
     assert "180 items for 60 users written" in capsys.readouterr().out
     # texts are cut, which the training has said and a recommendation need not say again
     assert "encoder_max_tokens" not in caplog.text
-    open_model(checkpoint, texts=False)
+    open_model(checkpoint, texts=False, **paths)
     assert "longer than encoder_max_tokens" in caplog.text
     rows = [json.loads(line) for line in (tmp_path / "recs.jsonl").read_text().splitlines()]
     assert len(rows) == 180 and rows[0].keys() == {"user", "rank", "item", "title", "score", "probability", "cold"}
@@ -78,40 +83,44 @@ def test_the_commands(checkpoint, tmp_path, capsys, toy_path, caplog):
     history = {
         tuple(line.split("\t")[:2]) for line in (Path(toy_path) / "toy" / "toy.inter").read_text().splitlines()[1:]
     }
-    trained = load_trained(checkpoint)[1]
+    trained = load_trained(checkpoint, **paths)[1]
     seen = {
         (str(trained.field2id_token["user_id"][u]), str(trained.field2id_token["item_id"][i]))
         for u, i in zip(trained.inter_feat["user_id"].tolist(), trained.inter_feat["item_id"].tolist(), strict=True)
     }
     assert seen < history and not seen & {(row["user"], row["item"]) for row in rows}
 
-    assert cli.main(["recommend", checkpoint, "--text", "a whale and a ship", "--k", "2"]) == 0
+    assert cli.main(["recommend", checkpoint, *options, "--text", "a whale and a ship", "--k", "2"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
-    assert cli.main(["similar", checkpoint, "--item", "i2", "--k", "2", "--output", str(tmp_path / "like.csv")]) == 0
+    assert (
+        cli.main(["similar", checkpoint, *options, "--item", "i2", "--k", "2", "--output", str(tmp_path / "like.csv")])
+        == 0
+    )
     assert len((tmp_path / "like.csv").read_text().splitlines()) == 3
-    assert cli.main(["recommend", checkpoint, "--users", "u1", "somebody"]) == 2
+    assert cli.main(["recommend", checkpoint, *options, "--users", "u1", "somebody"]) == 2
     assert "'somebody'" in capsys.readouterr().err
 
     # the folder stands for its newest checkpoint
-    assert cli.main(["recommend", checkpoint, "--users", "u1"]) == 0
+    assert cli.main(["recommend", checkpoint, *options, "--users", "u1"]) == 0
     table = capsys.readouterr().out
     shutil.copyfile(checkpoint, Path(checkpoint).with_name("LLMTwoTower-older.pth"))
     os.utime(Path(checkpoint).with_name("LLMTwoTower-older.pth"), (1, 1))
-    assert cli.main(["recommend", str(Path(checkpoint).parent), "--users", "u1"]) == 0
+    assert cli.main(["recommend", str(Path(checkpoint).parent), *options, "--users", "u1"]) == 0
     captured = capsys.readouterr()
     assert captured.out == table and captured.err.startswith(f"model: {checkpoint}\n")
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_dataset_that_moved_or_changed(checkpoint, toy_path, tmp_path, capsys):
+def test_a_dataset_that_moved_or_changed(checkpoint, paths, options, toy_path, tmp_path, capsys):
     moved = tmp_path / "elsewhere"
     shutil.copytree(Path(toy_path) / "toy", moved / "toy")
-    expected = list(recommend_users(open_model(checkpoint, texts=False)))
-    assert list(recommend_users(open_model(checkpoint, data_path=moved, texts=False))) == expected
+    expected = list(recommend_users(open_model(checkpoint, texts=False, **paths)))
+    there = paths | {"data_path": moved}
+    assert list(recommend_users(open_model(checkpoint, texts=False, **there))) == expected
     file = moved / "toy" / "toy.inter"
     lines = file.read_text().splitlines()
     file.write_text("\n".join(lines[:-30]) + "\n")
-    arguments = ["recommend", checkpoint, "--users", "u1", "--data_path"]
+    arguments = ["recommend", checkpoint, "--users", "u1", *options, "--data_path"]
     assert cli.main([*arguments, str(moved)]) == 2
     assert "was trained on other interactions" in capsys.readouterr().err
     file.unlink()
@@ -121,7 +130,7 @@ def test_a_dataset_that_moved_or_changed(checkpoint, toy_path, tmp_path, capsys)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_the_fast_parser_refuses_is_read_as_recbole_reads_it(run_config, toy_path, tmp_path, monkeypatch):
+def test_what_the_fast_parser_refuses_is_read_as_recbole_reads_it(run_config, paths, toy_path, tmp_path):
     """pandas' parser in C takes a separator of one byte; and the titles of a file that is not UTF-8 are read as its texts."""
     target = tmp_path / "data" / "toy"
     target.mkdir(parents=True)
@@ -129,12 +138,12 @@ def test_what_the_fast_parser_refuses_is_read_as_recbole_reads_it(run_config, to
         text = (toy_path / "toy" / f"toy.{kind}").read_text()
         (target / f"toy.{kind}").write_text(text.replace("\t", ";;").replace("story", "conté"), encoding="latin-1")
     checkpoint = train(run_config, data_path=str(target.parent), field_separator=";;", encoding="latin-1")
-    rows = list(recommend_users(open_model(checkpoint), ["u1"], k=4))
+    rows = list(recommend_users(open_model(checkpoint, **paths | {"data_path": target.parent}), ["u1"], k=4))
     assert len(rows) == 4 and " conté of " in rows[0].title
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_no_pickle_is_read(checkpoint, monkeypatch):
+def test_no_pickle_is_read(checkpoint, paths, monkeypatch):
     """Neither the configuration in the checkpoint nor a dataset that lies where RecBole would look for one."""
     import pickle
 
@@ -146,12 +155,12 @@ def test_no_pickle_is_read(checkpoint, monkeypatch):
 
     monkeypatch.setattr(pickle, "load", refuse)
     monkeypatch.setattr(pickle, "loads", refuse)
-    assert len(list(recommend_users(open_model(checkpoint, texts=False), ["u1"], k=4))) == 4
+    assert len(list(recommend_users(open_model(checkpoint, texts=False, **paths), ["u1"], k=4))) == 4
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("part", ["state_dict", "other_parameter"])
-def test_a_checkpoint_of_another_version(checkpoint, capsys, part):
+def test_a_checkpoint_of_another_version(checkpoint, options, capsys, part):
     import torch
 
     from recbole_llm.bridge.checkpoint import read_checkpoint
@@ -159,7 +168,7 @@ def test_a_checkpoint_of_another_version(checkpoint, capsys, part):
     content = read_checkpoint(checkpoint)
     content[part] = {"closed_form_source": None}
     torch.save(content, checkpoint)
-    assert cli.main(["recommend", checkpoint, "--users", "u1"]) == 2
+    assert cli.main(["recommend", checkpoint, *options, "--users", "u1"]) == 2
     assert "holds another model than this version" in capsys.readouterr().err
 
 

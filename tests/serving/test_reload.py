@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from made_export import WordEncoder, make_contents
 from made_service import is_problem
+from waiting import happens, join, wait_until
 
 from recbole_llm.serving.artifact import load_export
 from recbole_llm.serving.artifact_writer import write_artifact
@@ -33,12 +34,9 @@ def test_a_swap_lets_go_of_the_old_export_without_a_collection(start, exports):
     try:
         assert client.post("/v1/admin/reload", json={}).status_code == 200
         client.ask(user="u1")
-        deadline = time.monotonic() + 2
-        while old() is not None and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: old() is None, "nothing holds the old export")
     finally:
         gc.enable()
-    assert old() is None
 
 
 def test_reload_swaps_and_keeps_the_changes(start, exports):
@@ -100,10 +98,7 @@ def test_another_encoder_encodes_the_log_anew_before_the_swap(start, exports):
     # and so does a start, once the encoder is there
     again = start(exports, make=make)
     again.wait_for_encoder()
-    deadline = time.monotonic() + 5
-    while again.get("/v1/items/new").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: again.get("/v1/items/new").status_code == 200, "the item is placed")
     row = again.service.recommender.catalog.row("new")
     np.testing.assert_allclose(again.service.recommender.catalog.vector(np.array([row])), vector, rtol=1e-5)
 
@@ -176,18 +171,18 @@ def test_a_second_reload_at_once_is_refused(start, exports, monkeypatch):
 
     def slow(*args, **kwargs):
         entered.set()
-        gate.wait(5)
+        happens(gate, "the test lets the reload go on")
         return build(*args, **kwargs)
 
     monkeypatch.setattr(service, "build", slow)
     answers = []
     thread = threading.Thread(target=lambda: answers.append(client.post("/v1/admin/reload", json={})))
     thread.start()
-    entered.wait(5)
+    happens(entered, "the first reload has begun")
     is_problem(client.post("/v1/admin/reload", json={}), 409)
     client.ask(user="u1")  # is not held up
     gate.set()
-    thread.join()
+    join(thread)
     assert answers[0].status_code == 200
 
 
@@ -195,16 +190,10 @@ def test_a_reload_reaches_the_other_processes(start, exports):
     one, two = start(exports), start(exports)
     manifest = write_artifact(exports / "two", make_contents(seed=5))
     one.post("/v1/admin/reload", json={})
-    deadline = time.monotonic() + 3
-    while two.ask(user="u1")["model"] != manifest.export_id:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: two.ask(user="u1")["model"] == manifest.export_id, "the other service has the new export")
 
 
 def test_watch_loads_what_appears(start, exports):
     client = start(exports, watch=True)
     manifest = write_artifact(exports / "two", make_contents(seed=5))
-    deadline = time.monotonic() + 5
-    while client.ask(user="u1")["model"] != manifest.export_id:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: client.ask(user="u1")["model"] == manifest.export_id, "the new export is served")

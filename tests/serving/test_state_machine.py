@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from made_export import WordEncoder, make_contents
+from made_export import PATIENT, WordEncoder, make_contents
+from waiting import LIMIT
 
 pytest.importorskip("orjson", reason="extra 'serve'")
 pytest.importorskip("fastapi", reason="extra 'serve'")
@@ -39,7 +40,8 @@ class Items(RuleBasedStateMachine):
     def begin(self):
         self.loop = asyncio.new_event_loop()
         self.state = tempfile.mkdtemp()
-        self.place = {"state": self.address or self.state, "search": "postgres" if self.address else "memory"}
+        search = "postgres" if self.address else "memory"
+        self.place = {"state": self.address or self.state, "search": search, "limits": PATIENT}
         if self.address:
             import psycopg
 
@@ -51,13 +53,13 @@ class Items(RuleBasedStateMachine):
         self.start()
 
     def run(self, work):
-        return self.loop.run_until_complete(asyncio.wait_for(work, 20))
+        return self.loop.run_until_complete(asyncio.wait_for(work, LIMIT))
 
     def start(self):
         place = self.folder / self.export
         self.service = Service(Settings(export=str(place), verify=False, **self.place), lambda f, m: WordEncoder())
         self.run(self.service.start())
-        assert self.service.text.wait(10)
+        assert self.service.text.wait(LIMIT)
         self.writer = Writer(self.service)
 
     @rule(item_id=IDS, text=TEXTS, refit=st.booleans())

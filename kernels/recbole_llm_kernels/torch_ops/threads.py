@@ -19,7 +19,13 @@ U = TypeVar("U")
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
+
+    def _after_fork_in_child() -> None:
+        _pools.clear()  # threads do not survive a fork
+        _lock.release()
+
+    # a child must not inherit the lock from a thread that it does not have
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_fork_in_child)
 
 
 def workers(device: torch.device) -> int:

@@ -20,6 +20,7 @@ from recbole_llm.bridge import distributed
 from recbole_llm.bridge.evaluation.rows import RankedRows, ranked_rows
 from recbole_llm.bridge.options import EVAL_BACKENDS
 from recbole_llm.fitting.validation import hide_seen
+from recbole_llm.progress import progress_bar
 from recbole_llm.scoring.rows import Rows
 from recbole_llm_kernels import score_topk
 
@@ -155,9 +156,8 @@ def evaluate(trainer: Any, loader: Any, show_progress: bool) -> Any:
 
 def _bar(batches: list[Tensor]) -> Iterator[Tensor]:
     from recbole.utils import set_color
-    from tqdm import tqdm
 
-    return iter(tqdm(batches, ncols=100, desc=set_color("Evaluate   ", "pink")))
+    return iter(progress_bar(batches, ncols=100, desc=set_color("Evaluate   ", "pink")))
 
 
 def backend_of(config: Any) -> str:
@@ -201,7 +201,10 @@ def streaming(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _load_best(trainer: Any, model_file: str | None) -> None:
-    """As ``Trainer.evaluate`` (``trainer/trainer.py:581-590``)."""
+    """As ``Trainer.evaluate`` (``trainer/trainer.py:581-590``): a file that this run wrote, or that the caller names.
+
+    LLMTwoTower's trainer does not come here: it reads its files without running code of theirs.
+    """
     file = model_file or trainer.saved_model_file
     checkpoint = torch.load(file, map_location=trainer.device, weights_only=False)
     trainer.model.load_state_dict(checkpoint["state_dict"])

@@ -1,5 +1,6 @@
 """``recbole-llm compare``: several models on the same split and seeds, with their spread and a paired test over users."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 from recbole_llm.bridge.environment import versions
 from recbole_llm.bridge.experiments.experiment import Experiment, Outcome, Training, run_isolated
 from recbole_llm.bridge.experiments.significance import Difference, holm, paired_bootstrap
+from recbole_llm.bridge.register import registered_models
 
+OURS = "LLMTwoTower"
 SIGNIFICANT = 0.05
 
 
@@ -56,6 +59,7 @@ class Comparison:
         dataset: its name.
         metric: by which rows are ordered and tested, such as ``ndcg@10``.
         reference: the model the others are tested against.
+        reference_reason: why it is that one.
         rows: best first, failed ones last.
         outcomes: every training, in the order run.
     """
@@ -63,6 +67,7 @@ class Comparison:
     dataset: str
     metric: str
     reference: str
+    reference_reason: str
     rows: tuple[Row, ...]
     outcomes: tuple[Outcome, ...]
 
@@ -87,7 +92,9 @@ def compare(
         dataset: name of a dataset.
         seeds: trainings per model. The split is the same for all; models that ignore the seed train once.
         metric: test metric to order and test by, such as ``ndcg@10``; ``None`` for the first NDCG, else the first metric.
-        reference: the model to test the others against; ``None`` for the first of ``models``.
+        reference: the model to test the others against; ``None`` for the best stock model by validation, which a choice by
+            the test split would favour. Without a validation split, LLMTwoTower: each stock model then has its own test
+            against it, and none is chosen; without LLMTwoTower too, the first of ``models``.
         config_files: YAML files.
         overrides: ``--key=value`` arguments.
         settings: values of one model alone, by its name.
@@ -101,8 +108,7 @@ def compare(
         raise ValueError(f"models must be different names, at least one, got {list(models)}.")
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}.")
-    reference = reference or models[0]
-    if reference not in models:
+    if reference is not None and reference not in models:
         raise ValueError(f"reference must be one of {', '.join(models)}, got {reference!r}.")
     outcomes = []
     for number, model in enumerate(models, 1):
@@ -121,7 +127,10 @@ def compare(
         outcomes.append(outcome)
         progress(f"[{number}/{len(models)}] {model}: {_summary(outcome)}")
     metric = metric or _default_metric(outcomes)
-    return Comparison(dataset, metric, reference, tuple(_rows(outcomes, reference, metric)), tuple(outcomes))
+    reason = "as asked for"
+    if reference is None:
+        reference, reason = _choose_reference(outcomes, metric)
+    return Comparison(dataset, metric, reference, reason, tuple(_rows(outcomes, reference, metric)), tuple(outcomes))
 
 
 def _default_metric(outcomes: Sequence[Outcome]) -> str:
@@ -137,28 +146,54 @@ def _summary(outcome: Outcome) -> str:
     return f"{metric} {mean:.4f}, {sum(t.seconds for t in outcome.trainings):.1f} s of training"
 
 
-def _user_mean(outcome: Outcome, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _choose_reference(outcomes: Sequence[Outcome], metric: str) -> tuple[str, str]:
+    """Name the model to test the others against, without a look at the test split, and say why it is that one."""
+    own = next((o for o in outcomes if o.experiment.model == OURS), None)
+    stock = [o for o in outcomes if o.experiment.model not in registered_models()]
+    valid = {o.experiment.model: v for o in stock if (v := _valid_mean(o, metric)) is not None}
+    # one of another family may be ranked on other rows, where it can be tested against nobody
+    alike = {o.experiment.model for o in stock if own is not None and _same_rows(own, o)} & valid.keys()
+    if valid:
+        best = max(alike or valid, key=lambda name: valid[name])
+        return best, f"the best stock model by validation ({metric} {valid[best]:.4f})"
+    why = f"no stock model has a validation {metric} to be chosen by"
+    if own is not None:
+        return OURS, f"{why}, so that each is tested against {OURS}"
+    return outcomes[0].experiment.model, f"the first named, as {why}"
+
+
+def _valid_mean(outcome: Outcome, metric: str) -> float | None:
+    values = [training.valid.get(metric) for training in outcome.trainings]
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) and not outcome.error else None
+
+
+def _user_mean(outcome: Outcome, metric: str) -> np.ndarray | None:
     """Each test user's metric, mean over seeds."""
     if outcome.error or not outcome.trainings or any(metric not in t.user_metrics for t in outcome.trainings):
         return None
-    ids = outcome.trainings[0].user_ids
-    assert ids is not None
-    return ids, np.mean([t.user_metrics[metric] for t in outcome.trainings], axis=0)
+    return np.mean([t.user_metrics[metric] for t in outcome.trainings], axis=0)
+
+
+def _same_rows(first: Outcome, second: Outcome) -> bool:
+    """Whether both were tested on the same users, each with as many targets."""
+    if not first.trainings or not second.trainings:
+        return False
+    a, b = first.trainings[0], second.trainings[0]
+    if a.user_ids is None or b.user_ids is None or not np.array_equal(a.user_ids, b.user_ids):
+        return False
+    return a.user_targets is None or b.user_targets is None or np.array_equal(a.user_targets, b.user_targets)
 
 
 def _rows(outcomes: Sequence[Outcome], reference: str, metric: str) -> list[Row]:
-    base = next(_user_mean(o, metric) for o in outcomes if o.experiment.model == reference)
+    against = next(outcome for outcome in outcomes if outcome.experiment.model == reference)
+    base = _user_mean(against, metric)
     differences: dict[str, Difference] = {}
     for outcome in outcomes:
         mine = _user_mean(outcome, metric)
-        if (
-            outcome.experiment.model == reference
-            or base is None
-            or mine is None
-            or not np.array_equal(base[0], mine[0])
-        ):
+        if outcome is against or base is None or mine is None or not _same_rows(against, outcome):
             continue  # another family may be tested on other rows: its figures stand, untested
-        differences[outcome.experiment.model] = paired_bootstrap(mine[1], base[1])
+        differences[outcome.experiment.model] = paired_bootstrap(mine, base)
     p = dict(zip(differences, holm([d.p for d in differences.values()]), strict=True))
     rows = []
     for outcome in outcomes:
@@ -217,12 +252,20 @@ def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             for n in names
         ]
         d = row.difference
-        tested = (
-            ["", ""] if d is None or row.p is None else [f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]", f"{row.p:.4f}"]
-        )
+        tested = ["reference" if row.model == comparison.reference else "not tested", ""]
+        if d is not None and row.p is not None:
+            tested = [f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]", f"{row.p:.4f}"]
         size = f"{row.peak_bytes / 2**30:.2f}" if row.peak_bytes else ""
         body.append([row.model, *figures, *tested, f"{row.seconds:.1f}", f"{row.test_seconds:.2f}", size])
     return header, body
+
+
+def about_tests(comparison: Comparison) -> str:
+    """Say what the table's differences and p-values are of."""
+    return (
+        f"Reference: {comparison.reference}, {comparison.reference_reason}. Differences of {comparison.metric} over test "
+        "users, paired bootstrap; p corrected for the number of models (Holm)."
+    )
 
 
 def as_markdown(comparison: Comparison) -> str:
@@ -234,10 +277,11 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_latex(comparison: Comparison) -> str:
-    """The table as a LaTeX tabular; the best figure of each metric in bold."""
+    """The table as a LaTeX tabular; the best figure of each metric in bold, the reference in a comment."""
     header, body = _cells(comparison)
     best = {n: max((r.mean[n] for r in comparison.rows if n in r.mean), default=None) for n in header}
     lines = [
+        f"% {about_tests(comparison)}",
         r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}",
         r"\hline",
         " & ".join(map(_latex, header)) + r" \\ \hline",
@@ -267,6 +311,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "dataset": comparison.dataset,
         "metric": comparison.metric,
         "reference": comparison.reference,
+        "reference_reason": comparison.reference_reason,
         "rows": rows,
         "trainings": [
             {"model": o.experiment.model, "seed": t.seed, "valid": t.valid, "test": t.test, "seconds": t.seconds}
@@ -278,7 +323,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def draw(comparison: Comparison, path: str | Path) -> None:
-    """A dot per model at its mean, its spread over seeds as a bar, best on top.
+    """Draw a dot per model at its mean, its spread over seeds as a bar, best on top.
+
+    A line stands at the reference; models that do not differ from it significantly have a hollow dot.
 
     Raises:
         ValueError: if matplotlib is not installed; names the extra.
@@ -290,13 +337,15 @@ def draw(comparison: Comparison, path: str | Path) -> None:
     rows = [row for row in reversed(comparison.rows) if not row.error]
     figure = Figure(figsize=(6, 0.4 * len(rows) + 1.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.errorbar(
-        [row.mean.get(comparison.metric, 0.0) for row in rows],
-        [row.model for row in rows],
-        xerr=[row.spread.get(comparison.metric, 0.0) for row in rows],
-        fmt="o",
-        capsize=3,
-    )
+    for row in rows:
+        mean, spread = (of.get(comparison.metric, 0.0) for of in (row.mean, row.spread))
+        differs = row.model == comparison.reference or (row.p is not None and row.p < SIGNIFICANT)
+        fill = "C0" if differs else "white"
+        axes.errorbar(mean, row.model, xerr=spread, fmt="o", capsize=3, color="C0", markerfacecolor=fill)
+        if row.model == comparison.reference:
+            axes.axvline(mean, color="0.6", linestyle="--", linewidth=1, zorder=0)
+    dashed = textwrap.fill(f"dashed: {comparison.reference}, {comparison.reference_reason}", 90)
+    figure.suptitle(f"{dashed}\nhollow: no significant difference from it", fontsize=8)
     axes.set_xlabel(f"{comparison.metric} on the test split of {comparison.dataset}")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=150)

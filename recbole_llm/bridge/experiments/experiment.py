@@ -57,6 +57,7 @@ class Training:
         test_seconds: of the test.
         user_ids: ``[U]`` internal ids of the test users; ``None`` unless asked for.
         user_metrics: by metric such as ``ndcg@10``, ``[U]`` float64; empty unless asked for.
+        user_targets: ``[U]`` int64, how many targets each has; ``None`` unless asked for.
         cpu_seconds: as ``seconds``, of the processor: what other programs on the machine do not lengthen.
         by_popularity: test metrics by how popular the targets are; empty unless per-user metrics are asked for and the
             metrics include one, such as ItemCoverage, for which RecBole keeps the recommended items.
@@ -72,6 +73,7 @@ class Training:
     user_metrics: dict[str, np.ndarray] = field(default_factory=dict)
     cpu_seconds: float = 0.0
     by_popularity: dict[str, BucketQuality] = field(default_factory=dict)
+    user_targets: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def run_experiment(experiment: Experiment) -> Outcome:
         if experiment.test:
             test_result = trainer.evaluate(test, load_best_model=True, show_progress=config["show_progress"])
         finished = time.perf_counter()
-        user_ids, user_metrics = _per_user(config, test, structs) if experiment.per_user else (None, {})
+        user_ids, user_metrics, user_targets = _per_user(config, test, structs) if experiment.per_user else _NO_USERS
         by_popularity = _by_popularity(config, train, test, structs) if experiment.per_user else {}
         trainings.append(
             Training(
@@ -147,6 +149,7 @@ def run_experiment(experiment: Experiment) -> Outcome:
                 user_metrics,
                 cpu_trained - cpu_started,
                 by_popularity,
+                user_targets,
             )
         )
     bigger = bool(config["valid_metric_bigger"])
@@ -203,16 +206,20 @@ def _keep_struct(trainer: Any, structs: list[Any]) -> None:
     trainer.evaluator.evaluate = keep
 
 
-def _per_user(config: Any, test: Any, structs: Sequence[Any]) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
-    """Each user's metrics from the places of the hits that RecBole's evaluator was given."""
+PerUser = tuple[np.ndarray | None, dict[str, np.ndarray], np.ndarray | None]
+_NO_USERS: PerUser = (None, {}, None)
+
+
+def _per_user(config: Any, test: Any, structs: Sequence[Any]) -> PerUser:
+    """Ids, metrics and numbers of targets of the users, from the places of the hits that RecBole's evaluator was given."""
     if not structs or "rec.topk" not in structs[-1] or not hasattr(test, "uid_list"):
-        return None, {}
+        return _NO_USERS
     places = structs[-1].get("rec.topk").cpu()
     hits, n_targets = places[:, :-1].bool(), places[:, -1].long()
     metrics = {
         str(metric).lower(): metric.of(hits[:, : metric.k], n_targets).numpy() for metric in _topk_metrics(config)
     }
-    return np.asarray(test.uid_list), metrics
+    return np.asarray(test.uid_list), metrics, n_targets.numpy()
 
 
 def _topk_metrics(config: Any) -> list[TopKMetric]:

@@ -19,6 +19,7 @@ from recbole_llm.bridge.repairs import (  # noqa: F401  (they enter their repair
     configuration,
     defects,
     distributed,
+    files,
     libraries,
     models,
 )

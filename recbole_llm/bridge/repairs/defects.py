@@ -1,7 +1,8 @@
-"""Repairs of RecBole's own defects, which show on every stack: metrics, folders, splits, saved data, case study."""
+"""Repairs of RecBole's own defects, which show on every stack: metrics, folders, checkpoint names, splits, saved data."""
 
 import copy
 import os
+import shutil
 from collections.abc import Callable
 from logging import getLogger
 from types import ModuleType
@@ -59,6 +60,76 @@ def _ensure_dir(module: ModuleType) -> None:
     override(module, "ensure_dir", make)
 
 
+# ---------------------------------------------------------------- checkpoint names
+
+
+def unique_file(file: str) -> str:
+    """Return ``file`` with a part in its name that no other run draws, in whichever second and machine it starts.
+
+    Args:
+        file: path whose name begins with the model's, as in ``saved/BPR-Nov-30-2025_12-00-00.pth``. The part follows the
+            model's name, so that what looks for the model in front or for the time at the end still finds it.
+    """
+    folder, name = os.path.split(file)
+    model, dash, rest = name.partition("-")
+    # not from a seeded stream: runs of one seed would draw the same
+    return os.path.join(folder, f"{model}-{os.urandom(6).hex()}{dash}{rest}")
+
+
+def _publish(file: str, name: str) -> None:
+    """Give ``file`` the further name ``name`` at once, so that a reader finds the old content or the new, and whole."""
+    draft = unique_file(name)
+    try:
+        os.link(file, draft)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(file, draft)
+    os.replace(draft, name)
+
+
+@repair(
+    "recbole.trainer.trainer",
+    upstream="trainer/trainer.py:132 (model and second), :787-792 (model, dataset and epoch of a pretraining), :895-905"
+    " (files of tree models)",
+    issues="none found; #1811 hangs after loading",
+    until="names of checkpoints hold something that no other run has, and all processes of a run agree on it",
+    condition=always("runs that start in the same second overwrite and load each other's checkpoints, without a word"),
+)
+def _checkpoint_names(module: ModuleType) -> None:
+    """Every run has checkpoint files of its own, whose names its processes share."""
+
+    def make_trainer(stock: Callable[..., None]) -> Callable[..., None]:
+        def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            stock(self, config, *args, **kwargs)
+            self.saved_model_file = unique_file(self.saved_model_file)
+            if not config["single_spec"]:
+                from recbole_llm.bridge import distributed  # here: it loads torch
+
+                self.saved_model_file = distributed.agreed(self.saved_model_file)
+
+        return __init__
+
+    def make_tree_trainer(stock: Callable[..., None]) -> Callable[..., None]:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            stock(self, *args, **kwargs)
+            self.saved_model_file = unique_file(self.saved_model_file)
+            stem = os.path.splitext(self.saved_model_file)[0]
+            self.temp_file, self.temp_best_file = f"{stem}-temp.pth", f"{stem}-temp-best.pth"
+
+        return __init__
+
+    def make_save(stock: Callable[..., None]) -> Callable[..., None]:
+        def save_pretrained_model(self: Any, epoch: int, saved_model_file: str) -> None:
+            # the name without a unique part is the one that configurations give as pre_model_path
+            stock(self, epoch, unique_file(saved_model_file))
+            _publish(self.saved_model_file, saved_model_file)
+
+        return save_pretrained_model
+
+    override(module.Trainer, "__init__", make_trainer)
+    override(module.DecisionTreeTrainer, "__init__", make_tree_trainer)
+    override(module.PretrainTrainer, "save_pretrained_model", make_save)
+
+
 # ---------------------------------------------------------------- splits
 
 
@@ -111,6 +182,8 @@ def _saved_dataset(module: ModuleType) -> None:
     def make(stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def create_dataset(config: Any) -> Any:
             dataset = stock(config)
+            if dataset.config is config:  # made and not read
+                _tell_of_other_settings(config["dataset_save_path"])
             dataset.config = config
             return dataset
 
@@ -145,6 +218,7 @@ def _saved_dataloaders(module: ModuleType) -> None:
         def load_split_dataloaders(config: Any) -> Any:
             loaders = stock(config)
             if loaders is None:
+                _tell_of_other_settings(config["dataloaders_save_path"])
                 return None
             other_rows = type(loaders[0]) is not module.get_dataloader(config, "train")
             if other_rows or any(loader.batch_sampler.batch_size != loader.step for loader in loaders):
@@ -158,6 +232,14 @@ def _saved_dataloaders(module: ModuleType) -> None:
 
     override(module, "save_split_dataloaders", make_save)
     override(module, "load_split_dataloaders", make_load)
+
+
+def _tell_of_other_settings(file: Any) -> None:
+    """Say that a file that was named is left alone, which RecBole does without a word."""
+    if file and os.path.exists(file):
+        getLogger().warning(
+            "%s was saved under other settings and is not used: the data are read from their files.", file
+        )
 
 
 # ---------------------------------------------------------------- case study

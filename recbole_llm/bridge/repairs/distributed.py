@@ -1,4 +1,4 @@
-"""Repairs of how RecBole starts several processes: on a CPU too. Loads no torch before RecBole does."""
+"""Repairs of RecBole in several processes: on a CPU, and with a child that is killed. Loads no torch before RecBole does."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -58,3 +58,18 @@ def _wrapper(module: ModuleType) -> None:
         return distributed_data_parallel
 
     override(module, "DistributedDataParallel", make, keep_name=False)
+
+
+@repair(
+    "recbole.trainer.trainer",
+    "recbole.utils.url",
+    upstream="trainer/trainer.py:222,603,1431 (bars of training and evaluation); utils/url.py:74 (of a download)",
+    issues="none found",
+    until="tqdm's default lock is no semaphore that forked processes share",
+    condition=always("a forked child that is killed while it draws a bar blocks its parent's bars for ever"),
+)
+def _progress_lock(module: ModuleType) -> None:
+    """Bars take a lock for the threads of one process; RecBole's processes never drew on each other's bars."""
+    from recbole_llm.progress import use_thread_lock
+
+    use_thread_lock()

@@ -10,6 +10,7 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any
 
+from recbole_llm.bridge.repairs.files import load_tensors
 from recbole_llm.bridge.repairs.ray import AbsentModule
 from recbole_llm.bridge.repairs.registry import ModuleView, always, override, repair
 
@@ -145,12 +146,18 @@ def _needs_torch_load() -> tuple[bool, str]:
     condition=_needs_torch_load,
 )
 def _torch_load(module: ModuleType) -> None:
-    """``torch.load`` reads whole objects for callers inside RecBole, whose checkpoints hold a Config; for no other."""
+    """``torch.load`` reads whole objects for callers inside RecBole, whose checkpoints hold a Config; for no other.
+
+    Its trainers and ``load_data_and_model`` read what the run wrote or their caller named. Its models read pretrained weights
+    from a path in their configuration: of those files, tensors alone are read.
+    """
     import torch
 
     def make(stock: Callable[..., Any]) -> Callable[..., Any]:
         def load(*args: Any, **kwargs: Any) -> Any:
             caller = sys._getframe(1).f_globals.get("__name__", "")
+            if caller.startswith("recbole.model."):
+                return load_tensors(stock, *args, **kwargs)
             if caller == "recbole" or caller.startswith("recbole."):
                 kwargs.setdefault("weights_only", False)
             return stock(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Repairs of single stock models that cannot start, start without their defaults, or slow others down, on any stack."""
+"""Repairs of single stock models that cannot start, start without their defaults, are wrong, or slow others down."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +50,38 @@ def _ksr(module: ModuleType) -> None:
         return __init__
 
     override(module.KSR, "__init__", make)
+
+
+@repair(
+    "recbole.model.general_recommender.pop",
+    upstream="model/general_recommender/pop.py:47 (item_cnt[item] + 1 once per batch, drawn negatives included)",
+    issues="#2198 #1844, PR #2199 (counts repeats, and drawn negatives too)",
+    until="Pop counts the interactions of its training data",
+    condition=always("Pop counts the batches that hold an item, as a drawn negative too, and depends on their size"),
+)
+def _pop(module: ModuleType) -> None:
+    """Pop scores an item by its number of training interactions."""
+    import numpy as np
+    import torch
+
+    def make_init(stock: Callable[..., None]) -> Callable[..., None]:
+        def __init__(self: Any, config: Any, dataset: Any) -> None:  # noqa: N807
+            stock(self, config, dataset)
+            # COO keeps repeats, and sequential datasets give their first items too
+            count = np.bincount(dataset.inter_matrix(form="coo").col, minlength=self.n_items)
+            self.item_cnt = torch.from_numpy(count.astype(np.int64)).unsqueeze(1).to(self.device)
+            self.max_cnt = self.item_cnt.max(0)[0]
+
+        return __init__
+
+    def make_loss(stock: Callable[..., Any]) -> Callable[..., Any]:
+        def calculate_loss(self: Any, interaction: Any) -> Any:
+            return torch.nn.Parameter(torch.zeros(1)).to(self.device)
+
+        return calculate_loss
+
+    override(module.Pop, "__init__", make_init)
+    override(module.Pop, "calculate_loss", make_loss)
 
 
 _anomaly_mode_kept = False  # whether the repair below was there before the module's code ran

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils.clip_grad import clip_grad_norm_
 
 from recbole_llm.bridge import distributed
-from recbole_llm.bridge.checkpoint import read_checkpoint, unwritable
+from recbole_llm.bridge.checkpoint import RUN_PARTS, read_checkpoint, unwritable
 from recbole_llm.bridge.evaluation.streaming import EVERY_SCORE, stock_reason
 
 PIECE_BYTES = 2**24  # sent and written at once
@@ -69,7 +69,7 @@ class WholeTables:
 
     def read(self, file: str, device: torch.device | str | None = None) -> dict[str, Any]:
         """A checkpoint, on the trainer's device unless another is named."""
-        return read_checkpoint(file, device or self.device)
+        return read_checkpoint(file, device or self.device, parts=RUN_PARTS)
 
     def whole(self, state: dict[str, Any], file: str, writes: bool) -> dict[str, Any]:
         """The state with the rows of every process.
@@ -163,7 +163,7 @@ class ShardedTables(WholeTables):
         def rows_here(value: Tensor) -> Tensor:
             return value[own] if value.dim() and len(value) == n_items else value
 
-        return _copied(self._with_tables(read_checkpoint(file, mapped=True), rows_here))
+        return _copied(self._with_tables(read_checkpoint(file, mapped=True, parts=RUN_PARTS), rows_here))
 
     def whole(self, state: dict[str, Any], file: str, writes: bool) -> dict[str, Any]:
         """The state with every process's rows.

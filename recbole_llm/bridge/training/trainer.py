@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from logging import getLogger
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from recbole.trainer import Trainer
 from recbole.trainer.trainer import AbstractTrainer
 from recbole.utils import dict2str, get_gpu_usage, set_color
 from torch import Tensor
-from tqdm import tqdm
 
 from recbole_llm.atomic import remove_leftovers
 from recbole_llm.bridge import distributed
 from recbole_llm.bridge.checkpoint import (
+    WRONG_CONTENTS,
     best_file,
     data_fingerprint,
     last_file,
@@ -26,12 +26,14 @@ from recbole_llm.bridge.checkpoint import (
     set_random_state,
     write_checkpoint,
 )
+from recbole_llm.bridge.checkpoint_settings import command_to_resume
 from recbole_llm.bridge.options import default_values
 from recbole_llm.bridge.training.interruption import Interruption
 from recbole_llm.bridge.training.item_tables import tables_of
 from recbole_llm.fitting.logs import quietly
 from recbole_llm.fitting.pipeline import fit
 from recbole_llm.fitting.validation import TopKMetric, Validation
+from recbole_llm.progress import progress_bar
 from recbole_llm.scoring.rows import rows_from_pairs
 from recbole_llm.scoring.score import LinearBlock
 
@@ -64,6 +66,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
     Ctrl-C lose that epoch where the state before it has been written, and elsewhere wait for its end and write.
     """
 
+    last_saved: ClassVar[str | None] = None  # the file of the whole model that this process wrote last
     saved_model_file: str
     best_valid_score: float
     stopping_step: int
@@ -71,7 +74,6 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
-        self.saved_model_file = distributed.agreed(_unused_name(self.saved_model_file))
         self._tables = tables_of(model, self.device)
         self._tables.reject(self)
         self._tables.begin()
@@ -118,7 +120,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         except (KeyboardInterrupt, SystemExit):
             last = last_file(self.saved_model_file)
             if saved and os.path.isfile(last):
-                self.logger.warning("Stopped. To go on: recbole-llm run --resume %s", last)
+                self.logger.warning("Stopped. To go on: %s", command_to_resume(last, self.config))
             raise
 
     def _fit(
@@ -260,7 +262,9 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self.model.train()
         loss_func = loss_func or self.model.calculate_loss
         description = set_color(f"Train {epoch_idx:>5}", "pink")
-        batches = tqdm(train_data, total=len(train_data), ncols=100, desc=description) if show_progress else train_data
+        batches = train_data
+        if show_progress:
+            batches = progress_bar(train_data, total=len(train_data), ncols=100, desc=description)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for step, interaction in enumerate(batches, 1):
             if self.device.type != "cpu":
@@ -383,6 +387,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
 
     def _save_whole_model(self, verbose: bool) -> None:
         """Write the blend into the best checkpoint, or a checkpoint of its own where no epoch made one."""
+        LLMTwoTowerTrainer.last_saved = self.saved_model_file
         if not os.path.isfile(self.saved_model_file):
             self._save_checkpoint(-1, verbose=verbose)
             return
@@ -413,14 +418,14 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         try:
             self.model.load_state_dict(state["state_dict"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            self.model.load_other_parameter(state["other_parameter"])
+            if state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+        except WRONG_CONTENTS as error:
             raise ValueError(
                 f"resume_from: {file!r} holds a model of another shape ({error}). Keep the options that it was written under; "
                 "recbole-llm run --resume takes them from the checkpoint."
             ) from error
-        self.model.load_other_parameter(state["other_parameter"])
-        if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
         self.start_epoch = self._epochs_done = state["epoch"] + 1
         self.cur_step, self.best_valid_score = state["cur_step"], state["best_valid_score"]
         self.best_valid_result, self.train_loss_dict = state["best_valid_result"], state["train_loss_dict"]
@@ -449,12 +454,3 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         if self._random_state is not None:
             set_random_state(self._random_state, self._train_data.generator)
             self._random_state = None
-
-
-def _unused_name(file: str) -> str:
-    """``file``, or with a number where a run that began in the same second has taken it."""
-    stem, number = file.removesuffix(".pth"), 1
-    while os.path.exists(file) or os.path.exists(last_file(file)):
-        number += 1
-        file = f"{stem}-{number}.pth"
-    return file

@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -58,7 +58,7 @@ class ModelFiles:
         Raises:
             ValueError: if it is not JSON.
         """
-        file = self.folder / path
+        file = self.inside(path)
         if not file.is_file():
             return {}
         try:
@@ -68,11 +68,21 @@ class ModelFiles:
         # modules.json is a list
         return content if isinstance(content, dict) else {"": content}
 
+    def inside(self, path: str) -> Path:
+        """The place of ``path``, which a file of the folder may name.
+
+        Raises:
+            ValueError: if it leads out of the folder.
+        """
+        if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ValueError(f"encoder {self.name!r}: one of its files names {path!r}, which is outside {self.folder}.")
+        return self.folder / path
+
     def transformer(self) -> "ModelFiles":
         """The folder of the transformer itself; a sub-folder in some models of sentence-transformers."""
         modules = self.json("modules.json").get("", [])
         inner = modules[0].get("path", "") if modules else ""
-        return ModelFiles(self.name, self.folder / inner, self.source) if inner else self
+        return ModelFiles(self.name, self.inside(inner), self.source) if inner else self
 
     def weights(self) -> list[Path]:
         """The files with the weights: the safetensors, or else PyTorch's.
@@ -84,7 +94,7 @@ class ModelFiles:
             if not (self.folder / name).is_file():
                 continue
             shards = set(self.json(name)["weight_map"].values()) if name.endswith(".index.json") else {name}
-            absent = sorted(shard for shard in shards if not (self.folder / shard).is_file())
+            absent = sorted(shard for shard in shards if not self.inside(shard).is_file())
             if absent:
                 raise ValueError(f"encoder {self.name!r}: {self.folder} lacks {', '.join(absent)}, which {name} names.")
             return [self.folder / shard for shard in sorted(shards)]
@@ -285,3 +295,38 @@ def relevant_config(config: Mapping[str, Any]) -> dict[str, Any]:
     idle = {"transformers_version", "torch_dtype", "dtype", "use_cache", "name_or_path", "special_tokens_map_file"}
     idle |= {"padding_side", "model_max_length", "tokenizer_file", "__version__"}
     return {key: value for key, value in config.items() if key not in idle and not key.startswith("_")}
+
+
+def refuse_code_from_elsewhere(files: ModelFiles) -> None:
+    """Raise on what transformers would follow to code or weights outside the folder, without being asked to trust it.
+
+    ``auto_map`` is refused by transformers itself; a kernel of the hub and an adapter's modules are not.
+
+    Args:
+        files: of a transformer.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    name, folder = files.name, files.folder
+    kernels = sorted(_hub_kernels(files.json("config.json")))
+    if kernels:
+        raise ValueError(
+            f"encoder {name!r}: its config.json asks for {', '.join(kernels)}, code of the hub. Remove that entry, or load "
+            "the encoder with trust_remote_code=True if you trust it."
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"encoder {name!r}: {folder} holds an adapter (adapter_config.json), which may name other weights and modules "
+            "to import. Merge it into the weights (merge_and_unload of peft), or remove the file."
+        )
+
+
+def _hub_kernels(config: Any) -> Iterator[str]:
+    """Implementations (of attention, of experts) in a configuration or a part of it that are names on the hub."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if str(key).endswith("_implementation"):
+            names = value.values() if isinstance(value, dict) else [value]
+            yield from (str(name) for name in names if "/" in str(name))
+        else:
+            yield from _hub_kernels(value)

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recbole_llm.content.encoder_settings import POOLINGS
 from recbole_llm.content.encoders.resolve import ModelFiles, file_digest
-
-POOLINGS = ("mean", "cls", "last", "max")
 
 # the names in 1_Pooling/config.json, old (one flag each) and new (pooling_mode), to ours
 _OLD_MODES = {
@@ -29,6 +28,14 @@ _OLD_MODES = {
 }
 _NEW_MODES = {"lasttoken": "last", "mean_sqrt_len_tokens": "mean_sqrt_len"}
 _MODES = (*POOLINGS, "mean_sqrt_len", "weightedmean")
+# what a dense layer may name: looked up here, and never among everything that torch.nn holds
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    kind.__name__: kind
+    for kind in (
+        nn.Identity, nn.Tanh, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
+        nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Tanhshrink,
+    )
+}  # fmt: skip
 
 
 @dataclass
@@ -82,7 +89,7 @@ class SentenceHead:
                 continue
             module = nn.Linear(layer["in_features"], layer["out_features"], bias=layer["bias"])
             module.load_state_dict({key.removeprefix("linear."): value for key, value in state.items()})
-            modules += [module, getattr(nn, layer["activation"])()]
+            modules += [module, _ACTIVATIONS[layer["activation"]]()]
         return nn.Sequential(*modules).float().eval()
 
 
@@ -109,7 +116,7 @@ def read_head(files: ModelFiles, pooling: str, is_decoder: Callable[[], bool]) -
     head = SentenceHead((), "")
     for module in files.json("modules.json").get("", [])[1:]:
         kind, path = module["type"].rpartition(".")[2], module.get("path", "")
-        config = files.json(f"{path}/config.json")
+        config = files.json(f"{path}/config.json") if path else {}
         if kind == "Pooling":
             head.pooling = _pooling_modes(config, files)
             head.include_prompt = config.get("include_prompt", True)
@@ -135,6 +142,23 @@ def read_head(files: ModelFiles, pooling: str, is_decoder: Callable[[], bool]) -
     return head
 
 
+def is_decoder(config: dict[str, Any]) -> bool:
+    """Whether a model reads from left to right, by the architectures that transformers knows."""
+    if (
+        config.get("is_encoder_decoder")
+        or config.get("is_causal") is False
+        or config.get("use_bidirectional_attention")
+    ):
+        return False
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind = config.get("model_type")
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
 def _pooling_modes(config: dict[str, Any], files: ModelFiles) -> tuple[str, ...]:
     if "pooling_mode" in config:
         named = config["pooling_mode"]
@@ -152,7 +176,7 @@ def _pooling_modes(config: dict[str, Any], files: ModelFiles) -> tuple[str, ...]
 def _dense(config: dict[str, Any], files: ModelFiles, path: str) -> dict[str, Any]:
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     name = activation.rpartition(".")[2]
-    known = activation.startswith("torch.nn.") and isinstance(getattr(nn, name, None), type)
+    known = activation.startswith("torch.nn.") and name in _ACTIVATIONS
     source = config.get("module_input_name", "sentence_embedding")
     if not known or config.get("use_residual") or source not in ("sentence_embedding", None):
         raise ValueError(
@@ -171,7 +195,7 @@ def _dense(config: dict[str, Any], files: ModelFiles, path: str) -> dict[str, An
 
 def _module_weights(files: ModelFiles, path: str) -> Path:
     for name in ("model.safetensors", "pytorch_model.bin"):
-        file = files.folder / path / name
+        file = files.inside(f"{path}/{name}")
         if file.is_file():
             return file
     raise ValueError(

@@ -16,18 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recbole_llm.content.encoder_settings import OVERFLOWS
 from recbole_llm.content.encoders.onednn import use_onednn
 from recbole_llm.content.encoders.resolve import (
     DEFAULT_ENCODER,
     ModelFiles,
     file_digest,
+    refuse_code_from_elsewhere,
     relevant_config,
     resolve_encoder,
 )
-from recbole_llm.content.encoders.sentence_modules import content_digest, pool, read_head
+from recbole_llm.content.encoders.sentence_modules import content_digest, is_decoder, pool, read_head
 from recbole_llm.content.encoders.static import StaticEncoder, is_static
 
-OVERFLOWS = ("truncate", "chunk_mean", "head_tail")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # raised when the same inputs and settings begin to give other vectors: old stores are then not used
@@ -149,7 +150,9 @@ class TextEncoder:
         self._config = self._inner.json("config.json")
         if not self._config:
             raise ValueError(f"encoder {files.name!r}: there is no config.json in {self._inner.folder}.")
-        self.head = read_head(files, pooling, lambda: _is_decoder(self._config))
+        if not trust_remote_code:
+            refuse_code_from_elsewhere(self._inner)
+        self.head = read_head(files, pooling, lambda: is_decoder(self._config))
         self.prompt = self._choose_prompt(prompt)
         self.max_tokens = self._choose_max_tokens(max_tokens)
         self._lower = bool(self._inner.json("sentence_bert_config.json").get("do_lower_case"))
@@ -377,23 +380,6 @@ CPU_BATCH_TOKENS = 1024
 
 # position ids of these start behind the padding id
 _POSITIONS_FROM_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl"})
-
-
-def _is_decoder(config: dict[str, Any]) -> bool:
-    """Whether a model reads from left to right, by the architectures that transformers knows."""
-    if (
-        config.get("is_encoder_decoder")
-        or config.get("is_causal") is False
-        or config.get("use_bidirectional_attention")
-    ):
-        return False
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    kind = config.get("model_type")
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 @contextmanager

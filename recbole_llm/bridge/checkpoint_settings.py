@@ -1,0 +1,197 @@
+"""Which settings a checkpoint may bring along, and which whoever reads it gives again.
+
+A checkpoint is a file, and somebody else may have written it. From its settings a run takes the keys of :data:`TAKEN`:
+numbers, choices and names of columns that decide how the data are read and split and how the model is made and trained. It
+takes no path, neither to load from nor to save to. A resumed run cannot do without some of them, so it says what to give
+again, with the value that the file holds:
+
+- ``data_path`` (but for ml-100k, which ships with RecBole, and where it was left at RecBole's default),
+- ``item_features_file``,
+- ``encoder``, where it is a folder (a name on the hub is no path: it is taken, and loaded without running its code),
+- ``feature_cache_dir``, where texts are encoded: another folder means that all are encoded once more.
+
+``checkpoint_dir`` is the folder of the file that was named. Configuration files are not read again: what they said is in the
+settings, and their paths are paths of the file's.
+"""
+
+import argparse
+import re
+import shlex
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MODEL = "LLMTwoTower"
+
+_MODEL_KEYS = """
+    item_text_fields item_text_template user_text_fields encoder encoder_revision encoder_pooling encoder_prompt
+    encoder_max_tokens encoder_overflow encoder_dim encoder_batch_size encoder_dtype feature_transform blocks
+    closed_form_dim tower_features embedding_size adapter_hidden_size use_item_id use_item_bias user_tower
+    history_dropout history_exponent history_decay use_order share_parameters cold_map cold_boost scoring scale_init
+    loss_type neg_weight kernel_backend eval_backend shard_items
+"""
+_TRAINING_KEYS = """
+    gpu_id use_gpu worker seed reproducibility state show_progress shuffle epochs train_batch_size learner
+    learning_rate train_neg_sample_args eval_step stopping_step clip_grad_norm weight_decay loss_decimal_place
+    require_pow enable_amp enable_scaler transform eval_args repeatable metrics topk valid_metric
+    valid_metric_bigger eval_batch_size metric_decimal_place tail_ratio
+"""
+_DATA_KEYS = """
+    field_separator seq_separator encoding USER_ID_FIELD ITEM_ID_FIELD RATING_FIELD TIME_FIELD LABEL_FIELD seq_len
+    threshold NEG_PREFIX LIST_SUFFIX POSITION_FIELD ITEM_LIST_LENGTH_FIELD MAX_ITEM_LIST_LENGTH numerical_features
+    load_col unload_col unused_col additional_feat_suffix rm_dup_inter val_interval filter_inter_by_user_or_item
+    user_inter_num_interval item_inter_num_interval alias_of_user_id alias_of_item_id preload_weight normalize_field
+    normalize_all discretization benchmark_filename
+"""
+TAKEN = frozenset(f"{_MODEL_KEYS} {_TRAINING_KEYS} {_DATA_KEYS}".split())
+NOT_TAKEN: dict[str, str] = {
+    **dict.fromkeys(("data_path", "item_features_file"), "a path to load from; to be given again"),
+    "feature_cache_dir": "a path to load from and save to; to be given again",
+    **dict.fromkeys(("dataset_save_path", "dataloaders_save_path"), "a path to unpickle"),
+    "checkpoint_dir": "a path to save to; the folder of the file that is read",
+    "config_file": "a path to load from; its contents are in the settings",
+    **dict.fromkeys(("save_dataset", "save_dataloaders"), "writes files that the caller has not asked for"),
+    **dict.fromkeys(("log_wandb", "wandb_project"), "reaches for a server that the caller has not asked for"),
+    **dict.fromkeys(("model", "dataset", "resume_from"), "stand beside the settings"),
+    **dict.fromkeys(
+        (
+            "HEAD_ENTITY_ID_FIELD",
+            "TAIL_ENTITY_ID_FIELD",
+            "RELATION_ID_FIELD",
+            "ENTITY_ID_FIELD",
+            "alias_of_entity_id",
+            "alias_of_relation_id",
+            "kg_reverse_r",
+            "entity_kg_num_interval",
+            "relation_kg_num_interval",
+        ),
+        "of models with a knowledge graph",
+    ),
+}
+# what a command that reads a checkpoint is given again, with the help of its option
+PATHS = {
+    "data_path": ("FOLDER", "holds the dataset's folder, as for the training or where it is now"),
+    "encoder": ("NAME", "folder or hub name of the text encoder, where it was a folder or an export does not hold it"),
+    "item_features_file": ("FILE", "item vectors, as for the training"),
+    "feature_cache_dir": ("FOLDER", "where vectors of texts are kept, as for the training"),
+}
+_DEFAULT_DATA_PATH = "dataset"  # properties/overall.yaml
+_SHIPPED = "ml-100k"
+
+
+class ResumeSettings(NamedTuple):
+    """What is taken of a checkpoint's settings.
+
+    Attributes:
+        dataset: its name.
+        given: configuration values, as they were given to the run that wrote it.
+        left: keys of the file that are not taken, sorted.
+    """
+
+    dataset: str
+    given: dict[str, Any]
+    left: tuple[str, ...]
+
+
+def take_settings(settings: Any, file: str, own: Collection[str] = ()) -> ResumeSettings:
+    """Take what may be taken of a checkpoint's settings.
+
+    Args:
+        settings: ``settings`` of the checkpoint, plain values of any form.
+        file: its name, for messages.
+        own: the keys that the caller gives a value himself.
+
+    Raises:
+        ValueError: if it is of another model, its settings are not of our form, or a path must be given again.
+    """
+    model, dataset, given = _parts_of(settings, file)
+    if model != MODEL:
+        raise ValueError(f"checkpoint: {file!r} is of {model[:64]!r}; {MODEL}'s alone are read.")
+    names = [dataset, *_names_of_files(given)]
+    if wrong := [name for name in names if not isinstance(name, str) or not _is_plain(name)]:
+        raise ValueError(
+            f"checkpoint: {file!r} names {str(wrong[0])[:64]!r} as a dataset or a part of one: that is no name."
+        )
+    again = [option for key, option in _to_give_again(dataset, given) if key not in own]
+    if again:
+        raise ValueError(
+            f"checkpoint: {file!r} was trained with {' '.join(again)}. A path is not taken out of a file, which somebody else "
+            "may have written: give it again, on the command line or as an argument."
+        )
+    taken = {key: value for key, value in given.items() if key in TAKEN}
+    left = sorted(key for key in given if key not in TAKEN and key not in own and key not in ("model", "dataset"))
+    return ResumeSettings(dataset, taken, tuple(left))
+
+
+def add_path_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of :data:`PATHS`."""
+    for name, (metavar, text) in PATHS.items():
+        parser.add_argument(f"--{name}", default=None, metavar=metavar, help=text)
+
+
+def given_paths(options: argparse.Namespace) -> dict[str, str | None]:
+    """The values of the options of :data:`PATHS`, by name."""
+    return {name: getattr(options, name) for name in PATHS}
+
+
+def options_to_repeat(config: Any) -> list[str]:
+    """The options, such as ``--data_path=data``, that a command needs beside a checkpoint of this configuration."""
+    return [option for _, option in _to_give_again(config["dataset"], config.external_config_dict)]
+
+
+def command_to_resume(file: str, config: Any) -> str:
+    """The command that goes on from a checkpoint of this configuration."""
+    return " ".join(["recbole-llm run --resume", shlex.quote(file), *options_to_repeat(config)])
+
+
+def _parts_of(settings: Any, file: str) -> tuple[str, str, dict[str, Any]]:
+    parts = settings if isinstance(settings, Mapping) else {}
+    model, dataset, given = parts.get("model"), parts.get("dataset"), parts.get("given")
+    if not (isinstance(model, str) and isinstance(dataset, str) and isinstance(given, dict)):
+        raise ValueError(
+            f"checkpoint: {file!r} names no model, dataset and settings: it is not whole, or not of recbole-llm."
+        )
+    if not all(isinstance(key, str) for key in given):
+        raise ValueError(f"checkpoint: {file!r} holds settings that are no names with values.")
+    return model, dataset, given
+
+
+def _names_of_files(given: Mapping[str, Any]) -> Iterator[Any]:
+    """What RecBole puts between "{dataset}." and ".inter", or behind it (data/dataset/dataset.py, _load_data)."""
+    for key in ("benchmark_filename", "additional_feat_suffix", "load_col", "unload_col"):
+        value = given.get(key)
+        if isinstance(value, (list, tuple, dict)):
+            yield from value
+        elif value:
+            yield value
+
+
+def _is_plain(name: str) -> bool:
+    return re.fullmatch(r"[^/\\\x00]+", name) is not None and name not in (".", "..")
+
+
+def _to_give_again(dataset: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Keys with the options that give them: the paths without which the run is another one."""
+    encodes = given.get("encoder", True) and not given.get("item_features_file")
+    for key in PATHS:
+        value = given.get(key)
+        if not value or not isinstance(value, (str, Path)):
+            continue
+        path = Path(value)
+        needed = {
+            "data_path": dataset != _SHIPPED and path != Path(_DEFAULT_DATA_PATH),
+            "encoder": _is_folder(str(value)),
+            "feature_cache_dir": bool(encodes),
+        }
+        if needed.get(key, True):
+            yield key, f"--{key}={shlex.quote(str(value))}"
+
+
+def _is_folder(encoder: str) -> bool:
+    """Whether an encoder is, here, or by its form, a folder and no name on the hub."""
+    return (
+        encoder.startswith((".", "/", "~"))
+        or "\\" in encoder
+        or encoder.count("/") > 1
+        or Path(encoder).expanduser().is_dir()
+    )
