@@ -235,12 +235,9 @@ def _evaluation(module: ModuleType) -> None:
 
     def make(stock: Callable[..., Any]) -> Callable[..., Any]:
         def evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:
-            from recbole_llm.bridge.evaluation.streaming import (
-                cold_items,
-                streaming,  # here: it loads the kernels
-            )
+            from recbole_llm.bridge.evaluation import cold_items, streaming  # here: they load the kernels
 
-            result = streaming(stock)(self, *args, **kwargs)
+            result = streaming.streaming(stock)(self, *args, **kwargs)
             eval_data = args[0] if args else kwargs.get("eval_data")
             if eval_data:
                 cold_items.report(self, eval_data)
