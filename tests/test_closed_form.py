@@ -1,5 +1,6 @@
 """The closed form against dense float64 algebra, its search on known curves, and what it does with degenerate data."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -8,11 +9,12 @@ import torch
 
 from recbole_llm.fitting.closed_form import fit_closed_form
 from recbole_llm.fitting.ease import (
+    Kernel,
     Setting,
+    content_centre,
+    content_directions,
     solve,
     spectrum,
-    text_centre,
-    text_directions,
     user_weights,
     weighted_gram,
 )
@@ -20,7 +22,7 @@ from recbole_llm.fitting.factors import FACTOR_FORMS, Incidence, _thinned, _top_
 from recbole_llm.fitting.validation import TopKMetric, Validation, user_metric
 from recbole_llm.scoring.rows import Rows, rows_from_pairs
 
-PLAIN = Setting(ridge=2.0, text_weight=0.0, user_exponent=0.0, ridge_exponent=0.0, tilt=0.0)
+PLAIN = Setting.of_ease(2.0)
 
 
 def interactions(n_users=60, n_items=25, seed=0, groups=5):
@@ -43,6 +45,15 @@ def selection_of(train, valid, metric="ndcg@5"):
     return Validation(train, valid, train, TopKMetric.parse(metric))
 
 
+def texts(vectors, present=None):
+    """Content of one modality; every item has it unless ``present`` says otherwise."""
+    return {"text": (vectors, torch.ones(len(vectors), dtype=torch.bool) if present is None else present)}
+
+
+def of_text(weight, power=1, **constants):
+    return Setting(kernels=(Kernel("text", weight, power),), **constants)
+
+
 def dense_formula(X, E, present, s):
     """B of the module docstring in NumPy and float64, for a catalogue without cold items."""
     X, present = X.numpy().astype(float), present.numpy()
@@ -53,8 +64,9 @@ def dense_formula(X, E, present, s):
     E = E.numpy().astype(float)
     E = (E - E[present].mean(0)) * present[:, None]
     K = E @ E.T / np.maximum(np.outer(np.linalg.norm(E, axis=1), np.linalg.norm(E, axis=1)), 1e-30)
-    K = np.sign(K) * np.abs(K) ** s.text_power
-    A = G + s.text_weight * s.ridge * g * K + s.ridge * g * np.diag((np.diag(G) / g) ** s.ridge_exponent)
+    text = s.kernel("text")
+    K = np.sign(K) * np.abs(K) ** text.power
+    A = G + text.weight * s.ridge * g * K + s.ridge * g * np.diag((np.diag(G) / g) ** s.ridge_exponent)
     inverse = np.linalg.inv(A)
     B = (np.eye(len(A)) - inverse / np.diag(inverse)) * (np.diag(G) / g) ** -s.tilt
     np.fill_diagonal(B, 0.0)
@@ -88,8 +100,8 @@ def test_every_constant_of_the_generalisation(power):
     present[[2, 11]] = False
     E = torch.randn(23, 6, generator=torch.Generator().manual_seed(4)) + 3.0  # far from the origin: must be centred
     E[~present] = 1e4  # not read
-    setting = Setting(ridge=3.0, text_weight=0.3, text_power=power, user_exponent=0.5, ridge_exponent=0.25, tilt=0.1)
-    form = fit_closed_form(train, 23, E, present, dim="full", setting=setting)
+    setting = of_text(0.3, power, ridge=3.0, user_exponent=0.5, ridge_exponent=0.25, tilt=0.1)
+    form = fit_closed_form(train, 23, texts(E, present), dim="full", setting=setting)
     torch.testing.assert_close(form.source, dense_formula(X, E, present, setting), rtol=1e-4, atol=1e-6)
 
 
@@ -249,7 +261,7 @@ def test_the_diagonal_never_changes_a_masked_ranking():
     other.diagonal().copy_(torch.randn(25) * 100)
 
     def value(matrix):
-        return user_metric(replace(form, source=matrix).scorer(train), valid, train, 25, TopKMetric("ndcg", 5))
+        return user_metric(replace(form.block(), source=matrix).scorer(train), valid, train, 25, TopKMetric("ndcg", 5))
 
     assert torch.equal(value(form.source), value(other))
 
@@ -259,7 +271,7 @@ def spectral_problem(seed=15):
     X = X[:, 1:-1]
     E = torch.randn(23, 4, generator=torch.Generator().manual_seed(seed))
     present = torch.ones(23, dtype=torch.bool)
-    text = text_directions(E, present, text_centre(E, present))
+    text = {"text": content_directions(E, present, content_centre(E, present))}
     weights = user_weights(rows_of(X), 0.5)
     return X, text, weights, weighted_gram(rows_of(X), weights, 23)
 
@@ -281,7 +293,7 @@ def test_the_svd_form_below_full_rank_is_woodburys_identity():
     found = spectrum(gram.matmul, gram.diagonal(), text, setting, 6, iterations=60)
     scale = gram.diagonal().mean()
     R = (setting.ridge * scale * (gram.diagonal() / scale) ** 0.25).double()
-    Z = (gram + 0.05 * setting.ridge * scale * text @ text.T).double() / (R[:, None] * R).sqrt()
+    Z = (gram + 0.05 * setting.ridge * scale * text["text"] @ text["text"].T).double() / (R[:, None] * R).sqrt()
     values, vectors = torch.linalg.eigh(Z)
     torch.testing.assert_close(found.values.double(), values.flip(0)[:6], rtol=1e-4, atol=1e-5)
     leading = (vectors[:, -6:] * values[-6:]) @ vectors[:, -6:].T
@@ -301,18 +313,16 @@ def test_too_many_items_take_the_svd_form(monkeypatch):
     )  # the constants are found at a lower rank than the last
     train, valid, _ = interactions(n_users=200, seed=6)
     E = torch.nn.functional.one_hot(torch.arange(25) % 5).float()
-    lines = []
-    form = fit_closed_form(train, 25, E, selection=selection_of(train, valid), max_dense_items=10, log=lines.append)
-    dense = fit_closed_form(train, 25, E, selection=selection_of(train, valid), dim="full")
+    form = fit_closed_form(train, 25, texts(E), validation=selection_of(train, valid), max_dense_items=10)
+    dense = fit_closed_form(train, 25, texts(E), validation=selection_of(train, valid), dim="full")
     assert form.form == "SVD form"
     assert form.dim == 8, "five groups of items need five directions"
     assert form.value >= 0.98 * dense.value
-    assert all(trial.setting.text_power == 1 for trial in form.trials)
-    assert "23 items are more than 10" in lines[0]
-    reached = user_metric(form.scorer(train), valid, train, 25, TopKMetric("ndcg", 5), ~form.warm).mean()
+    assert all(trial.setting.is_linear and trial.way == "SVD form of rank 8" for trial in form.trials)
+    reached = user_metric(form.block().scorer(train), valid, train, 25, TopKMetric("ndcg", 5), ~form.warm).mean()
     assert float(reached) == pytest.approx(form.value)
-    assert fit_closed_form(train, 25, E, max_dense_items=10, dim=3).dim == 3
-    small = fit_closed_form(train, 25, E, max_dense_items=10, max_table_bytes=8 * 25 * 2)
+    assert fit_closed_form(train, 25, texts(E), max_dense_items=10, dim=3).dim == 3
+    small = fit_closed_form(train, 25, texts(E), max_dense_items=10, max_table_bytes=8 * 25 * 2)
     assert small.dim == 2
     assert small.value is None
 
@@ -322,55 +332,56 @@ def test_the_rank_of_the_svd_form_is_held_against_the_best_one(monkeypatch):
     monkeypatch.setattr("recbole_llm.fitting.closed_form.SPECTRAL_DIMS", (2, 8, 16))
     by_rank = {2: 0.2506, 8: 0.25135, 16: 0.25105}
     monkeypatch.setattr(
-        "recbole_llm.fitting.warm_items.Catalogue.value", lambda self, subset, P, Q: by_rank[P.shape[1]]
+        "recbole_llm.fitting.warm_items.WarmItems.value", lambda self, subset, P, Q: by_rank[P.shape[1]]
     )
     train, valid, _ = interactions(n_users=200, seed=6)
-    form = fit_closed_form(train, 25, selection=selection_of(train, valid), max_dense_items=10)
-    assert (form.dim, form.value, form.full_value) == (8, 0.25135, 0.25135)
+    form = fit_closed_form(train, 25, validation=selection_of(train, valid), max_dense_items=10)
+    assert (form.dim, form.value) == (8, 0.25135)
 
 
 def test_the_squared_kernel_has_no_svd_form():
     _, text, _, gram = spectral_problem()
-    with pytest.raises(ValueError, match="text_power is 2"):
-        spectrum(gram.matmul, gram.diagonal(), text, Setting(text_power=2), 4)
+    with pytest.raises(ValueError, match=r"kernels are .*power=2.*only power 1 can be had"):
+        spectrum(gram.matmul, gram.diagonal(), text, of_text(0.05, 2), 4)
 
 
 def test_constants_that_do_harm_give_way_to_plain_ease():
     train, valid, _ = interactions(n_users=200, seed=6)
-    selection, lines = selection_of(train, valid), []
+    validation = selection_of(train, valid)
     harmful = Setting(user_exponent=3.0, ridge_exponent=-2.0, tilt=2.0)
-    form = fit_closed_form(train, 25, selection=selection, dim="full", setting=harmful, log=lines.append)
-    assert any("below that of plain EASE" in line for line in lines)
+    form = fit_closed_form(train, 25, validation=validation, dim="full", setting=harmful)
     assert form.setting == Setting.of_ease(form.setting.ridge)
     expected = fit_closed_form(train, 25, dim="full", setting=form.setting)
     torch.testing.assert_close(form.source, expected.source)
     assert form.value == max(trial.value for trial in form.trials)
-    lines.clear()
-    assert fit_closed_form(train, 25, selection=selection, log=lines.append).setting.tilt == Setting().tilt
-    assert not any("plain EASE, " in line for line in lines)
+    alone = max(trial.value for trial in form.trials if trial.setting.tilt)
+    assert form.value > alone, "the constants did no harm"
+    usual = fit_closed_form(train, 25, validation=validation)
+    assert usual.setting.tilt == Setting().tilt and usual.value >= form.value
 
 
 def test_auto_keeps_no_rank_below_ease_however_little_it_loses(monkeypatch):
     train, valid, _ = interactions(n_users=400, n_items=42, seed=6)
     monkeypatch.setattr("recbole_llm.fitting.closed_form.AUTO_DIMS", (1, 2, 4))
-    selection = selection_of(train, valid)
+    validation = selection_of(train, valid)
     monkeypatch.setattr("recbole_llm.fitting.closed_form.RANK_TOLERANCE", 1.0)
-    form = fit_closed_form(train, 42, selection=selection)
+    form = fit_closed_form(train, 42, validation=validation)
     ease = max(
-        fit_closed_form(train, 42, selection=selection, dim="full", setting=replace(PLAIN, ridge=ridge)).value
+        fit_closed_form(train, 42, validation=validation, dim="full", setting=replace(PLAIN, ridge=ridge)).value
         for ridge in (1.0, 2.0, 4.0)
     )
     assert form.dim > 1 and form.value >= ease - 1e-9
 
 
-def test_a_rank_below_ease_is_called_out():
+def test_a_rank_below_ease_is_called_out(caplog):
     train, valid, _ = interactions(n_users=200, seed=6)
-    lines = []
-    fit_closed_form(train, 25, selection=selection_of(train, valid), dim=1, log=lines.append)
-    assert any("WARNING, rank 1" in line and "below EASE's" in line for line in lines)
-    lines.clear()
-    fit_closed_form(train, 25, selection=selection_of(train, valid), dim=20, log=lines.append)
-    assert not any("WARNING" in line for line in lines)
+    form = fit_closed_form(train, 25, validation=selection_of(train, valid), dim=1)
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert f"rank 1 has {form.value:.4f} on validation" in record.getMessage()
+    assert "raise closed_form_dim" in record.getMessage()
+    caplog.clear()
+    fit_closed_form(train, 25, validation=selection_of(train, valid), dim=20)
+    assert not caplog.records
 
 
 def test_thinning_keeps_users_before_single_items():
@@ -389,32 +400,33 @@ def test_thinning_keeps_users_before_single_items():
 def test_the_rank_is_the_smallest_that_costs_little(monkeypatch):
     monkeypatch.setattr("recbole_llm.fitting.closed_form.AUTO_DIMS", (2, 5, 9))
     train, valid, _ = interactions(n_users=200, seed=6)
-    lines = []
-    form = fit_closed_form(train, 25, selection=selection_of(train, valid), log=lines.append)
-    assert form.full_value is not None
-    assert form.value is not None
+    validation = selection_of(train, valid)
+    form = fit_closed_form(train, 25, validation=validation)
+    full = fit_closed_form(train, 25, validation=validation, dim="full")
     assert form.dim == 5, "five groups of items need five directions"
-    assert form.value >= 0.99 * form.full_value
-    assert any("rank 2" in line and "below full rank" in line for line in lines)
-    reached = user_metric(form.scorer(train), valid, train, 25, TopKMetric("ndcg", 5), ~form.warm).mean()
+    assert form.value >= 0.99 * full.value
+    assert fit_closed_form(train, 25, validation=validation, dim=2).value < 0.99 * full.value
+    reached = user_metric(form.block().scorer(train), valid, train, 25, TopKMetric("ndcg", 5), ~form.warm).mean()
     assert float(reached) == pytest.approx(form.value)
 
 
 def test_a_number_a_large_number_and_a_small_budget(monkeypatch):
     train, valid, _ = interactions(seed=8)
     select = selection_of(train, valid)
-    assert fit_closed_form(train, 25, selection=select, dim=4).dim == 4
-    assert fit_closed_form(train, 25, selection=select, dim=600).target is None
+    assert fit_closed_form(train, 25, validation=select, dim=4).dim == 4
+    assert fit_closed_form(train, 25, validation=select, dim=600).target is None
     monkeypatch.setattr("recbole_llm.fitting.closed_form.AUTO_DIMS", (2, 3))
     monkeypatch.setattr("recbole_llm.fitting.closed_form.RANK_TOLERANCE", -9.0)
-    assert fit_closed_form(train, 25, selection=select).target is None
-    assert fit_closed_form(train, 25, selection=select, max_table_bytes=8 * 25 * 3).dim in (2, 3)
+    assert fit_closed_form(train, 25, validation=select).target is None
+    assert fit_closed_form(train, 25, validation=select, max_table_bytes=8 * 25 * 3).dim in (2, 3)
 
 
 def test_the_same_data_give_the_same_bits():
     train, valid, _ = interactions(seed=9)
     E = torch.randn(25, 4, generator=torch.Generator().manual_seed(0))
-    first, second = (fit_closed_form(train, 25, E, selection=selection_of(train, valid), dim=6) for _ in range(2))
+    first, second = (
+        fit_closed_form(train, 25, texts(E), validation=selection_of(train, valid), dim=6) for _ in range(2)
+    )
     assert torch.equal(first.source, second.source)
     assert torch.equal(first.target, second.target)
     assert [t.value for t in first.trials] == [t.value for t in second.trials]
@@ -423,19 +435,19 @@ def test_the_same_data_give_the_same_bits():
 def test_text_helps_where_it_explains_the_interactions():
     train, valid, _ = interactions(n_users=40, n_items=60, seed=10)
     E = torch.nn.functional.one_hot(torch.arange(60) % 5).float() + 0.1 * torch.randn(60, 5)
-    form = fit_closed_form(train, 60, E, selection=selection_of(train, valid), dim="full")
-    assert form.setting.text_weight > 0
-    assert max(t.value for t in form.trials) > max(t.value for t in form.trials if not t.setting.text_weight)
+    form = fit_closed_form(train, 60, texts(E), validation=selection_of(train, valid), dim="full")
+    assert form.setting.kernel("text").weight > 0
+    without = [trial.value for trial in form.trials if not trial.setting.kernel("text").weight]
+    assert form.value > max(without)
 
 
 def test_no_text_at_all_and_texts_that_are_all_the_same():
     train, valid, _ = interactions(seed=11)
-    without = fit_closed_form(train, 25, selection=selection_of(train, valid), dim="full")
-    same = fit_closed_form(train, 25, torch.ones(25, 3), selection=selection_of(train, valid), dim="full")
-    absent = fit_closed_form(
-        train, 25, torch.randn(25, 3), torch.zeros(25, dtype=torch.bool), selection_of(train, valid), dim="full"
-    )
-    assert without.setting.text_weight == 0
+    without = fit_closed_form(train, 25, validation=selection_of(train, valid), dim="full")
+    same = fit_closed_form(train, 25, texts(torch.ones(25, 3)), validation=selection_of(train, valid), dim="full")
+    nowhere = texts(torch.randn(25, 3), torch.zeros(25, dtype=torch.bool))
+    absent = fit_closed_form(train, 25, nowhere, selection_of(train, valid), dim="full")
+    assert without.setting.kernels == same.setting.kernels == absent.setting.kernels == ()
     assert torch.equal(without.source, same.source)
     assert torch.equal(without.source, absent.source)
 
@@ -443,14 +455,12 @@ def test_no_text_at_all_and_texts_that_are_all_the_same():
 def test_users_without_history_and_empty_validation():
     train, valid, X = interactions(seed=12)
     empty = Rows(torch.zeros_like(train.offsets), torch.empty(0, dtype=torch.int64))
-    lines = []
-    form = fit_closed_form(train, 25, selection=selection_of(train, empty), dim=4, log=lines.append)
-    assert form.value is None
-    assert form.setting.ridge == 8.0
-    assert "no validation data" in lines[0]
+    form = fit_closed_form(train, 25, validation=selection_of(train, empty), dim=4)
+    assert form.value is None and form.trials == ()
+    assert form.setting == Setting(ridge=8.0, kernels=())
     X[:5] = False
-    form = fit_closed_form(rows_of(X), 25, selection=selection_of(rows_of(X), valid), dim=4)
-    assert form.scorer(rows_of(X))(torch.arange(5)).eq(0).all()
+    form = fit_closed_form(rows_of(X), 25, validation=selection_of(rows_of(X), valid), dim=4)
+    assert form.block().scorer(rows_of(X))(torch.arange(5)).eq(0).all()
     assert form.source.isfinite().all()
 
 
@@ -460,22 +470,22 @@ def test_an_indefinite_kernel_still_gives_the_formula():
     X = X[:, 1:-1]
     E = torch.randn(23, 3, generator=torch.Generator().manual_seed(2))
     present = torch.ones(23, dtype=torch.bool)
-    setting = Setting(ridge=8.0, text_weight=5.0, text_power=2)
-    text = text_directions(E, present, text_centre(E, present))
+    setting = of_text(5.0, 2, ridge=8.0)
+    text = content_directions(E, present, content_centre(E, present))
     gram = weighted_gram(rows_of(X), user_weights(rows_of(X), 0.5), 23)
     K = text @ text.T
     A = gram + 40 * gram.diagonal().mean() * K * K.abs()
     A.diagonal().add_(8 * gram.diagonal().mean() * (gram.diagonal() / gram.diagonal().mean()) ** 0.25)
     assert float(torch.linalg.eigvalsh(A)[0]) < 0, "this data no longer reaches the branch"
     expected = dense_formula(X, E, present, setting)
-    torch.testing.assert_close(solve(gram, text, setting), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(solve(gram, {"text": text}, setting), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"features": torch.ones(24, 2)}, "features has 24 rows; expected one per item, n_items = 25"),
-        ({"present": torch.ones(3, dtype=torch.bool)}, r"present has shape \(3,\)"),
+        ({"content": texts(torch.ones(24, 2))}, "text has 24 rows; expected one per item, n_items = 25"),
+        ({"content": texts(torch.ones(25, 2), torch.ones(3, dtype=torch.bool))}, r"present of text has shape \(3,\)"),
         ({"dim": "big"}, "dim is 'big'; expected 'auto', 'full' or a positive number"),
         ({"dim": 0}, "dim is 0"),
         ({"dim": True}, "dim is True"),

@@ -4,34 +4,46 @@ import math
 
 import pytest
 import torch
-from recbole_llm.UNKNOWN import LinearScorer, ranked_rows
 
-from recbole_llm.fitting.next_item import (
-    choose_decay,
-    decayed,
-    fit_next_item,
-    next_item_gram,
-    solve_next_item,
-)
+from recbole_llm.fitting.next_item import MAX_ITEMS, choose_decay, fit_next_item, next_item_gram, solve_next_item
 from recbole_llm.fitting.validation import TopKMetric, user_metric
 from recbole_llm.scoring.rows import Rows, rows_from_pairs
+from recbole_llm.scoring.score import LinearBlock
 
 
 def histories(sequences):
     """Rows with ranks of sequences, oldest first."""
     user = torch.tensor([u for u, s in enumerate(sequences) for _ in s])
     item = torch.tensor([i for s in sequences for i in s])
-    return ranked_rows(user, item, len(sequences), torch.arange(len(user)))
+    return rows_from_pairs(user, item, len(sequences), torch.arange(len(user)))
 
 
 def test_ranks_count_from_the_newest_and_a_repeated_item_counts_at_its_latest():
-    rows = ranked_rows(torch.tensor([0, 0, 0, 1, 0]), torch.tensor([5, 3, 4, 9, 5]), 3, torch.tensor([1, 2, 3, 1, 9]))
+    rows = rows_from_pairs(
+        torch.tensor([0, 0, 0, 1, 0]), torch.tensor([5, 3, 4, 9, 5]), 3, torch.tensor([1, 2, 3, 1, 9])
+    )
     assert rows.offsets.tolist() == [0, 3, 4, 4]
     assert rows.ids.tolist() == [3, 4, 5, 9]
-    assert rows.weights.tolist() == [2, 1, 0, 0]
-    by_decay = rows_from_pairs(rows.row_of_entry(), rows.ids, 3, -rows.weights, decay=2.0)
-    torch.testing.assert_close(decayed(rows, 2.0).weights, by_decay.weights)
-    assert decayed(rows, None).weights is None
+    assert rows.ranks.tolist() == [2, 1, 0, 0] and rows.weights is None
+    by_decay = rows_from_pairs(rows.row_of_entry(), rows.ids, 3, -rows.ranks, decay=2.0)
+    torch.testing.assert_close(rows.decayed(2.0).weights, by_decay.weights)
+    torch.testing.assert_close(by_decay.weights, torch.tensor([2.0, 1.0, 0.0, 0.0]).div(-2).exp())
+    assert rows.decayed(2.0).decayed(None).weights is None
+    with pytest.raises(ValueError, match="decay is 2, and the histories have no ranks"):
+        Rows(rows.offsets, rows.ids).decayed(2.0)
+
+
+def test_ranks_stay_with_their_entries():
+    rows = histories([[3, 1, 2], [], [5, 4], [0]])
+    assert rows.ranks.tolist() == [1, 0, 2, 0, 1, 0]
+    assert rows.select(torch.tensor([2, 0, 2])).ranks.tolist() == [0, 1, 1, 0, 2, 0, 1]
+    assert rows.stretch(2, 4).ranks.tolist() == [0, 1, 0]
+    assert rows.keep(rows.ids != 2).ranks.tolist() == [1, 2, 0, 1, 0]  # as they were, with a gap
+    assert rows.to("cpu").ranks.tolist() == rows.ranks.tolist()
+    torch.manual_seed(0)
+    some = rows.select(torch.arange(4), dropout=0.5)
+    rank_of = dict(zip(rows.ids.tolist(), rows.ranks.tolist(), strict=True))
+    assert 0 < len(some.ids) < 6 and some.ranks.tolist() == [rank_of[i] for i in some.ids.tolist()]
 
 
 @pytest.mark.parametrize("tau", [3.0, 8.0])
@@ -81,32 +93,37 @@ def test_what_comes_next_is_learned_where_the_order_says_it(dim):
     def value(scorer):
         return float(user_metric(scorer, targets, seen, 20, metric).mean())
 
-    closed = LinearScorer(seen, together)
+    closed = LinearBlock("closed_form", together).scorer(seen)
     everything = torch.ones(20, dtype=torch.bool)
-    told = []
-    block = fit_next_item(ranked, ranked, 20, closed, value, dim, everything, told.append)
-    assert block is not None and value(closed) < 0.5 < 0.8 < block.value
-    scores = LinearScorer(decayed(ranked, block.decay), block.source, block.target)
-    both = lambda rows: closed(rows) + block.scale * scores(rows)  # noqa: E731
-    assert value(both) == pytest.approx(block.value)
+    block = fit_next_item(ranked, ranked, 20, closed, value, dim, everything)
+    scores = block.scorer(ranked)  # its scale is the one beside a closed form of scale 1
+    reached = value(lambda rows: closed(rows) + scores(rows))
+    assert value(closed) < 0.5 < 0.8 < reached
+    for factor in (0.25, 4.0):  # a share that validation tried and did not take, or one beyond those
+        assert value(lambda rows: closed(rows) + factor * scores(rows)) <= reached  # noqa: B023
+    assert (block.name, block.exponent, block.bias) == ("next_item", 0.0, None) and block.decay in (3.0, 8.0)
+    by_hand = block.source if dim is None else block.source @ block.target.T
+    faded = torch.zeros(80, 20)
+    faded[ranked.row_of_entry(), ranked.ids] = (-ranked.ranks / block.decay).exp()
+    torch.testing.assert_close(scores(torch.arange(80)), block.scale * faded @ by_hand, rtol=1e-4, atol=1e-5)
     assert block.source.shape == (20, 20 if dim is None else dim)
 
 
-def test_a_block_that_adds_nothing_is_left_out_and_it_is_said():
+def test_a_block_that_adds_nothing_is_left_out():
     ranked, targets = cycle()
-    told = []
-    n = torch.ones(20, dtype=torch.bool)
-    rows = Rows(ranked.offsets, ranked.ids)
-    assert (
-        fit_next_item(ranked, ranked, 20, LinearScorer(rows, torch.eye(20)), lambda s: 1.0, None, n, told.append)
-        is None
-    )
-    assert "adds nothing" in told[-1]
-    assert (
-        fit_next_item(ranked, ranked, 9000, LinearScorer(rows, torch.eye(20)), lambda s: 1.0, None, n, told.append)
-        is None
-    )
-    assert "9000 items" in told[-1]
+    everything = torch.ones(20, dtype=torch.bool)
+    closed = LinearBlock("closed_form", torch.eye(20)).scorer(Rows(ranked.offsets, ranked.ids))
+    asked = []
+
+    def value(scorer):
+        asked.append(scorer)
+        return 1.0
+
+    assert fit_next_item(ranked, ranked, 20, closed, value, None, everything) is None
+    assert len(asked) > 5, "blends were tried"
+    asked.clear()
+    assert fit_next_item(ranked, ranked, MAX_ITEMS + 1, closed, value, None, everything) is None
+    assert not asked, "too many items are not solved for"
 
 
 def test_the_decay_is_the_one_that_validation_prefers():
@@ -120,6 +137,6 @@ def test_the_decay_is_the_one_that_validation_prefers():
     def value(scorer):
         return float(user_metric(scorer, targets, seen, 20, TopKMetric("ndcg", 1)).mean())
 
-    tau, best = choose_decay(ranked, step, None, value)
+    tau, best = choose_decay(LinearBlock("closed_form", step), ranked, value)
     assert tau is not None and tau <= 4 and best == 1.0
-    assert choose_decay(ranked, step, None, lambda scorer: 0.5) == (None, 0.5)
+    assert choose_decay(LinearBlock("closed_form", step), ranked, lambda scorer: 0.5) == (None, 0.5)

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from recbole_llm.UNKNOWN import LinearScorer
 
 from recbole_llm.fitting.blend import choose_blend, score_deviation
-from recbole_llm.fitting.validation import CHUNK_ELEMENTS, TopKMetric, user_metric
+from recbole_llm.fitting.validation import CHUNK_ELEMENTS, TopKMetric, hide_seen, user_metric
 from recbole_llm.scoring.rows import Rows, rows_from_pairs
+from recbole_llm.scoring.score import LinearBlock
 
 
 def random_rows(n_rows, n_items, density, seed, empty=()):
@@ -40,7 +40,9 @@ def metric_by_hand(name, k, ranking, targets):
 @pytest.mark.parametrize("k", [1, 5, 40])  # 40 places, 30 items: the ranking is shorter
 def test_metric_is_that_of_a_plain_loop(name, k, monkeypatch):
     n_users, n_items = 23, 30
-    monkeypatch.setattr("recbole_llm.selection.CHUNK_ELEMENTS", 7 * n_items)  # four chunks, the last one ragged
+    monkeypatch.setattr(
+        "recbole_llm.fitting.validation.CHUNK_ELEMENTS", 7 * n_items
+    )  # four chunks, the last one ragged
     scores = torch.rand(n_users, n_items, generator=torch.Generator().manual_seed(1))
     targets = random_rows(n_users, n_items, 0.1, seed=2, empty=(0, 9))
     seen = random_rows(n_users, n_items, 0.3, seed=3, empty=(4,))  # overlaps the targets: those keep their place
@@ -59,7 +61,8 @@ def test_metric_is_that_of_a_plain_loop(name, k, monkeypatch):
 
 def test_a_chunk_bounds_the_scores_held(monkeypatch):
     n_users, n_items = 50, 40
-    monkeypatch.setattr("recbole_llm.selection.CHUNK_ELEMENTS", 4 * n_items)
+    for module in ("validation", "blend"):
+        monkeypatch.setattr(f"recbole_llm.fitting.{module}.CHUNK_ELEMENTS", 4 * n_items)
     largest = 0
 
     def scorer(rows):
@@ -72,6 +75,29 @@ def test_a_chunk_bounds_the_scores_held(monkeypatch):
     score_deviation(scorer, torch.arange(n_users), n_items)
     assert largest == 4
     assert CHUNK_ELEMENTS < 2**28
+
+
+def test_items_without_a_place_are_hidden_and_targets_keep_theirs():
+    """hide_seen against a plain loop, with rows that are empty."""
+    scores = torch.rand(9, 12, generator=torch.Generator().manual_seed(0))
+    targets, seen = random_rows(9, 12, 0.2, seed=1, empty=(3,)), random_rows(9, 12, 0.5, seed=2, empty=(5,))
+    excluded = torch.zeros(12, dtype=torch.bool)
+    excluded[4] = True
+    for wanted, out in ((targets, excluded), (targets, None), (None, excluded), (None, None)):
+        expected = scores.clone()
+        for user in range(9):
+            own = set() if wanted is None else set(items_of(wanted, user))
+            for item in set(items_of(seen, user)) - own | (set() if out is None else {4}):
+                expected[user, item] = -math.inf
+        got = scores.clone()
+        relevant = hide_seen(got, seen, wanted, out)
+        assert torch.equal(got, expected)
+        if wanted is None:
+            assert relevant is None
+        else:
+            assert [relevant[user].nonzero()[:, 0].tolist() for user in range(9)] == [
+                items_of(wanted, u) for u in range(9)
+            ]
 
 
 def test_metric_names_are_recboles():
@@ -94,7 +120,7 @@ def test_rows_must_match():
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_linear_scorer_is_the_dense_product(weighted):
+def test_the_scores_of_a_block_are_the_dense_product(weighted):
     history = random_rows(9, 12, 0.3, seed=5, empty=(2,))
     if weighted:
         history = Rows(history.offsets, history.ids, torch.rand(len(history.ids)))
@@ -102,10 +128,10 @@ def test_linear_scorer_is_the_dense_product(weighted):
     dense[history.row_of_entry(), history.ids] = 1.0 if history.weights is None else history.weights
     source, target, bias = torch.randn(12, 5), torch.randn(12, 5), torch.randn(12)
     rows = torch.tensor([8, 2, 2, 0])
-    got = LinearScorer(history, source, target, bias)(rows)
+    got = LinearBlock("x", source, target, bias=bias).scorer(history)(rows)
     torch.testing.assert_close(got, (dense @ source @ target.T + bias)[rows])
     matrix = torch.randn(12, 12)
-    torch.testing.assert_close(LinearScorer(history, matrix)(rows), (dense @ matrix)[rows])
+    torch.testing.assert_close(LinearBlock("x", matrix).scorer(history)(rows), (dense @ matrix)[rows])
 
 
 def test_deviation_is_the_population_one():

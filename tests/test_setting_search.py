@@ -6,59 +6,67 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recbole_llm.UNKNOWN import LinearScorer
 
-from recbole_llm import setting_search
+from recbole_llm.fitting import hyperparameters
 from recbole_llm.fitting.closed_form import fit_closed_form
-from recbole_llm.fitting.ease import Setting, _inverse_in_place, solve, user_weights, weighted_gram
+from recbole_llm.fitting.ease import Kernel, Setting, _inverse_in_place, solve, user_weights, weighted_gram
 from recbole_llm.fitting.factors import factorise
-from recbole_llm.fitting.hyperparameters import search_setting
+from recbole_llm.fitting.hyperparameters import KERNELS, kernel_candidates, search_setting
 from recbole_llm.fitting.validation import user_metric
-from recbole_llm.fitting.warm_items import Catalogue, catalogue_of
+from recbole_llm.fitting.warm_items import WarmItems, warm_items
+from recbole_llm.scoring.score import LinearBlock
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_closed_form import interactions, selection_of
+from test_closed_form import interactions, of_text, selection_of, texts
+
+TEXT = {"text": [Kernel("text", weight, power) for weight, power in KERNELS]}
+
+
+def text_of(setting):
+    kernel = setting.kernel("text")
+    return kernel.weight, kernel.power
 
 
 def test_search_walks_to_the_best_ridge_beyond_its_start():
     tried = []
 
     def value(setting):
-        tried.append((setting.text_weight, setting.ridge))
-        peak = {0.05: 64.0, 0.2: 16.0, 0.0: 1.0}[setting.text_weight]
-        height = {0.05: 0.9, 0.2: 1.0, 0.0: 0.3}[setting.text_weight]
+        weight = setting.kernel("text").weight
+        tried.append((weight, setting.ridge))
+        peak = {0.05: 64.0, 0.2: 16.0, 0.0: 1.0}[weight]
+        height = {0.05: 0.9, 0.2: 1.0, 0.0: 0.3}[weight]
         return height - 0.02 * abs(np.log2(setting.ridge / peak))
 
-    best = search_setting(value, Setting())
-    assert (best.ridge, best.text_weight, best.text_power) == (16.0, 0.2, 2)
+    best = search_setting(value, Setting(), TEXT)
+    assert (best.ridge, best.kernels) == (16.0, (Kernel("text", 0.2, 2),))
     assert len(tried) == len(set(tried)), "a setting was solved twice"
     assert sum(text == 0.0 for text, _ in tried) == 1, "a hopeless kernel gets one ridge"
 
 
 def test_search_gives_the_second_kernel_a_chance_at_the_ridge_found():
     heights = {(0.05, 8): 0.5, (0.05, 16): 0.6, (0.05, 32): 0.55, (0.2, 8): 0.4, (0.2, 16): 0.7, (0.0, 8): 0.1}
-    best = search_setting(lambda setting: heights[setting.text_weight, int(setting.ridge)], Setting())
-    assert (best.text_weight, best.ridge) == (0.2, 16.0)
+    best = search_setting(lambda setting: heights[text_of(setting)[0], int(setting.ridge)], Setting(), TEXT)
+    assert (text_of(best), best.ridge) == ((0.2, 2), 16.0)
 
 
 def test_search_keeps_the_other_constants():
     base = Setting(tilt=0.3, user_exponent=0.1, ridge_exponent=0.0)
-    best = search_setting(lambda setting: 0.0, base)
+    best = search_setting(lambda setting: 0.0, base, TEXT)
     assert best == base
 
 
 def test_popular_items_are_a_catalogue_of_their_own():
     train, valid, X = interactions(n_users=80, seed=3)
     E = torch.randn(25, 4, generator=torch.Generator().manual_seed(1))
-    catalogue = catalogue_of(train, E, None, 25)
-    part, places = catalogue.popular(16)
+    items = warm_items(train, texts(E), 25)
+    part, places = items.popular(16)
     count = X.sum(0)
     assert len(part.items) == 16
     assert int(count[part.items].min()) >= int(count[~part.warm].max())
-    assert torch.equal(part.items, catalogue.items[places])
+    assert torch.equal(part.items, items.items[places])
     assert torch.equal(part.warm.nonzero().squeeze(1), part.items)
-    assert torch.equal(part.text, catalogue.text[places])
+    assert torch.equal(part.content["text"], items.content["text"][places])
     held = torch.zeros(80, 16, dtype=torch.bool)
     held[part.train.row_of_entry(), part.train.ids] = True
     assert torch.equal(held, X[:, part.items])
@@ -70,7 +78,7 @@ def test_popular_items_are_a_catalogue_of_their_own():
     full[part.items[:, None], part.items] = scores
     found = part.value(subset, scores, None)
     inside = subset.targets.keep(part.warm[subset.targets.ids])
-    scorer = LinearScorer(subset.history.keep(part.warm[subset.history.ids]), full)
+    scorer = LinearBlock("x", full).scorer(subset.history.keep(part.warm[subset.history.ids]))
     values = user_metric(scorer, inside, subset.seen, 25, subset.metric, excluded=~part.warm)
     assert found == pytest.approx(float(values.sum()) / int((subset.targets.sizes > 0).sum()))
 
@@ -79,14 +87,14 @@ def test_a_part_is_solved_in_the_units_of_the_whole():
     """The inverse of a principal submatrix of A, in float64."""
     train, _, X = interactions(n_users=200, n_items=42, seed=4)
     E = torch.randn(42, 6, generator=torch.Generator().manual_seed(1))
-    catalogue = catalogue_of(train, E, None, 42)
-    setting = Setting(ridge=3.0, text_weight=0.2, text_power=2)
-    gram = weighted_gram(catalogue.train, user_weights(catalogue.train, 0.5), len(catalogue.items))
-    part, places = catalogue.popular(17)
-    found = solve(gram[places][:, places], part.text, setting, gram.diagonal().mean())
-    G, T = gram.double(), catalogue.text.double()
+    items = warm_items(train, texts(E), 42)
+    setting = of_text(0.2, 2, ridge=3.0)
+    gram = weighted_gram(items.train, user_weights(items.train, 0.5), len(items.items))
+    part, places = items.popular(17)
+    found = solve(gram[places][:, places], part.content, setting, gram.diagonal().mean())
+    G, T = gram.double(), items.content["text"].double()
     g, K = G.diagonal().mean(), T @ T.T
-    A = G + setting.text_weight * setting.ridge * g * K * K.abs()
+    A = G + 0.2 * setting.ridge * g * K * K.abs()
     A += torch.diag(setting.ridge * g * (G.diagonal() / g) ** setting.ridge_exponent)
     inverse = torch.linalg.inv(A[places][:, places])
     expected = -inverse / inverse.diagonal() * (G.diagonal()[places] / g) ** -setting.tilt
@@ -110,18 +118,18 @@ def test_the_inverse_takes_no_memory_of_its_own_and_is_symmetric(n):
 @pytest.fixture
 def many(monkeypatch):
     """The 40 items below are many; the exact solutions made of all of them, and of fewer."""
-    monkeypatch.setattr(setting_search, "EXACT_ITEMS", 20)
+    monkeypatch.setattr(hyperparameters, "EXACT_ITEMS", 20)
     monkeypatch.setattr("recbole_llm.fitting.closed_form.EXACT_ITEMS", 20)
-    monkeypatch.setattr(setting_search, "DIM", 12)
+    monkeypatch.setattr(hyperparameters, "DIM", 12)
     solved = []
 
-    def counted(gram, text, setting, scale=None):
+    def counted(gram, content, setting, scale=None):
         solved.append((len(gram), setting))
         if len(gram) == 20:  # popular items have a larger mean of their own
             assert scale is not None and 0 < scale < gram.diagonal().mean()
-        return solve(gram, text, setting, scale)
+        return solve(gram, content, setting, scale)
 
-    monkeypatch.setattr(setting_search, "solve", counted)
+    monkeypatch.setattr(hyperparameters, "solve", counted)
     return solved
 
 
@@ -129,78 +137,76 @@ def made(seed, text=True):
     train, valid, _ = interactions(n_users=400, n_items=42, seed=seed)
     noise = torch.randn(42, 5, generator=torch.Generator().manual_seed(seed))
     E = torch.nn.functional.one_hot(torch.arange(42) % 5).float() + 0.3 * noise
-    return train, selection_of(train, valid), E if text else None
+    return train, selection_of(train, valid), texts(E) if text else None
 
 
 @pytest.mark.parametrize("seed", [6, 7, 8])
 def test_many_items_are_searched_cheaply_and_lose_nothing(many, monkeypatch, seed):
-    train, selection, E = made(seed)
-    found = fit_closed_form(train, 42, E, selection=selection, dim="full")
+    train, validation, content = made(seed)
+    found = fit_closed_form(train, 42, content, validation, dim="full")
     whole = [setting for n, setting in many if n == 40]
     assert 1 <= len(whole) <= 4
     assert {n for n, _ in many} == {20, 40}
     assert found.value == max(trial.value for trial in found.trials if trial.way == "all items")
-    monkeypatch.setattr(setting_search, "EXACT_ITEMS", 4096)
-    exact = fit_closed_form(train, 42, E, selection=selection, dim="full")
+    monkeypatch.setattr(hyperparameters, "EXACT_ITEMS", 4096)
+    exact = fit_closed_form(train, 42, content, validation, dim="full")
     assert found.value >= 0.98 * exact.value
 
 
 def test_plain_ease_is_taken_on_many_items_too(many):
-    train, selection, _ = made(6, text=False)
+    train, validation, _ = made(6, text=False)
     harmful = Setting(user_exponent=3.0, ridge_exponent=-2.0, tilt=2.0)
-    lines = []
-    form = fit_closed_form(train, 42, selection=selection, dim="full", setting=harmful, log=lines.append)
-    assert any("below that of plain EASE" in line for line in lines)
+    form = fit_closed_form(train, 42, validation=validation, dim="full", setting=harmful)
     assert form.setting == Setting.of_ease(form.setting.ridge)
     torch.testing.assert_close(form.source, fit_closed_form(train, 42, dim="full", setting=form.setting).source)
 
 
 def test_ease_that_is_clearly_worse_is_not_solved_for_in_full(many, monkeypatch):
-    train, selection, E = made(6)
-    monkeypatch.setattr(setting_search, "CLOSE_EASE", -1.0)  # clearly worse, whatever its value
-    lines = []
-    form = fit_closed_form(train, 42, E, selection=selection, dim="full", log=lines.append)
-    assert not any(n == 40 and setting.tilt == 0.0 for n, setting in many)
-    assert any("plain EASE is" in line and "below it on the popular items" in line for line in lines)
+    train, validation, content = made(6)
+    monkeypatch.setattr(hyperparameters, "CLOSE_EASE", -1.0)  # clearly worse, whatever its value
+    form = fit_closed_form(train, 42, content, validation, dim="full")
+    ease = [n for n, setting in many if setting == Setting.of_ease(setting.ridge)]
+    assert ease and set(ease) == {20}, "it was compared on the popular items alone"
     assert form.setting.tilt
 
 
 @pytest.mark.parametrize("better", [True, False])
 def test_the_squared_kernel_is_solved_for_in_full_where_popular_items_prefer_it(many, monkeypatch, better):
-    train, selection, E = made(6)
-    value = Catalogue.value
+    train, validation, content = made(6)
+    value = WarmItems.value
 
     def changed(self, subset, source, target):
-        squared = bool(many) and len(self.items) == 20 and many[-1][1].text_power == 2
+        squared = bool(many) and len(self.items) == 20 and many[-1][1].kernel("text").power == 2
         return value(self, subset, source, target) + (1.0 if better else -0.1) * squared
 
-    monkeypatch.setattr(Catalogue, "value", changed)
-    fit_closed_form(train, 42, E, selection=selection, dim="full")
-    assert {n for n, setting in many if setting.text_power == 2} == ({20, 40} if better else {20})
+    monkeypatch.setattr(WarmItems, "value", changed)
+    fit_closed_form(train, 42, content, validation, dim="full")
+    assert {n for n, setting in many if setting.kernel("text").power == 2} == ({20, 40} if better else {20})
 
 
 def test_many_items_keep_the_first_factors_that_lose_little(many, monkeypatch):
     tried = []
     monkeypatch.setattr("recbole_llm.fitting.closed_form.factorise", lambda *a: (tried.append(a[1]), factorise(*a))[1])
     monkeypatch.setattr("recbole_llm.fitting.closed_form.SHARPEN_ABOVE", 1.0)
-    train, selection, E = made(6)
-    fit_closed_form(train, 42, E, selection=selection, dim=20)
+    train, validation, content = made(6)
+    fit_closed_form(train, 42, content, validation, dim=20)
     assert tried == [20]
     monkeypatch.setattr("recbole_llm.fitting.closed_form.SHARPEN_ABOVE", -9.0)
     tried.clear()
-    fit_closed_form(train, 42, E, selection=selection, dim=20)
+    fit_closed_form(train, 42, content, validation, dim=20)
     assert tried == [20, 20, 20]
 
 
 @pytest.mark.parametrize(("missing", "kernels"), [(0, 3), (2, 3), (6, 4), (60, 1)])
 def test_gaps_in_the_texts_are_counted_and_bring_a_lighter_kernel(missing, kernels):
     train, valid, _ = interactions(n_users=40, n_items=62, seed=10)
-    texts = torch.randn(62, 5, generator=torch.Generator().manual_seed(0))
+    vectors = torch.randn(62, 5, generator=torch.Generator().manual_seed(0))
     present = torch.ones(62, dtype=torch.bool)
     present[1 : 1 + missing] = False
-    told = []
-    form = fit_closed_form(train, 62, texts, present, selection_of(train, valid), dim="full", log=told.append)
-    tried = {(trial.setting.text_weight, trial.setting.text_power) for trial in form.trials if trial.setting.tilt}
+    content = texts(vectors, present)
+    form = fit_closed_form(train, 62, content, selection_of(train, valid), dim="full")
+    tried = {text_of(trial.setting) for trial in form.trials if trial.setting.tilt}
     assert len(tried) == kernels
-    assert (setting_search.LIGHT_KERNEL in tried) == (kernels == 4)
-    assert any(f"{missing} of 60 items have no text" in line for line in told) == (kernels == 4)
+    assert (hyperparameters.LIGHT_KERNEL in tried) == (kernels == 4)
+    found = kernel_candidates(warm_items(train, content, 62).content)
+    assert {(kernel.weight, kernel.power) for kernel in found.get("text", [Kernel("text", 0.0)])} == tried

@@ -173,8 +173,8 @@ def _fit_dense(
     result = _choose_rank(ranks, dim, max_table_bytes, n_items)
     if result.target is not None:
         if (result.value or 0.0) < floor:
-            log.info(
-                f"closed form: WARNING, rank {result.dim} has {result.value:.4f} on validation, below EASE's {floor:.4f}; "
+            log.warning(
+                f"closed form: rank {result.dim} has {result.value:.4f} on validation, below EASE's {floor:.4f}; "
                 "raise closed_form_dim or set it to auto"
             )
         return replace(result, source=items.expand(result.source), target=items.expand(result.target))

@@ -72,9 +72,8 @@ class LinearBlock:
     @property
     def dim(self) -> int:
         """Columns d of the block."""
-        table = self.source if self.target is None else self.target
-        assert table is not None
-        return table.shape[1]
+        tables = (self.target, self.source, self.offset, self.user_part)
+        return next(table.shape[-1] for table in tables if table is not None)
 
     def weights(self, history: Rows) -> Tensor | None:
         """Pooling weights of a history's entries in this block, ``[nnz]``; ``None`` for all ones."""
@@ -99,7 +98,7 @@ class LinearBlock:
             x = (pool if rows is None else rows.pool)(self.source, plain, self.weights(history))
         for summand in (self.offset, part):
             if summand is not None:
-                x = summand.expand(len(history.sizes), -1) if x is None else x + summand
+                x = summand.expand(len(history.sizes), -1).clone() if x is None else x + summand
         if x is None:  # a block of biases alone
             x = torch.zeros(len(history.sizes), self.dim, device=history.offsets.device)
         if self.cosine:

@@ -296,6 +296,8 @@ class Score:
                 self.queries(history, part), table.vectors, row, items, item_bias=table.bias, backend=backend
             )
         found = torch.empty(len(items), device=items.device)
+        if not len(items):
+            return found
         # a query is the user's scores of all items, so a few users at a time
         for few in torch.arange(len(history.sizes), device=items.device).split(
             max(1, SCORES_AT_ONCE // len(self.listed))
@@ -344,16 +346,16 @@ class Score:
 
     # ------------------------------------------------------------------ items placed by their content
 
-    def mapped(self, known: Tensor, weights: Tensor, mean_bias: float) -> tuple[ColdRows, Tensor]:
+    def mapped(self, known: Tensor, weights: Tensor, among: Tensor) -> tuple[ColdRows, Tensor]:
         """Rows of items as weighted sums of the rows of others.
 
-        The bias is mapped as its difference from a mean: an item unlike all others gets the mean, and not 0, which is far
-        above any trained item's bias.
+        The bias of each block is mapped as its difference from a mean: an item unlike all others gets the mean, and not 0,
+        which is far above any trained item's bias.
 
         Args:
             known: ``[m]`` int64, the items mapped from.
             weights: ``[C, m]``.
-            mean_bias: of the trained items, in units of the score.
+            among: ``[N]`` bool, the items over which that mean is taken.
 
         Returns:
             The rows by block, and the total bias of each item, ``[C]``, in units of the score.
@@ -371,13 +373,13 @@ class Score:
             if block.source is not None:
                 source[block.name] = weights @ block.source[known]
             if block.bias is not None:
-                unit = self.slope * block.scale
-                mean = mean_bias / unit if unit else 0.0
+                mean = block.bias[among].mean()
                 bias[block.name] = weights @ (block.bias[known] - mean) + mean
-        total = sum(
-            ((self.slope * b.scale) * bias[b.name] for b in self.counting if b.name in bias),
-            weights.new_full((len(weights),), mean_bias if not bias else 0.0),
-        )
+        total = weights.new_full((len(weights),), self.intercept)
+        for block in self.counting:
+            if block.name in bias:
+                total = total + (self.slope * block.scale) * bias[block.name]
+        mean_bias = float(self.plain_bias[among].mean())
         return ColdRows(torch.zeros(0, dtype=torch.int64), target, source, bias, mean_bias=mean_bias), total
 
     def side_by_side(self, by_block: Mapping[str, Tensor]) -> Tensor:

@@ -188,8 +188,8 @@ def test_weights_are_read_without_running_code_and_recbole_reads_the_same_file(q
     assert isinstance(config, Config)
     for name, value in model.state_dict().items():
         assert torch.equal(value, state["state_dict"][name])
-    assert model.has_closed_form
-    assert read_checkpoint(last)["other_parameter"]["closed_form_source"] is None  # not written again each epoch
+    assert model.score.block("closed_form") is not None
+    assert read_checkpoint(last)["other_parameter"]["score"] is None  # not written again each epoch
     assert os.path.getsize(last) < 300_000
 
 
@@ -342,19 +342,18 @@ def test_a_closed_form_alone_is_fitted_at_once_and_read_back_exactly(quick):
     users = torch.arange(1, trainer.model.n_users)
     found = trainer.model.full_sort_predict({"user_id": users}).view(len(users), -1)
     # the definition: a user's score is the sum of the rows of the items in the history, on the scale of a probability
-    source, history = trainer.model._closed_source.value, trainer.model.history
+    score, history = trainer.model.score, trainer.model.history
+    source = score.block("closed_form").source
     held = torch.zeros(trainer.model.n_users, trainer.model.n_items)
     held[history.row_of_entry(), history.ids] = 1
-    slope, offset = trainer.model.calibration
-    items = (trainer.model._place() == 0).nonzero()[:, 0]
-    torch.testing.assert_close(found[:, items], (slope * (held[1:] @ source) + offset)[:, items], rtol=1e-4, atol=1e-5)
+    items = score.listed.nonzero()[:, 0]
+    assert items.tolist() == list(range(1, trainer.model.n_items))
+    expected = score.slope * (held[1:] @ source) + score.intercept
+    torch.testing.assert_close(found[:, items], expected[:, items], rtol=1e-4, atol=1e-5)
     assert result == trainer.evaluate(valid, load_best_model=False)
     _, model, *_ = load_data_and_model(only)
     assert torch.equal(model.full_sort_predict({"user_id": users}).view(len(users), -1), found)
-    assert model.probability_map == trainer.model.probability_map != ProbabilityMap()
-    fitted = model.other_parameter()
-    del fitted["probability_map"]  # as checkpoints were before there was a map
-    model.load_other_parameter(fitted)
-    assert model.probability_map == ProbabilityMap()
+    assert model.score.probability == score.probability != ProbabilityMap()
+    assert model.fitted.setting == trainer.model.fitted.setting
     again, train, valid, _ = build(quick)
     assert again.fit(train, valid, verbose=False) == (score, result)

@@ -2,6 +2,7 @@
 
 import glob
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from recbole.quick_start import load_data_and_model, objective_function, run_rec
 from recbole.utils import get_model, get_trainer, init_seed
 from recbole.utils.case_study import full_sort_topk
 
+from recbole_llm.fitting.pipeline import FittedScore
 from recbole_llm.scoring.probability import ProbabilityMap
 
 
@@ -150,9 +152,10 @@ def test_predict_and_full_sort_agree_and_value_metrics_get_probabilities(run_con
     model.eval()
     probability = model.predict({"user_id": users, "item_id": items})
     torch.testing.assert_close(probability, torch.sigmoid(logits))
-    model.probability_map = ProbabilityMap(-3.0, 0.25, 0.4, -1.0, (2.0, 0.5), (0.5,))
+    shown = ProbabilityMap(-3.0, 0.25, 0.4, -1.0, (2.0, 0.5), (0.5,))
+    model.fitted = FittedScore(replace(model.score, probability=shown))
     n = model.history.sizes[users]
-    wanted = torch.sigmoid(model.probability_map.logit(logits, n.float().log()))
+    wanted = torch.sigmoid(shown.logit(logits, n.float().log()))
     assert not torch.allclose(wanted, probability, atol=1e-3)
     torch.testing.assert_close(model.predict({"user_id": users, "item_id": items}), wanted)
     torch.testing.assert_close(model.probabilities(users)[torch.arange(3), items], wanted)

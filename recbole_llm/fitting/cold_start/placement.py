@@ -75,9 +75,8 @@ def map_items(score: Score, evidence: Evidence, trained: Tensor, ids: Tensor, mu
         ids: ``[C]``, items that have content.
         mu: ridge.
     """
-    mean = score.item_bias[trained & evidence.present].mean()
     known, weights = map_weights(evidence.content, trained, ids, evidence.popularity, mu=mu)
-    rows, bias = score.mapped(known, weights, float(mean))
+    rows, bias = score.mapped(known, weights, trained & evidence.present)
     return replace(rows, ids=ids, mu=mu), bias
 
 
