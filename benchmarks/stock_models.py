@@ -31,8 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DATASET = "ml-150"
 USERS = 150
 BASE = ("ray", "numpy", "torch_load")
-OPTIONAL = ("dok", "agg_len", "fillna", "flops", "ksr", "dgcf", "kgat", "tree_defaults")
+OPTIONAL = ("dok", "agg_len", "fillna", "flops", "ksr", "dgcf", "kgat", "tree_defaults", "pop")
 OF_MODELS = {"ksr": ("KSR",), "dgcf": ("DGCF",), "kgat": ("KGAT",), "tree_defaults": ("LightGBM", "XGBoost")}
+OF_MODELS |= {"pop": ("Pop",)}
 MODELS_PER_WORKER = 8
 PACKAGES = (
     "recbole",
