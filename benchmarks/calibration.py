@@ -28,7 +28,7 @@ from model_quality import COMMON, OutOfTimeError, Pieces
 from timing import machine
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
-from recbole_llm.bridge.experiment import Experiment
+from recbole_llm.bridge.experiments.experiment import Experiment
 from recbole_llm.fitting.calibration import expected_calibration_error
 from recbole_llm.scoring.rows import rows_from_pairs
 from recbole_llm_kernels import catalog_bce, pair_sigmoid

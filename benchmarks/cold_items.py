@@ -25,11 +25,11 @@ from timing import machine
 from torch import Tensor
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
-from recbole_llm.bridge.cold_report import report
+from recbole_llm.bridge.evaluation.cold_items import report
 from recbole_llm.fitting.ease import text_centre, text_directions
 from recbole_llm.fitting.validation import TopKMetric, user_metric
+from recbole_llm.importing.cold_split import split_dataset
 from recbole_llm.scoring.rows import Rows, pool, rows_from_pairs
-from recbole_llm.splitting import split_dataset
 
 NDCG = TopKMetric("ndcg", 10)
 SHARE = 0.15

@@ -34,8 +34,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
 from timing import machine
 
-from recbole_llm.bridge.compare import Comparison, as_json, as_markdown, compare
-from recbole_llm.bridge.experiment import Experiment, Outcome, run_isolated
+from recbole_llm.bridge.experiments.comparison import Comparison, as_json, as_markdown, compare
+from recbole_llm.bridge.experiments.experiment import Experiment, Outcome, run_isolated
 
 OURS = "LLMTwoTower"
 MODELS = (OURS, "EASE", "ADMMSLIM", "SLIMElastic", "ItemKNN", "NCEPLRec", "RecVAE", "MultiVAE", "LightGCN", "SimpleX")

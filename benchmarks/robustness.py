@@ -25,9 +25,9 @@ import torch
 from splits import Split, encoder, load, ours, tuned_ease
 from timing import machine
 
+from recbole_llm.bridge.experiments.significance import paired_bootstrap
 from recbole_llm.content.features import FeatureStore, encode_texts
 from recbole_llm.scoring.rows import rows_from_pairs
-from recbole_llm.significance import paired_bootstrap
 
 MISSING = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 TYPOS = (0.05, 0.15)  # of the letters

@@ -10,7 +10,7 @@ from recbole_llm.UNKNOWN import LinearScorer
 from torch import Tensor
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
-from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.text import choose_text_fields, read_atomic_table, texts_of_tokens
 from recbole_llm.fitting.closed_form import ClosedForm, fit_closed_form
 from recbole_llm.fitting.ease import Setting

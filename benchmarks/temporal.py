@@ -30,9 +30,9 @@ import torch
 from timing import machine
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
+from recbole_llm.bridge.experiments.significance import paired_bootstrap
 from recbole_llm.fitting.validation import TopKMetric, user_metric
 from recbole_llm.scoring.rows import Rows, pool, rows_from_pairs
-from recbole_llm.significance import paired_bootstrap
 
 OURS = "LLMTwoTower"
 SEQUENCE = {"train_batch_size": [1024], "learning_rate": [0.002]}
@@ -147,7 +147,7 @@ def hide_histories(model: Any, seen: Rows) -> None:
 @torch.no_grad()
 def masked_figures(trainer: Any, name: str, train_data: Any, valid: Any, test: Any) -> dict[str, Any]:
     """Figures of rankings without history items, from scores of the test rows."""
-    from recbole_llm.bridge.evaluation import ranked_rows
+    from recbole_llm.bridge.evaluation.streaming import ranked_rows
 
     model, rows, n_items = trainer.model.eval(), ranked_rows(test), test._dataset.item_num
     order = torch.argsort(rows.users, stable=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from recbole_llm.splitting import split_dataset
+from recbole_llm.importing.cold_split import split_dataset
 
 
 def rows(folder, name, part):

@@ -23,7 +23,7 @@ def watch():
     """At the third step of a run: look at every parameter, gradient and tensor of the optimizer, and at all that Python knows."""
     import torch
 
-    from recbole_llm.bridge.trainer import LLMTwoTowerTrainer
+    from recbole_llm.bridge.training.trainer import LLMTwoTowerTrainer
 
     step = LLMTwoTowerTrainer._step
     seen = {"steps": 0}
@@ -60,7 +60,7 @@ if __name__ == "__main__":
     seen = watch()
     from recbole.quick_start import run_recbole
 
-    from recbole_llm.bridge.configuration import PROGRAM
+    from recbole_llm.bridge.repairs.configuration import PROGRAM
     from recbole_llm.cli import main
 
     for name, run in runs.items():

@@ -73,7 +73,7 @@ def stop_after(epoch):
     ids=str,
 )
 def test_a_resumed_run_equals_one_that_was_left_alone(quick, changes, seconds, tmp_path, monkeypatch):
-    monkeypatch.setattr("recbole_llm.bridge.trainer.SECONDS_BETWEEN_CHECKPOINTS", seconds)
+    monkeypatch.setattr("recbole_llm.bridge.training.trainer.SECONDS_BETWEEN_CHECKPOINTS", seconds)
     quick |= changes
     whole, train, valid, test = build(quick)
     expected = whole.fit(train, valid, verbose=False), whole.evaluate(test)
@@ -93,7 +93,7 @@ def test_a_resumed_run_equals_one_that_was_left_alone(quick, changes, seconds, t
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_between_two_writings_waits_for_the_epoch_and_writes(quick, number, tmp_path, monkeypatch):
-    monkeypatch.setattr("recbole_llm.bridge.trainer.SECONDS_BETWEEN_CHECKPOINTS", 1e9)
+    monkeypatch.setattr("recbole_llm.bridge.training.trainer.SECONDS_BETWEEN_CHECKPOINTS", 1e9)
     whole, train, valid, test = build(quick)
     expected = whole.fit(train, valid, verbose=False), whole.evaluate(test)
     quick |= {"checkpoint_dir": str(tmp_path / "stopped")}
@@ -126,7 +126,7 @@ def test_the_state_is_not_written_after_every_epoch(quick, monkeypatch):
         trainer, "_write", lambda file, state: (written.append((file, state["epoch"])), write(file, state))
     )
     # the clock is read once where a writing is considered, once where it has been made: epochs of 2 s
-    monkeypatch.setattr("recbole_llm.bridge.trainer.time.monotonic", lambda: 2.0 * next(now))
+    monkeypatch.setattr("recbole_llm.bridge.training.trainer.time.monotonic", lambda: 2.0 * next(now))
     trainer.fit(train, valid, verbose=False)
     last = last_file(trainer.saved_model_file)
     assert [epoch for file, epoch in written if file == last] == [-1, 2, 3]

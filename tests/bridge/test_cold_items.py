@@ -13,13 +13,13 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
-from recbole_llm.bridge import cold_report
-from recbole_llm.bridge.evaluation import ranked_rows
+from recbole_llm.bridge.evaluation import cold_items as cold_report
+from recbole_llm.bridge.evaluation.streaming import ranked_rows
 from recbole_llm.fitting.ease import Kernel
 from recbole_llm.fitting.pipeline import _without_items
 from recbole_llm.fitting.validation import TopKMetric, user_metric
+from recbole_llm.importing.cold_split import split_dataset
 from recbole_llm.scoring.rows import rows_from_pairs
-from recbole_llm.splitting import split_dataset
 
 
 @pytest.fixture

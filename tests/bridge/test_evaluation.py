@@ -12,7 +12,7 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
-from recbole_llm.bridge import evaluation
+from recbole_llm.bridge.evaluation import streaming as evaluation
 from recbole_llm.scoring.rows import Rows
 
 RANKING_METRICS = ["Recall", "NDCG", "MRR", "Hit", "Precision", "MAP"]

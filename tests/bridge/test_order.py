@@ -16,11 +16,11 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
+from recbole_llm.export.export_model import export_model
+from recbole_llm.export.reader import load_export
 from recbole_llm.fitting import pipeline
 from recbole_llm.fitting.decay_search import Fading
-from recbole_llm.serving.artifact import load_export
-from recbole_llm.serving.export import export_model
-from recbole_llm.serving.recommend import Recommender, Request
+from recbole_llm.retrieval.recommender import Recommender, Request
 
 BY_TIME = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 

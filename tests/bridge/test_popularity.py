@@ -6,7 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("recbole")
-from recbole_llm.bridge.popularity import popularity_buckets, quality_by_popularity
+from recbole_llm.bridge.evaluation.popularity import popularity_buckets, quality_by_popularity
 from recbole_llm.fitting.validation import TopKMetric
 from recbole_llm.scoring.rows import rows_from_pairs
 

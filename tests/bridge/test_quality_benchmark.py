@@ -9,7 +9,7 @@ import pytest
 import recbole_llm  # noqa: F401
 
 pytest.importorskip("recbole")
-from recbole_llm.bridge.experiment import Experiment, Outcome, Training
+from recbole_llm.bridge.experiments.experiment import Experiment, Outcome, Training
 
 
 @pytest.fixture

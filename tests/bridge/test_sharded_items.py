@@ -22,7 +22,7 @@ if not torch.distributed.is_available():
 from recbole.quick_start import load_data_and_model, run_recbole
 
 from recbole_llm.bridge.checkpoint import read_checkpoint
-from recbole_llm.bridge.trained import load_trained
+from recbole_llm.checkpoints import load_trained
 from recbole_llm.scoring.tables import normal_rows
 
 WORKER = Path(__file__).with_name("sharded_worker.py")

@@ -33,7 +33,7 @@ def test_killed_runs_resume_to_the_same_bits_and_a_full_disk_leaves_the_earlier_
     (tmp_path / "disk").mkdir()
     out = in_an_interpreter_of_its_own(f"""
 import resource, signal
-from recbole_llm.bridge import trainer
+from recbole_llm.bridge.training import trainer
 trainer.SECONDS_BETWEEN_CHECKPOINTS = 0.02  # some epochs are written, some are not
 print(faults.compare_killed_runs(Path({str(tmp_path / "kills")!r}), 2, ["--epochs=6"]), "differ")
 trainer.SECONDS_BETWEEN_CHECKPOINTS = 0
@@ -61,7 +61,7 @@ print(code, faults.read_checkpoint(last)["epoch"] > 3)
 
 
 def test_a_postponed_signal_waits_and_a_second_one_does_not():
-    from recbole_llm.bridge.interruption import Interruption
+    from recbole_llm.bridge.training.interruption import Interruption
 
     done = []
     with pytest.raises(SystemExit), Interruption() as interruption:
@@ -84,7 +84,7 @@ def test_a_postponed_signal_waits_and_a_second_one_does_not():
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_during_a_save_waits_for_it(name):
-    from recbole_llm.bridge.interruption import Interruption
+    from recbole_llm.bridge.training.interruption import Interruption
 
     number, done = getattr(signal, name), []
     before = signal.getsignal(number)

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from made_export import PATIENT, make_contents
 from waiting import LIMIT
 
-from recbole_llm.serving.artifact import load_export
-from recbole_llm.serving.artifact_writer import write_artifact
+from recbole_llm.export.reader import load_export
+from recbole_llm.export.writer import write_artifact
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -24,7 +24,7 @@ def patient_logs():
             patch.setattr(f"recbole_llm.serving.{name}", LIMIT * seconds)
         for name in ("postgres.STATEMENT_MILLISECONDS", "pgvector.SEARCH_MILLISECONDS"):
             patch.setattr(f"recbole_llm.serving.{name}", LIMIT * 1000)
-        patch.setattr("recbole_llm.serving.pgvector.CONNECT_SECONDS", LIMIT)
+        patch.setattr("recbole_llm.retrieval.pgvector.CONNECT_SECONDS", LIMIT)
         yield
 
 

@@ -10,9 +10,9 @@ from made_export import WordEncoder, make_contents
 from made_service import is_problem
 from waiting import LIMIT, happens, join
 
-from recbole_llm.serving.artifact_writer import write_artifact
-from recbole_llm.serving.overlay import OverlayError
-from recbole_llm.serving.recommend import Recommender, Request
+from recbole_llm.export.writer import write_artifact
+from recbole_llm.retrieval.recommender import Recommender, Request
+from recbole_llm.serving.change_log import OverlayError
 from recbole_llm.serving.settings import Limits
 
 # ------------------------------------------------------------------ reading

@@ -13,11 +13,11 @@ import recbole_llm  # noqa: F401
 pytest.importorskip("recbole")
 from recbole.quick_start import run_recbole
 
-from recbole_llm.bridge.trained import load_trained
+from recbole_llm.checkpoints import load_trained
+from recbole_llm.export.export_model import add_export_arguments, export_model, run_export
+from recbole_llm.export.reader import load_export
+from recbole_llm.retrieval.recommender import Recommender, Request
 from recbole_llm.scoring.probability import ProbabilityMap
-from recbole_llm.serving.artifact import load_export
-from recbole_llm.serving.export import add_export_arguments, export_model, run_export
-from recbole_llm.serving.recommend import Recommender, Request
 
 VARIANTS = {
     "default": {},
@@ -108,7 +108,7 @@ def test_titles_texts_and_attributes(run_config, paths, tmp_path):
 )
 def test_a_text_lands_where_the_model_puts_its_cold_items(run_config, paths, tmp_path, changes):
     """The model's own cold items, added by their texts as if they were new, score as the model scores them."""
-    from recbole_llm.content.encoders import load_encoder
+    from recbole_llm.content.encoders.transformer import load_encoder
 
     sparse = {"split": {"RS": [0.1, 0.2, 0.7]}, "group_by": "none", "order": "RO", "mode": "full"}
     model, dataset = load_trained(train(run_config, eval_args=sparse, **changes), **paths)

@@ -20,15 +20,15 @@ pytest.importorskip("orjson", reason="extra 'serve'")
 pytest.importorskip("httpx", reason="extra 'test': httpx")
 import httpx
 
-from recbole_llm.serving import command
-from recbole_llm.serving.artifact_writer import write_artifact
+from recbole_llm.commands import serve as command
+from recbole_llm.export.writer import write_artifact
 
 ROOT = Path(__file__).resolve().parents[2]
 # the command's own code, with the made encoder in place of a transformer
 PROGRAM = """
 import argparse, sys
 sys.path.insert(0, sys.argv.pop(1))
-from recbole_llm.serving import command
+from recbole_llm.commands import serve as command
 parser = argparse.ArgumentParser()
 command.add_serve_arguments(parser)
 try:

@@ -12,9 +12,9 @@ from made_export import WordEncoder, make_contents
 from made_service import is_problem
 from waiting import happens, join, wait_until
 
-from recbole_llm.serving.artifact import load_export
-from recbole_llm.serving.artifact_writer import write_artifact
-from recbole_llm.serving.recommend import Recommender
+from recbole_llm.export.reader import load_export
+from recbole_llm.export.writer import write_artifact
+from recbole_llm.retrieval.recommender import Recommender
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_a_damaged_export_is_not_swapped_in(start, exports):
 
 def test_a_change_during_a_reload_is_never_out_of_sight(start, exports, monkeypatch):
     """A write between the new export's last look at the log and the swap: the swap must wait for it."""
-    from recbole_llm.serving.overlay import Put
+    from recbole_llm.serving.change_log import Put
 
     client = start(exports)
     service = client.service

@@ -16,10 +16,10 @@ from waiting import LIMIT
 pytest.importorskip("orjson", reason="extra 'serve'")
 pytest.importorskip("fastapi", reason="extra 'serve'")
 
-from recbole_llm.serving.artifact_writer import write_artifact
-from recbole_llm.serving.errors import UnknownItemError
-from recbole_llm.serving.items import Writer
-from recbole_llm.serving.recommend import Request
+from recbole_llm.export.errors import UnknownItemError
+from recbole_llm.export.writer import write_artifact
+from recbole_llm.retrieval.recommender import Request
+from recbole_llm.serving.item_writes import Writer
 from recbole_llm.serving.schemas import ItemBody
 from recbole_llm.serving.service import Service
 from recbole_llm.serving.settings import Settings
