@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recbole_llm.UNKNOWN import LinearScorer
 from torch import Tensor
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
@@ -61,7 +60,7 @@ class Split:
     def per_user(self, form: ClosedForm, metric: TopKMetric = NDCG) -> Tensor:
         """Each test user's metric; cold items get no place."""
         excluded = ~form.warm
-        scorer = LinearScorer(self.train, form.source, form.target)
+        scorer = form.block().scorer(self.train)
         return user_metric(scorer, self.test, self.seen, self.n_items, metric, excluded)
 
 
@@ -110,7 +109,7 @@ def tuned_ease(split: Split) -> ClosedForm:
     def value(setting: Setting) -> float:
         form = fit_closed_form(split.train, split.n_items, dim="full", setting=setting)
         found[setting.ridge] = form
-        scorer = LinearScorer(split.train, form.source, None)
+        scorer = form.block().scorer(split.train)
         return float(user_metric(scorer, split.valid, split.train, split.n_items, NDCG, ~form.warm).mean())
 
     best = search_setting(value, Setting.of_ease(4.0), ((0.0, 1),))

@@ -216,7 +216,7 @@ def test_every_place_in_recbole_is_repaired_or_has_a_reason():
 
 def test_the_repairs_are_there():
     pytest.importorskip("recbole")
-    from recbole_llm.bridge import activation  # noqa: F401  (loads every repair)
+    from recbole_llm.bridge.repairs import activation  # noqa: F401  (loads every repair)
     from recbole_llm.bridge.repairs.registry import REPAIRS
 
     named = [r.removeprefix(REPAIRED).split(" (")[0] for r in RECBOLE.values() if r.startswith(REPAIRED)]

@@ -346,14 +346,9 @@ import pytest  # noqa: E402
 import recbole_llm  # noqa: E402
 
 pytest.importorskip("recbole")
-from recbole_llm.bridge import (  # noqa: E402
-    compat,
-    compat_defects,
-    compat_files,
-    compat_models,
-    configuration,
-    repairs,
-)
+from recbole_llm.bridge.repairs import configuration, defects, files, libraries, models  # noqa: E402
+from recbole_llm.bridge.repairs import registry as repairs  # noqa: E402
+from recbole_llm.bridge.repairs.report import repair_report  # noqa: E402
 
 SHOWN = {
     # repair: (what RecBole does without it, what it does with it)
@@ -457,7 +452,7 @@ def test_sequential_models_leave_anomaly_mode_alone(lines, expected):
 
 def test_every_repair_is_shown(repaired):
     # those of other modules are shown in their own tests
-    here = {module.__name__ for module in (compat, compat_defects, compat_files, compat_models, configuration)}
+    here = {module.__name__ for module in (libraries, defects, files, models, configuration)}
     assert set(SHOWN) == {repair.name for repair in repairs.REPAIRS if repair.cure.__module__ in here}
     assert set(SHOWN) <= set(repaired["states"])
 
@@ -480,7 +475,7 @@ def snapshot():
 
 
 def test_a_repair_is_harmless_twice(tmp_path):
-    compat.repair_report()
+    repair_report()
     before = snapshot()
     for repair in repairs.REPAIRS:
         for name in repair.modules:

@@ -14,7 +14,8 @@ pytest.importorskip("recbole")
 from recbole.quick_start import run_recbole
 
 from recbole_llm.checkpoints import load_trained
-from recbole_llm.export.export_model import add_export_arguments, export_model, run_export
+from recbole_llm.commands.export import add_export_arguments, run_export
+from recbole_llm.export.export_model import export_model
 from recbole_llm.export.reader import load_export
 from recbole_llm.retrieval.recommender import Recommender, Request
 from recbole_llm.scoring.probability import ProbabilityMap

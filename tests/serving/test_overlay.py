@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from waiting import join
 
-from recbole_llm.serving.change_log import Delete, MemoryOverlay, OverlayError, Put, SqliteOverlay, open_overlay
+from recbole_llm.serving.change_log import Delete, MemoryOverlay, OverlayError, Put, SqliteOverlay
+from recbole_llm.serving.open_log import open_overlay
 
 FEATURE = np.arange(4, dtype=np.float32)
 

@@ -12,7 +12,8 @@ from recbole_llm.commands.serve import add_serve_arguments, settings_of
 from recbole_llm.export.reader import ItemRecord, load_export
 from recbole_llm.export.writer import write_artifact
 from recbole_llm.retrieval.recommender import Recommender, Request
-from recbole_llm.retrieval.remote import SearchError, remote_retriever
+from recbole_llm.retrieval.remote import SearchError
+from recbole_llm.retrieval.servers import remote_retriever
 
 N = 600
 
