@@ -3,7 +3,6 @@
 import math
 import os
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from logging import getLogger
 from typing import Any, ClassVar
@@ -28,6 +27,7 @@ from recbole_llm.bridge.checkpoint import (
 )
 from recbole_llm.bridge.checkpoint_settings import command_to_resume
 from recbole_llm.bridge.options import default_values
+from recbole_llm.bridge.training.advice import advice_of
 from recbole_llm.bridge.training.interruption import Interruption
 from recbole_llm.bridge.training.item_tables import tables_of
 from recbole_llm.fitting.logs import quietly
@@ -37,10 +37,6 @@ from recbole_llm.progress import progress_bar
 from recbole_llm.scoring.rows import rows_from_pairs
 from recbole_llm.scoring.score import LinearBlock
 
-MANY_ITEMS = 100_000  # on a CPU: where sampled losses become the better choice
-SHARED_NEGATIVES = (
-    "train_neg_sample_args: {distribution: uniform, sample_num: 1, alpha: 1.0, dynamic: false, shared: 1024}"
-)
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
 PATIENCE_STEPS = 100  # of the learned block, whose validation dips for some 35 steps (ml-100k) before it rises for good
 STEPS_PER_CHECK = 100  # a NaN stays in the sum of losses, so the sum is looked at now and then and not every loss
@@ -168,7 +164,8 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
     ) -> LinearBlock:
         """Train the learned block in RecBole's loop, each epoch validated by it alone, and give its best state."""
         model, saved = self.model, self._saves
-        self._tell_of_large_catalogue(verbose)
+        if verbose and (advice := self._tables.describe() or advice_of(self.config, model, self.device)):
+            getLogger().info(advice)
         model.fitted = None
         super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
         self._restore_random_state()
@@ -214,25 +211,6 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
                 "Steps to a validation: %d; stopping_step is %d and not %d", steps, patience, self.stopping_step
             )
         self.stopping_step = patience
-
-    def _tell_of_large_catalogue(self, verbose: bool) -> None:
-        log: Callable[[str], None] = getLogger().info if verbose else (lambda text: None)
-        if (spread := self._tables.describe()) is not None:
-            log(spread)
-            return
-        items = self.model.n_items - 1
-        if self.device.type != "cpu" or items <= MANY_ITEMS:
-            return
-        args, loss = self.config["train_neg_sample_args"], self.model.options.loss_type
-        if self.model.options.trains_on_users:
-            log(
-                f"{items:,} items on a CPU: {loss} scores every one of them for every user. Much faster per epoch: "
-                f"loss_type: sampled_bce with negatives that a batch shares, {SHARED_NEGATIVES}."
-            )
-        elif args.get("shared"):
-            log(f"{items:,} items on a CPU: {loss} with {args['shared']:,} negatives that the rows of a batch share")
-        else:
-            log(f"{items:,} items on a CPU: {loss}; rows of a batch can share their negatives, {SHARED_NEGATIVES}.")
 
     def validation(self, valid_data: Any) -> Validation | None:
         """The data that choices are made by; ``None`` without a validation split."""
