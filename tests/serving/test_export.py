@@ -128,19 +128,26 @@ def test_a_text_lands_where_the_model_puts_its_cold_items(run_config, paths, tmp
         np.testing.assert_allclose(bias, export.bias[cold], rtol=1e-2, atol=2e-3)
 
 
-def test_the_command(run_config, tmp_path, capsys):
+def test_the_command(run_config, paths, tmp_path, capsys):
     parser = argparse.ArgumentParser()
     add_export_arguments(parser)
     checkpoint = train(run_config)
     output = str(tmp_path / "export")
     result = tmp_path / "result.json"
     result.write_text(json.dumps({"dataset": "toy", "test_result": {"ndcg@10": 0.25}}))
-    arguments = [checkpoint, "--output", output, "--attributes", "year", "--metrics", str(result)]
+    given = [f"--{name}={path}" for name, path in paths.items()]
+    arguments = [checkpoint, *given, "--output", output, "--attributes", "year", "--metrics", str(result)]
     assert run_export(parser.parse_args(arguments)) == 0
-    assert f"recbole-llm serve {output}" in capsys.readouterr().out
+    assert f"next: recbole-llm serve {output} --encoder {paths['encoder']}\n" in capsys.readouterr().out
     assert load_export(output).manifest.metrics == {"dataset": "toy", "ndcg@10": 0.25}
     assert "| ndcg@10 | 0.25 |" in (tmp_path / "export" / "README.md").read_text()
-    assert run_export(parser.parse_args([run_config["checkpoint_dir"], "--output", output + "2"])) == 0  # the newest
+    assert (
+        run_export(
+            parser.parse_args([run_config["checkpoint_dir"], *given, "--output", output + "2", "--bundle-encoder"])
+        )
+        == 0
+    )
+    assert f"next: recbole-llm serve {output}2\n" in capsys.readouterr().out  # of the newest in the folder
     assert load_export(output + "2").manifest.counts == load_export(output).manifest.counts
     result.write_text("{}")
     with pytest.raises(ValueError, match="holds no test_result"):
