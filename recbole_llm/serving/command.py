@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.serving.manifest import read_manifest
 from recbole_llm.serving.overlay import OverlayError, open_overlay
 from recbole_llm.serving.settings import LOOPBACK_HOSTS, Limits, Settings, is_loopback, read_keys
 from recbole_llm.serving.swap import find_export
@@ -132,6 +133,7 @@ def run_serve(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed; {EXTRA}") from error
     settings = settings_of(options)
+    read_manifest(find_export(settings.export))  # a mistake is one line, and no worker's traceback
     _check_log(settings)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # one thread each: workers and batches are what uses the cores
