@@ -145,7 +145,8 @@ RECBOLE = {
     "s3rec.py, S3Rec.__init__: torch.load": PRETRAINED,
     "quick_start.py, load_data_and_model: torch.load": "its caller names the file; it holds a Config",
     "trainer.py, Trainer.resume_checkpoint: torch.load": "its caller names the file; LLMTwoTower's trainer reads in another way",
-    "trainer.py, Trainer.evaluate: torch.load": "the file that this run's training wrote, or one that its caller names",
+    "trainer.py, Trainer.evaluate: torch.load": "what this run wrote under a name that nobody foresees (repair checkpoint_names),"
+    " or its caller names",
     "utils.py, create_dataset: pickle.load": REPAIRED + "unnamed_pickles, unpickled_config, data_and_model",
     "utils.py, load_split_dataloaders: pickle.load": REPAIRED + "unnamed_pickles, unpickled_config, data_and_model",
     "trainer.py, LightGBMTrainer.__init__: __import__": "a constant name",
@@ -185,7 +186,7 @@ OURS = {
     "script.py, _execute: exec": "the script that the command is given",
     "checkpoint.py, read_checkpoint: torch.load": SAFELY + "weights_only=True",
     "checkpoint.py, unpickled: pickle.loads": "called by a full torch.load alone, whose caller names the file",
-    "evaluation.py, _load_best: torch.load": "of a stock model: what this run's training wrote, or its caller names",
+    "evaluation.py, _load_best: torch.load": "of a stock model: as Trainer.evaluate",
     "compat_files.py, _Tensors: pickle.Unpickler": SAFELY
     + "it finds the functions that rebuild tensors and nothing else",
     "compat_files.py, _Tensors.find_class: getattr(torch._utils, name)": SAFELY + "from a list of three",

@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 
+from recbole_llm.export.manifest import read_manifest
 from recbole_llm.serving.change_log import OverlayError
 from recbole_llm.serving.load_and_swap import find_export
 from recbole_llm.serving.open_log import open_overlay
@@ -131,6 +132,7 @@ def run_serve(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed; {EXTRA}") from error
     settings = settings_of(options)
+    read_manifest(find_export(settings.export))  # a mistake is one line, and no worker's traceback
     _check_log(settings)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # one thread each: workers and batches are what uses the cores

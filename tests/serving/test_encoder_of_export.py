@@ -317,3 +317,11 @@ def test_the_options_of_serve(elsewhere, capsys):
     assert settings_of(parser.parse_args([str(elsewhere)])).encoders == ()
     with pytest.raises(SystemExit):
         parser.parse_args([str(elsewhere), "--encoder", "a/b", "--no-encoder"])
+
+
+def test_serve_refuses_a_wrong_setting_in_one_line(elsewhere, capsys):
+    pytest.importorskip("uvicorn")
+    signed(elsewhere, lambda encoder: encoder["settings"].update(trust_remote_code=True))
+    assert cli.main(["serve", str(elsewhere), "--read-only"]) == 2
+    error = capsys.readouterr().err
+    assert "'trust_remote_code' that a file may give" in error and "Traceback" not in error
