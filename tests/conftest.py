@@ -1,6 +1,6 @@
 """A made dataset whose texts and interactions agree, and a tiny encoder: end-to-end tests without a download.
 
-Also how the suite runs: in several processes where more than one file is asked for.
+Also how the suite runs: in several processes where a folder is asked for.
 """
 
 import logging

@@ -249,6 +249,8 @@ def test_fetched_from_a_hub_then_from_the_cache(tiny_bert, tmp_path):
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_ETAG_TIMEOUT": str(LIMIT),
+        "HF_HUB_DOWNLOAD_TIMEOUT": str(LIMIT),
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
     }
 

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or out of disk lose nothing. ``kill_and_resume.py --kills 20`` is the long form, by hand."""
+"""Runs that are killed, stopped or out of disk lose nothing."""
 
 import os
 import re
@@ -58,6 +58,17 @@ print(code, faults.read_checkpoint(last)["epoch"] > 3)
     assert out.stdout.count("equal") >= 1
     assert out.stdout.splitlines()[-3:] == ["0 differ", "2 2 []", "0 True"], out.stdout + log[-2000:]
     assert re.search(r"error: The checkpoint .* could not be written", log)
+
+
+@pytest.mark.slow
+def test_twenty_killed_and_terminated_runs_resume_to_the_same_bits(tmp_path):
+    out = in_an_interpreter_of_its_own(f"""
+import signal
+signals = signal.SIGKILL, signal.SIGTERM
+print(faults.compare_killed_runs(Path({str(tmp_path)!r}), 20, ["--epochs=12"], signals), "differ")
+""")
+    assert out.returncode == 0, out.stdout + out.stderr[-3000:]
+    assert out.stdout.splitlines()[-1] == "0 differ", out.stdout
 
 
 def test_a_postponed_signal_waits_and_a_second_one_does_not():

@@ -1,7 +1,7 @@
 """Triton kernels compiled ahead of time: no spills, tensor cores and wide loads where meant, 64-bit offsets.
 
 ``benchmarks/aot_report.py --check`` compiles every combination; here each kernel is compiled for sm_90, and the pass over
-tiles for every architecture.
+tiles for every architecture. Most of it takes ``-m slow``.
 """
 
 import importlib.util
@@ -53,7 +53,7 @@ def test_every_kernel_is_recorded():
     assert terms == {"bce", "softmax", "exp_sum", "group_max"}
 
 
-@pytest.mark.parametrize("sizes", ["one", "sixteen"])
+@pytest.mark.parametrize("sizes", [pytest.param("one", marks=pytest.mark.slow), "sixteen"])
 @pytest.mark.parametrize("number", range(len(BF16)), ids=lambda n: f"{n}-{BF16[n].label}")
 def test_every_kernel_on_sm_90(number, sizes):
     """Sizes of 1 are constants of the compiler, on which methods of tensors do not exist."""
@@ -63,7 +63,7 @@ def test_every_kernel_on_sm_90(number, sizes):
     assert not problems, row
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 @pytest.mark.parametrize("arch", ["sm_80", "sm_100", "gfx942"])
 def test_the_pass_over_tiles_on_every_architecture(arch, dtype):
     launch = next(x for x in aot.launches(arch, aot.DTYPES[dtype], 64) if x.label == "tile_pass[bce]")

@@ -121,7 +121,15 @@ def exports(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("state", "examples"), [("SQLite", 25), ("PostgreSQL", 8)])
+@pytest.mark.parametrize(
+    ("state", "examples"),
+    [
+        ("SQLite", 10),
+        ("PostgreSQL", 4),
+        pytest.param("SQLite", 100, marks=pytest.mark.slow),
+        pytest.param("PostgreSQL", 30, marks=pytest.mark.slow),
+    ],
+)
 def test_items(exports, monkeypatch, request, state, examples):
     # a full collection at every start: beside other tests' torch it takes most of the time, and changes no answer
     monkeypatch.setattr("recbole_llm.serving.service._freeze", lambda: None)
