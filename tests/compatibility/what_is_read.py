@@ -20,7 +20,6 @@ SERVED = 12  # items in an answer of the service
 USERS = ("u0", "u1", "u2", "u17", "u29")
 TEXT = "a space story of rocket comet moon"
 RELATIVE = 1e-5
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def call(*arguments):
@@ -109,7 +108,11 @@ def service(export, state, *options):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = ["--state", str(state), "--port", str(port), "--no-access-log", *options]
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    import recbole_llm
+    import recbole_llm_kernels
+
+    paths = [str(Path(package.__file__).parents[1]) for package in (recbole_llm, recbole_llm_kernels)]  # this process's
+    paths.append(os.environ.get("PYTHONPATH", ""))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with Path("serve.log").open("w") as log:
         process = subprocess.Popen(

@@ -17,7 +17,6 @@ import made_data
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 EXPECTED = HERE / "expected"
 K = 10
 BY_TIME = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": "user", "mode": "full"}
@@ -108,7 +107,11 @@ def call(*arguments):
 def torchrun(processes, arguments):
     """A command in several processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    import recbole_llm
+    import recbole_llm_kernels
+
+    paths = [str(Path(package.__file__).parents[1]) for package in (recbole_llm, recbole_llm_kernels)]  # this process's
+    paths.append(os.environ.get("PYTHONPATH", ""))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     out = subprocess.run(
         [*command, "-m", "recbole_llm", *arguments], capture_output=True, text=True, timeout=300, env=environment
