@@ -85,9 +85,10 @@ SAME = {
     "recbole_llm.recommend.Request": "recbole_llm.serving.recommend.Request",
 }
 REPAIRS = (
-    "literals", "command_line", "model_name", "ray", "numpy", "torch_load", "dok", "agg_len", "fillna", "warnings", "hyper",
-    "collector", "ensure_dir", "time_split", "saved_dataset", "saved_dataloaders", "case_study", "flops", "ksr",
-    "anomaly_mode", "dgcf", "kgat", "tree_defaults", "gloo", "wrapper",
+    "literals", "command_line", "model_name", "search_space", "teacher", "plain_yaml", "item_embeddings", "unnamed_pickles",
+    "unpickled_config", "data_and_model", "ray", "numpy", "torch_load", "dok", "agg_len", "fillna", "warnings", "hyper",
+    "collector", "ensure_dir", "checkpoint_names", "time_split", "saved_dataset", "saved_dataloaders", "case_study", "flops",
+    "ksr", "pop", "anomaly_mode", "dgcf", "kgat", "tree_defaults", "gloo", "wrapper", "progress_lock",
 )  # fmt: skip
 COMMANDS = ("run", "compare", "tune", "import", "encode", "split", "export", "recommend", "similar", "serve", "info")
 NEEDS = {"recbole_llm.serving.app": ("fastapi", "orjson")}  # extras

@@ -54,7 +54,9 @@ def test_an_export_recommends_as_it_did(expected, name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_checkpoint_can_be_exported(expected, name, tmp_path):
-    what_is_read.call("export", f"{name}.pth", "--output", tmp_path / "export")
+    given = [f"--{key}={value}" for key, value in what_is_read.paths_of(name).items()]
+    given += ["--bundle-encoder"] if name == "both" else []
+    what_is_read.call("export", f"{name}.pth", "--output", tmp_path / "export", *given)
     assert what_is_read.differences(what_is_read.answers(tmp_path / "export", name), expected["answers"][name]) == []
     assert what_is_read.differences(what_is_read.explained(tmp_path / "export"), expected["explained"][name]) == []
 
@@ -66,7 +68,8 @@ def test_recbole_loads_a_checkpoint_and_evaluates_it(expected, name, monkeypatch
     monkeypatch.chdir(tmp_path / "copy")
     if name == "both":
         Path("data/shop/shop.inter").unlink()
-    config, model, dataset, train, valid, test = load_data_and_model(f"{name}.pth")
+    saved = [f"saved-both/shop-{part}.pth" for part in ("LLMTwoTowerDataset", "for-LLMTwoTower-dataloader")]
+    config, model, dataset, train, valid, test = load_data_and_model(f"{name}.pth", *(saved if name == "both" else ()))
     assert type(dataset).__name__ == "LLMTwoTowerDataset" and len(dataset.inter_feat) == 222
     users = torch.arange(1, dataset.user_num)
     scores = model.eval().full_sort_predict({dataset.uid_field: users}).view(len(users), -1).numpy()

@@ -6,7 +6,6 @@ Only commands, HTTP routes and the functions that exports and the README name ar
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,8 +14,11 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+from ports import free_port
+
 K = 5
 SERVED = 12  # items in an answer of the service
+ITEMS = ("i2", "i10", "i4")
 USERS = ("u0", "u1", "u2", "u17", "u29")
 TEXT = "a space story of rocket comet moon"
 RELATIVE = 1e-5
@@ -33,6 +35,13 @@ def call(*arguments):
 # ------------------------------------------------------------------ recommendations
 
 
+def paths_of(name):
+    """The paths that a run was given, by key: no checkpoint is asked for them, so commands are given them again."""
+    if name == "time":
+        return {"data_path": "data", "item_features_file": "data/shop/vectors.npy"}
+    return {"data_path": "data", "encoder": "encoder", "feature_cache_dir": "features"}
+
+
 def answers(model, name):
     """By ``recbole-llm recommend`` and ``similar`` from a checkpoint or an export: for every user, some items, a text.
 
@@ -43,11 +52,15 @@ def answers(model, name):
     Returns:
         Who asks -> rows of item, score, probability and whether it is cold.
     """
-    found = _rows("recommend", model)
-    found |= {"items " + who: rows for who, rows in _rows("recommend", model, "--items", "i2", "i10", "i4").items()}
-    found |= {"similar " + who: rows for who, rows in _rows("similar", model, "--item", "i2").items()}
+    paths = paths_of(name)
+    if Path(model).is_dir():  # that of "both" holds its encoder
+        paths = {"encoder": "encoder"} if name == "cold" else {}
+    given = [f"--{key}={value}" for key, value in paths.items()]
+    found = _rows("recommend", model, *given)
+    found |= {f"items {who}": rows for who, rows in _rows("recommend", model, "--items", *ITEMS, *given).items()}
+    found |= {f"similar {who}": rows for who, rows in _rows("similar", model, "--item", ITEMS[0], *given).items()}
     if name != "time":
-        found |= {"text " + who: rows for who, rows in _rows("recommend", model, "--text", TEXT).items()}
+        found |= {f"text {who}": rows for who, rows in _rows("recommend", model, "--text", TEXT, *given).items()}
     return found
 
 
@@ -82,8 +95,8 @@ def resume(last):
     for name in (last, last.replace("-last", "")):
         Path("resumed", name).write_bytes(Path(name).read_bytes())
     epochs = len(losses("resumed/" + last)) + 4
-    more = [f"--epochs={epochs}", "--checkpoint_dir=resumed", "--save_dataset=False", "--save_dataloaders=False"]
-    call("run", "--resume", f"resumed/{last}", "--output", "resumed/result.json", *more)
+    given = [f"--{key}={value}" for key, value in paths_of("both").items()]
+    call("run", "--resume", f"resumed/{last}", "--output", "resumed/result.json", f"--epochs={epochs}", *given)
     result = json.loads(Path("resumed/result.json").read_text())
     return {"losses": losses("resumed/" + last)} | {name: float(value) for name, value in result["test_result"].items()}
 
@@ -104,9 +117,7 @@ def losses(last):
 @contextmanager
 def service(export, state, *options):
     """``recbole-llm serve`` in a process; gives a function of method, path and body that answers status and content."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options = ["--state", str(state), "--port", str(port), "--no-access-log", *options]
     import recbole_llm
     import recbole_llm_kernels

@@ -79,16 +79,24 @@ def command_of_run(name):
     return ["run", "-d", "shop", "--output", "result.json", *(f"--{key}={value}" for key, value in settings.items())]
 
 
+def paths_of(name):
+    """The options that give a command again what no checkpoint is asked for."""
+    settings = COMMON | RUNS[name].settings
+    keys = ("data_path", "encoder", "item_features_file", "feature_cache_dir")
+    return [f"--{key}={settings[key]}" for key in keys if settings.get(key)]
+
+
 def perform(name):
     """Train, export and recommend in the working directory, which must be empty."""
     write_data(name)
+    paths = paths_of(name)
     command = command_of_run(name)
     if RUNS[name].processes == 1:
         call(*command)
     else:
         torchrun(RUNS[name].processes, command)
-    call("export", "saved", "--output", "export", "--bundle-encoder", "--attributes", "genre,year")
-    call("recommend", "saved", "--k", K, "--output", "checkpoint.jsonl")
+    call("export", "saved", "--output", "export", "--bundle-encoder", "--attributes", "genre,year", *paths)
+    call("recommend", "saved", "--k", K, "--output", "checkpoint.jsonl", *paths)
     call("recommend", "export", "--k", K, "--output", "export.jsonl")
     call("similar", "export", "--item", "i3", "--k", K, "--output", "similar.jsonl")
     call("recommend", "export", "--items", "i3", "i10", "i4", "--k", K, "--output", "items.jsonl")

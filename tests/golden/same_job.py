@@ -35,6 +35,9 @@ def child(run, epochs, data_path, features):
     import golden_runs
 
     seconds = {}
+    given = {"data_path": data_path, "feature_cache_dir": features}
+    own = [f"--{key}={value}" for key, value in given.items() if value]
+    paths = golden_runs.paths_of(run) if run in golden_runs.RUNS else own
     if run in golden_runs.RUNS and golden_runs.RUNS[run].processes > 1:
         metrics, config, model, dataset = _in_processes(run, seconds)
     else:
@@ -43,7 +46,7 @@ def child(run, epochs, data_path, features):
     users = np.sort(1 + rng.permutation(dataset.user_num - 1)[:SAMPLED])
     _save_scores(model, config, dataset, users)
     with _timed(seconds, "export"):
-        golden_runs.call("export", "saved", "--output", "export")
+        golden_runs.call("export", "saved", "--output", "export", *paths)
     with _timed(seconds, "recommending"):
         golden_runs.call("recommend", "export", "--k", 10, "--output", "recommended.jsonl")
     Path("found.json").write_text(json.dumps({"metrics": metrics, "seconds": seconds}))
