@@ -182,7 +182,7 @@ def checkpoint_summary():
     (path,) = (path for path in Path("saved").glob("LLMTwoTower-*.pth") if not path.stem.endswith("-last"))
     content = torch.load(path, weights_only=False)
     found = {name: sketch(tensor) for name, tensor in content["state_dict"].items()}
-    other = content["other_parameter"]
+    other = as_version_1(content["other_parameter"])
     tables = {"closed_form": (other["closed_form_source"], other["closed_form_target"])}
     follow, cold = other["next_item"], other["cold"]
     if follow:
@@ -204,6 +204,56 @@ def checkpoint_summary():
     numbers["next_item"] = {key: follow[key] for key in ("decay", "scale")} if follow else None
     numbers["setting"] = other["setting"]
     return {"tensors": found, "numbers": plain(numbers)}
+
+
+def as_version_1(other):
+    """What a checkpoint holds beside parameters, under the names it had in 0.1.0, in which the record is written."""
+    import torch
+
+    if "score" not in other:
+        return other
+    score, cold = other["score"], other["score"]["cold"]
+    blocks = {block["name"]: block for block in score["blocks"]}
+    closed, follow = blocks.get("closed_form", {"scale": 0.0}), blocks.get("next_item")
+    later, setting = other["later"], other["setting"]
+
+    def target(block):
+        table = block.get("target")
+        if table is not None and cold is not None:  # 0.1.0 kept these rows apart
+            table = table.index_fill(0, cold["ids"], 0.0)
+        return table
+
+    found = {
+        "closed_form_source": closed.get("source"),
+        "closed_form_target": target(closed),
+        "block_scales": [closed["scale"], blocks.get("learned", {"scale": 0.0})["scale"]],
+        "calibration": [score["slope"], score["intercept"]],
+        "closed_decay": closed.get("decay"),
+        "probability_map": score["probability"],
+        "later": later,
+        "next_item": None,
+        "cold": None,
+        "setting": None,
+    }
+    if follow is not None:
+        scale = follow["scale"] / closed["scale"]
+        tables = {"source": follow["source"], "target": target(follow)}
+        found["next_item"] = {**tables, "decay": follow["decay"], "scale": scale}
+    if cold is not None:
+        wide = [name for name, block in blocks.items() if name != "learned" and block["target"] is not None]
+        wide = wide or ["closed_form"]
+        found["cold"] = {
+            **{key: cold[key] for key in ("kappa", "mu", "joint")},
+            "closed": torch.cat([cold["target"][name] for name in wide], 1),
+            "learned": cold["target"]["learned"],
+            "learned_source": cold["source"]["learned"],
+            "bias": cold["bias"]["learned"],
+        }
+    if setting is not None:
+        (kernel,) = setting["kernels"] or ({"weight": 0.0, "power": 1},)
+        flat = {key: value for key, value in setting.items() if key != "kernels"}
+        found["setting"] = {**flat, "text_weight": kernel["weight"], "text_power": kernel["power"]}
+    return found
 
 
 def sketch(tensor):
