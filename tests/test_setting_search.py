@@ -1,6 +1,7 @@
 """The search of the closed form's constants: on known curves, and on many items against exact solutions of every setting."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,54 @@ def test_search_gives_the_second_kernel_a_chance_at_the_ridge_found():
     heights = {(0.05, 8): 0.5, (0.05, 16): 0.6, (0.05, 32): 0.55, (0.2, 8): 0.4, (0.2, 16): 0.7, (0.0, 8): 0.1}
     best = search_setting(lambda setting: heights[text_of(setting)[0], int(setting.ridge)], Setting(), TEXT)
     assert (text_of(best), best.ridge) == ((0.2, 2), 16.0)
+
+
+BOTH = TEXT | {"image": [Kernel("image", weight, power) for weight, power in KERNELS]}
+
+
+def curve(peaks):
+    """A value of (text weight, image weight) pairs: a height, and the ridge at which it is reached."""
+    tried = []
+
+    def value(setting):
+        key = setting.kernel("text").weight, setting.kernel("image").weight
+        height, peak = peaks.get(key, (0.0, 8.0))
+        tried.append((*key, setting.ridge))
+        return height - 0.02 * abs(np.log2(setting.ridge / peak))
+
+    return value, tried
+
+
+def test_a_further_modality_is_searched_at_a_ridge_of_its_own():
+    """Text helps with a small ridge and nothing at the large one that is best without it."""
+    peaks = {(0.0, 0.0): (0.8, 64.0), (0.05, 0.0): (0.6, 8.0), (0.0, 0.05): (0.85, 4.0), (0.0, 0.2): (0.5, 8.0)}
+    value, tried = curve(peaks)
+    best = search_setting(value, Setting(kernels=()), BOTH)
+    assert (best.ridge, text_of(best)[0], best.kernel("image").weight) == (4.0, 0.0, 0.05)
+    assert value(replace(best, ridge=64.0)) < 0.8
+    tried.pop()
+    assert len(tried) == len(set(tried)), "a setting was solved twice"
+    # and beside a kernel at the ridge of both
+    value, _ = curve({(0.05, 0.0): (0.7, 16.0), (0.05, 0.2): (0.9, 16.0)})
+    best = search_setting(value, Setting(kernels=()), BOTH)
+    assert (best.ridge, best.kernels) == (16.0, (Kernel("text", 0.05), Kernel("image", 0.2, 2)))
+
+
+def test_a_modality_that_another_makes_needless_is_left_out():
+    value, _ = curve({(0.05, 0.0): (0.7, 8.0), (0.05, 0.05): (0.8, 8.0), (0.0, 0.05): (0.85, 8.0)})
+    best = search_setting(value, Setting(kernels=()), BOTH)
+    assert (text_of(best)[0], best.kernel("image").weight) == (0.0, 0.05)
+    value, _ = curve({(0.05, 0.0): (0.7, 8.0), (0.05, 0.05): (0.8, 8.0), (0.0, 0.05): (0.79, 8.0)})
+    assert search_setting(value, Setting(kernels=()), BOTH).kernels == (Kernel("text", 0.05), Kernel("image", 0.05))
+
+
+def test_a_modality_that_enters_from_the_start_can_be_left_out():
+    """Where the search starts from a setting with kernels of its own."""
+    value, _ = curve({(0.05, 0.05): (0.5, 8.0), (0.0, 0.05): (0.6, 8.0), (0.0, 0.0): (0.7, 8.0)})
+    start = Setting(kernels=(Kernel("text", 0.05), Kernel("image", 0.05)))
+    best = search_setting(value, start, BOTH)
+    assert (text_of(best)[0], best.kernel("image").weight) == (0.0, 0.0)
+    assert search_setting(lambda setting: 0.0, start, {}) == start
 
 
 def test_search_keeps_the_other_constants():

@@ -4,7 +4,7 @@ Up to ``max_dense_items`` items the item-item matrix B is solved for exactly and
 B is never formed (``ease.Spectrum``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from logging import getLogger
@@ -96,7 +96,7 @@ def fit_closed_form(
         n_items: size of the catalogue; ids are below it. Items without an interaction (padding too) get zero vectors.
         content: vectors of the items by modality; ``None`` for none.
         validation: validation data; without it, or without a target in it, the constants of ``setting`` and the first of
-            ``AUTO_DIMS`` apply.
+            ``AUTO_DIMS`` apply; without ``setting``, those of :class:`Setting`, its kernel for the first modality.
         dim: rank; ``"full"`` for the item-item matrix itself; ``"auto"`` for the smallest of ``AUTO_DIMS`` within
             ``RANK_TOLERANCE`` of the full form's validation value and not below tuned EASE's, else the full form if
             ``max_table_bytes`` holds it. In the SVD form, the smallest of ``SPECTRAL_DIMS`` within ``SPECTRAL_TOLERANCE``
@@ -115,9 +115,7 @@ def fit_closed_form(
     content = content or {}
     _check_arguments(train, n_items, content, dim)
     items = warm_items(train, content, n_items)
-    base = setting or Setting()
-    described = {modality for modality, directions in items.content.items() if bool(directions.any())}
-    base = replace(base, kernels=tuple(kernel for kernel in base.kernels if kernel.modality in described))
+    base = _start(setting, [modality for modality, directions in items.content.items() if bool(directions.any())])
     subset = validation.subset() if validation is not None and len(validation.targets.ids) else None
     chooses = subset is not None and (setting is None or bool(setting.kernels))
     candidates = kernel_candidates(items.content) if chooses else {}
@@ -129,6 +127,14 @@ def fit_closed_form(
         f"that one holds {4 * 4 * n**2 / 2**30:.1f} GiB"
     )
     return _fit_spectral(items, base, candidates, subset, dim, max_table_bytes)
+
+
+def _start(setting: Setting | None, modalities: Sequence[str]) -> Setting:
+    """The constants to start from, with kernels of modalities that some item has."""
+    if setting is not None:
+        return replace(setting, kernels=tuple(kernel for kernel in setting.kernels if kernel.modality in modalities))
+    (kernel,) = Setting().kernels
+    return Setting(kernels=tuple(replace(kernel, modality=modality) for modality in modalities[:1]))
 
 
 def _fit_dense(

@@ -79,8 +79,9 @@ def search_setting(value: Callable[[Setting], float], base: Setting, candidates:
     """Best kernel of the first modality, then best ridge by a line search over its powers of two, then further modalities.
 
     All kernels of the first modality are tried at the ridge of ``base``. The best one's ridge is followed up, else down, while
-    the value rises. At the ridge found the second-best kernel gets one more chance. Each further modality then tries its kernels
-    beside those chosen, and counts only where the value rises.
+    the value rises. At the ridge found the second-best kernel gets one more chance. Each further modality then does the same
+    beside the kernels chosen, and is tried at the ridge chosen as well. It enters only where the value rises. Last, modalities
+    whose absence costs nothing are left out.
 
     Args:
         value: validation value of a setting; larger is better.
@@ -88,29 +89,55 @@ def search_setting(value: Callable[[Setting], float], base: Setting, candidates:
         candidates: kernels by modality, in the order tried.
 
     Returns:
-        The best setting evaluated, the first of equals.
+        The best setting evaluated; of equals one with fewer modalities, else the first.
     """
+    known: dict[Setting, float] = {}
+
+    def once(setting: Setting) -> float:
+        if setting not in known:
+            known[setting] = value(setting)
+        return known[setting]
+
     first, *others = candidates.items() or ((None, ()),)
-    starts = [base.with_kernel(kernel) for kernel in first[1]] or [base]
+    best_value, best = _search_from([base.with_kernel(kernel) for kernel in first[1]] or [base], once)
+    for modality, kernels in others:
+        # the kernel that it has counts already
+        beside = [best.with_kernel(kernel) for kernel in kernels if kernel != best.kernel(modality)]
+        if not beside:
+            continue
+        # the ridge that is best without a modality need not be where it helps
+        found_value, found = _search_from([replace(setting, ridge=base.ridge) for setting in beside], once)
+        for setting in beside:
+            if (its_value := once(setting)) > found_value:
+                found_value, found = its_value, setting
+        if found_value > best_value:
+            best_value, best = found_value, found
+    weighed = [kernel.modality for kernel in best.kernels if kernel.weight and kernel.modality in candidates]
+    for modality in weighed if len(weighed) > 1 else ():  # one that others have made needless goes
+        without = best.with_kernel(Kernel(modality, 0.0))
+        if (its_value := once(without)) >= best_value:
+            best_value, best = its_value, without
+    return best
+
+
+def _search_from(starts: Sequence[Setting], value: Callable[[Setting], float]) -> tuple[float, Setting]:
+    """The best of settings that have one ridge, with the ridge that is best for it, and its value."""
     ranked = sorted(((value(start), start) for start in starts), key=lambda pair: -pair[0])
     best_value, best = ranked[0]
+    start = best.ridge
     for factor in (2.0, 0.5):
         while RIDGE_RANGE[0] <= (ridge := best.ridge * factor) <= RIDGE_RANGE[1]:
             further = replace(best, ridge=ridge)
             if (further_value := value(further)) <= best_value:
                 break
             best_value, best = further_value, further
-        if best.ridge != base.ridge:
+        if best.ridge != start:
             break
-    if len(ranked) > 1 and best.ridge != base.ridge:
+    if len(ranked) > 1 and best.ridge != start:
         other = replace(ranked[1][1], ridge=best.ridge)
         if (other_value := value(other)) > best_value:
             best_value, best = other_value, other
-    for _, kernels in others:
-        for kernel in kernels:
-            if kernel.weight and (found := value(candidate := best.with_kernel(kernel))) > best_value:
-                best_value, best = found, candidate
-    return best
+    return best_value, best
 
 
 def choose_setting(

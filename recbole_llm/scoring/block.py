@@ -72,7 +72,7 @@ class LinearBlock:
     @property
     def dim(self) -> int:
         """Columns d of the block."""
-        tables = (self.target, self.source, self.offset, self.user_part)
+        tables = (self.target, self.source, self.offset, self.user_part, self.bias)
         return next(table.shape[-1] for table in tables if table is not None)
 
     def weights(self, history: Rows) -> Tensor | None:

@@ -336,7 +336,7 @@ def test_nan_ends_the_run_and_names_the_epoch(quick, monkeypatch):
 def test_a_closed_form_alone_is_fitted_at_once_and_read_back_exactly(quick):
     quick |= {"blocks": "closed_form", "closed_form_dim": "full", "encoder": ""}
     trainer, train, valid, test = build(quick)
-    score, result = trainer.fit(train, valid, verbose=False)
+    valid_score, result = trainer.fit(train, valid, verbose=False)
     assert not trainer.train_loss_dict  # no epoch
     (only,) = glob.glob(quick["checkpoint_dir"] + "/*.pth")
     users = torch.arange(1, trainer.model.n_users)
@@ -356,4 +356,4 @@ def test_a_closed_form_alone_is_fitted_at_once_and_read_back_exactly(quick):
     assert model.score.probability == score.probability != ProbabilityMap()
     assert model.fitted.setting == trainer.model.fitted.setting
     again, train, valid, _ = build(quick)
-    assert again.fit(train, valid, verbose=False) == (score, result)
+    assert again.fit(train, valid, verbose=False) == (valid_score, result)

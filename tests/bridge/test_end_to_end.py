@@ -207,12 +207,12 @@ def test_an_own_pair_never_explains_itself(run_config):
     _, model, _, _, _, _ = build(run_config | {"history_dropout": 0.0, "loss_type": "sampled_bce"})
     user = 4
     items = model.history.select(torch.tensor([user])).ids
-    queries = model._queries_of_pairs(torch.full_like(items, user), items)
+    queries = model.towers.queries_of_pairs(torch.full_like(items, user), items, model.history)
     for k, item in enumerate(items):
         rest = items[items != item]
         row = Rows(torch.tensor([0, len(rest)]), rest)
         pooled = pool(model.source_tower(), row, history_weights(row, 0.5))
-        expected = model._scaled(model.user_tower(torch.tensor([user]), pooled))
+        expected = model.user_tower(torch.tensor([user]), pooled) * model.log_scale.exp()
         torch.testing.assert_close(queries[k], expected[0], rtol=1e-4, atol=1e-6)
 
 
@@ -220,7 +220,7 @@ def test_a_single_item_history_leaves_the_offset_alone(run_config):
     _, model, _, _, _, _ = build(run_config | {"history_dropout": 0.99, "loss_type": "sampled_bce"})
     users = torch.arange(1, 40)
     items = torch.stack([model.history.select(u[None]).ids[0] for u in users])
-    assert torch.isfinite(model._queries_of_pairs(users, items)).all()
+    assert torch.isfinite(model.towers.queries_of_pairs(users, items, model.history)).all()
 
 
 def test_the_log_names_the_text_columns_and_counts_what_is_missing(run_config, caplog):

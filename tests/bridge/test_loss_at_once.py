@@ -61,7 +61,8 @@ def assert_same(found, expected):
 
 def is_at_once(model, batch):
     entries = getattr(batch, "entries", None)
-    users, items, negatives = (batch[name] for name in (model.USER_ID, model.ITEM_ID, model.NEG_ITEM_ID))
+    users, items = batch[model.USER_ID], batch[model.ITEM_ID]
+    negatives = batch[model.NEG_ITEM_ID] if model.options.loss_type == "sampled_bce" else items
     return model.loss.in_one_pass(users, items, negatives, model.history, entries and entries()) is not None
 
 
