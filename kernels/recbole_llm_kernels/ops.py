@@ -348,7 +348,8 @@ def _register_loss(forward: CustomOpDef, backward: CustomOpDef) -> None:
     def gradients(run: Callable[..., Any], ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
-        state, tensors = ctx.saved_tensors[: ctx.states], ctx.saved_tensors[ctx.states :]
+        saved = ctx.saved_tensors  # read once: activation checkpointing recomputes at the first look and forbids another
+        state, tensors = saved[: ctx.states], saved[ctx.states :]
         inputs = [option if x is None else x for x, option in zip(tensors, ctx.options, strict=True)]
         need = list(ctx.needs_input_grad[:3])
         inputs[-2] = need
