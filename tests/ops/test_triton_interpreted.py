@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import interpreter_checks
 import test_catalog
+import test_checkpointing
 import test_pairs
 import test_sampled
 import test_topk
@@ -209,6 +210,12 @@ def test_ids_out_of_range_are_masked(number, monkeypatch):
     assert value.isnan().any()
     if value.requires_grad:
         torch.autograd.grad(value.sum(), case.leaves[:2])
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["saved tensors recomputed", "reentrant"])
+@pytest.mark.parametrize("name", Case().calls())
+def test_activation_checkpointing(name, reentrant):
+    test_checkpointing.test_gradients_under_checkpointing("triton", name, reentrant)
 
 
 def test_marks_name_every_target_once():
