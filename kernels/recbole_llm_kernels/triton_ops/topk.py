@@ -108,8 +108,9 @@ def score_topk(
         keys = _score_groups(query[part], item, item_bias, best, seen, chosen, size)
         found = min(k, chosen * size)
         scores[part, :found], ids[part, :found] = _from_keys(keys.topk(found, dim=1).values)
-    if marks is not None:
-        scores.masked_fill_(marks.stray, torch.nan)
+    if marks is not None and marks.bad is not None:
+        scores.masked_fill_(marks.bad[:, None], torch.nan)
+        ids.masked_fill_(marks.bad[:, None], -1)
     return scores, ids
 
 
