@@ -59,7 +59,8 @@ RESULT = timing.ROOT / "benchmarks" / "results" / "aot_report.json"
 Row = dict[str, Any]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
-# sizes as a launch specialises them: any; 1 becomes a constant of the compiler; 16 makes wide accesses possible
+# integers as a launch specialises them: any; 1 becomes a constant of the compiler; 16 makes wide accesses possible. Sizes
+# of a batch are not specialised, so that most kernels are the same in all three
 SIZES = ("generic", "one", "sixteen")
 
 
@@ -135,12 +136,13 @@ def specialised(launch: Recorded, sizes: str) -> ASTSource:
             attributes[i,] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
+        elif parameter.do_not_specialize or sizes == "generic":
+            signature[parameter.name] = "i32"
         elif sizes == "one":
             constants[i,] = 1
         else:
             signature[parameter.name] = "i32"
-            if sizes == "sixteen":
-                attributes[i,] = [["tt.divisibility", 16]]
+            attributes[i,] = [["tt.divisibility", 16]]
     if _ATTRIBUTES is not None:
         return _for_triton_3_2(launch.kernel, signature, constants, attributes)
     return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)

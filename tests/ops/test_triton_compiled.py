@@ -6,6 +6,7 @@ tiles for every architecture.
 
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import torch
 import triton
 import triton.language as tl
 from triton.backends import backends
+
+from recbole_llm_kernels.triton_ops import tiles, topk
 
 _path = Path(__file__).parents[2] / "benchmarks" / "aot_report.py"
 _spec = importlib.util.spec_from_file_location("aot_report", _path)
@@ -53,12 +56,45 @@ def test_every_kernel_is_recorded():
     assert terms == {"bce", "softmax", "exp_sum", "group_max"}
 
 
+STRIDES = {"valid_row_stride", "valid_col_stride"}  # one of them is 1, which makes the mask's loads wide
+
+
+@pytest.mark.parametrize("launch", BF16, ids=lambda x: x.label)
+def test_no_batch_is_compiled_for_its_size(launch):
+    """A size that is specialised on 1 and on multiples of 16 compiles the kernel anew for another batch."""
+    sizes = {p.name for p in launch.kernel.params if not p.is_constexpr and type(launch.values[p.name]) is int}
+    assert sizes - STRIDES
+    assert {p.name for p in launch.kernel.params if p.name in sizes and not p.do_not_specialize} <= STRIDES
+    assert launch.label.startswith("tile_pass") or aot.fingerprint(launch, "sm_90", "one") == aot.fingerprint(
+        launch, "sm_90", "sixteen"
+    )
+
+
+def test_columns_of_a_part_are_counted_in_64_bits():
+    """The last part of 2**31 columns ends behind them."""
+    launch = next(x for x in BF16 if x.label == "tile_pass[exp_sum]")
+    ttir = aot.compile_launch(launch, "sm_90", "generic").asm["ttir"]
+    part = re.search(r"(%\w+) = tt.get_program_id y", ttir)[1]
+    assert not re.search(rf"arith.(muli|addi) {part}, .* : i32", ttir) and f"arith.extsi {part} : i32 to i64" in ttir
+
+
+def test_more_rows_than_int32_are_refused():
+    many = torch.zeros(1, 4).expand(2**31, 4)
+    for rows, cols in ((many, torch.zeros(3, 4)), (torch.zeros(3, 4), many)):
+        with pytest.raises(ValueError, match=r"at most 2,147,418,112 rows and items, got .* use backend"):
+            tiles.tile_pass("exp_sum", tiles.Axis(rows), tiles.Axis(cols), want_value=True)
+    with pytest.raises(ValueError, match="at most 2,147,418,112 rows and items, got 3 and 2,147,483,648"):
+        topk.score_topk(torch.zeros(3, 4), many, 1, None, None, None)
+
+
 @pytest.mark.parametrize("sizes", ["one", "sixteen"])
 @pytest.mark.parametrize("number", range(len(BF16)), ids=lambda n: f"{n}-{BF16[n].label}")
 def test_every_kernel_on_sm_90(number, sizes):
     """Sizes of 1 are constants of the compiler, on which methods of tensors do not exist."""
-    if sizes == "one" and BF16[number].label in [x.label for x in BF16[:number]]:
-        pytest.skip("the same kernel with other arguments left out is compiled for general sizes")
+    if sizes == "one" and aot.fingerprint(BF16[number], "sm_90", "sixteen") == aot.fingerprint(
+        BF16[number], "sm_90", "one"
+    ):
+        pytest.skip("none of its integers is specialised")
     row, problems = compiled(BF16[number], "sm_90", sizes)
     assert not problems, row
 

@@ -123,7 +123,7 @@ def _counted(id_ptr, t, begin, end):
     return live & ((t == begin) | (id != tl.load(id_ptr + t - 1, mask=live & (t > begin), other=0)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "splits"])
 def _softmax_row_kernel(
     peak_ptr,  # [splits, B] largest logit of the others
     total_ptr,  # [splits, B] sum of exp(s - largest) of the others

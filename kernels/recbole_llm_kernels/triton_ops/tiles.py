@@ -25,6 +25,7 @@ from recbole_llm_kernels.triton_ops import tuning
 from recbole_llm_kernels.triton_ops.math import add_weighted_rows, log1p, one_plus_product, rank_key
 from recbole_llm_kernels.triton_ops.targets import TILE, Marks
 
+MOST = 2**31 - 2**16  # rows or columns: their numbers, and those of a block that begins at the last, fit in int32
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # not -inf: exp(-inf - -inf) is NaN
 
 
@@ -37,18 +38,20 @@ def _load_rows(ptr, index, live, start, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _mark_at_or_behind(tile_ptr, low, high, tile):
-    """First of the ascending entries low to high that is at ``tile`` or behind it."""
-    for _ in range(32):
+def _mark_at_or_behind(tile_ptr, low, high, tile, width):
+    """First of the ascending entries low to high that is at ``tile`` or behind it; width: the most that high - low is."""
+    while width > 0:
         middle = (low + high) // 2
         found = tl.load(tile_ptr + middle, mask=low < high, other=0)
         is_before = (low < high) & (found < tile)
         high = tl.where((low < high) & ~is_before, middle, high)
         low = tl.where(is_before, middle + 1, low)
+        width = width // 2
     return low
 
 
-@triton.jit
+# sizes change with every batch: specialised on 1 and on multiples of 16 they would compile again and again
+@triton.jit(do_not_specialize=["R", "C", "split"])
 def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kernel)
     row_ptr,  # [n_rows, D]
     col_ptr,  # [n_cols, D]
@@ -72,7 +75,7 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
     grad_bias_ptr,  # [splits, R] out, or None
     R,
     C,
-    split,  # columns per split, a multiple of BLOCK_C and of MARKED
+    split,  # columns per split divided by MARKED, a multiple of BLOCK_C
     valid_row_stride,
     valid_col_stride,
     neg_weight,
@@ -103,13 +106,14 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
         shift = tl.load(row_shift_ptr + r, mask=live, other=float("inf"))
     if row_key_ptr is not None:
         row_key = tl.load(row_key_ptr + r, mask=live, other=-1)
-    first = part * split
-    last = tl.minimum(first + split, C)
+    # int64: behind the last column the product may pass 2**31; up to it, it does not
+    first = (part.to(tl.int64) * split * MARKED).to(tl.int32)
+    last = tl.minimum((part.to(tl.int64) + 1) * split * MARKED, C).to(tl.int32)
     if mark_offset_ptr is not None:
         mark = tl.load(mark_offset_ptr + r, mask=live, other=0)
         marks_end = tl.load(mark_offset_ptr + r + 1, mask=live, other=0)
         if part > 0:
-            mark = _mark_at_or_behind(mark_tile_ptr, mark, marks_end, first // MARKED)
+            mark = _mark_at_or_behind(mark_tile_ptr, mark, marks_end, first // MARKED, tl.max(marks_end - mark, axis=0))
         mark_tile = tl.load(mark_tile_ptr + mark, mask=mark < marks_end, other=-1)
     if D <= BLOCK_D:
         rows = _load_rows(row_ptr, row, inside, 0, D, BLOCK_D)
@@ -156,7 +160,10 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
             bits = tl.load(mark_bit_ptr + mark, mask=here, other=0)
             column = tl.full([BLOCK_C], 1, tl.int64) << (c % MARKED).to(tl.int64)
             marked = (bits[:, None] & column[None, :]) != 0
-            if (c0 + BLOCK_C) % MARKED == 0:
+            is_last = True  # of the tile's blocks: known to the compiler where a block is the tile
+            if BLOCK_C < MARKED:
+                is_last = (c0 // BLOCK_C) % (MARKED // BLOCK_C) == MARKED // BLOCK_C - 1
+            if is_last:
                 mark += here
                 mark_tile = tl.load(mark_tile_ptr + mark, mask=mark < marks_end, other=-1)
 
@@ -285,6 +292,10 @@ def tile_pass(
         bias_dtype: dtype of the sums of slopes; None: not wanted.
     """
     R, C, D = rows.length, cols.length, rows.matrix.shape[1]
+    if max(R, C) > MOST:
+        raise ValueError(
+            f'the triton backend takes at most {MOST:,} rows and items, got {R:,} and {C:,}; use backend="torch"'
+        )
     device = rows.matrix.device
     on = tuning.target(device)
     precision = tuning.dot_precision(rows.matrix.dtype, on, exact=term == "group_max")
@@ -306,7 +317,7 @@ def tile_pass(
             _tile_pass_kernel[(triton.cdiv(R, blocks.BLOCK_R), splits, chunks)](
                 rows.matrix, cols.matrix, rows.ids, cols.ids, rows.bias, cols.bias, rows.shift, cols.shift,
                 rows.scale, cols.scale, *((None,) * 3 if marks is None else marks[:3]), rows.key, cols.key,
-                valid, value, total, grad, bias, R, C, split,
+                valid, value, total, grad, bias, R, C, split // TILE,
                 *((0, 0) if valid is None else valid.stride()), neg_weight, term, neg_weight == 1, TILE, D,
                 BLOCK_R=blocks.BLOCK_R, BLOCK_C=blocks.BLOCK_C, BLOCK_D=blocks.BLOCK_D,
                 LOGIT_PRECISION=precision.logits, GRAD_PRECISION=precision.gradients,
