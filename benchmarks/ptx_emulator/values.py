@@ -54,4 +54,4 @@ def immediate(word: str, dtype: type[np.generic]) -> np.generic:
         bits, width = int(word[2:], 16), 4 if word[1] == "f" else 8
         value = np.array([bits], dtype=BITS[width])
         return value.view(np.float32 if width == 4 else np.float64)[0] if dtype == np.float64 else value.view(dtype)[0]
-    return np.array([int(word, 0) & ((1 << 8 * size) - 1)], dtype=BITS[size]).view(dtype)[0]
+    return np.array([int(word.rstrip("U"), 0) & ((1 << 8 * size) - 1)], dtype=BITS[size]).view(dtype)[0]

@@ -153,10 +153,10 @@ SHOWS = {
 
 
 def ten_rows():
-    """A loss over columns in three parts, ragged; bfloat16, D = 64."""
-    bias = biases(1100)
-    operands = rows(10, 64, torch.bfloat16, 0, 3.0), rows(1100, 64, torch.bfloat16, 1, 3.0), bias
-    test_catalog.check("catalog_bce", "triton", operands, row_lists(10, 1100, 30, 2, inside(bias)))
+    """A loss over columns in two parts, ragged; bfloat16, D = 64."""
+    bias = biases(600)
+    operands = rows(10, 64, torch.bfloat16, 0, 3.0), rows(600, 64, torch.bfloat16, 1, 3.0), bias
+    test_catalog.check("catalog_bce", "triton", operands, row_lists(10, 600, 30, 2, inside(bias)))
 
 
 def test_eight_mistakes_are_named():
@@ -179,4 +179,4 @@ def test_without_a_mistake_nothing_is_seen():
     with emulated() as emulator:
         ten_rows()
     assert not emulator.findings
-    assert {x.grid for x in emulator.executed} == {(1, 3, 1), (18, 1, 1)}
+    assert {x.grid for x in emulator.executed} == {(1, 2, 1), (10, 1, 1)}
