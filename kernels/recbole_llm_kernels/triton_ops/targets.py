@@ -1,7 +1,8 @@
 """Positive entries of a logit matrix, as each row's list of tiles that hold any, with a bit per column.
 
 A kernel that walks a row's tiles in ascending order takes at most one entry per tile, however many targets the tile
-holds: no search, no branch, and a row that targets everything costs no more than one that targets little.
+holds: no search, one branch for all rows of a block, and a row that targets everything costs no more than one that
+targets little.
 """
 
 from typing import NamedTuple
