@@ -28,7 +28,8 @@ import triton
 ROOT = timing.ROOT
 TESTS = ROOT / "tests" / "ops" / "test_emulated.py"
 RESULT = ROOT / "benchmarks" / "results" / "emulator.json"
-SOURCES = ("kernels/recbole_llm_kernels/triton_ops", "benchmarks/ptx_emulator", "tests/ops")
+SOURCES = ("kernels/recbole_llm_kernels/triton_ops/*.py", "benchmarks/ptx_emulator/*.py", "tests/ops/ops_cases.py",
+           "tests/ops/test_emulated.py", *(f"tests/ops/test_{name}.py" for name in ("pairs", "catalog", "sampled", "topk")))  # fmt: skip
 LIMITS = (
     "The PTX for sm_90 was executed by an emulator; ptxas, timing, hardware rounding and the driver are not covered."
 )
@@ -38,8 +39,8 @@ Row = dict[str, Any]
 def sources() -> str:
     """Changes with the kernels, the emulator and the tests."""
     digest = hashlib.sha256()
-    for folder in SOURCES:
-        for file in sorted((ROOT / folder).glob("*.py")):
+    for pattern in SOURCES:
+        for file in sorted(ROOT.glob(pattern)):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
