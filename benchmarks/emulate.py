@@ -29,7 +29,8 @@ ROOT = timing.ROOT
 TESTS = ROOT / "tests" / "ops" / "test_emulated.py"
 RESULT = ROOT / "benchmarks" / "results" / "emulator.json"
 SOURCES = ("kernels/recbole_llm_kernels/triton_ops/*.py", "benchmarks/ptx_emulator/*.py", "tests/ops/ops_cases.py",
-           "tests/ops/test_emulated.py", *(f"tests/ops/test_{name}.py" for name in ("pairs", "catalog", "sampled", "topk")))  # fmt: skip
+           "tests/ops/test_emulated.py",
+           *(f"tests/ops/test_{name}.py" for name in ("pairs", "catalog", "sampled", "topk")))  # fmt: skip
 LIMITS = (
     "The PTX for sm_90 was executed by an emulator; ptxas, timing, hardware rounding and the driver are not covered."
 )
