@@ -8,7 +8,7 @@ _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(.*?);")
 _BRANCH = re.compile(r"BRA\b.*?(\.L_x_\d+)")
 _PRODUCT = re.compile(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b")
 # operations that show an asynchronous copy and a product of tensor cores in Triton's GPU dialect
-_COPY, _DOT = "ttg.async_copy_global_to_local", re.compile(r"ttng\.warp_group_dot |tt\.dot |ttng\.tc_gen5_mma")
+_COPY, _DOT = "async_copy_global_to_local", re.compile(r"\.warp_group_dot |tt\.dot |\.tc_gen5_mma")
 
 
 class Loop(NamedTuple):

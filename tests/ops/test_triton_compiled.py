@@ -108,6 +108,7 @@ def test_the_pass_over_tiles_on_every_architecture(arch, dtype):
     assert dtype == "float32" or row["matrix"] > 0
 
 
+@pytest.mark.skipif(not aot.FETCHES_AHEAD, reason="this Triton fetches no tile ahead that two products read")
 def test_a_pass_that_fetches_nothing_ahead_is_named():
     launch = next(x for x in BF16 if x.label == "tile_pass[bce]")
     row, problems = compiled(launch._replace(options=launch.options | {"num_stages": 1}), "sm_90", "sixteen")
