@@ -321,10 +321,8 @@ def test_targets_must_be_in_order(monkeypatch):
         kernels.catalog_bce(query, item, torch.tensor(offsets, device=DEVICE), torch.tensor(target, device=DEVICE))
 
     call([0, 2, 3], [3, 5, 1])  # descending from one row to the next is fine
-    with pytest.raises(ValueError, match="target_ids must ascend without repeats.*entries 0 and 1 are 5 and 3"):
+    with pytest.raises(ValueError, match="target_ids must ascend within a row, but entries 0 and 1 are 5 and 3"):
         call([0, 2, 3], [5, 3, 1])
-    with pytest.raises(ValueError, match="target_ids must ascend without repeats.*are 3 and 3"):
-        call([0, 2, 3], [3, 3, 1])
     with pytest.raises(ValueError, match="target_offsets must run from 0 to the 3 entries of target_ids, got 0 to 2"):
         call([0, 2, 2], [3, 5, 1])
     with pytest.raises(ValueError, match="target_offsets must not decrease, but it does at row 1"):

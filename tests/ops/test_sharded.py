@@ -26,7 +26,8 @@ def test_shards_equal_the_whole_catalogue(processes):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert out.returncode == 0, out.stdout + out.stderr[-4000:]
-    assert out.stdout.split() == [w for name in ("losses", "ranking", "training", "mistakes") for w in (name, "passed")]
+    checks = ("losses", "ranking", "training", "repeats", "disorder", "mistakes")
+    assert out.stdout.split() == [word for name in checks for word in (name, "passed")]
 
 
 def test_without_a_process_group_it_says_how_to_start():

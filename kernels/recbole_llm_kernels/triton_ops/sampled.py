@@ -22,7 +22,7 @@ from recbole_llm_kernels.triton_ops.segment_sum import sort_by, sum_segments
 from recbole_llm_kernels.triton_ops.tiles import Axis, Sums, tile_pass
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "K", "n_users", "n_items"])
 def _sampled_bce_fwd_kernel(
     user_ptr,  # [n_users, D]
     item_ptr,  # [n_items, D]
