@@ -1,4 +1,4 @@
-"""LLM-feature two-tower recommendation inside RecBole.
+"""Hybrid recommendation inside RecBole: a closed form over interactions and item content, plus two towers.
 
 Importing this package makes RecBole work on today's NumPy, pandas, SciPy and PyTorch, and makes ``LLMTwoTower`` a
 model name in every RecBole entry point. It loads neither of them: it installs a finder that repairs each RecBole

@@ -17,7 +17,7 @@ from recbole_llm.content.store.feature_table import fit_transform
 from recbole_llm.export.item_records import item_records
 from recbole_llm.export.manifest import EncoderSpec, Manifest
 from recbole_llm.export.model_card import model_card
-from recbole_llm.export.model_tables import ModelTables, tables_of
+from recbole_llm.export.model_tables import ModelTables, content_blocks, tables_of
 from recbole_llm.export.text_map import TextMap
 from recbole_llm.export.writer import ExportContents, write_artifact
 from recbole_llm.scoring.rows import Rows
@@ -122,7 +122,8 @@ def contents_of(
         ValueError: if the model cannot be expressed, or a column is unknown.
     """
     data = model.training_data()
-    tables = tables_of(model.score, data, model.n_users, model.options.cold_map != "none")
+    score = replace(model.score, content=content_blocks(data))
+    tables = tables_of(score, data, model.n_users, model.options.cold_map != "none")
     item_ids, user_ids = _tokens(dataset, dataset.iid_field), _tokens(dataset, dataset.uid_field)
     items = item_records(model.options, dataset, item_ids, attributes, keep_text)
     encoder = _encoder(model.options) if map_texts else None

@@ -147,7 +147,11 @@ def tables_of(score: Score, data: TrainingData, n_users: int, cold_map: bool) ->
         similar_by="vector" if score.has_vectors else "source",
         probability=None if score.probability == ProbabilityMap() else score.probability,
         history_rank=_numpy(data.history.ranks) if fades and data.history.ranks is not None else None,
-        content={modality: _numpy(directions)[1:] for modality, directions in content_directions_of(data).items()},
+        content={
+            block.name.partition(".")[2]: _numpy(block.source)[1:]
+            for block in score.content
+            if block.source is not None
+        },
         **new_items,
     )
 
@@ -159,20 +163,13 @@ def block_of(block: LinearBlock, slope: float) -> Block:
     return Block(block.name, block.dim, float(block.exponent), scale, scoring, block.decay)
 
 
-def content_directions_of(data: TrainingData) -> dict[str, Tensor]:
-    """By modality ``[N, f]``, centred unit vectors of the items' content; zero where an item has none."""
-    return {
-        modality: content_directions(vectors, present, content_centre(vectors, present))
-        for modality, (vectors, present) in data.content.items()
-    }
-
-
-def content_blocks(data: TrainingData) -> list[LinearBlock]:
-    """Likeness of the items' content, a block for each modality: <direction_j, direction_i>."""
-    return [
-        LinearBlock(f"content.{modality}", directions, directions)
-        for modality, directions in content_directions_of(data).items()
-    ]
+def content_blocks(data: TrainingData) -> tuple[LinearBlock, ...]:
+    """Likeness of the items' content, a block for each modality: <direction_j, direction_i> of centred unit vectors."""
+    blocks = []
+    for modality, (vectors, present) in data.content.items():
+        directions = content_directions(vectors, present, content_centre(vectors, present))
+        blocks.append(LinearBlock(f"content.{modality}", directions, directions))
+    return tuple(blocks)
 
 
 def _targets(block: LinearBlock, n_items: int, device: torch.device) -> Tensor:

@@ -21,10 +21,6 @@ from recbole_llm.importing.values import (
     trimmed,
 )
 
-DUPLICATES = ("last", "first", "keep")
-BAD_ROWS = ("error", "drop")
-ORDERS = ("auto", "file", "time")
-
 
 @dataclass(frozen=True)
 class InteractionRules:
