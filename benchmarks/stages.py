@@ -106,6 +106,7 @@ def measure(dataset: str, data_path: str | None, by_time: bool) -> dict[str, Any
         config = Config("LLMTwoTower", dataset, config_dict=settings | (BY_TIME if by_time else {}))
         init_seed(config["seed"], config["reproducibility"])
         train, valid, test = data_preparation(config, create_dataset(config))
+        init_seed(config["seed"], config["reproducibility"])  # as run_recbole, so that the run is that of the command
         model = get_model("LLMTwoTower")(config, train._dataset)
         trainer = get_trainer(config["MODEL_TYPE"], "LLMTwoTower")(config, model)
         data, validation = model.training_data(), trainer.validation(valid)
