@@ -173,7 +173,7 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize(("condition", "holds"), FILTERS, ids=str)
+@pytest.mark.parametrize(("condition", "holds"), FILTERS, ids=[str(condition) for condition, _ in FILTERS])
 def test_filters(recommender, condition, holds):
     answer = recommender.recommend(Request(items=["i0"], k=40, exclude_seen=False, filter=condition))
     export = recommender.export
