@@ -61,11 +61,11 @@ print(code, faults.read_checkpoint(last)["epoch"] > 3)
 
 
 @pytest.mark.slow
-def test_twenty_killed_and_terminated_runs_resume_to_the_same_bits(tmp_path):
+def test_ten_killed_and_terminated_runs_resume_to_the_same_bits(tmp_path):
     out = in_an_interpreter_of_its_own(f"""
 import signal
 signals = signal.SIGKILL, signal.SIGTERM
-print(faults.compare_killed_runs(Path({str(tmp_path)!r}), 20, ["--epochs=12"], signals), "differ")
+print(faults.compare_killed_runs(Path({str(tmp_path)!r}), 10, ["--epochs=8"], signals), "differ")
 """)
     assert out.returncode == 0, out.stdout + out.stderr[-3000:]
     assert out.stdout.splitlines()[-1] == "0 differ", out.stdout

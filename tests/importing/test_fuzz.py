@@ -110,7 +110,7 @@ def valid_files():
     pq.write_table(pa.Table.from_pylist(rows), table)
     lines = "".join(json.dumps(r) + "\n" for r in rows).encode()
     files = {"csv": text.getvalue().encode(), "jsonl": lines, "parquet": table.getvalue()}
-    return {**files, "csv.gz": gzip.compress(files["csv"]), "jsonl.gz": gzip.compress(lines)}
+    return {**files, "csv.gz": gzip.compress(files["csv"], mtime=0), "jsonl.gz": gzip.compress(lines, mtime=0)}
 
 
 VALID = valid_files()
