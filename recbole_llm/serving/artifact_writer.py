@@ -136,9 +136,10 @@ def write_artifact(folder: str | Path, contents: ExportContents) -> Manifest:
         _write_files(temporary, contents)
         manifest = _manifest(temporary, contents)
         _write_text(temporary / MANIFEST, json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n")
+        _set_modes(temporary)
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
-        export = load_export(temporary)
+        export = load_export(temporary, mapped=True)  # nobody else writes here
         if contents.onnx:
             from recbole_llm.serving.onnx_graphs import check_graphs
 
@@ -287,6 +288,14 @@ def _write_lines(path: Path, values: Iterable[Any]) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _set_modes(folder: Path) -> None:
+    """Give every file the mode of one that was opened as usual: safetensors makes its files readable for the owner alone."""
+    mode = (folder / MANIFEST).stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _sync(path: Path) -> None:
