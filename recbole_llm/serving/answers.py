@@ -1,6 +1,7 @@
 """Between HTTP and the service: bodies as requests, answers and errors as JSON."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -10,18 +11,29 @@ from fastapi.exceptions import RequestValidationError
 from recbole_llm.serving import schemas
 from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
 from recbole_llm.serving.catalog import ItemState
+from recbole_llm.serving.changes import NotYetApplied
 from recbole_llm.serving.errors import ExportError, UnknownItemError, UnknownUserError
 from recbole_llm.serving.overlay import OverlayError
 from recbole_llm.serving.problem import Problem, echo
+from recbole_llm.serving.reading import Versioned
 from recbole_llm.serving.recommend import Recommendation, Recommended, Request
 from recbole_llm.serving.remote import SearchError
-from recbole_llm.serving.service import NotYetApplied, ReloadRunning, Versioned
+from recbole_llm.serving.service import ReloadRunning
 from recbole_llm.serving.text import EncodedText, EncoderUnavailable
 
 
 def json_answer(content: Any, status: int = 200) -> Response:
-    """Plain data as a response."""
-    return Response(orjson.dumps(content), status, media_type="application/json")
+    """Plain data, or JSON, as a response."""
+    raw = content if isinstance(content, bytes) else json_bytes(content)
+    return Response(raw, status, media_type="application/json")
+
+
+def json_bytes(content: Any) -> bytes:
+    """Plain data as JSON."""
+    try:
+        return orjson.dumps(content)
+    except TypeError:  # half a surrogate pair, in a text of the export: as an escape it can be sent
+        return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _recommended(item: Recommended) -> dict[str, Any]:
@@ -47,6 +59,16 @@ def recommendation_content(answer: Recommendation) -> dict[str, Any]:
         "source": answer.source,
         "unknown": list(answer.unknown),
     }
+
+
+def rendered(answer: Recommendation) -> bytes:
+    """The same as JSON."""
+    return json_bytes(recommendation_content(answer))
+
+
+def with_state(content: bytes, answer: Versioned) -> bytes:
+    """A JSON object with the state it was made from."""
+    return content[:-1] + b"," + json_bytes(state_content(answer))[1:]
 
 
 def state_content(answer: Versioned) -> dict[str, Any]:
@@ -97,6 +119,18 @@ def problem_of(error: BaseException) -> Problem | None:
     return None
 
 
+def error_content(error: Exception) -> bytes:
+    """An error of one entry of a batch as JSON.
+
+    Raises:
+        Exception: the error itself, for a fault of ours.
+    """
+    problem = problem_of(error)
+    if problem is None:
+        raise error
+    return json_bytes({"error": problem.content()})
+
+
 def invalid_problem(error: RequestValidationError) -> Problem:
     """What does not fit the schema, and where, in few words."""
     errors = [
@@ -108,8 +142,32 @@ def invalid_problem(error: RequestValidationError) -> Problem:
     return Problem(422, f"{where[:128]}: {message}", errors)
 
 
+def check_budget(bodies: Sequence[Any]) -> None:
+    """Refuse a batch whose answers would be too long, before any work.
+
+    Raises:
+        Problem: 422.
+    """
+    entries = sum(body.k * (1 + body.explain) for body in bodies)
+    if entries > schemas.MAX_BATCH_ENTRIES:
+        raise Problem(
+            422,
+            f"requests: they ask for {entries} items and reasons (the sum of k times 1 + explain); at most "
+            f"{schemas.MAX_BATCH_ENTRIES} in a batch.",
+        )
+
+
 def request_of(body: Any, texts: Mapping[str, EncodedText]) -> Request:
-    """A body as a request, with the vector of its text among ``texts``."""
+    """A body as a request, with the vector of its text among ``texts``.
+
+    Raises:
+        Problem: 422 for more reasons than an answer holds.
+    """
+    if body.k * body.explain > schemas.MAX_REASONS:
+        raise Problem(
+            422,
+            f"explain: {body.k} items with {body.explain} reasons each are more than {schemas.MAX_REASONS} reasons.",
+        )
     common = {
         "k": body.k,
         "exclude": body.exclude,

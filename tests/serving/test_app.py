@@ -263,16 +263,48 @@ def test_two_services_on_one_log_see_each_others_changes(start):
 
 
 def test_an_answer_older_than_asked_for_is_not_given(start):
-    client = start(limits=Limits(request_seconds=0.2))
-    is_problem(client.get("/v1/items/i1", headers={"x-min-seq": "5"}), 503)
+    one, client = start(), start(limits=Limits(request_seconds=0.2), poll_seconds=60)
+    one.put("/v1/items/new", json={"text": "sea"})
+    is_problem(client.get("/v1/items/i1", headers={"x-min-seq": "1"}), 503)  # in the log, and not applied here
     is_problem(client.get("/v1/items/i1", headers={"x-min-seq": "five"}), 422)
+    is_problem(client.get("/v1/items/i1", headers={"x-min-seq": "9" * 30}), 422)
+
+
+def test_a_change_that_the_log_does_not_hold_is_not_waited_for(start):
+    client = start(limits=Limits(request_seconds=30, queue=1))
+    started = time.monotonic()
+    for seq in ("1", "9007199254740992"):
+        assert "beyond the last change" in is_problem(client.get("/v1/items/i1", headers={"x-min-seq": seq}), 422)
+    assert time.monotonic() - started < 15  # of the 30 s that it would be waited for
+
+
+def test_waiting_for_a_change_takes_no_place_from_others(start):
+    one, client = start(), start(limits=Limits(request_seconds=30, queue=1), poll_seconds=60)
+    one.put("/v1/items/new", json={"text": "sea"})
+    answers = []
+    waits = [
+        threading.Thread(
+            target=lambda: answers.append(client.post("/v1/recommend", json={"user": "u1"}, headers={"x-min-seq": "1"}))
+        )
+        for _ in range(3)
+    ]
+    for thread in waits:
+        thread.start()
+    while len(client.service.changes._waiting) < 3:
+        time.sleep(0.01)
+    client.ask(user="u1")  # the one place is free
+    client.portal.call(client.service.changes.catch_up)
+    for thread in waits:
+        thread.join()
+    assert {answer.status_code for answer in answers} <= {200, 503} and 200 in {a.status_code for a in answers}
+    assert all(answer.json()["overlay_seq"] == 1 for answer in answers if answer.status_code == 200)
 
 
 def test_a_log_that_cannot_be_written_is_503_and_reading_goes_on(client):
-    def fail(changes):
+    def fail(changes, after):
         raise OverlayError("database or disk is full")
 
-    client.service._overlay.write = fail
+    client.service.changes._overlay.write = fail
     answer = client.put("/v1/items/new", json={"text": "sea"})
     assert "nothing was changed" in is_problem(answer, 503) and answer.headers["retry-after"]
     assert client.ask(user="u1")["overlay_seq"] == 0

@@ -102,7 +102,7 @@ def block(client):
         busy.set()
         happens(gate, "the test lets the batches go on")
 
-    thread = threading.Thread(target=lambda: client.portal.call(client.service.batcher.call, work))
+    thread = threading.Thread(target=lambda: client.portal.call(client.service.reader.batcher.call, work))
     thread.start()
     happens(busy, "the thread of the batches is busy")
     return gate, thread
@@ -113,7 +113,7 @@ def test_overload_is_refused_before_the_body_is_read(start):
     gate, blocked = block(client)
     waiting = threading.Thread(target=lambda: client.post("/v1/recommend", json={"user": "u1"}))
     waiting.start()
-    wait_until(lambda: client.service.batcher.waiting == 1, "a request waits")
+    wait_until(lambda: client.service.reader.batcher.waiting == 1, "a request waits")
     read = []
 
     def body():
@@ -121,7 +121,7 @@ def test_overload_is_refused_before_the_body_is_read(start):
         yield b"{}"
 
     answer = client.post("/v1/recommend", json={"user": "u1"})  # at once: the one before it still waits
-    assert is_problem(answer, 503) and answer.headers["retry-after"] == "1" and client.service.batcher.waiting == 1
+    assert is_problem(answer, 503) and answer.headers["retry-after"] == "1" and client.service.reader.batcher.waiting == 1
     assert client.get("/health/live").status_code == 200
     gate.set()
     join(blocked, waiting)
@@ -149,7 +149,7 @@ def test_a_fault_of_ours_is_500_without_a_trace(client, monkeypatch, caplog):
     def fail(*args):
         raise RuntimeError("secret internals")
 
-    monkeypatch.setattr(client.service, "recommend", fail)
+    monkeypatch.setattr(client.service.reader, "recommend", fail)
     answer = client.post("/v1/recommend", json={"user": "u1"})
     assert "secret" not in answer.text and is_problem(answer, 500)
     assert "secret internals" in caplog.text
