@@ -88,34 +88,37 @@ class Connections:
         Returns:
             ``open``, ``health`` if it may ask for /health only, or ``refused``.
         """
-        own = self._peers.setdefault(connection.peer, {})
-        crowded = len(own) >= self.per_peer and not self._is_trusted(connection.peer)
-        group = own if crowded else None
-        if group is None and self.count >= self.limits.connections:
-            group = max(self._peers.values(), key=len)
-        place = "open"
-        if group is not None and not self._evict(group):
-            place = "health" if self.count < self.limits.connections + RESERVE else "refused"
-        if place != "open":
-            self.metrics.rejected.add(reason="address" if crowded else "connections")
-        if place == "refused":
-            if not own:
-                del self._peers[connection.peer]
-            return place
-        own = self._peers.setdefault(connection.peer, own)  # an eviction may have emptied and dropped it
+        peer = connection.peer
+        own = self._peers.get(peer, {})
+        reason = self._crowded(peer, own)
+        if reason is not None:
+            self._evict(own if reason == "address" else max(self._peers.values(), key=len))
+            own = self._peers.get(peer, {})
+            reason = self._crowded(peer, own)
+        place = "open" if reason is None else "health"
+        if reason is not None:
+            self.metrics.rejected.add(reason=reason)
+            if self.count >= self.limits.connections + RESERVE:
+                return "refused"
         own[connection] = None
+        self._peers[peer] = own
         self.count += 1
         return place
 
-    def _evict(self, group: dict[Connection, None]) -> bool:
-        """Close the oldest connection of a group in which nothing happens; whether there was one."""
+    def _crowded(self, peer: str, own: dict[Connection, None]) -> str | None:
+        """Which limit another connection would pass."""
+        if len(own) >= self.per_peer and not self._is_trusted(peer):
+            return "address"
+        return "connections" if self.count >= self.limits.connections else None
+
+    def _evict(self, group: dict[Connection, None]) -> None:
+        """Close the oldest connection of a group in which nothing happens, if there is one."""
         for connection in group:
             if connection.is_idle():
                 self.metrics.rejected.add(reason="idle")
                 self.remove(connection)
                 connection.transport.close()
-                return True
-        return False
+                return
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection, if it is known."""

@@ -3,7 +3,9 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
+from socket import SO_SNDBUF, SOL_SOCKET
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -13,6 +15,8 @@ from recbole_llm.serving.problem import MEDIA_TYPE, TITLES, Problem
 
 MAX_HEAD_BYTES = 64 << 10
 MAX_HEADERS = 200
+SEND_BUFFER_BYTES = 256 << 10
+CHUNK_OVERHEAD = 8  # raw bytes for a byte of a body; a chunk of one byte has six
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -80,6 +84,10 @@ class Guarded(Base):
             return
         self._connections = connections
         self.head_since = time.monotonic()
+        sock = transport.get_extra_info("socket")
+        if sock is not None:  # else the system would hold megabytes of an answer that nobody takes, out of our sight
+            with suppress(OSError):
+                sock.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER_BYTES)
         if place == "health":
             self.app = partial(_health_only, self.app)
 
@@ -110,8 +118,8 @@ class Guarded(Base):
             self.transport.abort()
 
     def _is_endless(self) -> bool:
-        """Whether more has come than any body with the sizes of its chunks: a trailer without end."""
-        return self._connections is not None and self._received > 2 * self._connections.limits.batch_body_bytes
+        """Whether what comes beside the body has no end: sizes of chunks, a trailer."""
+        return False  # h11 bounds it
 
     def on_response_complete(self) -> None:
         """Count anew from here."""
@@ -155,5 +163,20 @@ else:
 
     class GuardedHttpTools(Guarded, HttpToolsProtocol):  # type: ignore[misc]
         """uvicorn's protocol on httptools."""
+
+        _body = 0  # bytes of it since the last head
+
+        def on_headers_complete(self) -> None:
+            """Count anew from here."""
+            self._body = 0
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            """Count what is body among what comes."""
+            self._body += len(body)
+            super().on_body(body)
+
+        def _is_endless(self) -> bool:
+            return self._received > MAX_HEAD_BYTES + CHUNK_OVERHEAD * self._body
 
     ServeProtocol = GuardedHttpTools
