@@ -52,7 +52,7 @@ class Server:
             environment.pop(name, None)
         command = [sys.executable, "-c", SERVER, str(folder), "--port", str(self.port)]
         command += ["--no-encoder", "--no-access-log", *options]
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log)
         deadline = time.monotonic() + 120
         while True:

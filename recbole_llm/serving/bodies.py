@@ -163,21 +163,26 @@ class Bodies:
         body.held, body.content = 0, b""
 
     async def _collect(self, body: Body, receive: Receive, limit: int) -> bytes:
-        parts, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                raise Problem(400, "The client closed the connection.")
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                self.metrics.rejected.add(reason="size")
-                raise Problem(413, f"The body is larger than {limit} bytes.")
-            if size > FREE_BYTES:
-                self._take(body, size - body.held)
-            parts.append(part)
-            if not message.get("more_body"):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+        parts: list[bytes] = []
+        message: Message = {}
+        size = 0
+        try:
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise Problem(400, "The client closed the connection.")
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > limit:
+                    self.metrics.rejected.add(reason="size")
+                    raise Problem(413, f"The body is larger than {limit} bytes.")
+                if size > FREE_BYTES:
+                    self._take(body, size - body.held)
+                if not message.get("more_body"):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+        finally:
+            parts.clear()  # an error holds this frame, and what it names, until its answer is sent
+            message = {}
 
     def _take(self, body: Body, n_bytes: int) -> None:
         while self.held + n_bytes > self.limits.bodies_bytes:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from socket import SO_SNDBUF, SOL_SOCKET
@@ -165,11 +165,23 @@ else:
         """uvicorn's protocol on httptools."""
 
         _body = 0  # bytes of it since the last head
+        _earlier: Sequence[Any] = ()  # requests before the last one, on the same connection
 
         def on_headers_complete(self) -> None:
-            """Count anew from here."""
+            """Count anew from here, and remember a request that is still being answered: uvicorn forgets it."""
+            cycle: Any = self.cycle
             self._body = 0
             super().on_headers_complete()
+            if cycle is not None and not cycle.response_complete:
+                self._earlier = [one for one in (*self._earlier, cycle) if not one.response_complete]
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            """Tell every request that nobody hears its answer; uvicorn tells the last one."""
+            for cycle in self._earlier:
+                if not cycle.response_complete:
+                    cycle.disconnected = True
+                    cycle.message_event.set()
+            super().connection_lost(exc)
 
         def on_body(self, body: bytes) -> None:
             """Count what is body among what comes."""

@@ -315,18 +315,17 @@ def test_costly_entries_run_alone_in_turn_with_batches_of_the_others():
 
     def note(items):
         ran.append(list(items))
-        gate.wait(5)
+        happens(gate, "the test lets the batch go on")
         return items
 
     async def work():
         batcher = Batcher(note, max_batch=3, max_cost=10)
-        tasks = [asyncio.ensure_future(batcher.submit("first", 5))]
-        await asyncio.sleep(0.05)
-        costly = [batcher.submit(f"costly{n}", 5, cost=11) for n in range(3)]
-        light = [batcher.submit(f"light{n}", 5, cost=3) for n in range(6)]
+        tasks = [asyncio.ensure_future(batcher.submit("first", LIMIT))]
+        await until(lambda: ran)
+        costly = [batcher.submit(f"costly{n}", LIMIT, cost=11) for n in range(3)]
+        light = [batcher.submit(f"light{n}", LIMIT, cost=3) for n in range(6)]
         tasks += [asyncio.ensure_future(one) for one in (*costly, *light)]
-        await asyncio.sleep(0.05)
-        assert batcher.waiting == 9
+        await until(lambda: batcher.waiting == 9)
         gate.set()
         answers = await asyncio.gather(*tasks)
         batcher.close()
@@ -344,17 +343,17 @@ def test_a_batch_ends_where_its_cost_does():
 
     def note(items):
         ran.append(list(items))
-        gate.wait(5)
+        happens(gate, "the test lets the batch go on")
         return items
 
     async def work():
         batcher = Batcher(note, max_cost=10)
-        tasks = [asyncio.ensure_future(batcher.submit(0, 5))]
-        await asyncio.sleep(0.05)
+        tasks = [asyncio.ensure_future(batcher.submit(0, LIMIT))]
+        await until(lambda: batcher._busy)
         tasks += [
-            asyncio.ensure_future(batcher.submit(n, 5, cost)) for n, cost in enumerate((4, 6, 1, 10, 0, 0), start=1)
+            asyncio.ensure_future(batcher.submit(n, LIMIT, cost)) for n, cost in enumerate((4, 6, 1, 10, 0, 0), start=1)
         ]
-        await asyncio.sleep(0.05)
+        await until(lambda: batcher.waiting == 6)
         gate.set()
         await asyncio.gather(*tasks)
 
@@ -369,8 +368,8 @@ def test_costly_entries_are_never_run_on_the_loop():
         batcher = Batcher(
             lambda items: threads.append(threading.get_ident()) or items, max_cost=10, inline=lambda _: True
         )
-        await batcher.submit(1, 5, cost=10)
-        await batcher.submit(2, 5, cost=11)
+        await batcher.submit(1, LIMIT, cost=10)
+        await batcher.submit(2, LIMIT, cost=11)
 
     run(work())
     assert threads[0] == threading.get_ident() != threads[1]
@@ -381,16 +380,16 @@ def test_costly_entries_that_are_late_or_given_up_are_not_run():
 
     def note(items):
         ran.extend(items)
-        gate.wait(5)
+        happens(gate, "the test lets the batch go on")
         return items
 
     async def work():
         batcher = Batcher(note, max_cost=10)
-        first = asyncio.ensure_future(batcher.submit(0, 5))
-        await asyncio.sleep(0.05)
+        first = asyncio.ensure_future(batcher.submit(0, LIMIT))
+        await until(lambda: ran)
         late = asyncio.ensure_future(batcher.submit(1, 0.05, cost=11))
-        gone = asyncio.ensure_future(batcher.submit(2, 5, cost=11))
-        last = asyncio.ensure_future(batcher.submit(3, 5, cost=11))
+        gone = asyncio.ensure_future(batcher.submit(2, LIMIT, cost=11))
+        last = asyncio.ensure_future(batcher.submit(3, LIMIT, cost=11))
         await asyncio.sleep(0)
         gone.cancel()
         results = await asyncio.gather(late, return_exceptions=True)
@@ -405,12 +404,14 @@ def test_each_kind_has_a_queue_of_its_own():
     gate = threading.Event()
 
     async def work():
-        batcher = Batcher(lambda items: gate.wait(5) and items, max_queue=2, max_cost=10)
-        tasks = [asyncio.ensure_future(batcher.submit(0, 5))]
-        await asyncio.sleep(0.05)
-        tasks += [asyncio.ensure_future(batcher.submit(n, 5, cost=11)) for n in range(4)]
-        tasks += [asyncio.ensure_future(batcher.submit(n, 5)) for n in range(4)]
-        await asyncio.sleep(0.05)
+        batcher = Batcher(
+            lambda items: happens(gate, "the test lets the batch go on") or items, max_queue=2, max_cost=10
+        )
+        tasks = [asyncio.ensure_future(batcher.submit(0, LIMIT))]
+        await until(lambda: batcher._busy)
+        tasks += [asyncio.ensure_future(batcher.submit(n, LIMIT, cost=11)) for n in range(4)]
+        tasks += [asyncio.ensure_future(batcher.submit(n, LIMIT)) for n in range(4)]
+        await until(lambda: batcher.waiting == 4)
         gate.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -422,10 +423,10 @@ def test_closing_refuses_costly_entries_too():
     gate = threading.Event()
 
     async def work():
-        batcher = Batcher(lambda items: gate.wait(5) and items, max_cost=10)
-        running = asyncio.ensure_future(batcher.submit(0, 5))
-        await asyncio.sleep(0.05)
-        waiting = asyncio.ensure_future(batcher.submit(1, 5, cost=11))
+        batcher = Batcher(lambda items: happens(gate, "the test lets the batch go on") or items, max_cost=10)
+        running = asyncio.ensure_future(batcher.submit(0, LIMIT))
+        await until(lambda: batcher._busy)
+        waiting = asyncio.ensure_future(batcher.submit(1, LIMIT, cost=11))
         await asyncio.sleep(0)
         batcher.close()
         gate.set()

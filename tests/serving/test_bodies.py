@@ -135,6 +135,23 @@ def test_the_body_that_has_arrived_longest_from_who_holds_most_gives_way():
     run(work())
 
 
+def test_what_was_given_up_is_freed_before_its_answer_is_sent():
+    """An error holds the frames that it came through, and their variables, as long as somebody holds the error."""
+
+    async def work():
+        store = bodies(body_seconds=0.05)
+        part = bytearray(100_000)  # of which it can be told whether somebody views it
+        client = Client()
+        client.send(memoryview(part), more=True)
+        with pytest.raises(Problem) as caught:
+            await store.read("a", client.receive, 1 << 20)
+        await asyncio.sleep(0)
+        part.append(0)  # BufferError: a view exists
+        return caught.value.status
+
+    assert run(work()) == 408
+
+
 def test_where_nothing_can_give_way_the_newcomer_is_refused():
     """Bodies that are being answered keep what they hold."""
 

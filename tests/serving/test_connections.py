@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 
 import pytest
 
@@ -276,7 +275,7 @@ def test_when_all_are_busy_health_answers_and_the_rest_is_503(server):
         b"PUT /v1/items/x HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{"
     )
     busy = [connect(server, held) for _ in range(8)]
-    time.sleep(0.2)
+    wait_until(lambda: sum(not one.is_idle() for one in server.server_state.connections) == 8, "all are busy")
     with connect(server, get("/v1/items/i1")) as client:
         status, body, head = read_answer(client)
         assert status == 503 and b"retry-after: 1" in head.lower() and json.loads(body)["status"] == 503

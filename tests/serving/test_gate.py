@@ -4,9 +4,10 @@ import json
 import logging
 import re
 import threading
+from dataclasses import replace
 
 import pytest
-from made_export import WordEncoder
+from made_export import PATIENT, WordEncoder
 from made_service import READ, WRITE, is_problem, key
 from pydantic import TypeAdapter
 from waiting import LIMIT, happens, join, wait_until
@@ -223,8 +224,12 @@ def test_model_and_openapi(client, export):
 # ------------------------------------------------------------------ rates, places, health
 
 
+def patient(**changes):
+    return replace(PATIENT, **changes)
+
+
 def test_wrong_keys_are_counted_by_the_rate(start):
-    client = start(keys=(key("read", READ),), limits=Limits(requests_per_second=0.001, burst=3))
+    client = start(keys=(key("read", READ),), limits=patient(requests_per_second=0.001, burst=3))
     codes = [client.get("/v1/items/i1", headers={"x-api-key": f"guess-{n}"}).status_code for n in range(6)]
     assert codes == [401, 401, 401, 429, 429, 429]
     assert client.get("/v1/items/i1").status_code == 429  # no key is a wrong one
@@ -234,14 +239,14 @@ def test_wrong_keys_are_counted_by_the_rate(start):
 
 
 def test_rates_are_per_key_where_there_is_one(start):
-    client = start(keys=(key("read", READ), key("write", WRITE)), limits=Limits(requests_per_second=0.001, burst=2))
+    client = start(keys=(key("read", READ), key("write", WRITE)), limits=patient(requests_per_second=0.001, burst=2))
     for right in (READ, WRITE):
         codes = [client.get("/v1/items/i1", headers={"x-api-key": right}).status_code for _ in range(3)]
         assert codes == [200, 200, 429]
 
 
 def test_health_is_exempt_from_rates_and_answers_head(start):
-    client = start(keys=(key("read", READ),), limits=Limits(requests_per_second=0.001, burst=1))
+    client = start(keys=(key("read", READ),), limits=patient(requests_per_second=0.001, burst=1))
     for _ in range(5):
         for path in ("/health/live", "/health/ready"):
             assert client.get(path).status_code == 200
@@ -260,7 +265,7 @@ def test_writes_have_places_of_their_own(start):
                 happens(gate, "the test lets the encoder work")
             return super().encode(texts)
 
-    client = start(make=lambda folder, manifest: Slow(), limits=Limits(writes=2, queue=1))
+    client = start(make=lambda folder, manifest: Slow(), limits=patient(writes=2, queue=1))
     client.wait_for_encoder()
     answers = []
     threads = [
@@ -288,7 +293,7 @@ def test_writes_have_places_of_their_own(start):
 
 
 def test_places_and_memory_are_given_back_whatever_happens(start, monkeypatch):
-    client = start(limits=Limits(queue=1, writes=1))
+    client = start(limits=patient(queue=1, writes=1))
     gate = client.app.middleware_stack
     while not hasattr(gate, "in_flight"):
         gate = gate.app
