@@ -15,6 +15,7 @@ import numpy as np
 
 from recbole_llm.export.manifest import Block
 
+CELLS_AT_ONCE = 1 << 17  # contributions: 1 MiB of float64
 TINY = np.float32(1e-12)
 TINIEST = float(np.finfo(np.float32).tiny)
 
@@ -94,4 +95,55 @@ class Pooling:
 
     def contributions(self, query: Query, vector: np.ndarray) -> np.ndarray:
         """What each entry of the history adds to each score in all blocks, ``[n, h]`` float64; arguments as :meth:`parts`."""
-        return sum(self.parts(query, vector).values(), np.zeros((len(vector), len(query.source))))
+        return vector.astype(np.float64) @ self._weighted(query).T
+
+    def _weighted(self, query: Query) -> np.ndarray:
+        """The history's source vectors times their weights, ``[h, D]`` float64."""
+        weighted = query.source.astype(np.float64)
+        for b, columns in enumerate(self.columns):
+            weighted[:, columns] *= query.weights[:, b, None]
+        return weighted
+
+    def largest(self, query: Query, vector: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the entries of the history that add most to each score.
+
+        Args:
+            query: of :meth:`query`, with h entries.
+            vector: target vectors ``[n, D]`` float32.
+            limit: most entries per score.
+
+        Returns:
+            Positions in the history ``[n, m]`` int64 and contributions ``[n, m]`` float64, m = min(limit, h). Each row
+            falls; of equal contributions the earlier entry comes first.
+        """
+        m = min(limit, len(query.source))
+        step = max(CELLS_AT_ONCE // max(len(query.source), 1), 1)
+        weighted = self._weighted(query).T
+        parts = [
+            _largest_of_rows(vector[at : at + step].astype(np.float64) @ weighted, m)
+            for at in range(0, len(vector), step)
+        ]
+        if not parts:
+            return np.zeros((0, m), np.int64), np.zeros((0, m))
+        return np.concatenate([at for at, _ in parts]), np.concatenate([values for _, values in parts])
+
+
+def _largest_of_rows(values: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """The m largest of each row of ``[n, h]``, as a stable sort would have them, without sorting h."""
+    n, h = values.shape
+    if not m:
+        return np.zeros((n, 0), np.int64), np.zeros((n, 0))
+    if m < h:
+        threshold = np.partition(values, h - m, axis=1)[:, h - m, None]
+        chosen = values >= threshold
+        tied = np.flatnonzero(chosen.sum(1) > m)
+        if len(tied):  # the m-th value occurs again: the earlier entries are taken
+            equal = values[tied] == threshold[tied]
+            missing = m - (values[tied] > threshold[tied]).sum(1, keepdims=True)
+            chosen[tied] &= ~equal | (np.cumsum(equal, axis=1, dtype=np.int32) <= missing)
+        at = np.nonzero(chosen)[1].reshape(n, m)
+    else:
+        at = np.broadcast_to(np.arange(h), (n, h))
+    found = np.take_along_axis(values, at, axis=1)
+    order = np.argsort(-found, axis=1, kind="stable")
+    return np.take_along_axis(at, order, axis=1), np.take_along_axis(found, order, axis=1)

@@ -43,9 +43,12 @@ from recbole_llm.export.manifest import (
     Manifest,
     read_manifest,
 )
-from recbole_llm.export.tensor_file import open_file, parse_json, parse_tensors, take
+from recbole_llm.export.tensor_file import check_file, open_file, parse_json, parse_tensors, take
 from recbole_llm.export.text_map import TextMap
 
+READ_FILES = frozenset(
+    {VECTORS, HISTORY, TEXT_MAP, CONTENT, ITEM_IDS, USER_IDS, ITEMS, INDEX}
+)  # others are only checked
 JSON_BYTES_AT_ONCE = 1 << 17  # about a millisecond
 
 
@@ -60,7 +63,7 @@ class ItemRecord:
 
 @dataclass(frozen=True, eq=False)
 class Export:
-    """A verified export in memory; arrays are read-only views of the mapped files.
+    """A verified export in memory; arrays are read-only views of what was read, or of the mapped files.
 
     Attributes:
         folder: where it lies.
@@ -108,13 +111,17 @@ class Export:
     encoders: tuple[str, ...] = ()
 
 
-def load_export(folder: str | Path, *, verify: bool = True, encoders: Sequence[str] = ()) -> Export:
+def load_export(
+    folder: str | Path, *, verify: bool = True, mapped: bool = False, encoders: Sequence[str] = ()
+) -> Export:
     """Read an export and check everything that can be checked.
 
     Args:
         folder: what ``recbole-llm export`` wrote.
         verify: compare every file's sha256 with the manifest's. Sizes, shapes, dtypes, finiteness, bounds and ids are
             checked in any case.
+        mapped: map the files instead of reading them: processes share their pages, and a file that is written over or cut
+            off changes answers or ends the process.
         encoders: folders or names on the hub that may be loaded as the encoder of its texts, where it holds none itself.
 
     Raises:
@@ -123,10 +130,13 @@ def load_export(folder: str | Path, *, verify: bool = True, encoders: Sequence[s
     folder = Path(folder)
     manifest = read_manifest(folder)
     _check_folder(folder, manifest)
-    opened = {
-        name: open_file(folder / name, sums.bytes, sums.sha256 if verify else None)
-        for name, sums in manifest.files.items()
-    }
+    opened = {}
+    for name, sums in manifest.files.items():
+        sha256 = sums.sha256 if verify else None
+        if name in READ_FILES:
+            opened[name] = open_file(folder / name, sums.bytes, sha256, mapped=mapped)
+        else:
+            check_file(folder / name, sums.bytes, sha256)
     N, U, D = manifest.counts["items"], manifest.counts["users"], manifest.dim
 
     tensors = parse_tensors(opened[VECTORS], VECTORS)

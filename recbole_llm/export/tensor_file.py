@@ -1,7 +1,9 @@
-"""Reading safetensors files in place: the bytes that were hashed are the bytes that score.
+"""Reading safetensors files: the bytes that were hashed are the bytes that score.
 
-The file is mapped once, checked and hashed through that mapping, and its tensors are views of it, so several processes
-share one copy in the page cache. Format: 8 bytes little-endian header length, JSON header, data.
+A file is read once into memory of the process, checked and hashed there, and its tensors are views of that memory. It may
+be mapped instead, so that several processes share one copy in the page cache; whoever then writes over the file changes
+the answers, and whoever cuts it off ends the process (SIGBUS). Format: 8 bytes little-endian header length, JSON header,
+data.
 """
 
 import hashlib
@@ -10,6 +12,8 @@ import math
 import mmap
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +23,50 @@ from recbole_llm.export.errors import ExportError
 
 _DTYPES = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "I64": np.int64, "U8": np.uint8, "BOOL": np.bool_}
 _MAX_HEADER_BYTES = 1 << 20
+READ_BYTES = 16 << 20
 
 
-def open_file(path: Path, n_bytes: int | None = None, sha256: str | None = None) -> memoryview:
-    """Map a regular file, and compare it with what is known of it.
+def open_file(path: Path, n_bytes: int | None = None, sha256: str | None = None, *, mapped: bool = False) -> memoryview:
+    """Read a regular file, and compare it with what is known of it.
 
     Args:
         path: the file; a symbolic link is refused.
         n_bytes: expected size; ``None``: any.
         sha256: expected hexadecimal sum; ``None``: not computed.
+        mapped: map the file instead of reading it.
 
     Raises:
         ExportError: if it is missing, a link, no regular file, or differs.
     """
+    with _opened(path, n_bytes) as (descriptor, size):
+        if not size:
+            content = memoryview(b"")
+        elif mapped:
+            content = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+        else:
+            content = memoryview(mmap.mmap(-1, size))  # goes back to the system as soon as nothing views it
+            _read(descriptor, content, path.name)
+            content = content.toreadonly()
+    if sha256 is not None:
+        _compare(hashlib.sha256(content), sha256, path.name)
+    return content
+
+
+def check_file(path: Path, n_bytes: int, sha256: str | None) -> None:
+    """Compare a file with what is known of it as :func:`open_file` does, without keeping it."""
+    with _opened(path, n_bytes) as (descriptor, size):
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(min(READ_BYTES, size)))
+        for at in range(0, size if sha256 is not None else 0, READ_BYTES):
+            part = buffer[: min(READ_BYTES, size - at)]
+            _read(descriptor, part, path.name)
+            digest.update(part)
+    if sha256 is not None:
+        _compare(digest, sha256, path.name)
+
+
+@contextmanager
+def _opened(path: Path, n_bytes: int | None) -> Iterator[tuple[int, int]]:
+    """A regular file's descriptor and size."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -48,12 +83,23 @@ def open_file(path: Path, n_bytes: int | None = None, sha256: str | None = None)
             raise ExportError(
                 f"{path.name} has {status.st_size} bytes, the manifest says {n_bytes}: copy the export again."
             )
-        content = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if status.st_size else b"")
+        yield descriptor, status.st_size
     finally:
         os.close(descriptor)
-    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise ExportError(f"{path.name} does not have the sha256 of the manifest: it is damaged or was edited.")
-    return content
+
+
+def _read(descriptor: int, content: memoryview, name: str) -> None:
+    at = 0
+    while at < len(content):
+        found = os.readv(descriptor, [content[at : at + READ_BYTES]])
+        if not found:
+            raise ExportError(f"{name} was cut off while it was read: copy the export again.")
+        at += found
+
+
+def _compare(digest: Any, sha256: str, name: str) -> None:
+    if digest.hexdigest() != sha256:
+        raise ExportError(f"{name} does not have the sha256 of the manifest: it is damaged or was edited.")
 
 
 def parse_json(content: bytes | memoryview, name: str) -> Any:

@@ -138,7 +138,8 @@ def write_artifact(folder: str | Path, contents: ExportContents) -> Manifest:
         _write_files(temporary, contents)
         manifest = _manifest(temporary, contents)
         _write_text(temporary / MANIFEST, json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n")
-        export = load_export(temporary)
+        _set_modes(temporary)
+        export = load_export(temporary, mapped=True)  # nobody else writes here
         if contents.onnx:
             from recbole_llm.export.onnx_graphs import check_graphs
 
@@ -284,6 +285,14 @@ def _write_lines(path: Path, values: Iterable[Any]) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _set_modes(folder: Path) -> None:
+    """Give every file the mode of one that was opened as usual: safetensors makes its files readable for the owner alone."""
+    mode = (folder / MANIFEST).stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def exports_in(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ The export's tables stay untouched in their mapped file; new rows go into a seco
 be recommended has bias -inf. One thread writes (the one that scores); every reader on that thread sees whole changes.
 """
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from recbole_llm.retrieval.exact import Segment
 from recbole_llm.retrieval.filters import AttributeIndex
 
 MAX_CACHED_MASKS = 256
+MAX_MASK_BYTES = 32 << 20  # of all of them together
 GROWTH = 1.5
 
 
@@ -74,7 +76,7 @@ class Catalog:
         self._bias = np.empty(0, np.float32)
         self._true_bias = np.empty(0, np.float32)
         self._attributes = AttributeIndex(export.manifest.attributes, [record.attributes for record in self.records])
-        self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._masks: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self.version = 0  # of the contents: any change
 
     def __len__(self) -> int:
@@ -256,11 +258,12 @@ class Catalog:
         """
         if not condition:
             return None
-        key = repr(sorted(condition.items()))
+        # not the condition itself: that may be as long as a body
+        key = hashlib.sha256(repr(sorted(condition.items())).encode("utf-8", "surrogatepass")).digest()
         mask = self._masks.get(key)
         if mask is None:
             mask = self._masks[key] = self._attributes.mask(condition, len(self))
-            if len(self._masks) > MAX_CACHED_MASKS:
+            while len(self._masks) > min(MAX_CACHED_MASKS, max(MAX_MASK_BYTES // len(self), 1)):
                 self._masks.popitem(last=False)
         else:
             self._masks.move_to_end(key)

@@ -5,8 +5,8 @@ recommender.recommend(Request(user="196", k=10, explain=3))
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
 
@@ -158,6 +158,13 @@ class Recommender:
         if close is not None:
             close()
 
+    def history_length(self, request: Request) -> int:
+        """Entries of the history that a request is answered from, at most; 0 for an unknown user and for a text."""
+        if request.items is not None:
+            return len(request.items)
+        row = None if request.user is None else self._user_row.get(request.user)
+        return 0 if row is None else int(self.export.history_offsets[row + 1] - self.export.history_offsets[row])
+
     # ------------------------------------------------------------------ answers
 
     def recommend(self, request: Request) -> Recommendation:
@@ -278,32 +285,33 @@ class Recommender:
                 for row, score, p in zip(rows, hits.scores.tolist(), probability, strict=True)
             )
         else:
-            added = self._pooling.contributions(prepared.query, catalog.vector(hits.rows))
-            bias = catalog.bias(hits.rows).tolist()
-            items = tuple(
-                replace(self._explained(row, score, b, contributions, prepared, request.explain), probability=p)
-                for row, score, p, b, contributions in zip(
-                    rows, hits.scores.tolist(), probability, bias, added, strict=True
-                )
-            )
+            items = tuple(self._explained(request.explain, prepared, hits, probability))
         return Recommendation(items, prepared.source, prepared.unknown)
 
     def _explained(
-        self, row: int, score: float, bias: float, contributions: np.ndarray, prepared: _Prepared, limit: int
-    ) -> Recommended:
+        self, limit: int, prepared: _Prepared, hits: Hits, probability: Sequence[float]
+    ) -> Iterator[Recommended]:
         catalog = self.catalog
+        bias = catalog.bias(hits.rows)
         if prepared.source == "text":  # one entry, the text itself
-            contributions = contributions[:0]
-        reasons = []
-        for at in np.argsort(-contributions, kind="stable")[:limit].tolist():
-            if contributions[at] <= 0:
-                break
-            seen = int(prepared.rows[at])
-            reasons.append(Reason(catalog.ids[seen], catalog.records[seen].title, float(contributions[at])))
-        rest = score - bias - sum(reason.contribution for reason in reasons)
-        return Recommended(
-            catalog.ids[row], catalog.records[row].title, score, catalog.is_cold(row), None, tuple(reasons), rest, bias
-        )
+            at = np.zeros((len(hits.rows), 0), np.int64)
+            added = np.zeros((len(hits.rows), 0))
+        else:
+            at, added = self._pooling.largest(prepared.query, catalog.vector(hits.rows), limit)
+        # only what speaks for an item is a reason for it
+        counts = (added > 0).sum(1)
+        rest = hits.scores - bias - np.where(added > 0, added, 0.0).sum(1)
+        seen = prepared.rows[at] if at.size else at
+        for row, score, p, b, rows, values, count, remainder in zip(
+            hits.rows.tolist(), hits.scores.tolist(), probability, bias.tolist(), seen.tolist(), added.tolist(),
+            counts.tolist(), rest.tolist(), strict=True,
+        ):  # fmt: skip
+            reasons = tuple(
+                Reason(catalog.ids[source], catalog.records[source].title, value)
+                for source, value in zip(rows[:count], values[:count], strict=True)
+            )
+            title = catalog.records[row].title
+            yield Recommended(catalog.ids[row], title, score, catalog.is_cold(row), p, reasons, remainder, b)
 
     # ------------------------------------------------------------------ popularity, similarity
 

@@ -1,128 +1,265 @@
-"""Between HTTP and the service: bodies as requests, answers and errors as JSON."""
+"""Reading bodies within bounds of size, time and, all together, of memory.
 
-from collections.abc import Mapping
-from typing import Any
+Small bodies are free: the number of connections bounds them. Each byte of a large one is taken from one budget as it
+arrives, and so is what it is parsed to. When the budget is used up, the body that has been arriving longest from the
+address that holds most gives way: a client that holds its bodies back pays for it, and one that sends at once is served.
+"""
 
-import orjson
-from fastapi import Response
-from fastapi.exceptions import RequestValidationError
+import asyncio
+from collections import Counter as Tally
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
 
-from recbole_llm.export.errors import ExportError, UnknownItemError, UnknownUserError
-from recbole_llm.retrieval.item_catalog import ItemState
-from recbole_llm.retrieval.recommender import Recommendation, Recommended, Request
-from recbole_llm.retrieval.remote import SearchError
-from recbole_llm.serving import schemas
-from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
-from recbole_llm.serving.change_log import OverlayError
-from recbole_llm.serving.problem import Problem, echo
-from recbole_llm.serving.service import NotYetApplied, ReloadRunning, Versioned
-from recbole_llm.serving.text import EncodedText, EncoderUnavailable
+import numpy as np
 
+from recbole_llm.serving.metrics import Metrics
+from recbole_llm.serving.problem import Problem
+from recbole_llm.serving.settings import Limits
 
-def json_answer(content: Any, status: int = 200) -> Response:
-    """Plain data as a response."""
-    return Response(orjson.dumps(content), status, media_type="application/json")
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+X = TypeVar("X")
 
-
-def _recommended(item: Recommended) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        "id": item.id,
-        "title": item.title,
-        "score": item.score,
-        "probability": item.probability,
-        "cold": item.cold,
-    }
-    if item.reasons is not None:
-        out["reasons"] = [
-            {"id": reason.id, "title": reason.title, "contribution": reason.contribution} for reason in item.reasons
-        ]
-        out["rest"], out["bias"] = item.rest, item.bias
-    return out
-
-
-def recommendation_content(answer: Recommendation) -> dict[str, Any]:
-    """``RecommendationOut`` without its state."""
-    return {
-        "items": [_recommended(item) for item in answer.items],
-        "source": answer.source,
-        "unknown": list(answer.unknown),
-    }
-
-
-def state_content(answer: Versioned) -> dict[str, Any]:
-    """``State``."""
-    return {"model": answer.model, "overlay_seq": answer.overlay_seq}
-
-
-def item_content(state: ItemState) -> dict[str, Any]:
-    """``ItemOut`` without its state."""
-    record = state.record
-    return {
-        "id": state.id,
-        "title": record.title,
-        "text": record.text,
-        "attributes": dict(record.attributes),
-        "cold": state.cold,
-        "added_at": state.added_at,
-    }
-
-
-_REFUSALS: tuple[tuple[type[Exception], int, str, int | None], ...] = (
-    (QueueFull, 503, "The service is at its limit; try again.", 1),
-    (DeadlineExceeded, 504, "The answer was not ready in time.", None),
-    (NotYetApplied, 503, "This process has not seen that change yet.", 1),
-    (ReloadRunning, 409, "An export is being loaded already.", None),
-    (OverlayError, 503, "The log of changes cannot be written; nothing was changed.", 10),
-    (SearchError, 503, "The server that searches items did not take the export; the log says why.", 10),
+FREE_BYTES = 16 << 10  # of a body that the budget does not count: 16 MiB for a thousand connections
+MAX_VALUES = (
+    50_000  # of a body, numbers and strings: 8 ms to parse and as much to check, during which nobody is answered
 )
+COUNTED_AT_ONCE = 1 << 18
+VALUE_BYTES = 64  # that a parsed value takes, about
 
 
-def problem_of(error: BaseException) -> Problem | None:
-    """The problem that an error of the service is to a caller; ``None`` for a fault of ours."""
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, UnknownUserError):
-        return Problem(404, f"No user {echo(str(error))}; give items, or fallback 'popular'.")
-    if isinstance(error, UnknownItemError):
-        return Problem(404, f"No item {echo(str(error))}.")
-    for kind, status, detail, retry_after in _REFUSALS:
-        if isinstance(error, kind):
-            return Problem(status, detail, retry_after=retry_after)
-    if isinstance(error, ExportError):
-        return Problem(422, str(error))
-    if isinstance(error, EncoderUnavailable):
-        return Problem(503, str(error), retry_after=5) if error.retry else Problem(422, str(error))
-    if isinstance(error, ValueError):
-        return Problem(422, str(error))
-    return None
+class Interrupted(Exception):  # noqa: N818
+    """Work was ended by its :class:`Interruptible`; ``args[0]`` is the reason."""
 
 
-def invalid_problem(error: RequestValidationError) -> Problem:
-    """What does not fit the schema, and where, in few words."""
-    errors = [
-        {"loc": [part if isinstance(part, int) else str(part)[:64] for part in e["loc"]], "msg": e["msg"][:200]}
-        for e in error.errors()[:20]
-    ]
-    where = ".".join(map(str, errors[0]["loc"])) if errors else "body"
-    message = errors[0]["msg"] if errors else "the request cannot be read"
-    return Problem(422, f"{where[:128]}: {message}", errors)
+class Interruptible:
+    """Work of the calling task that a callback may end.
+
+    A task of its own would cost a turn of the loop for every body.
+    """
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._reason: Any = None
+
+    def interrupt(self, reason: Any) -> None:
+        """End the work with :class:`Interrupted`; only while it runs."""
+        if self._reason is None:
+            self._reason = reason
+            self._task.cancel()
+
+    async def run(self, work: Awaitable[X]) -> X:
+        """Do the work.
+
+        Raises:
+            Interrupted: if :meth:`interrupt` was called.
+        """
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._reason is None:
+                raise
+            if hasattr(self._task, "uncancel"):  # Python 3.11
+                self._task.uncancel()
+            raise Interrupted(self._reason) from None
 
 
-def request_of(body: Any, texts: Mapping[str, EncodedText]) -> Request:
-    """A body as a request, with the vector of its text among ``texts``."""
-    common = {
-        "k": body.k,
-        "exclude": body.exclude,
-        "exclude_seen": body.exclude_seen,
-        "filter": {
-            name: value.model_dump(exclude_none=True) if isinstance(value, schemas.Bounds) else value
-            for name, value in body.filter.items()
-        },
-        "explain": body.explain,
-        "fallback": body.fallback,
-    }
-    if isinstance(body, schemas.UserRequest):
-        return Request(user=body.user, **common)
-    if isinstance(body, schemas.ItemsRequest):
-        return Request(items=body.items, weights=body.weights, **common)
-    return Request(text_vector=texts[body.text].vector, **common)
+async def in_time(work: Coroutine[Any, Any, X], seconds: float) -> X:
+    """Do what ``asyncio.wait_for`` does, in the calling task.
+
+    Raises:
+        Interrupted: if the work takes longer.
+    """
+    running = Interruptible()
+    timer = asyncio.get_running_loop().call_later(seconds, running.interrupt, "late")
+    try:
+        return await running.run(work)
+    finally:
+        timer.cancel()
+
+
+class Body:
+    """A body, as far as it has arrived; ``content`` is whole after :meth:`Bodies.read`."""
+
+    __slots__ = ("address", "content", "held", "running")
+
+    def __init__(self, address: str) -> None:
+        self.address, self.content, self.held = address, b"", 0
+        self.running: Interruptible | None = None
+
+
+class Bodies:
+    """The bodies of one process.
+
+    Args:
+        limits: bounds.
+        metrics: to count refusals in.
+    """
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self.limits, self.metrics = limits, metrics
+        self.held = 0  # bytes of the budget that are taken
+        self._arriving: dict[Body, None] = {}  # those that hold some of it, in the order of their first large part
+        self._one_a_turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def turn(self, content: bytes) -> AsyncIterator[None]:
+        """Wait for a turn of the loop in which no other long body is worked on: others have their share in between."""
+        if len(content) <= FREE_BYTES:
+            yield
+            return
+        async with self._one_a_turn:
+            try:
+                yield
+            finally:
+                await asyncio.sleep(0)
+
+    async def read(self, address: str, receive: Receive, limit: int) -> Body:
+        """Read a whole body. Call :meth:`release` when its request is done.
+
+        Args:
+            address: of the peer, as :class:`Connections` counts it.
+            receive: of the request.
+            limit: most bytes.
+
+        Raises:
+            Problem: 408, 413 or 503; nothing is held then.
+        """
+        body = Body(address)
+        try:
+            body.content = await self._in_time(body, receive, limit)
+            if body.held:
+                async with self.turn(body.content):
+                    values = check_values(body.content)
+                self._take(body, VALUE_BYTES * values)
+        except BaseException:
+            self.release(body)
+            raise
+        return body
+
+    async def _in_time(self, body: Body, receive: Receive, limit: int) -> bytes:
+        body.running = Interruptible()
+        seconds = self.limits.body_seconds
+        late = Problem(408, f"The body did not arrive within {seconds:g} seconds.")
+        timer = asyncio.get_running_loop().call_later(seconds, body.running.interrupt, ("slow", late))
+        try:
+            return await body.running.run(self._collect(body, receive, limit))
+        except Interrupted as interrupted:
+            reason, problem = interrupted.args[0]
+            self.metrics.rejected.add(reason=reason)
+            raise problem from None
+        finally:
+            timer.cancel()
+            self._arriving.pop(body, None)
+            body.running = None
+
+    def release(self, body: Body) -> None:
+        """Give back what the body held."""
+        self.held -= body.held
+        body.held, body.content = 0, b""
+
+    async def _collect(self, body: Body, receive: Receive, limit: int) -> bytes:
+        parts: list[bytes] = []
+        message: Message = {}
+        size = 0
+        try:
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise Problem(400, "The client closed the connection.")
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > limit:
+                    self.metrics.rejected.add(reason="size")
+                    raise Problem(413, f"The body is larger than {limit} bytes.")
+                if size > FREE_BYTES:
+                    self._take(body, size - body.held)
+                if not message.get("more_body"):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+        finally:
+            parts.clear()  # an error holds this frame, and what it names, until its answer is sent
+            message = {}
+
+    def _take(self, body: Body, n_bytes: int) -> None:
+        while self.held + n_bytes > self.limits.bodies_bytes:
+            if not self._make_room(body):
+                self.metrics.rejected.add(reason="bodies")
+                raise _full()
+        self.held += n_bytes
+        body.held += n_bytes
+        if body.running is not None:
+            self._arriving[body] = None
+
+    def _make_room(self, taker: Body) -> bool:
+        """Interrupt a body that arrives; whether there was one, and it is not the taker itself."""
+        total: Tally[str] = Tally()
+        for body in self._arriving:
+            total[body.address] += body.held
+        if not total:
+            return False
+        most = max(total, key=total.__getitem__)
+        victim = next(body for body in self._arriving if body.address == most)
+        if victim is taker or victim.running is None:
+            return False
+        self._arriving.pop(victim)
+        victim.running.interrupt(("bodies", _full()))
+        self.held -= victim.held  # its parts are gone with the next turn of the loop
+        victim.held = 0
+        return True
+
+
+def _full() -> Problem:
+    return Problem(503, "Too many large bodies are arriving; try again.", retry_after=1)
+
+
+def check_values(content: bytes) -> int:
+    """Count the values of a body before it is parsed: the parser lets nobody else run.
+
+    Returns:
+        At least their number, at most ``MAX_VALUES``.
+
+    Raises:
+        Problem: 413 for more.
+    """
+    commas = _count(content, b",", MAX_VALUES)
+    if commas < MAX_VALUES:
+        return commas + 1
+    # commas within strings are none between values
+    quotes = _count(content, b'"', 4 * MAX_VALUES)
+    if quotes < 2 or quotes >= 4 * MAX_VALUES or _commas_between(content) >= MAX_VALUES:
+        raise Problem(413, f"The body holds more than {MAX_VALUES} values; send it in parts.")
+    return MAX_VALUES
+
+
+def _count(content: bytes, character: bytes, enough: int) -> int:
+    """Occurrences of a byte, counted until there are ``enough``; ``bytes.count`` is slow where it is frequent."""
+    found, array = 0, np.frombuffer(content, np.uint8)
+    for at in range(0, len(array), COUNTED_AT_ONCE):
+        found += int(np.count_nonzero(array[at : at + COUNTED_AT_ONCE] == character[0]))
+        if found >= enough:
+            break
+    return found
+
+
+def _commas_between(content: bytes) -> int:
+    """Commas outside of strings."""
+    plain = content.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return sum(part.count(b",") for part in plain.split(b'"')[::2])
+
+
+async def drain(receive: Receive, n_bytes: int) -> None:
+    """Read and forget what a client still sends, so that it can read its answer before the connection ends."""
+    with suppress(Interrupted):
+        await in_time(_forget(receive, n_bytes), 2.0)
+
+
+async def _forget(receive: Receive, n_bytes: int) -> None:
+    while n_bytes > 0:
+        message = await receive()
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return
+        n_bytes -= len(message.get("body", b""))

@@ -13,8 +13,9 @@ from recbole_llm.serving.change_log import (
     Delete,
     OverlayError,
     Put,
-    change_of,
+    changes_of,
     row_of,
+    seqs_of,
 )
 
 CONNECT_SECONDS = 5
@@ -80,7 +81,13 @@ class PostgresOverlay:
         cursor = self._connected().execute(statement, parameters or None)
         return cursor.fetchall() if cursor.description is not None else []
 
-    def write(self, changes: Sequence[Put | Delete]) -> list[int]:  # noqa: D102
+    def check(self) -> None:  # noqa: D102
+        pass  # every statement asks the server
+
+    def verify(self) -> None:  # noqa: D102
+        pass  # the server's own affair (its checksums)
+
+    def write(self, changes: Sequence[Put | Delete], after: int = 0) -> list[int]:  # noqa: D102
         for change in changes:
             texts = (change.id,) if isinstance(change, Delete) else (change.id, change.title, change.text)
             if any("\x00" in text for text in texts if text):
@@ -90,7 +97,7 @@ class PostgresOverlay:
             ((last,),) = self._run(
                 "UPDATE counter SET value = value + %s WHERE name = 'seq' RETURNING value", (len(changes),)
             )
-            seqs = list(range(last - len(changes) + 1, last + 1))
+            seqs = seqs_of(last, len(changes), after)
             for change, seq in zip(changes, seqs, strict=True):
                 self._run(statement, row_of(change, seq))
         return seqs
@@ -98,7 +105,7 @@ class PostgresOverlay:
     def since(self, seq: int) -> list[Change]:  # noqa: D102
         with self._errors():
             rows = self._run(f"SELECT {COLUMNS} FROM item WHERE seq > %s ORDER BY seq", (seq,))
-        return [change_of(row) for row in rows]
+        return changes_of(rows)
 
     def knows(self, ids: Sequence[str]) -> set[str]:  # noqa: D102
         usable = [item_id for item_id in ids if "\x00" not in item_id]

@@ -38,7 +38,7 @@ class Writer:
         Raises:
             Problem: 404 for the deletion of an item that never was, 422 for what does not fit the export.
         """
-        known = await self.service.knows([item_id for item_id, _ in entries])
+        known = await self.service.changes.knows([item_id for item_id, _ in entries])
         live = self._live([item_id for item_id, _ in entries])
         checked = [self._check(item_id, body, item_id in known) for item_id, body in entries]
         texts = [text for text in checked if text is not None]
@@ -54,18 +54,20 @@ class Writer:
             if body is None:
                 changes.append(Delete(item_id))
                 continue
+            # over a row that cannot be read everything is written anew
+            broken = item_id in self.service.changes.faults
             changes.append(
                 Put(
                     item_id,
-                    body.title,
+                    item_id if broken and body.title is None else body.title,
                     text,
-                    body.attributes,
+                    {} if broken and body.attributes is None else body.attributes,
                     None if found is None else found.vector,
                     None if found is None else fingerprint,
                     body.refit,
                 )
             )
-        seqs = await self.service.write(changes)
+        seqs = await self.service.changes.write(changes)
         results = []
         for (item_id, body), seq, n in zip(entries, seqs, cut, strict=True):
             results.append(Written(body is not None and item_id not in live, seq, n))
@@ -91,6 +93,8 @@ class Writer:
             if not fits_kind(value, kinds[name]):
                 raise Problem(422, f"attributes: {name} is of kind {kinds[name]}.")
         text = self._text(body)
+        if text is None and item_id in self.service.changes.faults:
+            raise Problem(422, "text: the log's row of this item cannot be used; write all of it anew, or delete it.")
         catalog = self.service.recommender.catalog
         if text is None and (catalog.needs_text(item_id) if item_id in catalog.row_of else not known):
             raise Problem(422, "text: a new item needs a text (or fields), from which its vectors are made.")

@@ -16,7 +16,9 @@ from recbole_llm.retrieval.exact import Retriever
 from recbole_llm.retrieval.item_catalog import Catalog
 from recbole_llm.retrieval.recommender import Recommender, Request
 from recbole_llm.serving.change_log import Change
+from recbole_llm.serving.watch import WatchedFiles
 
+MAX_ID_CHARACTERS = 256  # of an id in a request
 WARM_QUERIES = 8
 
 log = getLogger(__name__)
@@ -31,10 +33,14 @@ class Built:
     Attributes:
         recommender: with the changes applied.
         stale: changes that wait for the encoder: their vectors are of another one.
+        watched: the files it was read from.
+        faults: ids of rows of the log that cannot be read or applied, and why.
     """
 
     recommender: Recommender
     stale: int
+    watched: WatchedFiles
+    faults: dict[str, str]
 
 
 def find_export(place: str, name: str | None = None) -> Path:
@@ -69,6 +75,7 @@ def build(
     encode: Encode | None,
     *,
     verify: bool = True,
+    mapped: bool = False,
     make_retriever: Callable[[Export, Catalog], Retriever | None] | None = None,
 ) -> Built:
     """Load an export and bring it up to date.
@@ -78,27 +85,51 @@ def build(
         changes: the whole log, ascending.
         encode: texts to vectors of this export's encoder; ``None`` while it is not loaded.
         verify: compare checksums.
+        mapped: of :func:`load_export`.
         make_retriever: of :class:`Recommender`.
 
     Raises:
         ExportError: if the export cannot be read, or does not answer.
         SearchError: if vectors cannot be copied to where they are searched.
     """
-    recommender = Recommender(load_export(folder, verify=verify), make_retriever)
-    stale = replay(recommender, changes, encode)
+    watched = WatchedFiles(folder)  # noted before they are read: what changes from here on is noticed
+    recommender = Recommender(load_export(folder, verify=verify, mapped=mapped), make_retriever)
+    _check_ids(recommender.export)
+    faults = {change.id: change.fault for change in changes if change.fault is not None}
+    stale = replay(recommender, changes, encode, faults)
     _try_out(recommender)
-    return Built(recommender, stale)
+    return Built(recommender, stale, watched, faults)
 
 
-def replay(recommender: Recommender, changes: Sequence[Change], encode: Encode | None) -> int:
+def _check_ids(export: Export) -> None:
+    """Say so if the export holds ids that no request can name."""
+    for what, ids in (("items", export.item_ids), ("users", export.user_ids)):
+        long = [one for one in ids if len(one) > MAX_ID_CHARACTERS]
+        if long:
+            log.warning(
+                "%d %s have ids of more than %d characters, such as %.64r: they are in answers, and requests cannot name them.",
+                len(long), what, MAX_ID_CHARACTERS, long[0],
+            )  # fmt: skip
+
+
+def replay(
+    recommender: Recommender, changes: Sequence[Change], encode: Encode | None, faults: dict[str, str] | None = None
+) -> int:
     """Apply the log to a fresh export; returns how many changes wait for the encoder.
 
     What the training data held already (``overlay_seq`` of the manifest) is not applied again; a deletion always is.
+
+    Args:
+        recommender: of the export.
+        changes: the whole log, ascending.
+        encode: of :func:`build`.
+        faults: receives the ids of changes that cannot be applied, and why.
     """
     manifest = recommender.export.manifest
     fingerprint = None if manifest.encoder is None else manifest.encoder.fingerprint
     known = recommender.catalog.row_of
-    wanted = [c for c in changes if c.deleted or c.seq > manifest.overlay_seq or c.id not in known]
+    readable = [c for c in changes if c.fault is None]
+    wanted = [c for c in readable if c.deleted or c.seq > manifest.overlay_seq or c.id not in known]
     foreign = [c for c in wanted if c.feature is not None and c.fingerprint != fingerprint]
     features: dict[str, np.ndarray] = {}
     texts = [c.text for c in foreign if c.text]
@@ -114,9 +145,21 @@ def replay(recommender: Recommender, changes: Sequence[Change], encode: Encode |
                 stale += 1
                 if change.id not in known:
                     continue
-        apply(recommender, change, feature)
+        _apply_safely(recommender, change, feature, faults)
     recommender.overlay_seq = max((c.seq for c in changes), default=0)
     return stale
+
+
+def _apply_safely(
+    recommender: Recommender, change: Change, feature: np.ndarray | None, faults: dict[str, str] | None
+) -> None:
+    """Apply a change; one that cannot be applied is noted, and keeps no other from being applied."""
+    try:
+        apply(recommender, change, feature)
+    except (LookupError, ValueError, TypeError) as error:
+        log.warning("Change %d of item %.64r cannot be applied: %s", change.seq, change.id, error)
+        if faults is not None:
+            faults[change.id] = f"it cannot be applied: {error}"[:200]
 
 
 def apply(recommender: Recommender, change: Change, feature: np.ndarray | None) -> None:
@@ -155,14 +198,27 @@ def apply(recommender: Recommender, change: Change, feature: np.ndarray | None) 
         log.warning("Item %.64r is in the log of changes, and this export cannot place it", change.id)
 
 
-def apply_all(recommender: Recommender, changes: Sequence[Change]) -> None:
-    """Apply the changes that come after what the recommender knows; vectors of another encoder are left out."""
+def apply_all(recommender: Recommender, changes: Sequence[Change], faults: dict[str, str] | None = None) -> None:
+    """Apply the changes that come after what the recommender knows; vectors of another encoder are left out.
+
+    Args:
+        recommender: whose catalogue changes.
+        changes: ascending.
+        faults: ids of changes that cannot be read or applied, and why; kept up to date.
+    """
     encoder = recommender.export.manifest.encoder
     fingerprint = None if encoder is None else encoder.fingerprint
     for change in changes:
-        if change.seq > recommender.overlay_seq:
-            apply(recommender, change, change.feature if change.fingerprint == fingerprint else None)
-            recommender.overlay_seq = change.seq
+        if change.seq <= recommender.overlay_seq and change.fault is None:
+            continue
+        if faults is not None:
+            faults.pop(change.id, None)
+            if change.fault is not None:
+                faults[change.id] = change.fault
+        if change.fault is None:
+            feature = change.feature if change.fingerprint == fingerprint else None
+            _apply_safely(recommender, change, feature, faults)
+        recommender.overlay_seq = max(recommender.overlay_seq, change.seq)
 
 
 def _try_out(recommender: Recommender) -> None:

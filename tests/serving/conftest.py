@@ -109,3 +109,24 @@ def postgres(postgres_server):
         for (table,) in connection.execute(tables).fetchall():
             connection.execute(f"DROP TABLE {table}")
     return address
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Starts ``recbole-llm serve`` in a process; ends all of them."""
+    from made_server import HOOK, Server
+
+    servers = []
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(HOOK)
+
+    def begin(folder, *options, **environment):
+        server = Server(folder, hook, *options, **environment)
+        servers.append(server)
+        return server
+
+    yield begin
+    for server in servers:
+        if server.process.poll() is None:
+            server.kill()

@@ -14,7 +14,8 @@ from recbole_llm.serving.settings import Limits
 F = 16
 WORDS = ("space", "farm", "sea", "crime", "love", "war", "music", "snow")
 # of a service on a machine that is busy with much else
-PATIENT = Limits(request_seconds=LIMIT, body_seconds=LIMIT)
+PATIENCE = {f"{what}_seconds": LIMIT for what in ("request", "batch", "body", "write", "head", "answer")}
+PATIENT = Limits(**PATIENCE)
 
 
 class WordEncoder:

@@ -100,7 +100,7 @@ class Items(RuleBasedStateMachine):
     def answers_hold_what_is_live_and_nothing_else(self):
         if not hasattr(self, "service"):
             return
-        answer = self.run(self.service.recommend(Request(user="u1", k=1000, exclude_seen=False)))
+        answer = self.run(self.service.reader.recommend(Request(user="u1", k=1000, exclude_seen=False)))
         assert {item.id: item.title for item in answer.value.items} == self.titles
         assert answer.model == self.service.export_id
         counts = self.service.recommender.catalog.counts()
