@@ -19,7 +19,8 @@ from recbole_llm.export.reader import load_export
 from recbole_llm.export.tensor_file import check_file, open_file
 from recbole_llm.export.writer import write_artifact
 from recbole_llm.serving import changes as changes_module
-from recbole_llm.serving.change_log import Delete, OverlayError, Put, SqliteOverlay, open_overlay
+from recbole_llm.serving.change_log import Delete, OverlayError, Put, SqliteOverlay
+from recbole_llm.serving.open_log import open_overlay
 from recbole_llm.serving.watch import WatchedFiles
 
 
