@@ -20,10 +20,11 @@ from recbole_llm.export.writer import write_artifact
 def patient_logs():
     """Logs and searches wait as long as a busy machine needs; what they do when time is up has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, seconds in (("overlay.BUSY_SECONDS", 1), ("postgres.CONNECT_SECONDS", 1), ("qdrant.SECONDS", 1)):
-            patch.setattr(f"recbole_llm.serving.{name}", LIMIT * seconds)
-        for name in ("postgres.STATEMENT_MILLISECONDS", "pgvector.SEARCH_MILLISECONDS"):
-            patch.setattr(f"recbole_llm.serving.{name}", LIMIT * 1000)
+        for name in ("serving.change_log.BUSY_SECONDS", "serving.change_log_postgres.CONNECT_SECONDS"):
+            patch.setattr(f"recbole_llm.{name}", LIMIT)
+        patch.setattr("recbole_llm.retrieval.qdrant.SECONDS", LIMIT)
+        for name in ("serving.change_log_postgres.STATEMENT_MILLISECONDS", "retrieval.pgvector.SEARCH_MILLISECONDS"):
+            patch.setattr(f"recbole_llm.{name}", LIMIT * 1000)
         patch.setattr("recbole_llm.retrieval.pgvector.CONNECT_SECONDS", LIMIT)
         yield
 
