@@ -165,8 +165,9 @@ def _choose_reference(outcomes: Sequence[Outcome], metric: str) -> tuple[str, st
 
 
 def _valid_mean(outcome: Outcome, metric: str) -> float | None:
-    values = [training.valid.get(metric) for training in outcome.trainings]
-    return None if outcome.error or not values or None in values else float(np.mean(values))
+    if outcome.error or not outcome.trainings or any(metric not in training.valid for training in outcome.trainings):
+        return None
+    return float(np.mean([training.valid[metric] for training in outcome.trainings]))
 
 
 def _user_mean(outcome: Outcome, metric: str) -> np.ndarray | None:
