@@ -96,4 +96,17 @@ def probes(run, settings, dataset, context):
         count = train._dataset.inter_feat["item_id"].bincount(minlength=train._dataset.item_num)
         return f"counts interactions: {model.item_cnt[:, 0].tolist() == count.tolist()}"
 
+    def bert4rec():
+        import torch
+        from recbole.utils import get_model
+
+        small = dict(n_layers=1, n_heads=1, hidden_size=8, inner_size=8, train_neg_sample_args=None)
+        config, data = dataset("BERT4Rec", load_col={"inter": ["user_id", "item_id", "timestamp"]}, **small)
+        model = get_model("BERT4Rec")(config, data.build()[0]).eval()
+        sequences = torch.zeros(2, config["MAX_ITEM_LIST_LENGTH"], dtype=torch.int64)
+        sequences[:, 0] = torch.tensor([1, 2])
+        rows = {"item_id_list": sequences, "item_length": torch.ones(2, dtype=torch.int64)}
+        first, second = model.full_sort_predict(rows)
+        return f"an only item matters: {not torch.equal(first, second)}"
+
     return {name: f for name, f in locals().items() if name not in ("run", "settings", "dataset", "context")}

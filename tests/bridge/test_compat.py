@@ -275,6 +275,7 @@ SHOWN = {
     "collector": ("AttributeError", "ran: itemcoverage@10, giniindex@10, averagepopularity@10, tailpercentage@10"),
     "ensure_dir": ("FileExistsError", "there"),
     "checkpoint_names": ("1 files of 2 runs", "2 files of 2 runs"),
+    "bert4rec": ("an only item matters: False", "an only item matters: True"),
     "pop": ("counts interactions: False", "counts interactions: True"),
     "time_split": ("test is later: False", "test is later: True"),
     "saved_dataset": ("training rows: [144, 144]", "training rows: [144, 72]"),

@@ -163,9 +163,9 @@ def _choose_reference(outcomes: Sequence[Outcome], metric: str) -> tuple[str, st
 
 
 def _valid_mean(outcome: Outcome, metric: str) -> float | None:
-    values = [training.valid.get(metric) for training in outcome.trainings]
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known and len(known) == len(values) and not outcome.error else None
+    if outcome.error or not outcome.trainings or any(metric not in training.valid for training in outcome.trainings):
+        return None
+    return float(np.mean([training.valid[metric] for training in outcome.trainings]))
 
 
 def _user_mean(outcome: Outcome, metric: str) -> np.ndarray | None:

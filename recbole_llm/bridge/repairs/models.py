@@ -84,6 +84,36 @@ def _pop(module: ModuleType) -> None:
     override(module.Pop, "calculate_loss", make_loss)
 
 
+@repair(
+    "recbole.model.sequential_recommender.bert4rec",
+    upstream="model/sequential_recommender/bert4rec.py:119 (the oldest item makes room for the mask where there is room)",
+    issues="none found; #1113 #1530 are other faults of the same lines",
+    until="BERT4Rec drops the oldest item of histories of full length only",
+    condition=always("BERT4Rec ranks without the oldest item of a history, and without any where there is one only"),
+)
+def _bert4rec(module: ModuleType) -> None:
+    """BERT4Rec ranks by the whole history where it and the mask have room."""
+    import torch
+
+    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
+        def predict(self: Any, interaction: Any) -> Any:
+            sequence, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+            has_room = length < sequence.size(1)
+            # an empty place in front is what is dropped then
+            given = {
+                self.ITEM_SEQ: torch.where(has_room.unsqueeze(1), sequence.roll(1, dims=1), sequence),
+                self.ITEM_SEQ_LEN: length + has_room.to(length.dtype),
+            }
+            if self.ITEM_ID in interaction:
+                given[self.ITEM_ID] = interaction[self.ITEM_ID]
+            return stock(self, given)
+
+        return predict
+
+    override(module.BERT4Rec, "predict", make)
+    override(module.BERT4Rec, "full_sort_predict", make)
+
+
 _anomaly_mode_kept = False  # whether the repair below was there before the module's code ran
 
 
