@@ -53,8 +53,8 @@ class Split:
             len(self.train.offsets) - 1,
         )
 
-    def selection(self) -> Validation:
-        """Validation, as choices are made by it."""
+    def validation(self) -> Validation:
+        """The validation data that choices are made by."""
         return Validation(self.train, self.valid, self.train, NDCG)
 
     def per_user(self, form: ClosedForm, metric: TopKMetric = NDCG) -> Tensor:
@@ -99,7 +99,8 @@ def encoder(**changes: Any) -> Any:
 
 def ours(split: Split, **options: Any) -> ClosedForm:
     """The closed form with its defaults, without the learned block."""
-    return fit_closed_form(split.train, split.n_items, split.features, split.present, split.selection(), **options)
+    content = {"text": (split.features, split.present)}
+    return fit_closed_form(split.train, split.n_items, content, split.validation(), **options)
 
 
 def tuned_ease(split: Split) -> ClosedForm:
@@ -112,5 +113,5 @@ def tuned_ease(split: Split) -> ClosedForm:
         scorer = form.block().scorer(split.train)
         return float(user_metric(scorer, split.valid, split.train, split.n_items, NDCG, ~form.warm).mean())
 
-    best = search_setting(value, Setting.of_ease(4.0), ((0.0, 1),))
+    best = search_setting(value, Setting.of_ease(4.0), {})
     return replace(found[best.ridge], setting=best)

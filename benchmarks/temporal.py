@@ -174,10 +174,12 @@ def masked_figures(trainer: Any, name: str, train_data: Any, valid: Any, test: A
     if name == OURS:
         model.at_test = False
         result["training_history_only"] = figures(scores, history)
+        names = "closed_form", "next_item", "learned"
+        closed, following, learned = (model.score.block(block) for block in names)
         result["choices"] = {
-            "closed_decay": model.closed_decay,
-            "next_item_decay": None if model._next is None else model._next.decay,
-            "block_scales": list(model.block_scales),
+            "closed_decay": closed.decay,
+            "next_item_decay": None if following is None else following.decay,
+            "block_scales": [0.0 if block is None else block.scale for block in (closed, learned)],
         }
     if name == "EASE":
         result["training_history_only"] = result["masked"]

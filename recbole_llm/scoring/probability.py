@@ -3,7 +3,7 @@ r"""From a score to the probability that people are shown: a monotone map at the
     logit P(i|u) = g((score - origin) n_u^-exponent) + user_gain log n_u
 
 with n_u the length of the history that the score was made from and g piecewise linear, its slope positive everywhere, so that no
-user's ranking changes. :func:`recbole_llm.calibration.fit_probability` fits it. Imports neither torch nor NumPy: a model's
+user's ranking changes. :func:`recbole_llm.fitting.calibration.fit_probability` fits it. Imports neither torch nor NumPy: a model's
 tensors and a service's arrays go through the same lines.
 """
 
