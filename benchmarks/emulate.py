@@ -16,10 +16,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timing
 import torch
@@ -49,8 +50,10 @@ def sources() -> str:
 class Runner:
     """A plugin of pytest that chooses what is run and keeps what came of it."""
 
-    def __init__(self, known: Iterable[str], modes: list[str], dims: list[int], minutes: float) -> None:
-        self.known, self.modes, self.dims = set(known), modes, dims
+    def __init__(
+        self, known: Iterable[str], modes: list[str], dims: list[int], minutes: float, keep: Callable[[list[Row]], None]
+    ) -> None:
+        self.known, self.modes, self.dims, self.keep = set(known), modes, dims, keep
         self.stop = time.monotonic() + 60 * minutes
         self.rows: list[Row] = []
         self.asked: dict[str, Row] = {}
@@ -64,7 +67,9 @@ class Runner:
                     self.asked[item.nodeid] = {"operator": given["name"], "mode": given["mode"], "D": given["D"]}
             elif item.originalname == "test_a_mistake_is_seen":
                 self.asked[item.nodeid] = {"mistake": given["name"]}
-        items[:] = [x for x in items if x.nodeid in self.asked and name_of(self.asked[x.nodeid]) not in self.known]
+        chosen = [x for x in items if x.nodeid in self.asked and name_of(self.asked[x.nodeid]) not in self.known]
+        # in the order of the widths asked for, so that what is there when time is up says something of every dtype
+        items[:] = sorted(chosen, key=lambda x: self.dims.index(self.asked[x.nodeid].get("D", self.dims[0])))
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Put a row down."""
@@ -77,6 +82,7 @@ class Runner:
             if report.outcome == "failed":
                 facts["error"] = str(report.longreprtext)[-500:]
             self.rows.append(self.asked[report.nodeid] | facts)
+            self.keep(self.rows)
             print(f"{name_of(self.rows[-1])}: {report.outcome}, {report.duration:.1f} s", flush=True)
 
     @pytest.hookimpl(tryfirst=True)
@@ -122,7 +128,7 @@ def table(data: Row) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run what is missing; 1: something failed; 3: time ran out first."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    modes, dims = ["bfloat16", "float16", "float32", "tf32x3"], [20, 64, 128, 384]
+    modes, dims = ["bfloat16", "float16", "float32", "tf32x3"], [64, 20, 384, 128]
     parser.add_argument("--mode", nargs="+", choices=modes, default=modes)
     parser.add_argument("--dim", nargs="+", type=int, choices=dims, default=dims)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long; the next call goes on")
@@ -131,19 +137,23 @@ def main(arguments: list[str] | None = None) -> int:
     file = None if options.json == "none" else Path(options.json)
     data = json.loads(file.read_text()) if file and file.exists() else {"limits": LIMITS, "triton": {}}
     before = data["triton"].get(triton.__version__, {})
-    known = before["rows"] if before.get("sources") == sources() else []
-    runner = Runner(map(name_of, known), options.mode, options.dim, options.minutes)
+    version_of_sources = sources()
+    known = before["rows"] if before.get("sources") == version_of_sources else []
+
+    def keep(rows: list[Row]) -> None:
+        data["triton"][triton.__version__] = {
+            "sources": version_of_sources, "commit": timing.commit(), "numpy": np.__version__, "torch": torch.__version__,
+            "rows": known + rows,
+        }  # fmt: skip
+        if file:
+            file.write_text(dumped(data))
+            file.with_suffix(".md").write_text(table(data))
+
+    runner = Runner(map(name_of, known), options.mode, options.dim, options.minutes, keep)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     pytest.main([str(TESTS), "-q", "-m", "slow or not slow", "-W", "ignore", "-p", "no:cacheprovider", "--no-header",
                  "--tb=short"], plugins=[runner])  # fmt: skip
     rows = known + runner.rows
-    if file:
-        numpy = sys.modules["numpy"].__version__
-        data["triton"][triton.__version__] = {
-            "sources": sources(), "commit": timing.commit(), "numpy": numpy, "torch": torch.__version__, "rows": rows,
-        }  # fmt: skip
-        file.write_text(dumped(data))
-        file.with_suffix(".md").write_text(table(data))
     failed = [name_of(row) for row in rows if row["outcome"] != "passed"]
     missing = len(runner.asked) - len({name_of(row) for row in rows} & {name_of(x) for x in runner.asked.values()})
     print(f"{len(rows)} rows with Triton {triton.__version__}, {missing} still to do, failed: {failed or 'none'}")

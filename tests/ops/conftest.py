@@ -11,17 +11,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # ops_cases, shared by the files
 from ops_cases import BACKENDS
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: long property, fuzz and kill tests, left out unless -m names them")
-
-
-def pytest_collection_modifyitems(config, items):
-    if not config.option.markexpr:
-        slow = {item for item in items if item.get_closest_marker("slow")}
-        config.hook.pytest_deselected(items=[item for item in items if item in slow])
-        items[:] = [item for item in items if item not in slow]
-
-
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", BACKENDS)
