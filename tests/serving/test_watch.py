@@ -450,7 +450,7 @@ def test_following_goes_on_after_any_error(start, monkeypatch, caplog):
 
 WEIGHTS = """
 import os, sys
-from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.serving.text import _hold_weights
 encoder = load_encoder(sys.argv[1])
 first = encoder.encode(encoder.prepare(["slow crime films"]))
