@@ -14,13 +14,15 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process interprets already")
-def test_interpreted_kernels():
+@pytest.mark.parametrize("part", ["catalogue", "not catalogue"])  # a minute of processor time in two tests
+def test_interpreted_kernels(part):
     if version("triton").startswith("3.2."):
         pytest.skip(
             "Triton 3.2's interpreter knows no int1, nor the places where later ones are watched; it is compiled with"
         )
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
+        "PYTEST_ADDOPTS": f"-k '{part}'",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
         "OMP_NUM_THREADS": "1",
