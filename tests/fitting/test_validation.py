@@ -1,11 +1,11 @@
-"""The metric against a plain loop, and the blend against scores whose best weight is known."""
+"""The metric, and what it hides, against a plain loop."""
 
 import math
 
 import pytest
 import torch
 
-from recbole_llm.fitting.blend import choose_blend, score_deviation
+from recbole_llm.fitting.blend import score_deviation
 from recbole_llm.fitting.validation import CHUNK_ELEMENTS, TopKMetric, hide_seen, user_metric
 from recbole_llm.scoring.rows import Rows, rows_from_pairs
 from recbole_llm.scoring.score import LinearBlock
@@ -132,43 +132,3 @@ def test_the_scores_of_a_block_are_the_dense_product(weighted):
     torch.testing.assert_close(got, (dense @ source @ target.T + bias)[rows])
     matrix = torch.randn(12, 12)
     torch.testing.assert_close(LinearBlock("x", matrix).scorer(history)(rows), (dense @ matrix)[rows])
-
-
-def test_deviation_is_the_population_one():
-    scores = torch.randn(30, 11, dtype=torch.float64) * 3 + 100
-    columns = torch.arange(11) % 2 == 0
-    got = score_deviation(lambda rows: scores[rows], torch.arange(30), 11, columns)
-    assert got == pytest.approx(float(scores[:, columns].std(unbiased=False)), rel=1e-9)
-    assert score_deviation(lambda rows: scores[rows], torch.arange(0), 11) == 0.0
-
-
-def scorer_of(scores):
-    return lambda rows: scores[rows].clone()
-
-
-def test_blend_finds_the_weight_and_goes_beyond_the_grid_edge():
-    first, second = torch.randn(6, 8), 5 * torch.randn(6, 8)
-    rows = torch.arange(6)
-
-    def closeness_to(weight):
-        wanted = (1 - weight) * first / first.std(unbiased=False) + weight * second / second.std(unbiased=False)
-        return lambda scorer: -float((scorer(rows) - wanted).square().sum())
-
-    inside = choose_blend(scorer_of(first), scorer_of(second), rows, 8, closeness_to(0.35))
-    assert inside.weight == 0.35
-    assert len(inside.trials) == 7
-    assert inside.scales == pytest.approx(
-        (0.65 / float(first.std(unbiased=False)), 0.35 / float(second.std(unbiased=False)))
-    )
-    beyond = choose_blend(scorer_of(first), scorer_of(second), rows, 8, closeness_to(0.94))
-    assert beyond.weight == 0.95
-
-
-def test_blend_takes_the_smaller_of_equal_weights_and_skips_a_constant_block():
-    scores, constant = torch.randn(4, 5), torch.ones(4, 5)
-    rows = torch.arange(4)
-    tied = choose_blend(scorer_of(scores), scorer_of(scores), rows, 5, lambda scorer: 0.0)
-    assert tied.weight == 0.0
-    assert len(tied.trials) == 7
-    assert choose_blend(scorer_of(scores), scorer_of(constant), rows, 5, lambda scorer: 0.0).scales[1] == 0.0
-    assert choose_blend(scorer_of(constant), scorer_of(scores), rows, 5, lambda scorer: 0.0).weight == 1.0

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from made_interactions import interactions, of_text, rows_of, selection_of, texts
 
 from recbole_llm.fitting.closed_form import fit_closed_form
 from recbole_llm.fitting.ease import (
-    Kernel,
     Setting,
     content_centre,
     content_directions,
@@ -19,39 +19,10 @@ from recbole_llm.fitting.ease import (
     weighted_gram,
 )
 from recbole_llm.fitting.factors import FACTOR_FORMS, Incidence, _thinned, _top_places, factorise, gram_product, sharpen
-from recbole_llm.fitting.validation import TopKMetric, Validation, user_metric
-from recbole_llm.scoring.rows import Rows, rows_from_pairs
+from recbole_llm.fitting.validation import TopKMetric, user_metric
+from recbole_llm.scoring.rows import Rows
 
 PLAIN = Setting.of_ease(2.0)
-
-
-def interactions(n_users=60, n_items=25, seed=0, groups=5):
-    """Users who mostly stay within one of a few groups of items; item 0 and the last item have no interaction."""
-    generator = torch.Generator().manual_seed(seed)
-    group = torch.randint(groups, (n_users,), generator=generator)
-    chance = torch.where(group[:, None] == torch.arange(n_items) % groups, 0.6, 0.06)
-    X = torch.rand(n_users, n_items, generator=generator) < chance
-    X[:, [0, n_items - 1]] = False
-    held_out = X & (torch.rand(X.shape, generator=generator) < 0.2)
-    return rows_of(X & ~held_out), rows_of(held_out), X & ~held_out
-
-
-def rows_of(mask):
-    row, item = mask.nonzero(as_tuple=True)
-    return rows_from_pairs(row, item, len(mask))
-
-
-def selection_of(train, valid, metric="ndcg@5"):
-    return Validation(train, valid, train, TopKMetric.parse(metric))
-
-
-def texts(vectors, present=None):
-    """Content of one modality; every item has it unless ``present`` says otherwise."""
-    return {"text": (vectors, torch.ones(len(vectors), dtype=torch.bool) if present is None else present)}
-
-
-def of_text(weight, power=1, **constants):
-    return Setting(kernels=(Kernel("text", weight, power),), **constants)
 
 
 def dense_formula(X, E, present, s):

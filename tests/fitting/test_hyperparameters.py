@@ -1,12 +1,11 @@
 """The search of the closed form's constants: on known curves, and on many items against exact solutions of every setting."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from made_interactions import interactions, of_text, selection_of, texts
 
 from recbole_llm.fitting import hyperparameters
 from recbole_llm.fitting.closed_form import fit_closed_form
@@ -16,10 +15,6 @@ from recbole_llm.fitting.hyperparameters import KERNELS, kernel_candidates, sear
 from recbole_llm.fitting.validation import user_metric
 from recbole_llm.fitting.warm_items import WarmItems, warm_items
 from recbole_llm.scoring.score import LinearBlock
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from test_closed_form import interactions, of_text, selection_of, texts
 
 TEXT = {"text": [Kernel("text", weight, power) for weight, power in KERNELS]}
 
