@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -34,7 +35,8 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             try:
-                golden_runs.perform(name)
+                with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+                    golden_runs.perform(name)
                 found = golden_runs.summary(name)
             finally:
                 os.chdir(here)

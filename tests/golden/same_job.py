@@ -157,7 +157,8 @@ def compare(run, trees, folder, options):
     more = ["--data_path", options.data_path] if options.data_path else []
     if run not in golden_runs.RUNS:  # each tree encodes for itself, before anything is timed
         for name, tree in trees.items():
-            given = [f"--feature_cache_dir={features[name]}", "--gpu_id=", *(f"{k}={v}" for k, v in [more] if more)]
+            given = [f"--feature_cache_dir={features[name]}", "--gpu_id="]
+            given += [f"--data_path={options.data_path}"] if options.data_path else []
             execute(tree, folder / f"encoding-{name}", ["-m", "recbole_llm", "encode", "-d", run, *given])
     seconds = {step: {name: {"cpu": [], "wall": []} for name in trees} for step in STEPS}
     for repeat in range(options.repeats):
@@ -275,7 +276,7 @@ def report(run, found):
     seconds = found["seconds"]
     lines = [f"{run}: " + ", ".join(f"{key} {value:.4f}" for key, value in found["test metrics"].items())]
     lines.append(f"  metrics differ by {max(map(abs, found['metrics'].values())):.4g}, scores by {found['scores']:.4g}")
-    lines.append(f"  {found['top 10 places that differ']} places of the ten best of {SAMPLED} users, "
+    lines.append(f"  {found['top 10 places that differ']} places of the ten best of up to {SAMPLED} users, "
                  f"{found['recommended lines that differ']} recommended lines differ")  # fmt: skip
     for what in ("checkpoint", "export"):
         part = found[what]
