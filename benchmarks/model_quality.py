@@ -71,9 +71,11 @@ def grid_of(model: str, dataset: str) -> list[dict[str, Any]]:
 def code_of(model: str) -> bytes:
     """What the model's outcomes depend on, a stock model's on its repairs: with other code they are run anew."""
     package = ROOT / "recbole_llm"
-    files = [package / "bridge" / "compat_models.py"]
+    files = [package / "bridge" / "repairs" / "models.py"]
     if model == OURS:
+        rooms = (package / room for room in ("fitting", "scoring"))
         files = sorted([*package.glob("*.py"), *(package / "properties").glob("*.yaml")])
+        files += sorted(file for room in rooms for file in room.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
 
 

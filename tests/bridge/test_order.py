@@ -73,7 +73,7 @@ def test_the_order_is_used_and_the_log_says_how(walks, caplog, changes):
     assert "order TO: at test a user's history is the training and validation items" in caplog.text
     assert "histories fading by exp(-rank / " in caplog.text and "next-item block, decay" in caplog.text
     assert model.training_data().is_ordered and model.score.block("next_item") is not None
-    validation = trainer._make_validation(valid)
+    validation = trainer.validation(valid)
     value = validation.value(model.scores, model.n_items)
     assert trainer.best_valid_result["ndcg@10"] == pytest.approx(value, abs=6e-5)  # RecBole rounds to four places
     without, _ = train(walks | changes | {"use_order": False})
@@ -207,7 +207,7 @@ def test_an_order_by_a_column_that_is_not_read_is_refused_by_name(walks):
 
 def test_what_was_chosen_block_by_block_stays_where_the_grid_has_nothing_better(walks, monkeypatch):
     trainer, (train_data, valid, _) = train(walks)
-    model, validation = trainer.model, trainer._make_validation(valid)
+    model, validation = trainer.model, trainer.validation(valid)
     score, data = model.score, model.training_data()
     asked = []
 
