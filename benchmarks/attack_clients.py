@@ -9,6 +9,7 @@ probe that opens a connection for /health/live every 20 ms.
 
 import asyncio
 import json
+import random
 import sys
 import time
 from collections import Counter
@@ -154,7 +155,7 @@ async def hold(port: int, until: float, connections: int, content: bytes, chunk:
                 await reader.read(1 << 16)
                 writer.close()
             ended += 1
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(random.uniform(0.25, 0.75))
 
     tasks = [asyncio.create_task(one()) for _ in range(connections)]
     await asyncio.sleep(until - time.monotonic())
@@ -182,9 +183,9 @@ async def unread(port: int, until: float, connections: int, request: bytes) -> N
 
 IDS = [str(n) for n in range(1000)]
 SINGLE = json.dumps({"items": IDS, "k": 1000, "explain": 2, "exclude_seen": False}).encode()
-BATCH = json.dumps({"requests": [{"items": IDS[:190], "k": 50, "explain": 1, "exclude_seen": False}] * 256}).encode()
-WIDE = json.dumps({"requests": [{"user": "1", "exclude": IDS[:190]}] * 256}).encode()
-WRONG = json.dumps({"requests": [{"user": "1", "exclude": [0] * 190}] * 256}).encode()
+BATCH = json.dumps({"requests": [{"items": IDS[:110], "k": 50, "explain": 1, "exclude_seen": False}] * 256}).encode()
+WIDE = json.dumps({"requests": [{"user": "1", "exclude": IDS[:110]}] * 256}).encode()
+WRONG = json.dumps({"requests": [{"user": "1", "exclude": [0] * 110}] * 256}).encode()
 TOO_MANY = b'{"requests":[' + b"0," * (4 << 20) + b"0]}"
 FUTURE = post("/v1/recommend", b'{"user":"1"}', "X-Min-Seq: 9007199254740992")
 HELD = post("/v1/items/batch", b" " * ((8 << 20) - 1), length=8 << 20)

@@ -5,7 +5,7 @@
 A server of its own process, started as ``recbole-llm serve`` starts it, with its default limits, serves a made catalogue.
 Honest clients run alone first and last, and beside each attack in turn; attackers are a third process. Health is asked by
 a fresh connection each time, and its time includes the connecting. Memory is the server's resident set: before, at the
-worst, and ten seconds after.
+worst, and ten seconds after. With ``--against`` the processor time of honest requests is compared with another checkout's.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from attack_clients import CLIENTS
-from serving import facts
-from serving_servers import ROOT, SLOWS_NUMPY, write_catalogue
+from serving import facts, measure, median_of, ratio
+from serving_servers import ROOT, SLOWS_NUMPY, cpu_seconds_of, write_catalogue
 
 Result = dict[str, Any]
 CLIENT = Path(__file__).with_name("attack_clients.py")
@@ -42,6 +42,8 @@ sys.exit(command.run_serve(parser.parse_args()))
 
 class Server:
     """``recbole-llm serve`` on a free port."""
+
+    kind = "POST"  # as clients of ``serving.py`` ask
 
     def __init__(self, folder: Path, source: Path, *options: str) -> None:
         with socket.socket() as probe:
@@ -68,6 +70,10 @@ class Server:
         """What it has written."""
         self.log.seek(0)
         return self.log.read().decode(errors="replace")
+
+    def cpu_seconds(self) -> float:
+        """User and system time."""
+        return cpu_seconds_of(self.process.pid)
 
     def rss_mib(self) -> float:
         """Resident set."""
@@ -137,6 +143,28 @@ def judge(result: Result, base: Result) -> Result:
     return result
 
 
+def speed(folder: Path, options: argparse.Namespace) -> Result:
+    """Requests per CPU second of honest load beside those of another checkout's service, in turn, round after round."""
+    servers = {"ours": Server(folder, Path(options.source)), "against": Server(folder, Path(options.against))}
+    results: dict[str, list[Result]] = {name: [] for name in servers}
+    try:
+        for server in servers.values():
+            measure(server, options.clients, 0.5)
+        for number in range(options.rounds):
+            for name in sorted(servers, reverse=bool(number % 2)):
+                results[name].append(measure(servers[name], options.clients, options.round_seconds))
+    finally:
+        for server in servers.values():
+            server.stop()
+    return {
+        "clients": options.clients,
+        "rounds": options.rounds,
+        **{name: median_of(rounds) for name, rounds in results.items()},
+        "requests_per_cpu_s_ratio": ratio(results["ours"], results["against"], "requests_per_cpu_s"),
+        "p99_ratio": ratio(results["ours"], results["against"], "p99_ms"),
+    }
+
+
 def main() -> None:
     """Run the attacks and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,6 +173,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--only", default=",".join(name for name in CLIENTS if name != "honest"), metavar="A,B")
     parser.add_argument("--source", default=str(ROOT), metavar="DIR", help="checkout whose service is attacked")
+    parser.add_argument("--against", default=None, metavar="DIR", help="checkout whose speed is compared with, in turn")
+    parser.add_argument("--clients", type=int, default=32, help="of that comparison")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--round-seconds", type=float, default=2.5)
     parser.add_argument("--output", default=None, metavar="FILE")
     options = parser.parse_args()
     report: Result = {**facts(), "items": options.items, "dim": options.dim, "seconds": options.seconds, "attacks": {}}
@@ -163,6 +195,9 @@ def main() -> None:
         print("honest again", json.dumps(report["honest_again"]), flush=True)
         report["exit_code"] = server.stop()
         report["tracebacks"] = server.output().count("Traceback")
+        if options.against:
+            report["speed"] = speed(Path(name) / "export", options)
+            print("speed", json.dumps(report["speed"]), flush=True)
     if options.output:
         Path(options.output).write_text(json.dumps(report, indent=1) + "\n")
 

@@ -284,7 +284,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """User and system time of the process and its workers."""
-        return sum(_cpu_seconds(pid) for pid in _family(self.process.pid))
+        return sum(cpu_seconds_of(pid) for pid in _family(self.process.pid))
 
     def kill(self) -> None:
         """End the process by kill -9."""
@@ -300,7 +300,8 @@ class Server:
             self.kill()
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds_of(pid: int) -> float:
+    """User and system time of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / CLOCK
 

@@ -187,8 +187,7 @@ OURS = {
     "checkpoint.py, read_checkpoint: torch.load": SAFELY + "weights_only=True",
     "checkpoint.py, unpickled: pickle.loads": "called by a full torch.load alone, whose caller names the file",
     "streaming.py, _load_best: torch.load": "of a stock model: as Trainer.evaluate",
-    "files.py, _Tensors: pickle.Unpickler": SAFELY
-    + "it finds the functions that rebuild tensors and nothing else",
+    "files.py, _Tensors: pickle.Unpickler": SAFELY + "it finds the functions that rebuild tensors and nothing else",
     "files.py, _Tensors.find_class: getattr(torch._utils, name)": SAFELY + "from a list of three",
     "files.py, _Tensors.find_class: getattr(torch, name)": SAFELY + "used where it is a dtype",
     "files.py, _item_embeddings.load: numpy.load": SAFELY + "allow_pickle=False",

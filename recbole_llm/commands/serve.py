@@ -3,7 +3,9 @@
 import argparse
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from recbole_llm.export.manifest import read_manifest
@@ -14,6 +16,7 @@ from recbole_llm.serving.open_log import open_overlay
 from recbole_llm.serving.settings import LOOPBACK_HOSTS, Limits, Settings, is_loopback, proxies_of, read_keys, state_of
 
 EXTRA = "the service needs FastAPI and uvicorn: pip install 'recbole-llm[serve]'."
+ACCEPTED_A_TURN = 16  # connections
 OTHER_FILES = 200  # that a process opens beside its connections
 STOP_SECONDS = 10
 KEEP_ALIVE_SECONDS = 5
@@ -227,24 +230,41 @@ def run_serve(options: argparse.Namespace) -> int:
         options.port,
         "read-only" if settings.read_only else f"changes in {_without_password(settings.state)}",
     )
-    uvicorn.run(
-        "recbole_llm.serving.app:app_from_environment",
-        factory=True,
-        host=options.host,
-        port=options.port,
-        workers=options.workers,
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        http=ServeProtocol,
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=STOP_SECONDS,
-        ws="none",
-    )
-    return 0
+    arguments: dict[str, Any] = {
+        "app": "recbole_llm.serving.app:app_from_environment",
+        "factory": True,
+        "host": options.host,
+        "port": options.port,
+        "access_log": False,
+        "log_level": "warning",
+        "server_header": False,
+        "http": ServeProtocol,
+        "h11_max_incomplete_event_size": MAX_HEAD_BYTES,
+        "proxy_headers": bool(settings.trusted_proxies),
+        "forwarded_allow_ips": list(settings.trusted_proxies),
+        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        "timeout_graceful_shutdown": STOP_SECONDS,
+        "ws": "none",
+    }
+    if options.workers > 1:
+        uvicorn.run(**arguments, workers=options.workers)
+        return 0
+    return _run_alone(uvicorn.Config(**arguments, workers=1))
+
+
+def _run_alone(config: Any) -> int:
+    """Run one process as ``uvicorn.run`` does, with several handles on the listening socket.
+
+    uvloop takes one new connection from each handle in a turn of its loop: a hundred at once would keep the next one waiting
+    for a hundred turns.
+    """
+    import uvicorn
+
+    server = uvicorn.Server(config)
+    listening = config.bind_socket()
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listening, *(listening.dup() for _ in range(ACCEPTED_A_TURN - 1))])
+    return 0 if server.started else 3
 
 
 def _check_log(settings: Settings) -> None:

@@ -44,7 +44,9 @@ def open_file(path: Path, n_bytes: int | None = None, sha256: str | None = None,
         elif mapped:
             content = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
         else:
-            content = memoryview(mmap.mmap(-1, size))  # goes back to the system as soon as nothing views it
+            content = memoryview(
+                mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            )  # freed with its last view
             _read(descriptor, content, path.name)
             content = content.toreadonly()
     if sha256 is not None:

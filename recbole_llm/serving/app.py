@@ -28,6 +28,7 @@ from recbole_llm.serving.gate import Gate
 from recbole_llm.serving.item_writes import Writer
 from recbole_llm.serving.memory import give_back
 from recbole_llm.serving.problem import MEDIA_TYPE, Problem, echo
+from recbole_llm.serving.reading import MAX_COST
 from recbole_llm.serving.responses import (
     check_budget,
     error_content,
@@ -49,6 +50,7 @@ from recbole_llm.serving.text import EncodedText, EncoderUnavailable, SentenceEn
 
 STATIC = Path(__file__).parent / "static"
 NAMED_ROWS = 5
+SWITCH_SECONDS = 0.001  # until the loop gets the interpreter from the thread that makes a large answer
 
 ItemId = Annotated[str, PathParam(min_length=1, max_length=schemas.MAX_ID_CHARACTERS, description="May hold slashes.")]
 _PROBLEM = {
@@ -175,7 +177,8 @@ def _add_reading(app: FastAPI, service: Service) -> None:
     async def recommend(body: schemas.RecommendBody) -> Response:
         texts = await _encoded(service, [body])
         asked = request_of(body, texts)
-        if service.reader.is_costly(asked):
+        cost = service.reader.cost_of(asked)
+        if cost > MAX_COST:
             answer = await service.reader.render([asked], rendered, service.settings.limits.request_seconds)
             (raw,) = answer.value
             if isinstance(raw, Exception):
@@ -183,7 +186,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
             if any(encoded.cut for encoded in texts.values()):
                 raw = raw[:-1] + b',"truncated":1}'
             return json_answer(with_state(raw, answer))
-        answer = await service.reader.recommend(asked)
+        answer = await service.reader.recommend(asked, cost)
         content = {**recommendation_content(answer.value), **state_content(answer)}
         if any(encoded.cut for encoded in texts.values()):
             content["truncated"] = 1
@@ -384,7 +387,9 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 def app_from_environment() -> FastAPI:
     """The application of a worker process, whose settings the parent put into its environment."""
     import os
+    import sys
 
+    sys.setswitchinterval(SWITCH_SECONDS)
     return create_app(Settings.from_json(os.environ[SETTINGS_VARIABLE]))
 
 

@@ -6,6 +6,7 @@ run one at a time, in turn with batches of the others: they never stand before m
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -74,6 +75,7 @@ class Batcher(Generic[T, R]):
         self._costly_next = False
         self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
+        self._sweep_at = math.inf
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     @property
@@ -104,7 +106,7 @@ class Batcher(Generic[T, R]):
         elif not self._kicked:  # what else comes in this turn of the loop is of the same batch
             self._kicked = True
             asyncio.get_running_loop().call_soon(self._kick)
-        if not entry.future.done() and self._sweeper is None:
+        if not entry.future.done() and entry.expires < self._sweep_at:
             self._sweep()
         return await entry.future
 
@@ -204,7 +206,9 @@ class Batcher(Generic[T, R]):
 
     def _sweep(self) -> None:
         """Tell late callers so, though the worker may be stuck in a batch."""
-        self._sweeper = None
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._sweeper, self._sweep_at = None, math.inf
         now = time.monotonic()
         nearest = None
         for entry in (*self._running, *self._pending, *self._costly):
@@ -216,7 +220,8 @@ class Batcher(Generic[T, R]):
                 nearest = entry.expires if nearest is None else min(nearest, entry.expires)
         if nearest is not None:
             # not for every entry: deadlines are kept to 50 ms
-            self._sweeper = asyncio.get_running_loop().call_later(max(nearest - now, 0.05), self._sweep)
+            self._sweep_at = max(nearest, now + 0.05)
+            self._sweeper = asyncio.get_running_loop().call_later(self._sweep_at - now, self._sweep)
 
     def close(self) -> None:
         """Refuse new entries and those that wait, and let the thread end after what it is doing."""

@@ -6,9 +6,12 @@ address that holds most gives way: a client that holds its bodies back pays for 
 """
 
 import asyncio
+import types
 from collections import Counter as Tally
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +30,9 @@ MAX_VALUES = (
     50_000  # of a body, numbers and strings: 8 ms to parse and as much to check, during which nobody is answered
 )
 COUNTED_AT_ONCE = 1 << 18
+PARTS_A_TURN = 4  # parts of large bodies, up to 256 KiB each
+DRAINED_BYTES = 64 << 20  # of a body that nobody wants, so that its client can read the answer
+DRAIN_SECONDS = 2.0
 VALUE_BYTES = 64  # that a parsed value takes, about
 
 
@@ -82,6 +88,66 @@ async def in_time(work: Coroutine[Any, Any, X], seconds: float) -> X:
         timer.cancel()
 
 
+class Incoming:
+    """The parts of a body on their way in.
+
+    Args:
+        receive: of the request.
+
+    Attributes:
+        over: whether the last part was read.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._here: Message | None = None
+        self._begun: Any = None
+        self.over = False
+
+    def whole(self, limit: int) -> bytes | None:
+        """Return the body without waiting, if all of it has arrived in one part of at most ``limit`` bytes.
+
+        A deadline and what belongs to it cost as much as all else that is done before a request is answered.
+        """
+        work: Any = self._receive()
+        try:
+            self._begun = _resumed(work, work.send(None))
+            return None
+        except StopIteration as done:
+            message = done.value
+        if message["type"] == "http.request" and not message.get("more_body"):
+            content: bytes = message.get("body", b"")
+            if len(content) <= limit:
+                self.over = True
+                return content
+        self._here = message
+        return None
+
+    async def next(self) -> Message:
+        """Receive the next part."""
+        here, self._here = self._here, None
+        begun, self._begun = self._begun, None
+        message: Message = here or await (begun or self._receive())
+        self.over = not message.get("more_body")
+        return message
+
+
+@types.coroutine
+def _resumed(work: Any, awaited: Any) -> Iterator[Any]:
+    """Go on with a coroutine that waits for something."""
+    while True:
+        try:
+            sent = yield awaited
+        except BaseException as error:
+            step = partial(work.throw, error)
+        else:
+            step = partial(work.send, sent)
+        try:
+            awaited = step()
+        except StopIteration as done:
+            return done.value
+
+
 class Body:
     """A body, as far as it has arrived; ``content`` is whole after :meth:`Bodies.read`."""
 
@@ -105,6 +171,8 @@ class Bodies:
         self.held = 0  # bytes of the budget that are taken
         self._arriving: dict[Body, None] = {}  # those that hold some of it, in the order of their first large part
         self._one_a_turn = asyncio.Lock()
+        self._parts_left = PARTS_A_TURN
+        self._paced: deque[asyncio.Future[None]] = deque()
 
     @asynccontextmanager
     async def turn(self, content: bytes) -> AsyncIterator[None]:
@@ -118,20 +186,63 @@ class Bodies:
             finally:
                 await asyncio.sleep(0)
 
-    async def read(self, address: str, receive: Receive, limit: int) -> Body:
+    async def _pace(self) -> None:
+        """Wait until another part of a large body may be read.
+
+        Hundreds of them in one turn of the loop would take longer than everything else in it, and a turn lets one new
+        connection in.
+        """
+        if self._parts_left == PARTS_A_TURN:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        if self._parts_left:
+            self._parts_left -= 1
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._paced.append(place)
+        await place
+
+    def _next_turn(self) -> None:
+        self._parts_left = PARTS_A_TURN
+        while self._paced and self._parts_left:
+            place = self._paced.popleft()
+            if not place.done():
+                place.set_result(None)
+                self._parts_left -= 1
+        if self._parts_left < PARTS_A_TURN:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+
+    async def drain(self, receive: Receive) -> None:
+        """Read and forget what a client still sends, so that it can read its answer before the connection ends."""
+        with suppress(Interrupted):
+            await in_time(self._forget(receive), DRAIN_SECONDS)
+
+    async def _forget(self, receive: Receive) -> None:
+        left = DRAINED_BYTES
+        while left > 0:
+            await self._pace()
+            message = await receive()
+            if message["type"] != "http.request" or not message.get("more_body"):
+                return
+            left -= len(message.get("body", b""))
+
+    async def read(self, address: str, incoming: Incoming, limit: int) -> Body:
         """Read a whole body. Call :meth:`release` when its request is done.
 
         Args:
             address: of the peer, as :class:`Connections` counts it.
-            receive: of the request.
+            incoming: of the request.
             limit: most bytes.
 
         Raises:
             Problem: 408, 413 or 503; nothing is held then.
         """
         body = Body(address)
+        content = incoming.whole(min(FREE_BYTES, limit))
+        if content is not None:  # as nearly always: there is nothing to watch over
+            body.content = content
+            return body
         try:
-            body.content = await self._in_time(body, receive, limit)
+            body.content = await self._in_time(body, incoming.next, limit)
             if body.held:
                 async with self.turn(body.content):
                     values = check_values(body.content)
@@ -144,13 +255,14 @@ class Bodies:
     async def _in_time(self, body: Body, receive: Receive, limit: int) -> bytes:
         body.running = Interruptible()
         seconds = self.limits.body_seconds
-        late = Problem(408, f"The body did not arrive within {seconds:g} seconds.")
-        timer = asyncio.get_running_loop().call_later(seconds, body.running.interrupt, ("slow", late))
+        timer = asyncio.get_running_loop().call_later(seconds, body.running.interrupt, "slow")
         try:
             return await body.running.run(self._collect(body, receive, limit))
         except Interrupted as interrupted:
-            reason, problem = interrupted.args[0]
+            reason = interrupted.args[0]
             self.metrics.rejected.add(reason=reason)
+            late = reason == "slow"
+            problem = Problem(408, f"The body did not arrive within {seconds:g} seconds.") if late else _full()
             raise problem from None
         finally:
             timer.cancel()
@@ -180,6 +292,8 @@ class Bodies:
                     self._take(body, size - body.held)
                 if not message.get("more_body"):
                     return parts[0] if len(parts) == 1 else b"".join(parts)
+                if size > FREE_BYTES:
+                    await self._pace()
         finally:
             parts.clear()  # an error holds this frame, and what it names, until its answer is sent
             message = {}
@@ -206,7 +320,7 @@ class Bodies:
         if victim is taker or victim.running is None:
             return False
         self._arriving.pop(victim)
-        victim.running.interrupt(("bodies", _full()))
+        victim.running.interrupt("bodies")
         self.held -= victim.held  # its parts are gone with the next turn of the loop
         victim.held = 0
         return True
@@ -249,17 +363,3 @@ def _commas_between(content: bytes) -> int:
     """Commas outside of strings."""
     plain = content.replace(b"\\\\", b"").replace(b'\\"', b"")
     return sum(part.count(b",") for part in plain.split(b'"')[::2])
-
-
-async def drain(receive: Receive, n_bytes: int) -> None:
-    """Read and forget what a client still sends, so that it can read its answer before the connection ends."""
-    with suppress(Interrupted):
-        await in_time(_forget(receive, n_bytes), 2.0)
-
-
-async def _forget(receive: Receive, n_bytes: int) -> None:
-    while n_bytes > 0:
-        message = await receive()
-        if message["type"] != "http.request" or not message.get("more_body"):
-            return
-        n_bytes -= len(message.get("body", b""))

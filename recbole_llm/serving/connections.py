@@ -73,6 +73,7 @@ class Connections:
         self.per_peer = limits.connections_per_address or max(limits.connections // 2, 1)
         self._trusted = [ip_network(address) for address in trusted]
         self._peers: dict[str, dict[Connection, None]] = {}  # in the order of arrival
+        self._silent: dict[str, dict[Connection, None]] = {}  # those of them that have asked for nothing yet
         self.count = 0
 
     def _is_trusted(self, peer: str) -> bool:
@@ -92,7 +93,7 @@ class Connections:
         own = self._peers.get(peer, {})
         reason = self._crowded(peer, own)
         if reason is not None:
-            self._evict(own if reason == "address" else max(self._peers.values(), key=len))
+            self._evict(peer if reason == "address" else max(self._peers, key=lambda one: len(self._peers[one])))
             own = self._peers.get(peer, {})
             reason = self._crowded(peer, own)
         place = "open" if reason is None else "health"
@@ -102,8 +103,13 @@ class Connections:
                 return "refused"
         own[connection] = None
         self._peers[peer] = own
+        self._silent.setdefault(peer, {})[connection] = None
         self.count += 1
         return place
+
+    def greeted(self, connection: Connection) -> None:
+        """Note that a connection has asked for something."""
+        _drop(self._silent, connection)
 
     def _crowded(self, peer: str, own: dict[Connection, None]) -> str | None:
         """Which limit another connection would pass."""
@@ -111,22 +117,20 @@ class Connections:
             return "address"
         return "connections" if self.count >= self.limits.connections else None
 
-    def _evict(self, group: dict[Connection, None]) -> None:
-        """Close the oldest connection of a group in which nothing happens, if there is one."""
-        for connection in group:
-            if connection.is_idle():
-                self.metrics.rejected.add(reason="idle")
-                self.remove(connection)
-                connection.transport.close()
-                return
+    def _evict(self, peer: str) -> None:
+        """Close the connection of a peer that has been silent longest, or else one in which nothing happens now."""
+        silent = self._silent.get(peer)
+        idle = iter(silent) if silent else (one for one in self._peers[peer] if one.is_idle())
+        connection = next(idle, None)
+        if connection is not None:
+            self.metrics.rejected.add(reason="idle")
+            self.remove(connection)
+            connection.transport.close()
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection, if it is known."""
-        group = self._peers.get(connection.peer)
-        if group is not None and group.pop(connection, self) is None:
-            self.count -= 1
-            if not group:
-                del self._peers[connection.peer]
+        _drop(self._silent, connection)
+        self.count -= _drop(self._peers, connection)
 
     async def watch(self) -> None:
         """Keep the deadlines; runs until it is cancelled."""
@@ -158,3 +162,14 @@ class Connections:
                 self.metrics.rejected.add(reason="answer")
                 total -= waiting
                 connection.transport.abort()
+
+
+def _drop(groups: dict[str, dict[Connection, None]], connection: Connection) -> bool:
+    """Take a connection out of its peer's group; whether it was there."""
+    group = groups.get(connection.peer, {})
+    if connection not in group:
+        return False
+    del group[connection]
+    if not group:
+        del groups[connection.peer]
+    return True

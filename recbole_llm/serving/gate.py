@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from logging import getLogger
 from uuid import uuid4
 
-from recbole_llm.serving.bodies import FREE_BYTES, Bodies, Body, Message, Receive, Scope, drain
+from recbole_llm.serving.bodies import FREE_BYTES, Bodies, Body, Incoming, Message, Receive, Scope
 from recbole_llm.serving.connections import HEALTH_PATHS, peer_of
 from recbole_llm.serving.metrics import Metrics
 from recbole_llm.serving.problem import MEDIA_TYPE, Problem
@@ -29,7 +29,6 @@ _BATCH_PATHS = frozenset({"/v1/recommend/batch", "/v1/items/batch"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 MAX_BUCKETS = 10_000
 MAX_SEQ_DIGITS = 18
-DRAINED_BYTES = 64 << 20  # of a body that nobody wants: its client reads the answer when it has sent it
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -71,10 +70,10 @@ class Gate:
             return
         started = time.perf_counter()
         headers = dict(scope["headers"])
-        answer = _Answer(send, self._request_id(headers))
+        answer = _Answer(send, self._request_id(headers), self.bodies)
         admitted = body = None
         has_body = scope["method"] in _WITH_BODY
-        incoming = _Incoming(receive)
+        incoming = Incoming(receive)
         try:
             _with_raw_path(scope)
             writes = has_body and scope["path"] not in _READING_POSTS
@@ -217,7 +216,7 @@ class Gate:
 
     # ------------------------------------------------------------------ body
 
-    async def _with_body(self, scope: Scope, headers: Headers, receive: "_Incoming") -> tuple[Body, Receive]:
+    async def _with_body(self, scope: Scope, headers: Headers, incoming: Incoming) -> tuple[Body, Receive]:
         """Read the body within its bounds, and hand it on as one message."""
         limits = self.settings.limits
         limit = limits.batch_body_bytes if scope["path"] in _BATCH_PATHS else limits.body_bytes
@@ -225,7 +224,7 @@ class Gate:
         if length.isdigit() and int(length) > limit:
             self.metrics.rejected.add(reason="size")
             raise Problem(413, f"The body is larger than {limit} bytes.")
-        body = await self.bodies.read(_peer(scope), receive.next, limit)
+        body = await self.bodies.read(_peer(scope), incoming, limit)
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if body.content and kind != b"application/json":
             self.bodies.release(body)
@@ -235,7 +234,7 @@ class Gate:
         async def replay() -> Message:
             nonlocal given
             if given:
-                return await receive.next()
+                return await incoming.next()
             given = True
             return {"type": "http.request", "body": body.content, "more_body": False}
 
@@ -254,29 +253,15 @@ def _is_long(headers: Headers) -> bool:
 
 def _with_raw_path(scope: Scope) -> None:
     """Let routes of items be told apart in the path as it was sent: a slash of an id is ``%2F`` there, and stays one."""
-    raw = scope.get("raw_path")
-    if raw is not None and scope["path"].startswith(_ITEMS_PATH):
+    if scope["path"].startswith(_ITEMS_PATH) and (raw := scope.get("raw_path")) is not None:
         scope["path"] = raw.partition(b"?")[0].decode("latin-1")
-
-
-class _Incoming:
-    """The body on its way in; ``over`` once its last part was read."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self.over = False
-
-    async def next(self) -> Message:
-        message = await self._receive()
-        self.over = not message.get("more_body")
-        return message
 
 
 class _Answer:
     """The answer on its way out: its status, and the headers that every answer has."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
-        self._send, self.request_id = send, request_id
+    def __init__(self, send: Send, request_id: str, bodies: Bodies) -> None:
+        self._send, self.request_id, self._bodies = send, request_id, bodies
         self._headers = [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
         self.status = 0
 
@@ -286,7 +271,7 @@ class _Answer:
             message["headers"] = [*message.get("headers", ()), *self._headers]
         await self._send(message)
 
-    async def problem(self, problem: Problem, unread: _Incoming | None = None, headers: Headers | None = None) -> None:
+    async def problem(self, problem: Problem, unread: Incoming | None = None, headers: Headers | None = None) -> None:
         """Send an error.
 
         Args:
@@ -306,6 +291,6 @@ class _Answer:
         await self.send({"type": "http.response.start", "status": problem.status, "headers": pairs})
         if unread is not None and linger:
             await self.send({"type": "http.response.body", "body": body, "more_body": True})
-            await drain(unread.next, DRAINED_BYTES)  # closed at once, the connection is reset and the answer lost
+            await self._bodies.drain(unread.next)  # closed at once, the connection is reset and the answer lost
             body = b""
         await self.send({"type": "http.response.body", "body": body})

@@ -103,6 +103,8 @@ class Guarded(Base):
         cycle: Any = self.cycle
         super().data_received(data)
         if self.cycle is not cycle:
+            if cycle is None and self._connections is not None:
+                self._connections.greeted(self)
             self.head_since = self.stalled_since = None
             self._received = 0
             if len(self.headers) > MAX_HEADERS:

@@ -107,7 +107,9 @@ class Reader:
 
     def cost_of(self, request: Request) -> int:
         """Microseconds that an answer takes beside its scores, about; known without any work."""
-        cost = request.k * (ITEM_COST + REASON_COST * request.explain) + len(request.exclude) // IDS_PER_COST
+        cost = request.k * (ITEM_COST + REASON_COST * request.explain)
+        if request.exclude:
+            cost += len(request.exclude) // IDS_PER_COST
         if request.items is not None:
             cost += len(request.items) // IDS_PER_COST
         if request.filter:
@@ -118,20 +120,22 @@ class Reader:
             cost += request.k * recommender.history_length(request) * width // EXPLAINED_PER_COST
         return cost
 
-    def is_costly(self, request: Request) -> bool:
-        """Whether the answer is better made by :meth:`render`."""
-        return self.cost_of(request) > MAX_COST
-
     # ------------------------------------------------------------------ asking
 
-    async def recommend(self, request: Request) -> Versioned:
+    async def recommend(self, request: Request, cost: int | None = None) -> Versioned:
         """Answer a request; ``value`` is a :class:`Recommendation`.
+
+        Args:
+            request: one whose cost is above ``MAX_COST`` is better answered by :meth:`render`.
+            cost: of :meth:`cost_of`, where it is known already.
 
         Raises:
             UnknownUserError, UnknownItemError, ValueError: as :meth:`Recommender.recommend`.
             QueueFull, DeadlineExceeded: as :meth:`Batcher.submit`.
         """
-        answer = await self.batcher.submit(request, self.limits.request_seconds, self.cost_of(request))
+        if cost is None:
+            cost = self.cost_of(request)
+        answer = await self.batcher.submit(request, self.limits.request_seconds, cost)
         self._count(answer.value)
         return answer
 

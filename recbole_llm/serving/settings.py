@@ -47,7 +47,7 @@ class Limits:
     body_bytes: int = 1 << 20
     batch_body_bytes: int = 8 << 20
     body_seconds: float = 10.0
-    bodies_bytes: int = 64 << 20
+    bodies_bytes: int = 96 << 20
     queue: int = 256
     writes: int = 64
     encode_queue: int = 64

@@ -400,6 +400,21 @@ def test_costly_entries_that_are_late_or_given_up_are_not_run():
     assert isinstance(late, DeadlineExceeded) and (first, last) == (0, 3) and ran == [0, 3]
 
 
+def test_an_earlier_deadline_that_comes_later_is_kept():
+    gate = threading.Event()
+
+    async def work():
+        batcher = Batcher(lambda items: happens(gate, "the test lets the batch go on") or items)
+        tasks = [asyncio.ensure_future(batcher.submit(n, LIMIT)) for n in range(3)]
+        await until(lambda: batcher._busy)
+        with pytest.raises(DeadlineExceeded):
+            await batcher.submit(3, 0.1)  # though the worker is stuck, and the others have time
+        gate.set()
+        return await asyncio.gather(*tasks)
+
+    assert run(work()) == [0, 1, 2]
+
+
 def test_each_kind_has_a_queue_of_its_own():
     gate = threading.Event()
 

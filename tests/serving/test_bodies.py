@@ -9,7 +9,7 @@ from waiting import LIMIT
 pytest.importorskip("orjson", reason="extra 'serve'")
 pytest.importorskip("fastapi", reason="extra 'serve'")
 
-from recbole_llm.serving.bodies import FREE_BYTES, MAX_VALUES, VALUE_BYTES, Bodies, check_values
+from recbole_llm.serving.bodies import FREE_BYTES, MAX_VALUES, VALUE_BYTES, Bodies, Incoming, check_values
 from recbole_llm.serving.metrics import Metrics
 from recbole_llm.serving.problem import Problem
 from recbole_llm.serving.settings import Limits
@@ -39,12 +39,16 @@ class Client:
     async def receive(self):
         return await self.parts.get()
 
+    @property
+    def incoming(self):
+        return Incoming(self.receive)
+
 
 def test_a_body_is_what_was_sent():
     async def work():
         store = bodies()
         for parts in ([b""], [b"{}"], [b"a" * 40_000, b"", b"b" * 30_000], [b"x" * (1 << 20)]):
-            body = await store.read("a", Client(*parts).receive, 1 << 20)
+            body = await store.read("a", Client(*parts).incoming, 1 << 20)
             assert body.content == b"".join(parts)
             store.release(body)
             assert store.held == 0
@@ -52,12 +56,52 @@ def test_a_body_is_what_was_sent():
     run(work())
 
 
+@pytest.mark.parametrize("wait", [False, True], ids=["here", "on its way"])
+@pytest.mark.parametrize(
+    "parts", [[b"{}"], [b""], [b"a", b"b"], [b"x" * FREE_BYTES], [b"x" * (FREE_BYTES + 1)]], ids=range(5)
+)
+def test_a_body_that_is_here_and_one_that_is_waited_for_are_the_same(parts, wait):
+    async def work():
+        client, store = Client(), bodies()
+        incoming = client.incoming
+
+        def send():
+            for at, part in enumerate(parts):
+                client.send(part, more=at < len(parts) - 1)
+
+        if wait:
+            asyncio.get_running_loop().call_later(0.01, send)
+        else:
+            send()
+        body = await store.read("a", incoming, 1 << 20)
+        assert body.content == b"".join(parts) and incoming.over
+        client.send(b"more")
+        return (await incoming.next())["body"]
+
+    assert run(work()) == b"more"
+
+
+def test_a_client_that_goes_away():
+    async def work(wait):
+        client, store = Client(), bodies()
+        gone = {"type": "http.disconnect"}
+        if wait:
+            asyncio.get_running_loop().call_later(0.01, client.parts.put_nowait, gone)
+        else:
+            client.parts.put_nowait(gone)
+        with pytest.raises(Problem) as caught:
+            await store.read("a", client.incoming, 1 << 20)
+        return caught.value.status
+
+    assert run(work(False)) == run(work(True)) == 400
+
+
 def test_small_bodies_are_free_and_large_ones_are_counted_with_what_they_are_parsed_to():
     async def work():
         store = bodies()
-        small = await store.read("a", Client(b"1," * (FREE_BYTES // 2)).receive, 1 << 20)
+        small = await store.read("a", Client(b"1," * (FREE_BYTES // 2)).incoming, 1 << 20)
         assert store.held == 0
-        large = await store.read("a", Client(b"1," * FREE_BYTES).receive, 1 << 20)
+        large = await store.read("a", Client(b"1," * FREE_BYTES).incoming, 1 << 20)
         assert store.held == 2 * FREE_BYTES + VALUE_BYTES * (FREE_BYTES + 1)
         store.release(small)
         store.release(large)
@@ -73,7 +117,7 @@ def test_a_body_is_refused_when_it_grows_too_large(sent, status):
         store = bodies()
         client = Client(*[b"x"] * sent, last=status is None)
         try:
-            return (await store.read("a", client.receive, 1000)).content
+            return (await store.read("a", client.incoming, 1000)).content
         except Problem as problem:
             assert store.held == 0
             return problem.status
@@ -85,11 +129,11 @@ def test_a_body_that_does_not_come_is_408_and_leaves_nothing():
     async def work():
         store = bodies(body_seconds=0.05)
         with pytest.raises(Problem) as caught:
-            await store.read("a", Client(b"x" * 100_000, last=False).receive, 1 << 20)
+            await store.read("a", Client(b"x" * 100_000, last=False).incoming, 1 << 20)
         assert caught.value.status == 408 and store.held == 0 and not store._arriving
         # the task goes on: the interruption was not the task's own end
         await asyncio.sleep(0)
-        return (await store.read("a", Client(b"next").receive, 10)).content
+        return (await store.read("a", Client(b"next").incoming, 10)).content
 
     assert run(work()) == b"next"
 
@@ -97,7 +141,7 @@ def test_a_body_that_does_not_come_is_408_and_leaves_nothing():
 def test_a_cancelled_reader_is_cancelled():
     async def work():
         store = bodies()
-        task = asyncio.create_task(store.read("a", Client(b"x" * 100_000, last=False).receive, 1 << 20))
+        task = asyncio.create_task(store.read("a", Client(b"x" * 100_000, last=False).incoming, 1 << 20))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -113,12 +157,12 @@ def test_the_body_that_has_arrived_longest_from_who_holds_most_gives_way():
     async def work():
         store = bodies(bodies_bytes=1000 * KILOBYTE)
         slow = [Client(b" " * (90 * KILOBYTE), last=False) for _ in range(10)]
-        tasks = [asyncio.create_task(store.read("holder", client.receive, 1 << 20)) for client in slow]
+        tasks = [asyncio.create_task(store.read("holder", client.incoming, 1 << 20)) for client in slow]
         other = Client(b" " * (20 * KILOBYTE), last=False)
-        others = asyncio.create_task(store.read("other", other.receive, 1 << 20))
+        others = asyncio.create_task(store.read("other", other.incoming, 1 << 20))
         await asyncio.sleep(0.01)
         assert store.held == 920 * KILOBYTE
-        body = await store.read("honest", Client(b" " * (150 * KILOBYTE)).receive, 1 << 20)
+        body = await store.read("honest", Client(b" " * (150 * KILOBYTE)).incoming, 1 << 20)
         assert len(body.content) == 150 * KILOBYTE
         await asyncio.sleep(0)
         assert [task.done() for task in tasks] == [True] + [False] * 9 and not others.done()
@@ -144,7 +188,7 @@ def test_what_was_given_up_is_freed_before_its_answer_is_sent():
         client = Client()
         client.send(memoryview(part), more=True)
         with pytest.raises(Problem) as caught:
-            await store.read("a", client.receive, 1 << 20)
+            await store.read("a", client.incoming, 1 << 20)
         await asyncio.sleep(0)
         part.append(0)  # BufferError: a view exists
         return caught.value.status
@@ -157,13 +201,13 @@ def test_where_nothing_can_give_way_the_newcomer_is_refused():
 
     async def work():
         store = bodies(bodies_bytes=100 * KILOBYTE)
-        held = await store.read("a", Client(b" " * (90 * KILOBYTE)).receive, 1 << 20)
+        held = await store.read("a", Client(b" " * (90 * KILOBYTE)).incoming, 1 << 20)
         with pytest.raises(Problem) as caught:
-            await store.read("b", Client(b" " * (20 * KILOBYTE)).receive, 1 << 20)
+            await store.read("b", Client(b" " * (20 * KILOBYTE)).incoming, 1 << 20)
         assert caught.value.status == 503 and store.held == held.held
-        assert (await store.read("b", Client(b" " * KILOBYTE).receive, 1 << 20)).content  # small ones are free
+        assert (await store.read("b", Client(b" " * KILOBYTE).incoming, 1 << 20)).content  # small ones are free
         store.release(held)
-        store.release(await store.read("b", Client(b" " * (20 * KILOBYTE)).receive, 1 << 20))
+        store.release(await store.read("b", Client(b" " * (20 * KILOBYTE)).incoming, 1 << 20))
         assert store.held == 0
 
     run(work())
@@ -173,7 +217,7 @@ def test_one_body_larger_than_the_budget_is_refused():
     async def work():
         store = bodies(bodies_bytes=100 * KILOBYTE)
         with pytest.raises(Problem) as caught:
-            await store.read("a", Client(b" " * (200 * KILOBYTE)).receive, 1 << 20)
+            await store.read("a", Client(b" " * (200 * KILOBYTE)).incoming, 1 << 20)
         assert caught.value.status == 503 and store.held == 0
 
     run(work())

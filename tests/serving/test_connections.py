@@ -68,6 +68,14 @@ class Made:
         self.was_late, self.head_since = True, None
 
 
+def add(book, one):
+    """Let a connection in that, where it is not idle, asks for something at once."""
+    place = book.add(one)
+    if not one.idle:
+        book.greeted(one)
+    return place
+
+
 def places(trusted=(), **limits):
     return Connections(Limits(**limits), Metrics(), trusted)
 
@@ -78,13 +86,33 @@ def test_an_address_gives_way_to_itself():
     assert [book.add(one) for one in made] == ["open"] * 4
     assert [one.transport.closed for one in made] == [True, False, False, False]
     assert book.count == 3
-    second.idle = third.idle = fourth.idle = False
+    for one in made[1:]:
+        one.idle = False
+        book.greeted(one)
     fifth = Made()
     assert book.add(fifth) == "health" and not any(one.transport.closed for one in made[1:])
     assert book.add(Made("b")) == "open"  # another address has its own places
     assert book.add(Made()) == "health" and fifth.transport.closed  # what waits beyond the limit gives way as well
     for one in (first, second, second):
         book.remove(one)
+    assert book.count == 4
+
+
+def test_who_has_asked_for_something_gives_way_after_those_who_have_not():
+    book = places(connections=100, connections_per_address=4)
+    first, second, third, fourth = made = [Made() for _ in range(4)]
+    for one in made:
+        book.add(one)
+    book.greeted(first)
+    book.greeted(third)
+    closed = []
+    for _ in range(4):
+        book.add(Made())
+        closed.append([one.transport.closed for one in made])
+    assert closed[0] == [False, True, False, False] and closed[1] == closed[3] == [False, True, False, True]
+    for one in list(book._silent["a"]):
+        book.greeted(one)
+    assert book.add(Made()) == "open" and first.transport.closed and not third.transport.closed
     assert book.count == 4
 
 
@@ -105,11 +133,11 @@ def test_when_all_places_are_taken_who_has_most_gives_way():
 def test_busy_connections_leave_room_for_health_alone():
     book = places(connections=4, connections_per_address=4)
     for number in range(4):
-        assert book.add(Made(f"busy{number}", idle=False)) == "open"
+        assert add(book, Made(f"busy{number}", idle=False)) == "open"
     extra = [Made(f"extra{number}", idle=False) for number in range(RESERVE)]
-    assert {book.add(one) for one in extra} == {"health"}
+    assert {add(book, one) for one in extra} == {"health"}
     refused = Made("late", idle=False)
-    assert book.add(refused) == "refused" and book.count == 4 + RESERVE
+    assert add(book, refused) == "refused" and book.count == 4 + RESERVE
     assert "late" not in book._peers
     book.remove(refused)
     assert book.count == 4 + RESERVE
@@ -121,8 +149,8 @@ def test_busy_connections_leave_room_for_health_alone():
 @pytest.mark.parametrize("trusted", ["10.0.0.2", "10.0.0.0/24"])
 def test_a_trusted_proxy_has_no_limit_of_its_own(trusted):
     book = places((trusted,), connections=100, connections_per_address=2)
-    assert {book.add(Made("10.0.0.2", idle=False)) for _ in range(10)} == {"open"}
-    assert [book.add(Made("10.0.1.2", idle=False)) for _ in range(3)] == ["open", "open", "health"]
+    assert {add(book, Made("10.0.0.2", idle=False)) for _ in range(10)} == {"open"}
+    assert [add(book, Made("10.0.1.2", idle=False)) for _ in range(3)] == ["open", "open", "health"]
 
 
 def test_late_heads_and_answers_that_nobody_takes_end():
@@ -381,7 +409,8 @@ def test_nothing_is_left_when_all_have_gone(server):
     for client in clients:
         client.close()
     wait_until(lambda: not server.server_state.connections, "all connections have ended")
-    assert server.lifespan.state["connections"].count == 0 and not server.lifespan.state["connections"]._peers
+    book = server.lifespan.state["connections"]
+    assert book.count == 0 and not book._peers and not book._silent
 
 
 def test_watching_goes_on(monkeypatch):

@@ -166,7 +166,7 @@ def test_modes_of_an_export_follow_the_umask(tmp_path, umask, mode):
     encoder.write_bytes(b"w")
     encoder.chmod(0o600)
     code = (
-        "import os, sys; os.umask(int(sys.argv[1])); sys.path.insert(0, sys.argv[2])\n"
+        "import os, sys; os.umask(int(sys.argv[1])); sys.path[:0] = [sys.argv[2], os.path.dirname(sys.argv[2])]\n"
         "from made_export import make_contents; from recbole_llm.export.writer import write_artifact\n"
         "from dataclasses import replace; from pathlib import Path\n"
         "c = make_contents(); files = {'model.safetensors': Path(sys.argv[4])}\n"
