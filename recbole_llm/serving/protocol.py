@@ -50,8 +50,8 @@ async def _health_only(app: App, scope: Any, receive: Any, send: Any) -> None:
     await send_and_close({"type": "http.response.body", "body": body})
 
 
-if TYPE_CHECKING:
-    Base = H11Protocol
+if TYPE_CHECKING:  # imported and not assigned, so that types are checked where uvicorn is not installed too
+    from uvicorn.protocols.http.h11_impl import H11Protocol as Base
 else:
     Base = object
 
