@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -38,10 +39,19 @@ def _split_overrides(rest: Sequence[str], command: str) -> list[str]:
 
 
 def _config_files(value: str | None) -> list[str]:
-    files = (value or "").split()
+    """The files of the option: one whose name may hold blanks, or several, of which those with blanks are in quotes."""
+    if value and os.path.isfile(value):
+        return [value]
+    try:
+        files = shlex.split(value or "") if os.sep == "/" else (value or "").split()
+    except ValueError as error:
+        raise ValueError(f"config_files: {value!r} holds a quote that does not close.") from error
     for file in files:
         if not os.path.isfile(file):
-            raise ValueError(f"config_files: {file!r} does not exist. Give existing YAML files, separated by spaces.")
+            raise ValueError(
+                f"config_files: {file!r} does not exist. Give existing YAML files, separated by spaces; of several, those with "
+                "blanks in their names go in quotes, as in \"'my data/a.yaml' b.yaml\"."
+            )
     return files
 
 
@@ -147,7 +157,11 @@ def _run(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[
 
         checkpoint = _checkpoint_of_run(config["checkpoint_dir"], seconds)
         if checkpoint is not None:
-            print(" ".join([f"next: {PROGRAM} recommend {checkpoint} --users ID", *options_to_repeat(config)]))
+            print(
+                " ".join(
+                    [f"next: {PROGRAM} recommend {shlex.quote(str(checkpoint))} --users ID", *options_to_repeat(config)]
+                )
+            )
     if options.output:
         from recbole_llm.bridge.report import versions
 

@@ -3,11 +3,14 @@
 import argparse
 import os
 import random
+import shlex
 import shutil
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+
+from recbole_llm.text_files import read_text
 
 SHARES = (0.8, 0.1, 0.1)  # of a user's interactions with the other items: RecBole's default split
 
@@ -138,7 +141,7 @@ def _source(dataset: str, data_path: Path) -> Path:
 
 
 def _read(path: Path) -> tuple[str, list[str]]:
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = read_text(path, "dataset:").split("\n")
     header, *rows = (line.rstrip("\r") for line in lines)
     return header, [row for row in rows if row]
 
@@ -162,6 +165,14 @@ def run_split(options: argparse.Namespace) -> int:
         data_path=options.data_path,
     )
     yaml = report.folder / f"{options.output}.yaml"
-    run = f"recbole-llm run --dataset {options.output} --data_path={options.data_path} --config_files {yaml}"
-    print("\n".join([*report.lines(), f"next: {run}"]))  # noqa: T201
+    run = [
+        "recbole-llm",
+        "run",
+        "--dataset",
+        options.output,
+        f"--data_path={options.data_path}",
+        "--config_files",
+        str(yaml),
+    ]
+    print("\n".join([*report.lines(), f"next: {shlex.join(run)}"]))  # noqa: T201
     return 0

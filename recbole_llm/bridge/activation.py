@@ -20,6 +20,7 @@ from recbole_llm.bridge import (  # noqa: F401  (they enter their repairs into R
     compat_files,
     compat_models,
     configuration,
+    input_files,
     processes,
     register,
 )

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from recbole.data.dataset import Dataset
 
-from recbole_llm.bridge.options import Options
+from recbole_llm.bridge.options import Options, preloaded_vectors
 from recbole_llm.content.encoders import load_encoder
 from recbole_llm.content.features import FeatureStore, FeatureTable, apply_transform, encode_texts, load_features
 from recbole_llm.content.text import choose_text_fields, read_atomic_table, texts_of_tokens
+from recbole_llm.content.vector_files import AtomicForm
 from recbole_llm.towers import Rows, ranked_rows, rows_from_pairs
 
 _CONTENT = ("_item_features", "_user_features")
@@ -71,7 +72,7 @@ class LLMTwoTowerDataset(Dataset):
             options = Options.from_config(self.config)
             tokens = self._tokens(self.iid_field)
             if options.item_features_file:
-                table = load_features(options.item_features_file, tokens)
+                table = load_features(options.item_features_file, tokens, form=self._atomic_form())
             elif options.encoder:
                 table = self._encoded(
                     "item", self.iid_field, options.item_text_fields, options.item_text_template, options
@@ -134,6 +135,18 @@ class LLMTwoTowerDataset(Dataset):
         )
         return ranked_rows(users.long(), items.long(), self.user_num, time)
 
+    def _atomic_form(self) -> AtomicForm:
+        """How vectors stand in an atomic file: with RecBole's separators, in the columns that ``preload_weight`` names."""
+        config = self.config
+        named = None if config["item_features_file"] else preloaded_vectors(config)
+        return AtomicForm(
+            config["field_separator"],
+            config["seq_separator"],
+            config["encoding"] or "utf-8",
+            None if named is None else named.id_field,
+            None if named is None else named.vector_field,
+        )
+
     def _tokens(self, field: str) -> list[str | None]:
         """External ids in internal order; ``None`` for padding."""
         return [None, *map(str, self.field2id_token[field][1:])]
@@ -151,7 +164,11 @@ class LLMTwoTowerDataset(Dataset):
             )
         log = getLogger()
         table = read_atomic_table(
-            path, id_field, separator=self.config["field_separator"], encoding=self.config["encoding"] or "utf-8"
+            path,
+            id_field,
+            separator=self.config["field_separator"],
+            encoding=self.config["encoding"] or "utf-8",
+            seq_separator=self.config["seq_separator"],
         )
         texts, report = texts_of_tokens(
             table, self._tokens(id_field), choose_text_fields(table, fields, template), template

@@ -121,7 +121,9 @@ class Options:
             name: _READERS[name](name, config[name] if name in config else defaults[name])
             for name in (f.name for f in fields(cls))
         }
-        values["item_features_file"] = values["item_features_file"] or _preloaded_file(config)
+        preloaded = None if values["item_features_file"] else preloaded_vectors(config)
+        if preloaded is not None:
+            values["item_features_file"] = preloaded.file
         if values["tower_features"] is None:  # the closed form already carries the text
             values["tower_features"] = "closed_form" not in values["blocks"] or not values["use_item_id"]
         if values["shard_items"]:
@@ -129,8 +131,17 @@ class Options:
         return cls(**values)
 
 
-def _preloaded_file(config: Any) -> str | None:
-    """The file of item vectors that RecBole's own ``preload_weight`` names, if it names some."""
+@dataclass(frozen=True)
+class PreloadedVectors:
+    """Item vectors that RecBole's own ``preload_weight`` names: the atomic file and its two columns."""
+
+    file: str
+    id_field: str
+    vector_field: str
+
+
+def preloaded_vectors(config: Any) -> PreloadedVectors | None:
+    """The item vectors that ``preload_weight`` names, if it names some."""
     preload = config["preload_weight"]
     if not preload:
         return None
@@ -138,7 +149,8 @@ def _preloaded_file(config: Any) -> str | None:
     for id_field, vector_field in preload.items():
         for suffix, columns in (config["load_col"] or {}).items() if id_field in item_ids else ():
             if vector_field in (columns or ()):
-                return str(Path(config["data_path"]) / f"{config['dataset']}.{suffix}")
+                file = Path(config["data_path"]) / f"{config['dataset']}.{suffix}"
+                return PreloadedVectors(str(file), id_field, vector_field)
     return None
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
@@ -14,6 +15,8 @@ from typing import Any
 
 from recbole_llm.bridge.experiment import Experiment, Outcome, run_isolated
 from recbole_llm.bridge.report import versions
+from recbole_llm.bridge.search_file import read_space
+from recbole_llm.text_files import read_text
 
 ALGORITHMS = ("exhaustive", "random", "bayes")
 _SEED_VARIABLE = "HYPEROPT_FMIN_SEED"  # read by hyperopt's fmin
@@ -128,13 +131,14 @@ def tune(
         raise ValueError(
             "workers must be 1 with bayes: each trial depends on those before it. Use random or exhaustive."
         )
+    space = read_space(params_file, model)
     identity = {
         "model": model,
         "dataset": dataset,
-        "space": Path(params_file).read_text(encoding="utf-8"),
+        "space": read_text(params_file, "params_file"),
         "algorithm": algorithm,
         "seed": seed,
-        "configuration": [Path(f).read_text(encoding="utf-8") for f in config_files],
+        "configuration": [read_text(f, "config_files:") for f in config_files],
         "overrides": sorted(overrides),
     }
     log = _Log(Path(output) / "trials.jsonl", identity)
@@ -153,18 +157,18 @@ def tune(
 
     if workers > 1:
         with ThreadPoolExecutor(workers) as pool:  # each trial is a process of its own
-            list(pool.map(settle, _proposals(params_file, algorithm, max_evals, seed)))
+            list(pool.map(settle, _proposals(space, algorithm, max_evals, seed)))
     order: list[Trial] = []
 
     def settle_in_order(params: Mapping[str, Any]) -> Trial:
         order.append(settle(params))
         return order[-1]
 
-    _search(params_file, algorithm, max_evals, early_stop, seed, settle_in_order)
+    _search(space, algorithm, max_evals, early_stop, seed, settle_in_order)
     return order
 
 
-def _proposals(params_file: str, algorithm: str, max_evals: int, seed: int) -> list[dict[str, Any]]:
+def _proposals(space: str, algorithm: str, max_evals: int, seed: int) -> list[dict[str, Any]]:
     """The settings that a search would try whatever their results."""
     found: dict[str, dict[str, Any]] = {}
 
@@ -173,12 +177,12 @@ def _proposals(params_file: str, algorithm: str, max_evals: int, seed: int) -> l
         found.setdefault(_name(plain), plain)
         return Trial(plain, -float(len(found)), {}, {}, 0.0, False, "")  # always progress: no early stop
 
-    _search(params_file, algorithm, max_evals, 10**9, seed, note)
+    _search(space, algorithm, max_evals, 10**9, seed, note)
     return list(found.values())
 
 
 def _search(
-    params_file: str,
+    space: str,
     algorithm: str,
     max_evals: int,
     early_stop: int,
@@ -205,7 +209,12 @@ def _search(
             "test_result": trial.test,
         }
 
-    tuning = HyperTuning(objective, params_file=params_file, algo=algorithm, max_evals=max_evals, early_stop=early_stop)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "space.hyper"
+        file.write_text(space, encoding="utf-8")
+        tuning = HyperTuning(
+            objective, params_file=str(file), algo=algorithm, max_evals=max_evals, early_stop=early_stop
+        )
     with _environment(_SEED_VARIABLE, str(seed)), redirect_stdout(StringIO()):  # it prints every setting; so do we
         tuning.run()
 

@@ -200,10 +200,11 @@ def _content(
     title = _title_column(table, fields)
     kinds = _attribute_kinds(table, title, attributes)
     separator = dataset.config["seq_separator"]
+    titles = [] if title is None else table.words(title)
     records = []
     for item_id, text in zip(item_ids, texts, strict=True):
         row = table.row_of.get(item_id)
-        name = table.columns[title][row] if row is not None and title is not None else ""
+        name = titles[row] if row is not None and titles else ""
         values = {} if row is None else _attributes(table, row, kinds, separator)
         records.append(ItemRecord(name or item_id, text if keep_text else None, values))
     return _Content(records, kinds, item_text)
@@ -212,7 +213,11 @@ def _content(
 def _item_table(path: Path, dataset: Any) -> AtomicTable:
     config = dataset.config
     return read_atomic_table(
-        path, dataset.iid_field, separator=config["field_separator"], encoding=config["encoding"] or "utf-8"
+        path,
+        dataset.iid_field,
+        separator=config["field_separator"],
+        encoding=config["encoding"] or "utf-8",
+        seq_separator=config["seq_separator"],
     )
 
 
@@ -389,7 +394,7 @@ def run_export(options: argparse.Namespace) -> int:
     print(  # noqa: T201
         f"export {manifest.export_id}: {manifest.counts['items']} items, {manifest.counts['users']} users, "
         f"{manifest.dim} dimensions, {size / 1e6:.1f} MB in {options.output}\n"
-        f"next: recbole-llm serve {options.output}{texts}"
+        f"next: recbole-llm serve {shlex.quote(str(options.output))}{texts}"
     )
     return 0
 

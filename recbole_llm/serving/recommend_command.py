@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from recbole_llm.bridge.checkpoint_settings import add_path_arguments, given_paths
@@ -26,6 +25,7 @@ from recbole_llm.recommend import (
 )
 from recbole_llm.serving.artifact import Export
 from recbole_llm.serving.errors import UnknownItemError, UnknownUserError
+from recbole_llm.text_files import lines_of, separated
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
@@ -46,13 +46,11 @@ def _table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _ids(given: Sequence[str] | None, file: str | None) -> list[str] | None:
-    """Ids of an option, separated by commas or spaces, or the lines of a file."""
-    if file is not None:
-        return [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line]
-    if given is None:
-        return None
-    return [part for value in given for part in value.split(",") if part]
+def _ids(given: Sequence[str] | None, file: list[str] | None, known: Sequence[str]) -> list[str] | None:
+    """The lines of a file, or what an option gives: a value that is an id stays whole, another is split at its commas."""
+    if file is not None or given is None:
+        return file
+    return separated(given, set(known))
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -89,11 +87,19 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
     who.add_argument(
         "--users",
         nargs="+",
+        action="extend",
         metavar="ID",
-        help="users of the training data, commas separate too; without any of these: all of them",
+        help="users of the training data; commas separate too, unless the whole is an id or a part is in double quotes: "
+        "'\"u1,x\",u2'; may be given again; without any of these: all of them",
     )
     who.add_argument("--users-file", metavar="FILE", help="the same, an id a line")
-    who.add_argument("--items", nargs="+", metavar="ID", help="items that a new user likes; commas separate too")
+    who.add_argument(
+        "--items",
+        nargs="+",
+        action="extend",
+        metavar="ID",
+        help="items that a new user likes; written as for --users",
+    )
     who.add_argument("--items-file", metavar="FILE", help="the same, an id a line")
     who.add_argument("--text", help="what a new user asks for, in words")
     parser.add_argument("--k", type=int, default=10, help="items per user (default: 10)")
@@ -112,13 +118,19 @@ def run_recommend(options: argparse.Namespace) -> int:
         raise ValueError(f"--k is {options.k}; expected at least 1.")
     if options.output:
         check_output(options.output)
-    users, items = _ids(options.users, options.users_file), _ids(options.items, options.items_file)
-    if users is None and items is None and options.text is None and not options.output:
+    files = {
+        name: None if path is None else lines_of(path, f"--{name}-file")
+        for name, path in (("users", options.users_file), ("items", options.items_file))
+    }
+    given = [options.users, options.items, options.text, *files.values()]
+    if all(value is None for value in given) and not options.output:
         raise ValueError("for all users give --output FILE; --users ID, --items ID or --text prints a table.")
+    model = _open(options, texts=options.text is not None)
+    users = _ids(options.users, files["users"], model.user_ids)
+    items = _ids(options.items, files["items"], model.item_ids)
     for name, ids in (("users", users), ("items", items)):
         if ids is not None and not ids:
             raise ValueError(f"--{name} names no id.")
-    model = _open(options, texts=options.text is not None)
     if items is not None or options.text is not None:
         return _answer_one(options, model, items)
     counts = Counts()
