@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_llm.importing.dataset_folder import new_folder
+from recbole_llm.importing.dataset_folder import new_folder, refuse_existing
 from recbole_llm.importing.report import ImportReport
 from recbole_llm.importing.settings_file import run_command, settings
 from recbole_llm.text_files import separated
@@ -112,6 +112,8 @@ def import_dataset(
 
     if time_format is not None:
         DateFormat.of(time_format)
+    folder = Path(data_path) / dataset
+    refuse_existing(folder, overwrite)
     files = {"interactions": interactions, "items": items, "users": users}
     sources = {
         kind: open_source(path, separator=separator, quoting=quoting, encoding=encoding)
@@ -124,7 +126,6 @@ def import_dataset(
     ):
         if given and kind not in sources:
             raise ValueError(f"{name} needs {kind}, and no such file was given.")
-    folder = Path(data_path) / dataset
     with new_folder(folder, overwrite) as temporary:
         notation = Notation(decimal, time_unit, time_format)
         rules = InteractionRules(threshold, keep_negatives, duplicates, bad_rows, order, notation)

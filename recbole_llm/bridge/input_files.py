@@ -64,13 +64,11 @@ def _config_files(module: ModuleType) -> None:
 def _configuration(file: str | Path, load: Callable[[str], Any]) -> dict[str, Any]:
     from yaml import YAMLError
 
+    text = read_text(file, "config_files:")
     try:
-        content = load(read_text(file, "config_files:"))
-    except (YAMLError, RecursionError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(
-            f"config_files: {str(file)!r} is no YAML of plain values: {said}. Correct that line."
-        ) from error
+        content = load(text)
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"config_files: {str(file)!r}: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

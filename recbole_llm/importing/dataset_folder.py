@@ -11,6 +11,14 @@ from pathlib import Path
 _TEMPORARY, _OLD = ".{name}.importing-", "-old"
 
 
+def refuse_existing(folder: Path, overwrite: bool) -> None:
+    """Raise ``ValueError`` where something stands in the place of the dataset's folder, unless it may be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; choose another dataset name or data_path.")
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"{folder} exists. Give --overwrite to replace it, or another --dataset or --data_path.")
+
+
 @contextmanager
 def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A hidden folder beside ``folder`` that takes its name when the block ends well, and is removed when it does not.
@@ -25,10 +33,7 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
             _clear_up(stale, folder)
     except OSError as error:
         raise ValueError(f"data_path: cannot write in {folder.parent}: {error}.") from error
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; choose another dataset name or data_path.")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise ValueError(f"{folder} exists. Give --overwrite to replace it, or another --dataset or --data_path.")
+    refuse_existing(folder, overwrite)
     try:
         temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     except OSError as error:
