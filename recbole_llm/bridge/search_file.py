@@ -51,7 +51,8 @@ def _fault(parts: list[str], known: set[str]) -> str:
     if len(parts) < 3:
         return "a name, a kind and values are expected"
     if known and name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=MISSPELLING_RATIO)
+        near = [key for key in known if key.lower() == name.lower()]
+        near = near or difflib.get_close_matches(name, known, n=1, cutoff=MISSPELLING_RATIO)
         return f"no model reads {name!r}" + (f"; is {near[0]!r} meant?" if near else "")
     kind, values = parts[1], parts[2]
     if kind == "choice":

@@ -2,12 +2,14 @@
 
 # bytes that are read at once; 1 MiB took pyarrow 1.3 times as long
 BLOCK_BYTES = 1 << 22
+# bytes that are read at once to find the header
+HEADER_BYTES = 1 << 16
 # of JSON less: as Python objects a line takes up to forty times its size
 JSON_BLOCK_BYTES = 1 << 20
 # characters of a line and of a cell; a longer one is more likely an unclosed quote, or no text, than a description
 MAX_RECORD = 1 << 22
-# characters of rows that are not finished yet: cells may hold line breaks
-MAX_UNFINISHED = 1 << 25
+# characters of a row of many lines: cells may hold line breaks
+MAX_UNFINISHED = 1 << 24
 # each column costs about a third of a millisecond for every batch of rows
 MAX_COLUMNS = 4096
 # characters of a column's name; a longer one is a row, and the header is missing

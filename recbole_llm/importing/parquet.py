@@ -138,10 +138,10 @@ class ParquetSource(Source):
         try:
             return _longest_of(probe, group, [path])[path]
         except (pa.ArrowException, OSError) as error:
-            if "DeltaByteArray" not in str(error):
+            if "Not yet implemented" not in str(error):
                 raise self.error(f"not a readable Parquet file: {error}") from error
-            # there a text may repeat the one before it, and nothing tells how long it is
-            return DELTA_BYTES
+            # in DELTA_BYTE_ARRAY a text may repeat the one before it, and nothing tells how long it is
+            return 0 if "DeltaLengthByteArray" in str(error) else DELTA_BYTES
 
     def _too_long(self, name: str, length: int) -> ValueError:
         return self.error(f"column {name!r} holds a text of {length:,} bytes; at most {limits.MAX_RECORD:,} are read.")

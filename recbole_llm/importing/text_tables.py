@@ -33,8 +33,6 @@ DELIMITERS = (",", "\t", ";", "|")
 FIRST_ROWS = 1000
 # rows that Python reads at once, unless they hold more than a block; 2^16 took twice as long
 ROWS = 1 << 12
-# rows between two looks at how much has been read
-PART = 64
 
 WRONG_WIDTH = "wrong number of cells"
 NOT_AN_OBJECT = "not a JSON object"
@@ -131,14 +129,14 @@ class CsvSource(_TextSource):
         super().__init__(path, encoding, compressed)
         self.quoting = quoting
         with self._stream() as (stream, _):
-            line = next((line for line in self._lines(stream, 1 << 16, int) if line.strip("\r\n")), None)
+            line = next((line for line in self._lines(stream, limits.HEADER_BYTES, int) if line.strip("\r\n")), None)
         if line is None:
             raise self.error("the file has only blank lines.")
         if "\0" in line:
             raise self.error("the first line contains NUL bytes: this is not text in that encoding.")
         self.separator = separator or max(DELIMITERS, key=line.count)
         with _cell_limit(), self._stream() as (stream, _):
-            reader = self._reader(self._lines(stream, 1 << 16, int))
+            reader = self._reader(self._lines(stream, limits.HEADER_BYTES, int))
             header = self._rows(reader, 1)[0]
             while not header:
                 header = self._rows(reader, 1)[0]
@@ -249,19 +247,10 @@ class CsvSource(_TextSource):
             before, size = reader.line_num, ROWS
 
     def _some_rows(self, reader: Any, lines: Lines, count: int, line: int) -> list[list[str]]:
-        """Up to ``count`` rows, and not many more than a block holds."""
-        rows: list[list[str]] = []
-        last = lines.blocks + 1
         try:
-            while len(rows) < count and lines.blocks <= last:
-                before = len(rows)
-                rows.extend(islice(reader, min(PART, count - before)))
-                lines.settle()
-                if len(rows) == before:
-                    break
+            return lines.some(reader, count)
         except csv.Error as error:
             raise self._wrong_quote(error, line + reader.line_num) from error
-        return rows
 
     def _batch(self, rows: list[list[str]], before: int, after: int, wanted: list[str]) -> Batch:
         places: Sequence[int] = range(before + 1, after + 1)
@@ -327,24 +316,11 @@ class JsonSource(_TextSource):
         with self._stream(progress) as (stream, advance):
             lines = self._lines(stream, limits.JSON_BLOCK_BYTES, lambda: self._line)
             texts = iter(lines)
-            while block := self._some_lines(texts, lines, size):
+            while block := lines.some(texts, size):
                 advance()
                 yield self._batch(block, self._line, wanted)
                 self._line += len(block)
                 size = ROWS
-
-    @staticmethod
-    def _some_lines(texts: Iterator[str], lines: Lines, count: int) -> list[str]:
-        """Up to ``count`` lines, and not many more than a block holds."""
-        found: list[str] = []
-        last = lines.blocks + 1
-        while len(found) < count and lines.blocks <= last:
-            before = len(found)
-            found.extend(islice(texts, min(PART, count - before)))
-            lines.settle()
-            if len(found) == before:
-                break
-        return found
 
     def _batch(self, block: list[str], line: int, wanted: list[str]) -> Batch:
         rows, places, rejected = [], [], []

@@ -47,7 +47,7 @@ options = st.fixed_dictionaries(
 @contextmanager
 def small_blocks():
     blocks = mock.patch.multiple(limits, BLOCK_BYTES=16, JSON_BLOCK_BYTES=16)
-    rows = mock.patch.multiple(text_tables, FIRST_ROWS=2, ROWS=3, PART=2)
+    rows = mock.patch.multiple(text_tables, FIRST_ROWS=2, ROWS=3)
     with blocks, rows:
         yield
 
