@@ -13,7 +13,7 @@ from recbole_llm.importing.columns import field_names, is_amount, require
 from recbole_llm.importing.ids import ID_PROBLEMS, REFUSED, IdColumn
 from recbole_llm.importing.keys import check_key, find_key
 from recbole_llm.importing.numbers import NumberReader, numbers
-from recbole_llm.importing.report import EXAMPLES, EntityReport
+from recbole_llm.importing.report import EXAMPLES, EntityReport, share
 from recbole_llm.importing.rows import RowFile
 from recbole_llm.importing.table import Batch, OneKind, Source, is_nameless
 from recbole_llm.importing.values import (
@@ -210,7 +210,7 @@ class _Writer:
             absent = known.filter(pc.invert(pc.is_in(known, value_set=self.ids.ids)))
             empty = "\t" * len(self.columns) + "\n"
             rows.finish(keep, extra="".join(value + empty for value in absent.to_pylist()).encode())
-        report.rows_kept, report.added = int(keep.sum()), len(absent)
+        report.rows_kept, report.added, report.known = int(keep.sum()), len(absent), len(known)
         report.unseen = report.rows_kept - (len(known) - len(absent))
         if report.text_fields:
             report.without_text = int((length[keep] == 0).sum()) + len(absent)
@@ -235,8 +235,8 @@ class _Writer:
         self.report.drop(f"duplicate id ({self.rules.duplicates} one kept)", repeats)
         if repeats:
             self.report.notes.append(
-                f"{repeats:,} of {len(code):,} rows ({repeats / len(code):.0%}) name a {self.rules.kind} that another row names "
-                f"too: the {self.rules.duplicates} row of each is kept, --duplicates chooses."
+                f"{repeats:,} of {len(code):,} rows ({share(repeats, len(code))}) repeat the id of another row. Of "
+                f"each {self.rules.kind} the {self.rules.duplicates} row is kept; --duplicates chooses."
             )
         return keep
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from recbole_llm.importing.columns import Notation, interaction_columns
 from recbole_llm.importing.ids import ID_PROBLEMS, REFUSED, IdColumn, look_alikes
 from recbole_llm.importing.numbers import LabelReader, NumberReader, number_strings, numbers
-from recbole_llm.importing.report import EXAMPLES, TableReport
+from recbole_llm.importing.report import EXAMPLES, TableReport, share
 from recbole_llm.importing.rows import RowFile
 from recbole_llm.importing.table import Batch, OneKind, Source
 from recbole_llm.importing.times import TimeReader
@@ -303,7 +303,7 @@ class _Importer:
         if repeats:
             kept = self.rules.duplicates + (" in time" if self.time else " in the file")
             self.report.notes.append(
-                f"{repeats:,} of {rows:,} rows ({_share(repeats, rows)}) name a user and an item that another row names too. Of "
+                f"{repeats:,} of {rows:,} rows ({share(repeats, rows)}) name a user and an item that another row names too. Of "
                 f"such rows one is kept, the {kept}; how often an item was taken counts for nothing. --duplicates keep writes "
                 "every row."
             )
@@ -315,14 +315,6 @@ class _Importer:
         if self.columns.label and self.label.describe():
             notes.append(f"labels of {self.columns.label!r}: {self.label.describe()}.")
         return notes
-
-
-def _share(part: int, whole: int) -> str:
-    """A share in words: none rounds to 0% or 100% that is not."""
-    percent = 100 * part / whole
-    if part and percent < 1:
-        return "less than 1%"
-    return "more than 99%" if part < whole and percent > 99 else f"{percent:.0f}%"
 
 
 def _day(seconds: float) -> str:

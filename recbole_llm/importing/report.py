@@ -108,7 +108,8 @@ class EntityReport(TableReport):
     """The file of items or users.
 
     Attributes:
-        added: ids of the interactions without a row in the file; written with empty cells.
+        known: ids of the interactions.
+        added: those of them without a row in the file; written with empty cells.
         unseen: ids of the file without an interaction; written, and in RecBole's catalogue only if ``load_col`` names them.
         without_text: ids (with those added) whose text columns are all empty; ``None`` where there is no text column.
         empty_texts: field that makes the text to the number of rows in which it is empty.
@@ -116,6 +117,7 @@ class EntityReport(TableReport):
         text_length: characters of text per id that has one: min, mean, median, p95, max.
     """
 
+    known: int = 0
     added: int = 0
     unseen: int = 0
     without_text: int | None = None
@@ -128,15 +130,17 @@ class EntityReport(TableReport):
         lines = super().lines()
         if self.added:
             lines.append(
-                f"  added {self.added:,}: ids of the interactions without a row here, with empty cells; nothing else is known "
-                "of them"
+                f"  added {self.added:,}: of the {self.known:,} ids of the interactions {share(self.added, self.known)} have no "
+                "row here; they get empty cells, and nothing else is known of them"
             )
         if self.unseen:
             lines.append(f"  without an interaction: {self.unseen:,} ids")
         if self.text_fields:
-            lines.append(f"  text: {', '.join(self.text_fields)}; {self.without_text:,} ids without text")
+            without, ids = self.without_text or 0, self.rows_kept + self.added
+            of_all = f" ({share(without, ids)})" if without else ""
+            lines.append(f"  text: {', '.join(self.text_fields)}; {without:,} ids without text{of_all}")
             missing = [
-                f"{name} in {count:,} of {self.rows_kept:,} rows ({count / self.rows_kept:.0%})"
+                f"{name} in {count:,} of {self.rows_kept:,} rows ({share(count, self.rows_kept)})"
                 for name, count in self.empty_texts.items()
                 if count
             ]
@@ -147,6 +151,14 @@ class EntityReport(TableReport):
                 "  characters of text: " + ", ".join(f"{name} {value:,.0f}" for name, value in self.text_length.items())
             )
         return lines
+
+
+def share(part: int, whole: int) -> str:
+    """A share for people: what is neither none nor all is not rounded to 0% or 100%."""
+    percent = 100 * part / max(whole, 1)
+    if part and percent < 1:
+        return "less than 1%"
+    return "more than 99%" if part < whole and percent > 99 else f"{percent:.0f}%"
 
 
 def _printable(line: str) -> str:

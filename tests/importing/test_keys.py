@@ -107,7 +107,9 @@ def test_a_few_repeats_are_kept_and_said_and_many_are_refused(tmp_path):
     rows = [[p, f"product number {p}"] for p in range(1, 301)]
     report = imported(tmp_path, ["product_id", "name"], [*rows, *rows[:3]])
     assert (report.rows_kept, report.dropped) == (300, {"duplicate id (last one kept)": 3})
-    assert report.notes[1].startswith("3 of 303 rows (1%) name a item that another row names too")
+    assert report.notes[1].startswith(
+        "3 of 303 rows (less than 1%) repeat the id of another row. Of each item the last row is kept"
+    )
     often = [[1 + n % 30, f"review number {n}"] for n in range(300)]
     with pytest.raises(ValueError, match="300 rows hold only 30 different ones: no key of items"):
         imported(tmp_path, ["product_id", "review"], often)
