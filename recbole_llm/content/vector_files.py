@@ -176,9 +176,7 @@ def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"item_features_file {path.name} is not a readable Parquet file: {error}") from error
     table = table.drop_columns([name for name in table.column_names if _INDEX_NAME.fullmatch(name)])
-    id_name = _id_column(table, path)
-    ids = ["" if token is None else str(token) for token in table.column(id_name).to_pylist()]
-    others = table.drop_columns([id_name])
+    ids, others = _ids_and_others(table, path)
     lists = [name for name in others.column_names if pyarrow.types.is_nested(others.schema.field(name).type)]
     if len(lists) == 1 and others.num_columns == 1:
         return ids, _stack(others.column(0).to_numpy(), ids, path)
@@ -188,7 +186,7 @@ def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
         # beside floats an integer is a count or an index
         wrong = {name: kind for name, kind in kinds.items() if not pyarrow.types.is_floating(kind)}
     if wrong or not kinds:
-        shown = ", ".join(f"{name} ({kind})" for name, kind in (wrong or {id_name: "the ids"}).items())
+        shown = ", ".join(f"{name} ({kind})" for name, kind in (wrong or {"the ids": "alone"}).items())
         raise ValueError(
             f"item_features_file {path.name}: expected a column of ids and one column of lists, or a column of numbers of one "
             f"kind per dimension; not so: {shown}. Leave out what is no dimension."
@@ -205,18 +203,27 @@ def _is_number(kind: Any) -> bool:
     return pyarrow.types.is_floating(kind) or pyarrow.types.is_integer(kind)
 
 
-def _id_column(table: Any, path: Path) -> str:
-    """The column of the ids: the index with a name, or the first column of strings or integers."""
+def _ids_and_others(table: Any, path: Path) -> tuple[list[str], Any]:
+    """The ids, which are the index with a name or the first column of strings or integers, and the table without them."""
     import pyarrow
 
-    pandas = table.schema.pandas_metadata or {}
-    index = [name for name in pandas.get("index_columns", []) if isinstance(name, str) and name in table.column_names]
     if len(set(table.column_names)) < table.num_columns:
         raise ValueError(f"item_features_file {path.name}: two columns have the same name. Rename one.")
-    for name in [*index, *table.column_names]:
+    index = (table.schema.pandas_metadata or {}).get("index_columns", [])
+    for entry in index:
+        # consecutive integers: pandas keeps where they begin and end, and no column
+        if isinstance(entry, dict) and entry.get("kind") == "range" and entry.get("name"):
+            numbers = range(entry["start"], entry["stop"], entry["step"])
+            if len(numbers) == table.num_rows:
+                return list(map(str, numbers)), table
+    for name in [
+        *(name for name in index if isinstance(name, str) and name in table.column_names),
+        *table.column_names,
+    ]:
         kind = table.schema.field(name).type
         if not (pyarrow.types.is_floating(kind) or pyarrow.types.is_nested(kind)):
-            return name
+            ids = ["" if token is None else str(token) for token in table.column(name).to_pylist()]
+            return ids, table.drop_columns([name])
     raise ValueError(
         f"item_features_file {path.name}: no column holds ids as strings or integers; it has "
         f"{', '.join(f'{field.name} ({field.type})' for field in list(table.schema)[:20]) or 'none'}."

@@ -15,6 +15,7 @@ from recbole_llm.progress import progress_bar
 
 # rows of a batch; of all columns, among which may be long texts, fewer
 ROWS = 1 << 16
+RANGE = "index of pandas that is a range and no column; reset_index() before saving makes it one"
 # values in the lists of a batch: each becomes an object of Python
 LIST_VALUES = 1 << 20
 # bytes of a text of that encoding, for which the batches are made
@@ -39,6 +40,7 @@ class ParquetSource(Source):
             raise self.error(f"the columns {', '.join(map(repr, repeated))} exist more than once. Rename one.")
         self._check_size(path.stat().st_size)
         self.unused = {name: INDEX for name in schema.names if INDEX_NAME.fullmatch(name)}
+        self.unused |= dict.fromkeys(_ranges(schema), RANGE)
         self.unused |= {f.name: f"holds {f.type}" for f in schema if _is_nested(f.type)}
         self.names = [name for name in schema.names if name not in self.unused]
         self.numeric = {f.name for f in schema if pa.types.is_integer(f.type) or pa.types.is_floating(f.type)}
@@ -184,6 +186,16 @@ class ParquetSource(Source):
                 yield Batch(columns, places)
                 start += batch.num_rows
                 bar.update(batch.num_rows)
+
+
+def _ranges(schema: pa.Schema) -> list[str]:
+    """Names of an index of consecutive integers, of which pandas keeps where they begin and end, and no column."""
+    try:
+        index = (schema.pandas_metadata or {}).get("index_columns", [])
+        ranges = [entry for entry in index if isinstance(entry, dict) and entry.get("kind") == "range"]
+    except (ValueError, TypeError, AttributeError, RecursionError):  # whoever wrote that was not pandas
+        return []
+    return [str(entry["name"]) for entry in ranges if entry.get("name") and str(entry["name"]) not in schema.names]
 
 
 def _longest_of(probe: pq.ParquetFile, group: int, paths: Sequence[str]) -> dict[str, int]:

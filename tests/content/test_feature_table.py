@@ -246,7 +246,20 @@ class TestParquetOfPandas:
         whole = frame.assign(item_id=[10, 11, 12, 13]).astype("int64")
         whole.to_parquet(tmp_path / "v.parquet")
         table = load_features(tmp_path / "v.parquet", ["12"])
-        assert table.vectors.tolist() == [whole[whole.item_id == 12][["d0", "d1", "d2"]].iloc[0].tolist()]
+        expected = [whole[whole.item_id == 12][["d0", "d1", "d2"]].iloc[0].tolist()]
+        assert table.vectors.tolist() == expected
+        odd = whole.assign(item_id=[13, 10, 12, 11])
+        odd.set_index("item_id").to_parquet(tmp_path / "v.parquet")
+        expected = [odd[odd.item_id == 12][["d0", "d1", "d2"]].iloc[0].tolist()]
+        assert load_features(tmp_path / "v.parquet", ["12"]).vectors.tolist() == expected
+
+    def test_consecutive_ids_in_the_index(self, frame, tmp_path):
+        """Pandas keeps where they begin and end, and no column."""
+        pd = pytest.importorskip("pandas")
+        whole = frame.drop(columns="item_id").set_axis(pd.RangeIndex(10, 14, name="item_id"))
+        whole.to_parquet(tmp_path / "v.parquet")
+        vectors = load_features(tmp_path / "v.parquet", ["12", "10"]).vectors.tolist()
+        assert vectors == [whole.iloc[2].tolist(), whole.iloc[0].tolist()]
 
     @pytest.mark.parametrize(
         ("change", "message"),

@@ -169,3 +169,11 @@ def test_a_parquet_index_is_no_column(tmp_path):
     items.set_index("nummer").rename_axis(None).to_parquet(tmp_path / "i.parquet")
     asked = {"items": tmp_path / "i.parquet", "items_id_column": "__index_level_0__", "data_path": tmp_path}
     assert import_dataset(tmp_path / "o.parquet", "z", **asked).items.added == 0
+    # consecutive numbers, which pandas keeps as a range beside the columns
+    whole = items.sort_values("nummer").set_index("nummer")
+    whole.index = pd.RangeIndex(1, 301, name="nummer")
+    whole.to_parquet(tmp_path / "i.parquet")
+    with pytest.raises(
+        ValueError, match="not usable: nummer .index of pandas that is a range and no column; reset_index"
+    ):
+        import_dataset(tmp_path / "o.parquet", "r", items=tmp_path / "i.parquet", data_path=tmp_path)

@@ -276,10 +276,8 @@ def test_what_is_missing_and_repeated_is_said_in_words(tmp_path):
     assert report.items.empty_texts == {"title": 1, "description": 2}
     said = "\n".join(report.lines())
     assert "empty: title in 1 of 4 rows (25%), description in 2 of 4 rows (50%)" in said
-    assert (
-        "added 1: ids of the interactions without a row here, with empty cells; nothing else is known of them" in said
-    )
-    assert "2 ids without text" in said
+    assert "added 1: of the 3 ids of the interactions 33% have no row here; they get empty cells" in said
+    assert "2 ids without text (40%)" in said
     assert (
         json.loads((tmp_path / "x" / "import_report.json").read_text())["items"]["empty_texts"]
         == report.items.empty_texts
