@@ -6,8 +6,10 @@
 
 The launchers run on small CPU tensors with Triton's launch replaced by a recorder, so what is compiled is what would be
 launched. ``--check`` exits with 1 where a kernel spills, exceeds shared memory, lacks the tensor-core or wide-load
-instructions it is meant to have, or multiplies row offsets in 32 bits. The floor is a prediction from nominal peaks for
-the workload named in the table (pairs P = 65,536; rows B = 2,048; N = 1,000,000; K = 64), never a measurement.
+instructions it is meant to have, fetches no tile ahead of its loop, or multiplies row offsets in 32 bits. The floor is a
+prediction from nominal peaks for the workload named in the table (pairs P = 65,536; rows B = 2,048; N = 1,000,000;
+K = 64), never a measurement: the longest of moving the bytes, of tensor cores, of special functions and, for passes over
+tiles on NVIDIA's cards, of issuing the loop's instructions, one a cycle and scheduler.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import sass
 import timing
 import torch
 import triton
@@ -44,13 +47,14 @@ class Arch(NamedTuple):
     bandwidth: float  # bytes / s
     matrix_peak: float  # dense bfloat16 flop / s
     exponentials: float  # special functions / s
+    clock: float  # cycles / s
 
 
 ARCHS = {
-    "sm_80": Arch(GPUTarget("cuda", 80, 32), tuning.Target("cuda", 80, 108), 163 << 10, "HMMA", 2.0e12, 312e12, 2.4e12),
-    "sm_90": Arch(GPUTarget("cuda", 90, 32), tuning.Target("cuda", 90, 132), 227 << 10, "HGMMA", 4.3e12, 790e12, 3.9e12),
-    "sm_100": Arch(GPUTarget("cuda", 100, 32), tuning.Target("cuda", 100, 148), 227 << 10, "UTCMMA", 8e12, 2.2e15, 4.4e12),
-    "gfx942": Arch(GPUTarget("hip", "gfx942", 64), tuning.Target("hip", 942, 304), 64 << 10, "MFMA", 5.3e12, 1.3e15, 1e13),
+    "sm_80": Arch(GPUTarget("cuda", 80, 32), tuning.Target("cuda", 80, 108), 163 << 10, "HMMA", 2.0e12, 312e12, 2.4e12, 1.41e9),
+    "sm_90": Arch(GPUTarget("cuda", 90, 32), tuning.Target("cuda", 90, 132), 227 << 10, "HGMMA", 4.3e12, 790e12, 3.9e12, 1.98e9),
+    "sm_100": Arch(GPUTarget("cuda", 100, 32), tuning.Target("cuda", 100, 148), 227 << 10, "UTCMMA", 8e12, 2.2e15, 4.4e12, 1.96e9),
+    "gfx942": Arch(GPUTarget("hip", "gfx942", 64), tuning.Target("hip", 942, 304), 64 << 10, "MFMA", 5.3e12, 1.3e15, 1e13, 2.1e9),
 }  # fmt: skip
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64",
          torch.bool: "i1"}  # fmt: skip
@@ -58,8 +62,11 @@ _ATTRIBUTES = getattr(triton.backends.compiler, "AttrsDescriptor", None)  # of T
 RESULT = timing.ROOT / "benchmarks" / "results" / "aot_report.json"
 Row = dict[str, Any]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Triton 3.2 fetches no tile ahead that two products read; from 3.6 on every pass does, between them nobody has looked
+FETCHES_AHEAD = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
-# sizes as a launch specialises them: any; 1 becomes a constant of the compiler; 16 makes wide accesses possible
+# integers as a launch specialises them: any; 1 becomes a constant of the compiler; 16 makes wide accesses possible. Sizes
+# of a batch are not specialised, so that most kernels are the same in all three
 SIZES = ("generic", "one", "sixteen")
 
 
@@ -135,12 +142,13 @@ def specialised(launch: Recorded, sizes: str) -> ASTSource:
             attributes[i,] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
+        elif parameter.do_not_specialize or sizes == "generic":
+            signature[parameter.name] = "i32"
         elif sizes == "one":
             constants[i,] = 1
         else:
             signature[parameter.name] = "i32"
-            if sizes == "sixteen":
-                attributes[i,] = [["tt.divisibility", 16]]
+            attributes[i,] = [["tt.divisibility", 16]]
     if _ATTRIBUTES is not None:
         return _for_triton_3_2(launch.kernel, signature, constants, attributes)
     return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
@@ -173,9 +181,12 @@ def fingerprint(launch: Recorded, arch: str, sizes: str) -> str:
     return hashlib.sha256(repr(given).encode()).hexdigest()[:16]
 
 
-def measure(compiled: Any, arch: str) -> dict[str, int]:
-    """Registers, spilled bytes (registers on AMD), shared memory and counts of instructions."""
-    found = {"shared": compiled.metadata.shared}
+def measure(compiled: Any, arch: str) -> dict[str, Any]:
+    """Registers, spilled bytes (registers on AMD), shared memory and counts of instructions.
+
+    On NVIDIA's cards too: whether tiles are fetched ahead of the loop over them, and its instructions, see ``sass``.
+    """
+    found: dict[str, Any] = {"shared": compiled.metadata.shared, "pipelined": None, "loop": None, "common": None}
     if arch.startswith("gfx"):
         text = compiled.asm["amdgcn"]
         for key, name in (("registers", "vgpr_count"), ("spills", "vgpr_spill_count")):
@@ -192,6 +203,9 @@ def measure(compiled: Any, arch: str) -> dict[str, int]:
             command = [str(tools / "cuobjdump"), "--dump-resource-usage", file.name]
             usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             text = subprocess.run([tools / "nvdisasm", file.name], capture_output=True, text=True, check=True).stdout
+        if (loop := sass.product_loop(text)) is not None:
+            found |= {"pipelined": sass.is_pipelined(compiled.asm["ttgir"]), "loop": loop.instructions,
+                      "common": loop.common}  # fmt: skip
         match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
         assert match is not None
         found |= {"registers": int(match[1]), "spills": int(match[2]) + int(match[3])}
@@ -240,6 +254,8 @@ def problems(launch: Recorded, row: dict[str, Any], ttir: str) -> list[str]:
     on_cuda_cores = values.get("LOGIT_PRECISION") == "ieee" and row["dtype"] == "float32" and arch.on.kind == "cuda"
     if is_product(launch) and not on_cuda_cores and row["matrix"] == 0:
         found.append(f"has no {arch.matrix}")
+    if FETCHES_AHEAD and is_product(launch) and values["D"] <= values["BLOCK_D"] and row["pipelined"] is False:
+        found.append("fetches no tile ahead of its loop: copies wait within the iteration that uses them")
     aligned = row["D"] * (4 if row["dtype"] == "float32" else 2) % 16 == 0
     reads_rows = is_product(launch) or row["kernel"] in ("pair_fwd", "sampled_bce_fwd", "group_score")
     if reads_rows and aligned and row["wide_loads"] == 0:
@@ -247,8 +263,24 @@ def problems(launch: Recorded, row: dict[str, Any], ttir: str) -> list[str]:
     return found + [f"multiplies an offset in 32 bits: {line}" for line in narrow_offsets(ttir)]
 
 
-def floor(label: str, arch: Arch, D: int, dtype: torch.dtype) -> tuple[float, str]:
-    """Predicted microseconds and the resource that sets them, for the reference workload."""
+def per_logit(launch: Recorded, row: Row) -> float | None:
+    """Instructions that a thread issues for a logit on a tile without targets; None where the loop is not known."""
+    values = launch.values
+    if row["common"] is None or not is_product(launch) or values["D"] > values["BLOCK_D"]:
+        return None
+    return row["common"] * 32 * launch.options["num_warps"] / (values["BLOCK_R"] * values["BLOCK_C"])
+
+
+def floor(label: str, arch: Arch, D: int, dtype: torch.dtype, issued: float | None = None) -> tuple[float, str]:
+    """Predicted microseconds and the resource that sets them, for the reference workload.
+
+    Args:
+        label: the kernel.
+        arch: the target.
+        D: width of the vectors.
+        dtype: of the vectors.
+        issued: instructions of a thread for a logit; None: not known.
+    """
     P, B, N, K = 65_536, 2048, 1_000_000, 64
     s = dtype.itemsize
     rate = arch.matrix_peak * (1 if s == 2 else 0.25)
@@ -269,6 +301,8 @@ def floor(label: str, arch: Arch, D: int, dtype: torch.dtype) -> tuple[float, st
     }
     size, flops, exponentials = work[label]
     times = {"memory": size / arch.bandwidth, "matrix": flops / rate, "exp": exponentials / arch.exponentials}
+    if issued is not None:
+        times["issue"] = B * N * issued / 32 / (4 * arch.on.processors) / arch.clock
     limit = max(times, key=lambda name: times[name])
     return round(1e6 * times[limit], 2), limit
 
@@ -279,7 +313,9 @@ def wanted(archs: list[str], dtypes: list[str], dims: list[int], sizes: list[str
         for dtype in dtypes:
             for D in dims:
                 for launch in launches(arch, DTYPES[dtype], D):
-                    for variant in sizes:
+                    # sizes of a batch are not specialised: most kernels are the same for all three
+                    distinct = {fingerprint(launch, arch, variant): variant for variant in reversed(sizes)}
+                    for variant in reversed(distinct.values()):
                         absent = ",".join(n for n in launch.kernel.arg_names if launch.values[n] is None)
                         row = {"arch": arch, "dtype": dtype, "D": D, "kernel": launch.label, "sizes": variant}
                         yield launch, row | {"absent": absent, "source": fingerprint(launch, arch, variant)}
@@ -290,12 +326,14 @@ def filled(launch: Recorded, row: Row) -> Row:
     arch, dtype = ARCHS[row["arch"]], DTYPES[row["dtype"]]
     compiled = compile_launch(launch, row["arch"], row["sizes"])
     row = row | {"warps": launch.options["num_warps"], **measure(compiled, row["arch"])}
-    row["floor_us"], row["floor_by"] = floor(launch.label, arch, row["D"], dtype)
+    row["per_logit"] = per_logit(launch, row)
+    row["floor_us"], row["floor_by"] = floor(launch.label, arch, row["D"], dtype, row["per_logit"])
     return row | {"problems": problems(launch, row, compiled.asm["ttir"])}
 
 
 FIELDS = ("arch", "dtype", "D", "kernel", "absent", "sizes", "precision", "warps", "registers", "spills", "shared", "matrix",
-          "wide_loads", "exponentials", "fma", "atomics", "floor_us", "floor_by", "problems", "source")  # fmt: skip
+          "wide_loads", "exponentials", "fma", "atomics", "pipelined", "loop", "common", "per_logit", "floor_us", "floor_by",
+          "problems", "source")  # fmt: skip
 
 
 def rows_of(data: Row) -> list[Row]:
@@ -309,8 +347,8 @@ def place_of(row: Row) -> tuple[Any, ...]:
 
 
 COLUMNS = ("arch", "dtype", "D", "kernel", "sizes", "warps", "registers", "spills", "shared", "matrix", "wide_loads",
-           "exponentials", "fma", "floor_us", "floor_by")  # fmt: skip
-WIDTHS = (6, 8, 4, 21, 7, 5, 9, 6, 7, 6, 10, 12, 6, 9, 8)
+           "exponentials", "fma", "pipelined", "per_logit", "floor_us", "floor_by")  # fmt: skip
+WIDTHS = (6, 8, 4, 21, 7, 5, 9, 6, 7, 6, 10, 12, 6, 9, 9, 9, 8)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -347,9 +385,12 @@ def main(arguments: list[str] | None = None) -> int:
         rows.append(known.get(asked["source"]) or filled(launch, asked | {"precision": options.precision}))
         print(line(rows[-1]), flush=True)
     if file:
-        place = {place_of(row): row for row in before} | {place_of(row): row for row in rows}
+        # of the combinations asked for, what was compiled from other sources is not kept
+        asked_for = {(row["arch"], row["dtype"], row["D"], row["precision"]) for row in rows}
+        others = [r for r in before if (r["arch"], r["dtype"], r["D"], r["precision"]) not in asked_for]
+        place = {place_of(row): row for row in [*others, *rows]}
         facts = {"triton": triton.__version__, "commit": timing.commit(), "columns": FIELDS}
-        lines = ",\n".join(json.dumps([row[name] for name in FIELDS]) for row in place.values())
+        lines = ",\n".join(json.dumps([row.get(name) for name in FIELDS]) for row in place.values())
         file.write_text(json.dumps(facts)[:-1] + f', "rows": [\n{lines}\n]}}\n')
     wrong = sum(bool(row["problems"]) for row in rows)
     print(

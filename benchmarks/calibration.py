@@ -28,9 +28,9 @@ from model_quality import COMMON, OutOfTimeError, Pieces
 from timing import machine
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
-from recbole_llm.bridge.experiment import Experiment
-from recbole_llm.calibration import expected_calibration_error
-from recbole_llm.towers import rows_from_pairs
+from recbole_llm.bridge.experiments.experiment import Experiment
+from recbole_llm.fitting.calibration import expected_calibration_error
+from recbole_llm.scoring.rows import rows_from_pairs
 from recbole_llm_kernels import catalog_bce, pair_sigmoid
 
 DIMS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -83,7 +83,7 @@ def calibration(dataset: str, data_path: str | None, folder: Path) -> dict[str, 
     }
     with torch.no_grad():
         for few in users.split(256):
-            probability, plain = model.probabilities(few), torch.sigmoid(model._logits(few))
+            probability, plain = model.probabilities(few), torch.sigmoid(model.scores(few))
             label, counts = torch.zeros(plain.shape, dtype=torch.bool), trained.expand(len(few), -1).clone()
             for part, mask, value in ((rows[2], label, True), (rows[0], counts, False), (rows[1], counts, False)):
                 own = part.select(few)
@@ -97,8 +97,8 @@ def calibration(dataset: str, data_path: str | None, folder: Path) -> dict[str, 
     measured = {
         "pairs": len(label),
         "positives": int(label.sum()),
-        "slope_and_offset": list(model.calibration),
-        "probability_map": vars(model.probability_map),
+        "slope_and_offset": [model.score.slope, model.score.intercept],
+        "probability_map": vars(model.score.probability),
         **errors(p, label, top, top_label),
         "sigmoid_of_the_score": errors(plain, label, top_plain, top_label),
     }

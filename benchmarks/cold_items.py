@@ -21,15 +21,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
 import torch
-from timing import machine
+from timing import logged, machine
 from torch import Tensor
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
-from recbole_llm.bridge.cold_report import report
-from recbole_llm.ease import text_centre, text_directions
-from recbole_llm.selection import TopKMetric, user_metric
-from recbole_llm.splitting import split_dataset
-from recbole_llm.towers import Rows, pool, rows_from_pairs
+from recbole_llm.bridge.evaluation.cold_items import report
+from recbole_llm.fitting.ease import content_centre, content_directions
+from recbole_llm.fitting.validation import TopKMetric, user_metric
+from recbole_llm.importing.cold_split import split_dataset
+from recbole_llm.scoring.rows import Rows, pool, rows_from_pairs
 
 NDCG = TopKMetric("ndcg", 10)
 SHARE = 0.15
@@ -41,7 +41,7 @@ def union(first: Rows, second: Rows) -> Rows:
     return rows_from_pairs(rows, torch.cat([first.ids, second.ids]), len(first.offsets) - 1)
 
 
-def train(dataset: str, data_path: str, folder: Path, told: list[str]) -> tuple[Any, tuple[Any, ...]]:
+def train(dataset: str, data_path: str, folder: Path) -> tuple[Any, tuple[Any, ...]]:
     """A trained model on benchmark files, and the three loaders."""
     sys.argv = sys.argv[:1]
     from recbole.config import Config
@@ -62,8 +62,6 @@ def train(dataset: str, data_path: str, folder: Path, told: list[str]) -> tuple[
     parts = data_preparation(config, create_dataset(config))
     model = get_model("LLMTwoTower")(config, parts[0]._dataset)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    place = model.place_cold_items
-    model.place_cold_items = lambda selection, log: place(selection, told.append)
     trainer.fit(parts[0], parts[1], saved=True, show_progress=False)
     return trainer, parts
 
@@ -73,8 +71,9 @@ def draw(dataset: str, data_path: str, number: int, folder: Path) -> dict[str, A
     name = f"{dataset}-cold-{number}"
     if not (Path(data_path) / name).is_dir():
         split_dataset(dataset, name, cold_items=SHARE, seed=number, data_path=data_path)
-    began, told = time.perf_counter(), []
-    trainer, parts = train(name, data_path, folder, told)
+    began = time.perf_counter()
+    with logged("recbole_llm.fitting") as told:
+        trainer, parts = train(name, data_path, folder)
     seconds = time.perf_counter() - began
     table = report(trainer, parts[2], lambda text: None)
     assert table is not None
@@ -91,14 +90,16 @@ def draw(dataset: str, data_path: str, number: int, folder: Path) -> dict[str, A
         "test": (test, union(train_rows, valid)),
         "launch": (union(test, valid.keep(cold[valid.ids])), union(train_rows, warm_valid)),
     }
-    features, present = (tensor.value for tensor in next(iter(model._features.values())))
-    directions = text_directions(features, present, text_centre(features, present))
+    features, present = model.training_data().content["text"]
+    directions = content_directions(features, present, content_centre(features, present))
     weights = torch.ones(1)
-    placed = model.cold_items
+    score = model.score
+    placed = score.cold
 
     def ours_alone(users: Tensor) -> Tensor:
         scores = torch.full((len(users), n_items), -torch.inf)
-        scores[:, placed.ids] = model.cold_scores(users)
+        every = score.scores(model.history.select(users), score.user_parts(users), unlisted=True)
+        scores[:, placed.ids] = every[:, placed.ids]
         return scores
 
     def content(users: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def draw(dataset: str, data_path: str, number: int, folder: Path) -> dict[str, A
         "draw": number,
         "cold_items": int(cold.sum()),
         "placed": len(placed.ids),
-        "log": told,
+        "log": [line for line in told if "cold" in line or "no training interaction" in line],
         "seconds": round(seconds, 1),
         "cold_report": table.metrics,
     }
@@ -133,11 +134,11 @@ def draw(dataset: str, data_path: str, number: int, folder: Path) -> dict[str, A
         warm_targets = targets.keep(~cold[targets.ids])
         with torch.no_grad():
             joint, without = (
-                float(user_metric(model._logits, targets, seen, n_items, NDCG, excluded).mean())
+                float(user_metric(model.scores, targets, seen, n_items, NDCG, excluded).mean())
                 for excluded in (padding, cold | padding)
             )
             warm, warm_alone = (
-                float(user_metric(model._logits, warm_targets, seen, n_items, NDCG, excluded).mean())
+                float(user_metric(model.scores, warm_targets, seen, n_items, NDCG, excluded).mean())
                 for excluded in (padding, cold | padding)
             )
         found[protocol] = {

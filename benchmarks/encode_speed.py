@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from timing import machine, ratio
 
-from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, encode_texts
 from recbole_llm.content.text import choose_text_fields, read_atomic_table, texts_of_tokens
 
@@ -90,7 +90,7 @@ def compare(texts: list[str], slices: int, batch: int) -> dict[str, Any]:
 READ = """
 import json, sys, time
 began = time.perf_counter()
-from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, encode_texts
 imported = time.perf_counter()
 texts = json.load(open(sys.argv[2]))

@@ -9,9 +9,6 @@ split. LLMTwoTower runs with its defaults. Only then is the test split used: onc
 setting that validation chose. On the first split, the one tuned on, a model that draws random numbers is trained
 ``--seeds`` times, fewer where ``--seed_minutes`` of processor time are over before, on the others ``--further_seeds`` times.
 
-RecBole's Pop counts an item once per batch that holds it, as an interaction or as a drawn negative. Beside its row stands the
-same model with a count of interactions.
-
 Every trial and every final training is a file in ``--work``. A run that was stopped goes on there, ``--minutes`` begins no
 further piece after so long (exit code 3 while something is left), and ``--model_minutes`` ends a slow model's search early;
 the number of settings tried stands in the result. The summary is one JSON file in benchmarks/results/.
@@ -31,16 +28,14 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
-import torch
 from timing import machine
 
-from recbole_llm.bridge.compare import Comparison, as_json, as_markdown, compare
-from recbole_llm.bridge.experiment import Experiment, Outcome, run_experiment, run_isolated
+from recbole_llm.bridge.experiments.comparison import Comparison, as_json, as_markdown, compare
+from recbole_llm.bridge.experiments.experiment import Experiment, Outcome, run_isolated
 
 OURS = "LLMTwoTower"
 MODELS = (OURS, "EASE", "ADMMSLIM", "SLIMElastic", "ItemKNN", "NCEPLRec", "RecVAE", "MultiVAE", "LightGCN", "SimpleX")
@@ -73,9 +68,14 @@ def grid_of(model: str, dataset: str) -> list[dict[str, Any]]:
 
 
 @cache
-def own_code() -> bytes:
-    """What LLMTwoTower's outcomes depend on: with other code they are run anew."""
-    files = sorted([*(ROOT / "recbole_llm").glob("*.py"), *(ROOT / "recbole_llm" / "properties").glob("*.yaml")])
+def code_of(model: str) -> bytes:
+    """What the model's outcomes depend on, a stock model's on its repairs: with other code they are run anew."""
+    package = ROOT / "recbole_llm"
+    files = [package / "bridge" / "repairs" / "models.py"]
+    if model == OURS:
+        rooms = (package / room for room in ("fitting", "scoring"))
+        files = sorted([*package.glob("*.py"), *(package / "properties").glob("*.yaml")])
+        files += sorted(file for room in rooms for file in room.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
 
 
@@ -95,8 +95,8 @@ class Pieces:
 
     def of(self, experiment: Experiment) -> Outcome:
         """The outcome, run if it is not there yet."""
-        code = own_code() if experiment.model == OURS else b""
-        name = hashlib.sha256(repr(sorted(vars(experiment).items())).encode() + code).hexdigest()[:16]
+        settings = repr(sorted(vars(experiment).items())).encode()
+        name = hashlib.sha256(settings + code_of(experiment.model)).hexdigest()[:16]
         path = self.folder / f"{experiment.model}-{name}.pickle"
         if path.is_file():
             return pickle.loads(path.read_bytes())
@@ -148,24 +148,6 @@ def tune(
 def best_stock(comparison: Comparison) -> str | None:
     """The stock model that is first on the test split: the hardest to beat, whatever validation said."""
     return next((row.model for row in comparison.rows if row.model != OURS and not row.error), None)
-
-
-def pop_by_interactions(dataset: str, overrides: Sequence[str]) -> dict[str, float]:
-    """Test metrics of popularity as it is meant."""
-    from recbole.model.general_recommender.pop import Pop
-
-    def count(model: Pop, interaction: Any) -> torch.Tensor:
-        items = interaction[model.ITEM_ID][interaction["label"] == 1]
-        model.item_cnt += torch.bincount(items, minlength=model.n_items)[:, None]
-        model.max_cnt = model.item_cnt.max(0)[0]
-        return torch.zeros(1, requires_grad=True)
-
-    arguments = sys.argv  # an experiment in this process leaves its own there
-    try:
-        with mock.patch.object(Pop, "calculate_loss", count):
-            return run_experiment(Experiment("Pop", dataset, (), {"epochs": 1}, tuple(overrides))).trainings[0].test
-    finally:
-        sys.argv = arguments
 
 
 def main() -> int:
@@ -223,11 +205,7 @@ def main() -> int:
                 progress=lambda text, split=split: say(f"  split {split}: {text}"),
             )
             say(f"\nsplit {split}\n{as_markdown(found)}\n")
-            report = {"split_seed": split, "best_stock": best_stock(found), **as_json(found)}
-            if "Pop" in (models if split == splits[0] else further):
-                report["pop_by_interactions"] = pop_by_interactions(arguments.dataset, [*common, f"--seed={split}"])
-                say(f"Pop by interactions: {report['pop_by_interactions']}")
-            reports.append(report)
+            reports.append({"split_seed": split, "best_stock": best_stock(found), **as_json(found)})
     except OutOfTimeError:
         say("out of time: run the same command again to go on")
         return 3

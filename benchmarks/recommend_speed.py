@@ -52,7 +52,7 @@ def our_topk(model: str, k: int, output: str) -> dict[str, float]:
     """The command, in this process."""
     began = time.perf_counter()
     from recbole_llm import cli, recommend
-    from recbole_llm.serving import recommend_command
+    from recbole_llm.commands import recommend as recommend_command
 
     opened: list[float] = []
     open_model = recommend.open_model
@@ -72,9 +72,9 @@ def make_export(folder: str, n_items: int, n_users: int) -> None:
     """Tables of normal numbers, titles, and a history of ``HISTORY`` items for every user."""
     import numpy as np
 
-    from recbole_llm.serving.artifact import ItemRecord
-    from recbole_llm.serving.artifact_writer import ExportContents, write_artifact
-    from recbole_llm.serving.manifest import Block
+    from recbole_llm.export.manifest import Block
+    from recbole_llm.export.reader import ItemRecord
+    from recbole_llm.export.writer import ExportContents, write_artifact
 
     rng = np.random.default_rng(0)
     table = lambda: rng.standard_normal((n_items, DIMS), dtype=np.float32)  # noqa: E731

@@ -88,6 +88,19 @@ def aot_report(data: Json) -> Section:
     return Section([*lines, ""] if wrong else lines, [])
 
 
+def emulator(data: Json) -> Section:
+    """What executing the PTX of the kernels showed; emulator.md has every combination."""
+    rows = []
+    for version, result in data["triton"].items():
+        mistakes = [r for r in result["rows"] if "mistake" in r]
+        runs = [r for r in result["rows"] if "mistake" not in r]
+        passed = [sum(r["outcome"] == "passed" for r in part) for part in (runs, mistakes)]
+        instructions = sum(r.get("instructions", 0) for r in runs)
+        rows.append([version, f"{passed[0]} of {len(runs)}", f"{passed[1]} of {len(mistakes)}", instructions])
+    head = ["Triton", "combinations that agree with float64", "mistakes seen", "instructions executed"]
+    return Section([data["limits"], "", *table(head, rows)], [])
+
+
 def gpu_acceptance(data: Json) -> Section:
     """Which steps passed on the card."""
     steps = {k: v for k, v in data.items() if isinstance(v, dict) and "passed" in v}
@@ -205,6 +218,7 @@ RENDERERS: dict[str, Callable[[Json], Section]] = {
     for f in (
         kernel_speed,
         aot_report,
+        emulator,
         gpu_acceptance,
         quality,
         subsets,

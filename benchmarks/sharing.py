@@ -21,7 +21,7 @@ from model_quality import COMMON, OutOfTimeError, Pieces
 from timing import machine
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
-from recbole_llm.bridge.experiment import Experiment
+from recbole_llm.bridge.experiments.experiment import Experiment
 
 TOWERS: dict[str, dict[str, Any]] = {
     "IDs": {"use_item_id": True, "tower_features": False},

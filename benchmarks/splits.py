@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
-from recbole_llm.closed_form import ClosedForm, fit_closed_form
-from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.text import choose_text_fields, read_atomic_table, texts_of_tokens
-from recbole_llm.ease import Setting
-from recbole_llm.selection import LinearScorer, Selection, TopKMetric, user_metric
-from recbole_llm.setting_search import search_setting
-from recbole_llm.towers import Rows, rows_from_pairs
+from recbole_llm.fitting.closed_form import ClosedForm, fit_closed_form
+from recbole_llm.fitting.ease import Setting
+from recbole_llm.fitting.hyperparameters import search_setting
+from recbole_llm.fitting.validation import TopKMetric, Validation, user_metric
+from recbole_llm.scoring.rows import Rows, rows_from_pairs
 
 NDCG = TopKMetric("ndcg", 10)
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -53,14 +53,14 @@ class Split:
             len(self.train.offsets) - 1,
         )
 
-    def selection(self) -> Selection:
-        """Validation, as choices are made by it."""
-        return Selection(self.train, self.valid, self.train, NDCG)
+    def validation(self) -> Validation:
+        """The validation data that choices are made by."""
+        return Validation(self.train, self.valid, self.train, NDCG)
 
     def per_user(self, form: ClosedForm, metric: TopKMetric = NDCG) -> Tensor:
         """Each test user's metric; cold items get no place."""
         excluded = ~form.warm
-        scorer = LinearScorer(self.train, form.source, form.target)
+        scorer = form.block().scorer(self.train)
         return user_metric(scorer, self.test, self.seen, self.n_items, metric, excluded)
 
 
@@ -99,7 +99,8 @@ def encoder(**changes: Any) -> Any:
 
 def ours(split: Split, **options: Any) -> ClosedForm:
     """The closed form with its defaults, without the learned block."""
-    return fit_closed_form(split.train, split.n_items, split.features, split.present, split.selection(), **options)
+    content = {"text": (split.features, split.present)}
+    return fit_closed_form(split.train, split.n_items, content, split.validation(), **options)
 
 
 def tuned_ease(split: Split) -> ClosedForm:
@@ -109,8 +110,8 @@ def tuned_ease(split: Split) -> ClosedForm:
     def value(setting: Setting) -> float:
         form = fit_closed_form(split.train, split.n_items, dim="full", setting=setting)
         found[setting.ridge] = form
-        scorer = LinearScorer(split.train, form.source, None)
+        scorer = form.block().scorer(split.train)
         return float(user_metric(scorer, split.valid, split.train, split.n_items, NDCG, ~form.warm).mean())
 
-    best = search_setting(value, Setting.of_ease(4.0), ((0.0, 1),))
+    best = search_setting(value, Setting.of_ease(4.0), {})
     return replace(found[best.ridge], setting=best)

@@ -20,7 +20,7 @@ import pandas as pd
 from model_quality import COMMON, OURS, Pieces, say, tune
 from timing import machine
 
-from recbole_llm.bridge.compare import as_json, compare
+from recbole_llm.bridge.experiments.comparison import as_json, compare
 
 Tables = tuple[pd.DataFrame, pd.DataFrame]
 Cut = Callable[[pd.DataFrame, pd.DataFrame], Tables]

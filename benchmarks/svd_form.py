@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
 import torch
-from timing import machine
+from timing import logged, machine
 
-from recbole_llm.closed_form import fit_closed_form
-from recbole_llm.selection import Selection
-from recbole_llm.towers import Rows, rows_from_pairs
+from recbole_llm.fitting.closed_form import fit_closed_form
+from recbole_llm.fitting.validation import Validation
+from recbole_llm.scoring.rows import Rows, rows_from_pairs
 
 CLUSTERS = 200
 
@@ -62,10 +62,9 @@ def cost(n_items: int) -> dict[str, Any]:
     train, valid, texts = made(n_items)
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     cpu = time.process_time()
-    told: list[str] = []
-    form = fit_closed_form(
-        train, n_items, texts, None, Selection(train, valid, train), max_dense_items=1_000, log=told.append
-    )
+    content = {"text": (texts, torch.ones(n_items, dtype=torch.bool))}
+    with logged("recbole_llm.fitting") as told:
+        form = fit_closed_form(train, n_items, content, Validation(train, valid, train), max_dense_items=1_000)
     return {
         "items": n_items,
         "users": len(train.offsets) - 1,

@@ -30,9 +30,9 @@ import torch
 from timing import machine
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
-from recbole_llm.selection import TopKMetric, user_metric
-from recbole_llm.significance import paired_bootstrap
-from recbole_llm.towers import Rows, pool, rows_from_pairs
+from recbole_llm.bridge.experiments.significance import paired_bootstrap
+from recbole_llm.fitting.validation import TopKMetric, user_metric
+from recbole_llm.scoring.rows import Rows, pool, rows_from_pairs
 
 OURS = "LLMTwoTower"
 SEQUENCE = {"train_batch_size": [1024], "learning_rate": [0.002]}
@@ -147,7 +147,7 @@ def hide_histories(model: Any, seen: Rows) -> None:
 @torch.no_grad()
 def masked_figures(trainer: Any, name: str, train_data: Any, valid: Any, test: Any) -> dict[str, Any]:
     """Figures of rankings without history items, from scores of the test rows."""
-    from recbole_llm.bridge.evaluation import ranked_rows
+    from recbole_llm.bridge.evaluation.streaming import ranked_rows
 
     model, rows, n_items = trainer.model.eval(), ranked_rows(test), test._dataset.item_num
     order = torch.argsort(rows.users, stable=True)
@@ -174,10 +174,12 @@ def masked_figures(trainer: Any, name: str, train_data: Any, valid: Any, test: A
     if name == OURS:
         model.at_test = False
         result["training_history_only"] = figures(scores, history)
+        names = "closed_form", "next_item", "learned"
+        closed, following, learned = (model.score.block(block) for block in names)
         result["choices"] = {
-            "closed_decay": model.closed_decay,
-            "next_item_decay": None if model._next is None else model._next.decay,
-            "block_scales": list(model.block_scales),
+            "closed_decay": closed.decay,
+            "next_item_decay": None if following is None else following.decay,
+            "block_scales": [0.0 if block is None else block.scale for block in (closed, learned)],
         }
     if name == "EASE":
         result["training_history_only"] = result["masked"]

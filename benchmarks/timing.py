@@ -1,4 +1,4 @@
-"""Clocks, peak memory and machine facts, shared by the benchmarks.
+"""Clocks, peak memory, log lines and machine facts, shared by the benchmarks.
 
 Variants are timed in turn, round after round in a rotating order, so that a slow spell of the machine meets all of them;
 ratios are medians of the ratios within a round. A CPU is timed by wall clock and by the process's CPU time beside it: on
@@ -8,13 +8,15 @@ a shared machine the second is the steadier one. A GPU is timed by events, with 
 import ctypes
 import gc
 import json
+import logging
 import os
 import platform
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from pathlib import Path
@@ -24,6 +26,23 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 Variants = Mapping[str, Callable[[], object]]
+
+
+@contextmanager
+def logged(name: str, level: int = logging.INFO) -> Iterator[list[str]]:
+    """The messages of a logger and of those below it, from this level on, while the context lasts."""
+    lines: list[str] = []
+    handler = logging.Handler(level)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""LLM-feature two-tower recommendation inside RecBole.
+"""Hybrid recommendation inside RecBole: a closed form over interactions and item content, plus two towers.
 
 Importing this package makes RecBole work on today's NumPy, pandas, SciPy and PyTorch, and makes ``LLMTwoTower`` a
 model name in every RecBole entry point. It loads neither of them: it installs a finder that repairs each RecBole
@@ -16,19 +16,19 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "LLMTwoTower": "recbole_llm.model",
-    "repair_report": "recbole_llm.bridge.compat",
+    "repair_report": "recbole_llm.bridge.repairs.report",
     "objective_function": "recbole_llm.bridge.register",
     "register_model": "recbole_llm.bridge.register",
 }
 
 
 class _RecBoleFinder:
-    """Hands RecBole's modules to ``bridge.activation`` as they are imported."""
+    """Hands RecBole's modules to ``bridge.repairs.activation`` as they are imported."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "recbole" and not name.startswith("recbole."):
             return None
-        from recbole_llm.bridge import activation
+        from recbole_llm.bridge.repairs import activation
 
         return activation.find_spec(self, name, path, target)
 
@@ -36,11 +36,11 @@ class _RecBoleFinder:
 if not any(type(finder).__qualname__ == "_RecBoleFinder" for finder in sys.meta_path):
     sys.meta_path.insert(0, _RecBoleFinder())
     if "recbole" in sys.modules:
-        import_module("recbole_llm.bridge.activation").apply_to_loaded_modules()
+        import_module("recbole_llm.bridge.repairs.activation").apply_to_loaded_modules()
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        import_module("recbole_llm.bridge.activation").require_recbole()
+        import_module("recbole_llm.bridge.repairs.activation").require_recbole()
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

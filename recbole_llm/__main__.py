@@ -14,7 +14,7 @@ if __name__ == "__main__":
                 f"Commands: {', '.join(COMMANDS)}.\n"
                 "A file is run as a script: python -m recbole_llm run_recbole.py --model=BPR"
             )
-        from recbole_llm.script import run_script
+        from recbole_llm.commands.script import run_script
 
         run_script(target, sys.argv[1:])
     else:

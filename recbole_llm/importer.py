@@ -5,7 +5,6 @@ the report counts every row that was read as kept or as dropped, with the reason
 or not at all.
 """
 
-import argparse
 import importlib.util
 import json
 import re
@@ -15,8 +14,7 @@ from pathlib import Path
 
 from recbole_llm.importing.dataset_folder import new_folder, refuse_existing
 from recbole_llm.importing.report import ImportReport
-from recbole_llm.importing.settings_file import run_command, settings
-from recbole_llm.text_files import separated
+from recbole_llm.importing.settings_file import settings
 
 # RecBole reads its own files for the first, and its own settings for the others
 RESERVED_NAMES = ("ml-100k", "sample", "url", "kg_url")
@@ -238,77 +236,3 @@ def _notes(report: ImportReport) -> list[str]:
             "no items were given: without texts LLMTwoTower learns from ids alone (encoder is empty in the YAML)."
         )
     return notes
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``recbole-llm import``."""
-    add = parser.add_argument
-    add("interactions", help="CSV, TSV, JSON Lines (also .gz) or Parquet, a row per interaction")
-    add("--items", metavar="FILE", help="a row per item, with its texts")
-    add("--users", metavar="FILE", help="a row per user")
-    add("--dataset", "-d", required=True, help="RecBole's name for the result")
-    add(
-        "--data_path", default="dataset", metavar="FOLDER", help="gets a folder named as the dataset (default: dataset)"
-    )
-    columns = parser.add_argument_group(
-        "columns", "found by name and content where not given; an empty name says that there is none"
-    )
-    for role in ("user", "item", "rating", "label", "time"):
-        columns.add_argument(f"--{role}-column", metavar="NAME")
-    columns.add_argument("--items-id-column", metavar="NAME", help="in the items' file")
-    columns.add_argument("--users-id-column", metavar="NAME", help="in the users' file")
-    columns.add_argument(
-        "--text-columns",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        help="that make an item's text; commas separate too, but for a name in double quotes",
-    )
-    columns.add_argument(
-        "--user-text-columns", nargs="+", action="extend", metavar="NAME", help="that make a user's text"
-    )
-    rows = parser.add_argument_group("rows")
-    rows.add_argument("--threshold", type=float, help="ratings below it are no interactions")
-    rows.add_argument("--keep-negatives", action="store_true", help="write them, and label 0, as rows of label 0")
-    rows.add_argument(
-        "--duplicates", choices=("last", "first", "keep"), default="last", help="rows of the same user and item"
-    )
-    rows.add_argument(
-        "--order", choices=("auto", "file", "time"), default="auto", help="auto: of time where float32 loses it"
-    )
-    rows.add_argument("--time-unit", choices=("s", "ms", "us", "ns", "iso"), help="found if not given")
-    rows.add_argument(
-        "--time-format",
-        metavar="FORMAT",
-        help="form of the times, such as '%%d/%%m/%%Y %%H:%%M'; found where rows tell",
-    )
-    rows.add_argument("--decimal", choices=(".", ","), help="sign before decimals; found if not given")
-    rows.add_argument("--bad-rows", choices=("error", "drop"), default="error", help="rows that cannot be read")
-    rows.add_argument("--keep-html", action="store_true", help="leave HTML in texts")
-    files = parser.add_argument_group("files")
-    files.add_argument("--separator", help=r"between cells; '\t' for a tab; found from the header if not given")
-    files.add_argument(
-        "--quoting", choices=("auto", "csv", "none"), default="auto", help="none: quotes are plain characters"
-    )
-    files.add_argument("--encoding", default="utf-8")
-    files.add_argument("--overwrite", action="store_true", help="replace the dataset's folder")
-    files.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def run_import(options: argparse.Namespace) -> int:
-    """Run ``recbole-llm import`` with the parsed options of :func:`add_arguments` and print the report.
-
-    Raises:
-        ValueError: as :func:`import_dataset`.
-    """
-    values = vars(options)
-    named = {name: values[name] for name in import_dataset.__kwdefaults__ or {} if name in values}
-    for name in ("text_columns", "user_text_columns"):
-        if named[name] is not None:
-            named[name] = [part.strip() for part in separated(named[name]) if part.strip()]
-    if named["separator"] == r"\t":
-        named["separator"] = "\t"
-    report = import_dataset(options.interactions, options.dataset, progress=not options.quiet, **named)
-    print("\n".join(report.lines()))  # noqa: T201
-    print(f"next: {run_command(report)}")  # noqa: T201
-    return 0

@@ -4,13 +4,12 @@
     write_rows(recommend_users(model, k=10), "recs.parquet")
     recommend_items(model, ["50", "181"]).items[0].title
 
-The :class:`~recbole_llm.serving.recommend.Recommender` of the service answers here too, so that a checkpoint, its export and
+The :class:`~recbole_llm.retrieval.recommender.Recommender` of the service answers here too, so that a checkpoint, its export and
 the service give the same items.
 """
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recbole_llm.serving.artifact import Export, load_export
-from recbole_llm.serving.errors import UnknownItemError, UnknownUserError
-from recbole_llm.serving.manifest import MANIFEST
-from recbole_llm.serving.recommend import Recommendation, Recommender, Request
-from recbole_llm.serving.retrieval import MARGIN, ExactRetriever, Hits
+from recbole_llm.atomic import atomic_path
+from recbole_llm.checkpoints import newest_checkpoint
+from recbole_llm.export.errors import UnknownItemError, UnknownUserError
+from recbole_llm.export.manifest import MANIFEST
+from recbole_llm.export.reader import Export, load_export
+from recbole_llm.retrieval.exact import MARGIN, ExactRetriever, Hits
+from recbole_llm.retrieval.recommender import Recommendation, Recommender, Request
 
 BATCH = 256  # users scored in one pass over the catalogue
 # from so many scores on the kernel makes up for the 2.4 s of its first call, which imports torch._dynamo; with 200,000
@@ -119,9 +120,9 @@ def open_model(
             f"{str(path)!r} does not exist. Give a checkpoint that 'recbole-llm run' saved (saved/LLMTwoTower-....pth), its "
             "folder (saved), or the folder that 'recbole-llm export' wrote."
         )
-    from recbole_llm.bridge.trained import load_trained
-    from recbole_llm.serving.export import contents_of
-    from recbole_llm.serving.in_memory import export_in_memory
+    from recbole_llm.checkpoints import load_trained
+    from recbole_llm.export.export_model import contents_of
+    from recbole_llm.export.in_memory import export_in_memory
 
     model, dataset = load_trained(
         path,
@@ -131,19 +132,6 @@ def open_model(
         feature_cache_dir=feature_cache_dir,
     )
     return export_in_memory(contents_of(model, dataset, map_texts=texts))
-
-
-def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint of LLMTwoTower in ``folder`` that was written last; those of a run's last epoch do not count.
-
-    Args:
-        folder: such as RecBole's ``checkpoint_dir``.
-
-    Returns:
-        ``None`` where there is none.
-    """
-    found = [path for path in Path(folder).glob("LLMTwoTower-*.pth") if not path.stem.endswith("-last")]
-    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 
 def recommend_users(
@@ -343,9 +331,9 @@ class _Sink(Protocol):
 class _Lines:
     """JSON Lines or CSV."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, as_csv: bool) -> None:
         self._file = path.open("w", encoding="utf-8", newline="")
-        self._csv = csv.DictWriter(self._file, Row.__annotations__) if path.suffix == ".csv" else None
+        self._csv = csv.DictWriter(self._file, Row.__annotations__) if as_csv else None
         if self._csv is not None:
             self._csv.writeheader()
 
@@ -421,14 +409,10 @@ def write_rows(rows: Iterable[Row], path: str | Path) -> None:
     """
     path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        sink: _Sink = _Parquet(temporary) if path.suffix == ".parquet" else _Lines(temporary)
+    with atomic_path(path) as temporary:
+        sink: _Sink = _Parquet(temporary) if path.suffix == ".parquet" else _Lines(temporary, path.suffix == ".csv")
         try:
             for row in rows:
                 sink.write(row)
         finally:
             sink.close()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """A made dataset whose texts and interactions agree, and a tiny encoder: end-to-end tests without a download.
 
-Also how the suite runs: in several processes where more than one file is asked for.
+Also how the suite runs: in several processes where a folder is asked for.
 """
 
 import logging
@@ -15,6 +15,15 @@ sys.path.insert(0, str(Path(__file__).parent))  # waiting, ports
 # before torch is loaded: with contended cores, spinning OpenMP threads slow loops of small operations several times
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes of the suite share the cores
+    share = max(1, cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
 
 # a process of the suite holds PyTorch and RecBole, a gigabyte: no more than these
 MOST_PROCESSES = 4
@@ -41,10 +50,9 @@ def pytest_cmdline_main(config):
         return
     if config.option.usepdb or all(Path(argument.partition("::")[0]).is_file() for argument in config.args):
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if cores > 1:
+    if cores() > 1:
         # fixtures of a module are made once; the order is that of pytest_collection_modifyitems
-        config.option.numprocesses, config.option.dist = min(cores, MOST_PROCESSES), "loadfile"
+        config.option.numprocesses, config.option.dist = min(cores(), MOST_PROCESSES), "loadfile"
         config.option.loadscopereorder = False
         # a process that ends ends the run: pytest-xdist would begin the file again, up to the same test, many times
         config.option.maxworkerrestart = "0"

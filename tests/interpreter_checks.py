@@ -9,9 +9,10 @@ The stock interpreter runs one program after another on host memory, so it forgi
   store on the same address are races;
 - programs run in the order of ``program_order(seed)``, so a sum that depends on the order shows as a difference.
 
-Three defects of the interpreter are repaired (Triton 3.9, interpreter.py): float32 to bfloat16 truncates instead of
-rounding to nearest even (``cast_impl``); a product of bfloat16 multiplies their bit patterns as integers
-(``create_dot``); a reduction with a function of one's own visits element after element in Python (``generic_reduce``).
+Four defects of the interpreter are repaired. Triton 3.9: float32 to bfloat16 truncates instead of rounding to nearest
+even (``cast_impl``); a product of bfloat16 multiplies their bit patterns as integers (``create_dot``); a reduction with a
+function of one's own visits element after element in Python (``generic_reduce``). Up to Triton 3.6: a scalar becomes a
+Python integer through ``int`` of an array of one element, which NumPy 2.4 refuses (``_patch_lang_tensor``).
 
 Not seen: races between warps of a program, miscompilation, asynchronous copies, tensor-core rounding, launch errors.
 TRITON_INTERPRET=1 must be set before Triton is imported.
@@ -127,12 +128,13 @@ def _load(self, pointers, mask, other, *rest):
     return _stock["create_masked_load"](self, pointers, mask, other, *rest)
 
 
-def _semantic_load(pointers, mask=None, other=None, *rest, **options):
+def _semantic_load(self, pointers, mask=None, other=None, *rest, **options):
     _launch.zero_given = other is not None
-    return _stock_semantic_load(pointers, mask, other, *rest, **options)
+    return _stock_semantic_load(self, pointers, mask, other, *rest, **options)
 
 
-_stock_semantic_load = interpreter.interpreter_semantic.load
+_Semantic = type(interpreter.interpreter_semantic)  # up to Triton 3.6 every patched module has an instance of its own
+_stock_semantic_load = _Semantic.load
 
 
 def _store(self, pointers, value, mask, *rest):
@@ -240,6 +242,14 @@ def _patch_lang(fn):
     return _stock_patch_lang(fn)
 
 
+def _patch_lang_tensor(tensor, *scope):
+    _stock_patch_lang_tensor(tensor, *scope)
+    # through the scope where there is one (from Triton 3.4 on), so that the patch ends with the launch
+    patch = scope[0].set_attr if scope else setattr
+    patch(tensor, "__index__", lambda self: self.handle.data.item())
+
+
+_stock_patch_lang_tensor = interpreter._patch_lang_tensor
 _modules: dict[object, frozenset[str]] = {}
 _stock_patch_lang = interpreter._patch_lang
 
@@ -248,10 +258,10 @@ def install() -> None:
     """Watch every launch from now on."""
     _Builder.create_masked_load, _Builder.create_masked_store = _load, _store
     _Builder.create_atomic_rmw = _atomic
-    interpreter.interpreter_semantic.load = _semantic_load
+    _Semantic.load = _semantic_load
     _Builder.set_grid_dim, _Builder.set_grid_idx = _set_grid_dim, _set_grid_idx
     _Builder.cast_impl, _Builder.create_dot = _cast, _dot
     _Executor._init_args_hst, _Executor._restore_args_dev = _init_args, _no_copy_back
     _Executor.__call__ = _call
     interpreter.ReduceOps.generic_reduce = _reduce
-    interpreter._patch_lang = _patch_lang
+    interpreter._patch_lang, interpreter._patch_lang_tensor = _patch_lang, _patch_lang_tensor

@@ -1,12 +1,15 @@
-"""The console script, in processes of its own: what it prints, writes and refuses."""
+"""The console script: what it prints, writes and refuses; in a process of its own where that matters."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from recbole_llm import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,6 +20,18 @@ def recbole_llm(*arguments, cwd, module="recbole_llm", code=None, **environment)
     return subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, env=env, cwd=cwd, stdin=subprocess.DEVNULL
     )
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    """The command in this process: exit code, standard output and error. A fresh interpreter takes seconds to load PyTorch."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        capfd.readouterr()
+        return (cli.main(list(map(str, arguments))), *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture
@@ -47,12 +62,13 @@ def test_run_prints_the_table_and_writes_the_result(quick, tmp_path):
     assert {"recbole", "torch", "recbole-llm", "python"} <= set(result["versions"])
 
 
-def test_config_files_are_read_and_the_command_line_wins(quick, tmp_path):
+@pytest.mark.filterwarnings("ignore")
+def test_config_files_are_read_and_the_command_line_wins(command, quick, tmp_path):
     (tmp_path / "a.yaml").write_text("epochs: 7\nembedding_size: 4\n")
     (tmp_path / "b.yaml").write_text("learning_rate: 0.5\nembedding_size: 8\n")
     rest = [q for q in quick if not q.startswith("--embedding_size")]
-    done = recbole_llm("run", *rest, "--config_files", "a.yaml b.yaml", "--output=r.json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    code, _, err = command("run", *rest, "--config_files", "a.yaml b.yaml", "--output=r.json")
+    assert code == 0, err
     config = json.loads((tmp_path / "r.json").read_text())["config"]
     assert (config["epochs"], config["embedding_size"], config["learning_rate"]) == (2, 8, 0.5)
 
@@ -91,14 +107,16 @@ def test_config_files_that_are_not_there(tmp_path, monkeypatch, value, message):
         cli._config_files(value)
 
 
-@pytest.mark.parametrize("value", ["Qwen/Qwen3-Embedding-0.6B", "map.npy", "re.bin"])
-def test_values_that_look_like_code_survive(toy_path, tmp_path, value):
+def test_values_that_look_like_code_survive(tmp_path):
+    values = ["Qwen/Qwen3-Embedding-0.6B", "map.npy", "re.bin"]
     code = (
-        "import sys, recbole_llm; sys.argv = ['recbole-llm', *sys.argv[1:]];"
-        "from recbole.config import Config; c = Config('LLMTwoTower', 'toy'); print(c['encoder'], c['item_features_file'])"
+        "import sys, recbole_llm\nfrom recbole.config import Config\n"
+        "for value in sys.argv[1:]:\n"
+        "    sys.argv = ['recbole-llm', f'--encoder={value}', f'--item_features_file={value}']\n"
+        "    c = Config('LLMTwoTower', 'toy')\n    print(c['encoder'], c['item_features_file'])\n"
     )
-    done = recbole_llm(f"--encoder={value}", f"--item_features_file={value}", cwd=tmp_path, code=code)
-    assert done.stdout.split() == [value, value], done.stderr
+    done = recbole_llm(*values, cwd=tmp_path, code=code)
+    assert done.stdout.splitlines() == [f"{value} {value}" for value in values], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -113,18 +131,25 @@ def test_values_that_look_like_code_survive(toy_path, tmp_path, value):
         (["--dataset=ml-100k", "--embeding_size=8"], "did you mean 'embedding_size'"),
     ],
 )
-def test_a_mistake_is_one_error_that_says_what_to_do(tmp_path, arguments, message):
-    done = recbole_llm("run", *arguments, cwd=tmp_path)
+def test_a_mistake_is_one_error_that_says_what_to_do(command, arguments, message):
+    code, _, err = command("run", *arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_mistake_ends_the_process_with_an_exit_code(tmp_path):
+    done = recbole_llm("run", "--dataset=nowhere", cwd=tmp_path)
     assert done.returncode == 2
-    assert message in done.stderr
+    assert "--data_path=FOLDER" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_info_prints_versions_backend_and_repairs_and_as_json(tmp_path):
+def test_info_prints_versions_backend_and_repairs_and_as_json(command, tmp_path):
     done = recbole_llm("info", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert all(word in done.stdout for word in ("recbole", "torch", "backend", "repairs", "caches"))
-    report = json.loads(recbole_llm("info", "--json", cwd=tmp_path).stdout)
+    report = json.loads(command("info", "--json")[1])
     assert report["versions"]["python"].startswith("3.")
     assert report["repairs"]
 
@@ -159,15 +184,18 @@ def test_neither_a_command_nor_a_file_lists_both(tmp_path):
     assert "script" in done.stderr
 
 
-def test_encode_fills_the_cache_that_a_run_reads_and_info_lists_and_prunes_it(quick, tmp_path):
+@pytest.mark.filterwarnings("ignore")
+def test_encode_fills_the_cache_that_a_run_reads_and_info_lists_and_prunes_it(command, quick, tmp_path, caplog):
     cache = f"--feature_cache_dir={tmp_path / 'features'}"
     arguments = [q for q in quick if not q.startswith("--embedding_size")]
     done = recbole_llm("encode", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "items: 43 of 44 have a text vector of 32 dimensions" in done.stdout
-    listed = recbole_llm("info", "--cache", cache, cwd=tmp_path)
-    assert "tiny-bert" in listed.stdout, listed.stderr
-    again = recbole_llm("run", *quick, cwd=tmp_path)
-    assert "Encoded" not in again.stderr + again.stdout
-    pruned = recbole_llm("info", "--prune", "0", cache, cwd=tmp_path)
-    assert "no stored vectors" in pruned.stdout, pruned.stderr
+    _, listed, err = command("info", "--cache", cache)
+    assert "tiny-bert" in listed, err
+    with caplog.at_level(logging.INFO):
+        code, _, err = command("run", *quick)
+    assert code == 0, err
+    assert "distinct texts came from the store" in caplog.text and "Encoded" not in caplog.text
+    _, pruned, err = command("info", "--prune", "0", cache)
+    assert "no stored vectors" in pruned, err

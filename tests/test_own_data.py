@@ -59,26 +59,27 @@ def test_four_commands(shop, tiny_encoder, capsys):
     said = command("encode --dataset shop --config_files dataset/shop/shop.yaml", *small)
     assert "items: 45 of 45 have a text vector of 32 dimensions" in said
     quick = ["--epochs=2", "--embedding_size=8"]
+    paths = small[:2]  # of a checkpoint no path is taken; with the default encoder and cache there is none to give
     said = command("run --dataset shop --config_files dataset/shop/shop.yaml", *small, *quick)
     next_command = said.splitlines()[-1]
     assert next_command.startswith("next: recbole-llm recommend saved/LLMTwoTower-")
-    table = command("recommend saved --users c17 --k 5")
+    table = command("recommend saved --users c17 --k 5", *paths)
     assert table.startswith("user c17\n") and len(table.splitlines()) == 7
     assert table == command(next_command.removeprefix("next: recbole-llm ").replace("ID", "c17") + " --k 5")
 
-    assert "60 users written to recs.csv" in command("recommend saved --output recs.csv")
+    assert "60 users written to recs.csv" in command("recommend saved --output recs.csv", *paths)
     bought = {(row[0], row[1]) for row in csv.reader(open("orders.csv"))}
     rows = list(csv.DictReader(open("recs.csv")))
     assert {row["user"] for row in rows} == {f"c{n}" for n in range(60)} and all(row["title"] for row in rows)
     assert sum((row["user"], row["item"]) in bought for row in rows) < 60 * 2  # bought and held out
-    assert len(command("recommend saved --items P03 P06 --k 4").splitlines()) == 5
-    assert len(command("recommend saved --k 4 --text", "a tyre for a bike").splitlines()) == 5
-    assert len(command("similar saved --item P03 --k 4").splitlines()) == 5
+    assert len(command("recommend saved --items P03 P06 --k 4", *paths).splitlines()) == 5
+    assert len(command("recommend saved --k 4 --text", "a tyre for a bike", *paths).splitlines()) == 5
+    assert len(command("similar saved --item P03 --k 4", *paths).splitlines()) == 5
 
     # the products that nobody has bought, once the YAML's line for them counts
     settings = shop / "dataset" / "shop" / "shop.yaml"
     settings.write_text(settings.read_text().replace("# item: ", "item: "))
-    assert cli.main(["recommend", "saved", "--items", "P46"]) == 2
+    assert cli.main(["recommend", "saved", "--items", "P46", *paths]) == 2
     command("run --dataset shop --config_files dataset/shop/shop.yaml", *small, *quick)
-    assert len(command("recommend saved --items P46 --k 4").splitlines()) == 5
-    assert len(command("similar saved --item P46 --k 4").splitlines()) == 5
+    assert len(command("recommend saved --items P46 --k 4", *paths).splitlines()) == 5
+    assert len(command("similar saved --item P46 --k 4", *paths).splitlines()) == 5

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recbole_llm.significance import holm, paired_bootstrap
+from recbole_llm.bridge.experiments.significance import holm, paired_bootstrap
 
 
 def test_a_clear_difference_is_significant_and_its_interval_holds_it():

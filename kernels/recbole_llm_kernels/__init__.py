@@ -20,15 +20,27 @@ from recbole_llm_kernels.functional import (
     sampled_bce,
     score_topk,
 )
+from recbole_llm_kernels.tower_ops import (
+    fuses_scaled_bce,
+    pool_rows,
+    pool_rows_without_own,
+    scaled_rows,
+    scaled_sampled_bce,
+)
 
 __all__ = [
     "TopK",
     "catalog_bce",
     "catalog_ce",
     "default_backend",
+    "fuses_scaled_bce",
     "pair_bce",
     "pair_dot",
     "pair_sigmoid",
+    "pool_rows",
+    "pool_rows_without_own",
     "sampled_bce",
+    "scaled_rows",
+    "scaled_sampled_bce",
     "score_topk",
 ]

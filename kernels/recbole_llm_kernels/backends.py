@@ -14,7 +14,15 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from recbole_llm_kernels.checks import check_ids, mask_ids, synchronising_checks
+from recbole_llm_kernels.checks import (
+    check_ids,
+    check_rows,
+    disorder,
+    mask_ids,
+    rows_with,
+    synchronising_checks,
+    without_repeats,
+)
 
 BACKENDS = ("auto", "triton", "torch")
 
@@ -99,3 +107,46 @@ def checked(
     masked = [mask_ids(ids, len(matrix)) for _, ids, matrix in named]
     any_bad = torch.stack([bad.any() for _, bad in masked]).any()
     return [safe for safe, _ in masked], torch.where(any_bad, torch.nan, 0.0)
+
+
+def checked_rows(
+    run: ModuleType,
+    offsets_name: str,
+    offsets: Tensor,
+    ids_name: str,
+    ids: Tensor,
+    matrix: Tensor,
+    again: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Check row lists, or, where that would synchronise, make them safe for launchers that leave it to us.
+
+    The launchers of ``triton_ops`` take the lists as they are. Those of ``torch_ops`` get every id of a row once. They
+    read the lists' values anyway.
+
+    Args:
+        run: the launchers.
+        offsets_name: the argument's name.
+        offsets: where each row's ids begin, ``[B + 1]``.
+        ids_name: the argument's name.
+        ids: ``[T]``, ascending within a row; equal neighbours count once.
+        matrix: whose rows the ids are.
+        again: the forward has checked them.
+
+    Returns:
+        Offsets and ids, and NaN for rows with an id out of range or a descending pair, ``[B]`` float32; None: no such row.
+
+    Raises:
+        IndexError: an id is out of range (CPU, or debug mode).
+        ValueError: offsets or ids are not in order (CPU, or debug mode).
+    """
+    is_checked, has_repeats, poison = synchronising_checks(offsets.device), True, None
+    if is_checked and not again:
+        check_ids(ids_name, ids, len(matrix))
+        has_repeats = check_rows(offsets_name, offsets, ids_name, ids)
+    if ".triton_ops." in run.__name__:
+        return offsets, ids, None
+    if not is_checked:
+        falls = disorder(offsets, ids)[1]
+        ids, bad = mask_ids(ids, len(matrix))
+        poison = torch.where(rows_with(bad | falls, offsets), torch.nan, 0.0)
+    return (*without_repeats(offsets, ids), poison) if has_repeats else (offsets, ids, poison)

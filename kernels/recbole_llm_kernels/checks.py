@@ -41,8 +41,12 @@ def check_inside(name: str, ids: Tensor, item_bias: Tensor | None) -> None:
         )
 
 
-def check_rows(offsets_name: str, offsets: Tensor, ids_name: str, ids: Tensor) -> None:
-    """Raise ValueError unless the offsets rise from 0 to the number of ids and each row's ids ascend, each once."""
+def check_rows(offsets_name: str, offsets: Tensor, ids_name: str, ids: Tensor) -> bool:
+    """Raise ValueError unless the offsets rise from 0 to the number of ids and no row's ids descend.
+
+    Returns:
+        Whether some row names an id more than once.
+    """
     first, last = int(offsets[0]), int(offsets[-1])
     if first != 0 or last != ids.numel():
         raise ValueError(
@@ -51,18 +55,32 @@ def check_rows(offsets_name: str, offsets: Tensor, ids_name: str, ids: Tensor) -
     steps = offsets.diff()
     if bool((steps < 0).any()):
         raise ValueError(f"{offsets_name} must not decrease, but it does at row {int((steps < 0).nonzero()[0, 0])}")
-    if ids.numel() < 2:
-        return
-    falls = ids.diff() <= 0
-    starts = offsets[1:-1]
-    starts = starts[(starts > 0) & (starts < ids.numel())]
-    falls[starts.long() - 1] = False  # from one row to the next
+    again, falls = disorder(offsets, ids)
     if bool(falls.any()):
         place = int(falls.nonzero()[0, 0])
         raise ValueError(
-            f"{ids_name} must ascend without repeats within a row, but entries {place} and {place + 1} are "
-            f"{int(ids[place])} and {int(ids[place + 1])}; sort each row and drop duplicates"
+            f"{ids_name} must ascend within a row, but entries {place - 1} and {place} are "
+            f"{int(ids[place - 1])} and {int(ids[place])}; sort the ids of each row"
         )
+    return bool(again.any())
+
+
+def disorder(offsets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Where an id equals the one before it in its row, and where it is smaller: [T] bool each; no synchronisation."""
+    starts = torch.zeros(len(ids) + 1, dtype=torch.bool, device=ids.device).index_fill_(0, offsets.long(), True)
+    inner, step = ~starts[: len(ids)], ids.diff(prepend=ids[:1])
+    return inner & (step == 0), inner & (step < 0)
+
+
+def rows_with(flags: Tensor, offsets: Tensor) -> Tensor:
+    """Which rows hold an entry whose flag is set, [B] bool; no synchronisation."""
+    return torch.nn.functional.pad(flags.cumsum(0), (1, 0))[offsets.long()].diff() > 0
+
+
+def without_repeats(offsets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The same row lists with equal neighbours once; reads memory, as the number of ids that are left is not known."""
+    kept = ~disorder(offsets, ids)[0]
+    return torch.nn.functional.pad(kept.cumsum(0), (1, 0))[offsets.long()].to(offsets.dtype), ids[kept]
 
 
 def mask_ids(ids: Tensor, rows: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ Common to all of them:
   ``torch.get_float32_matmul_precision()``.
 - Ids are int32 or int64. An id out of range is an IndexError on a CPU and with RECBOLE_LLM_KERNELS_DEBUG=1; on a GPU
   the access is masked and the loss is NaN, without a synchronisation.
+- Row lists (targets, seen items) ascend within a row; equal neighbours count once. A descending pair is a ValueError
+  where ids are looked at; elsewhere its row is NaN.
 - Results are bitwise repeatable for a device, dtype and thread count. First derivatives only.
 - ``backend="auto"`` goes by the device of the tensors, or by RECBOLE_LLM_KERNELS_BACKEND where that is set.
 """
@@ -243,7 +245,7 @@ def catalog_bce(
         query: one vector per row, ``[B, D]``.
         item: item rows, ``[N, D]``.
         target_offsets: where each row's targets begin in ``target_ids``, ``[B + 1]``, from 0 to T.
-        target_ids: the rows' positive items, ``[T]``, ascending and unique within a row.
+        target_ids: the rows' positive items, ``[T]``, ascending within a row; equal neighbours count once.
         item_bias: added to every item's logits, ``[N]``; -inf: not in the catalogue.
         weight: factor of every row's loss, ``[B]``.
         neg_weight: factor of the negatives' part.
@@ -288,7 +290,7 @@ def catalog_ce(
         query: one vector per row, ``[B, D]``.
         item: item rows, ``[N, D]``.
         target_offsets: where each row's targets begin in ``target_ids``, ``[B + 1]``, from 0 to T.
-        target_ids: the rows' positive items, ``[T]``, ascending and unique within a row.
+        target_ids: the rows' positive items, ``[T]``, ascending within a row; equal neighbours count once.
         item_bias: added to every item's logits, ``[N]``; -inf: not in the catalogue.
         weight: factor of every row's loss, ``[B]``.
         reduction: "mean" (over B, with or without ``weight``), "sum" or "none". The mean of no rows is NaN.
@@ -331,14 +333,15 @@ def score_topk(
         k: places per row; may exceed N.
         item_bias: added to every item's scores, ``[N]``; -inf: not in the catalogue.
         seen_offsets: where each row's seen items begin in ``seen_ids``, ``[B + 1]``; None: nothing is seen.
-        seen_ids: items that get no place in the row, ascending and unique within a row.
+        seen_ids: items that get no place in the row, ascending within a row; equal neighbours count once.
         backend: "auto", "triton" or "torch".
 
     Returns:
-        Scores and ids, ``[B, k]`` each; where a row has fewer candidates, -inf and -1.
+        Scores and ids, ``[B, k]`` each; where a row has fewer candidates, -inf and -1. On a GPU a row whose seen ids
+        descend or are out of range holds NaN and -1.
 
     Raises:
-        ValueError: an argument's shape, dtype or device does not fit.
+        ValueError: an argument's shape, dtype or device does not fit; or (CPU, or debug mode) seen ids are not in order.
         IndexError: a seen id is out of range (CPU, or debug mode).
     """
     query, item, item_bias = arguments.matrices("query", query, item, item_bias)

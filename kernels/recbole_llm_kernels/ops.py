@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import CustomOpDef
+from torch.nn.functional import pad
 
-from recbole_llm_kernels.backends import as_given, checked, launchers
-from recbole_llm_kernels.checks import check_inside, check_rows, synchronising_checks
+from recbole_llm_kernels.backends import as_given, checked, checked_rows, launchers
+from recbole_llm_kernels.checks import check_inside, synchronising_checks
 from recbole_llm_kernels.registration import (
     accumulator,
     fake_grads,
@@ -214,7 +215,7 @@ def catalog_bce(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss [] or [B]; gradients of query [B, D], item [N, D] and item_bias [N]."""
     run = launchers("catalog", query, backend)
-    target_ids, poison = _target_ids(run, query, item, item_bias, target_offsets, target_ids)
+    target_offsets, target_ids, poison = _targets(run, item, item_bias, target_offsets, target_ids)
     options = (weight, neg_weight, reduction)
     with as_given(query):
         loss, *grads = run.catalog_bce_fwd(query, item, target_offsets, target_ids, item_bias, *options, need)
@@ -222,20 +223,19 @@ def catalog_bce(
     return poisoned(loss, poison), grad_query, grad_item, grad_bias
 
 
-def _target_ids(
+def _targets(
     run: ModuleType,
-    query: Tensor,
     item: Tensor,
     item_bias: Tensor | None,
     target_offsets: Tensor,
     target_ids: Tensor,
     again: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    (target_ids,), poison = checked(query, run, ("target_ids", target_ids, item), again=again)
-    if not again and synchronising_checks(query.device):
-        check_rows("target_offsets", target_offsets, "target_ids", target_ids)
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    lists = ("target_offsets", target_offsets, "target_ids", target_ids)
+    target_offsets, target_ids, poison = checked_rows(run, *lists, item, again=again)
+    if not again and synchronising_checks(item.device):
         check_inside("target_ids", target_ids, item_bias)
-    return target_ids, poison
+    return target_offsets, target_ids, poison
 
 
 def _fake_formed(forms: tuple[bool, bool], need: list[bool], query: Tensor, item: Tensor) -> tuple[Tensor, ...]:
@@ -271,8 +271,10 @@ def catalog_bce_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, item and item_bias; ``state`` is what the forward returned after the loss."""
     run = launchers("catalog", query, backend)
-    target_ids, _ = _target_ids(run, query, item, item_bias, target_offsets, target_ids, again=True)
-    targets, options = (target_offsets, target_ids), (weight, neg_weight, reduction)
+    targets: list[Any] = [target_offsets, target_ids]
+    if not all(run.catalog_bce_forms(reduction)):  # otherwise the forward has used them up
+        *targets, _ = _targets(run, item, item_bias, target_offsets, target_ids, again=True)
+    options = (weight, neg_weight, reduction)
     with as_given(query):
         grads = run.catalog_bce_bwd(grad, query, item, *targets, item_bias, *options, present_grads(*state), need)
     return filled_grads(grads, need, (query, item, item_bias))
@@ -290,12 +292,13 @@ def catalog_ce(
     need: list[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss [] or [B]; log Z [B]; slopes of the targets [T]; gradients of query, item and item_bias."""
-    run = launchers("catalog", query, backend)
-    target_ids, poison = _target_ids(run, query, item, item_bias, target_offsets, target_ids)
-    targets, options = (target_offsets, target_ids), (weight, reduction)
+    """Loss [] or [B]; what the slopes need of Z, [B]; slopes of the targets [T]; gradients of query, item and item_bias."""
+    run, given = launchers("catalog", query, backend), len(target_ids)
+    *targets, poison = _targets(run, item, item_bias, target_offsets, target_ids)
     with as_given(query):
-        loss, log_z, slope, *grads = run.catalog_ce_fwd(query, item, *targets, item_bias, *options, need)
+        loss, log_z, slope, *grads = run.catalog_ce_fwd(query, item, *targets, item_bias, weight, reduction, need)
+    if len(slope) < given:  # repeats were left out
+        slope = pad(slope, (0, given - len(slope)))
     grad_query, grad_item, grad_bias = formed_grads(query, *grads)
     return poisoned(loss, poison), log_z, slope, grad_query, grad_item, grad_bias
 
@@ -325,9 +328,9 @@ def catalog_ce_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, item and item_bias; ``state`` is what the forward returned after the loss."""
     run = launchers("catalog", query, backend)
-    target_ids, _ = _target_ids(run, query, item, item_bias, target_offsets, target_ids, again=True)
+    *targets, _ = _targets(run, item, item_bias, target_offsets, target_ids, again=True)
     log_z, slope, *formed = state
-    args = (query, item, target_offsets, target_ids, item_bias, weight, reduction, log_z, slope)
+    args = (query, item, *targets, item_bias, weight, reduction, log_z, slope[: len(targets[1])])
     with as_given(query):
         grads = run.catalog_ce_bwd(grad, *args, present_grads(*formed), need)
     return filled_grads(grads, need, (query, item, item_bias))
@@ -348,10 +351,13 @@ def _register_loss(forward: CustomOpDef, backward: CustomOpDef) -> None:
     def gradients(run: Callable[..., Any], ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
-        state, tensors = ctx.saved_tensors[: ctx.states], ctx.saved_tensors[ctx.states :]
-        inputs = [option if x is None else x for x, option in zip(tensors, ctx.options, strict=True)]
+        saved = (
+            ctx.saved_tensors
+        )  # read once: activation checkpointing recomputes at the first look and forbids another
+        state, tensors = saved[: ctx.states], saved[ctx.states :]
+        given = [option if x is None else x for x, option in zip(tensors, ctx.options, strict=True)]
         need = list(ctx.needs_input_grad[:3])
-        inputs[-2] = need
+        inputs = [*given[:-2], need, given[-1]]
         grads = run(grad, list(state), *inputs)
         return *(g if n else None for g, n in zip(grads, need, strict=True)), *(None,) * (len(inputs) - 3)
 
@@ -402,12 +408,13 @@ def score_topk(
     run = launchers("topk", query, backend)
     poison = None
     if seen_offsets is not None and seen_ids is not None:
-        (seen_ids,), poison = checked(query, run, ("seen_ids", seen_ids, item))
-        if synchronising_checks(query.device):
-            check_rows("seen_offsets", seen_offsets, "seen_ids", seen_ids)
+        lists = ("seen_offsets", seen_offsets, "seen_ids", seen_ids)
+        seen_offsets, seen_ids, poison = checked_rows(run, *lists, item)
     with as_given(query):
         scores, ids = run.score_topk(query, item, k, item_bias, seen_offsets, seen_ids)
-    return poisoned(scores, poison), ids
+    if poison is None:
+        return scores, ids
+    return scores + poison[:, None].to(scores.dtype), ids.masked_fill(poison.isnan()[:, None], -1)
 
 
 @score_topk.register_fake

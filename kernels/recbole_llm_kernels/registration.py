@@ -20,8 +20,18 @@ def registered(function: Callable[..., Any]) -> CustomOpDef:
 
 
 def poisoned(loss: Tensor, by: Tensor | None) -> Tensor:
-    """NaN where ids were out of range (``checked``), without reading a value; else ``loss`` itself."""
-    return loss if by is None else loss + by.to(loss.dtype)
+    """NaN where ids were out of range or out of order (``checked``, ``checked_rows``), without reading a value.
+
+    Args:
+        loss: ``[]`` or ``[B]``.
+        by: what to add, ``[]`` or ``[B]``, 0 or NaN; None: nothing.
+
+    Returns:
+        ``loss`` itself or its sum with ``by``.
+    """
+    if by is None:
+        return loss
+    return loss + (by if by.ndim <= loss.ndim else by.sum()).to(loss.dtype)
 
 
 def filled_grads(grads: Grads, need: list[bool], inputs: Grads) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,8 +23,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recbole_llm_kernels import arguments, functional
-from recbole_llm_kernels.checks import synchronising_checks
+from recbole_llm_kernels.checks import check_rows, disorder, rows_with, synchronising_checks, without_repeats
 from recbole_llm_kernels.functional import TopK
+from recbole_llm_kernels.registration import poisoned
 from recbole_llm_kernels.torch_ops import catalog
 from recbole_llm_kernels.torch_ops.topk import select
 
@@ -117,20 +118,34 @@ def _shard(item: Tensor, query: Tensor, ids: Tensor | None, k: int, group: Group
     return _Shard(ends[rank] - shapes[rank][0], ends[rank], ends[-1])
 
 
-def _check_targets(shard: _Shard, query: Tensor, ids: Tensor, local: Tensor, bias: Tensor | None, group: Group) -> None:
+def _row_lists(
+    shard: _Shard, offsets_name: str, offsets: Tensor, ids_name: str, ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Row lists with every id of a row once, and NaN for rows that are not in order, ``[B]``.
+
+    They are the same on every rank, so all ranks raise or none.
+    """
+    stray, poison = (ids < 0) | (ids >= shard.total), None
+    if not synchronising_checks(ids.device):
+        poison = torch.where(rows_with(stray | disorder(offsets, ids)[1], offsets), torch.nan, 0.0)
+    elif bool(stray.any()):
+        raise IndexError(
+            f"{ids_name} holds {int(stray.sum())} ids that are out of range; the shards together have {shard.total} items"
+        )
+    else:
+        check_rows(offsets_name, offsets, ids_name, ids)
+    return *without_repeats(offsets, ids), poison
+
+
+def _check_targets(query: Tensor, local: Tensor, bias: Tensor | None, group: Group) -> None:
     """Raise on every rank where any would: a rank that raises alone leaves the others waiting."""
     if not synchronising_checks(query.device):
         return
-    outside = 0 if bias is None else int((bias[local.long()] == -torch.inf).sum())
-    bad = torch.tensor([int(((ids < 0) | (ids >= shard.total)).sum()), outside], device=query.device)
-    dist.all_reduce(bad[1:], group=group)
-    if int(bad[0]):
-        raise IndexError(
-            f"target_ids holds {int(bad[0])} ids that are out of range; the shards together have {shard.total} items"
-        )
-    if int(bad[1]):
+    outside = torch.tensor(0 if bias is None else int((bias[local.long()] == -torch.inf).sum()), device=query.device)
+    dist.all_reduce(outside, group=group)
+    if int(outside):
         raise ValueError(
-            f"target_ids holds {int(bad[1])} targets outside the catalogue (item_bias is -inf); leave them out of the "
+            f"target_ids holds {int(outside)} targets outside the catalogue (item_bias is -inf); leave them out of the "
             "targets, or give them a finite bias"
         )
 
@@ -171,8 +186,9 @@ def catalog_bce(
     """
     target_offsets, target_ids = arguments.row_lists("target_offsets", target_offsets, "target_ids", target_ids, query)
     shard = _shard(item, query, target_ids, 0, group)
-    _, offsets, ids = shard.own(target_offsets, target_ids)
-    _check_targets(shard, query, target_ids, ids, item_bias, group)
+    targets = _row_lists(shard, "target_offsets", target_offsets, "target_ids", target_ids)
+    _, offsets, ids = shard.own(*targets[:2])
+    _check_targets(query, ids, item_bias, group)
     own = functional.catalog_bce(
         copy_to_ranks(query, group),
         item,
@@ -184,7 +200,7 @@ def catalog_bce(
         reduction=reduction,
         backend=backend,
     )
-    return sum_over_ranks(own, group)
+    return poisoned(sum_over_ranks(own, group), targets[2])
 
 
 class _CatalogCe(torch.autograd.Function):
@@ -277,9 +293,11 @@ def catalog_ce(
     target_offsets, target_ids = arguments.row_lists("target_offsets", target_offsets, "target_ids", target_ids, query)
     weight = arguments.weights(weight, len(query), "one per row", query)
     shard = _shard(item, query, target_ids, 0, group)
+    target_offsets, target_ids, poison = _row_lists(shard, "target_offsets", target_offsets, "target_ids", target_ids)
     here, offsets, ids = shard.own(target_offsets, target_ids)
-    _check_targets(shard, query, target_ids, ids, item_bias, group)
-    return _CatalogCe.apply(query, item, item_bias, target_offsets, here, offsets, ids, weight, reduction, group)
+    _check_targets(query, ids, item_bias, group)
+    lists = (target_offsets, here, offsets, ids)
+    return poisoned(_CatalogCe.apply(query, item, item_bias, *lists, weight, reduction, group), poison)
 
 
 def score_topk(
@@ -310,10 +328,13 @@ def score_topk(
 
     Raises:
         ValueError: without a process group; where shapes differ between ranks; or as the unsharded function.
+        IndexError: a seen id is out of range (CPU, or debug mode).
     """
     shard = _shard(item, query, seen_ids, k, group)
     seen: dict[str, Tensor] = {}
+    poison = None
     if seen_offsets is not None and seen_ids is not None:
+        seen_offsets, seen_ids, poison = _row_lists(shard, "seen_offsets", seen_offsets, "seen_ids", seen_ids)
         _, offsets, ids = shard.own(seen_offsets, seen_ids)
         seen = {"seen_offsets": offsets, "seen_ids": ids}
     own = functional.score_topk(query, item, k, item_bias=item_bias, backend=backend, **seen)
@@ -322,4 +343,6 @@ def score_topk(
     dist.all_gather(scores_of, own.scores.contiguous(), group=group)
     dist.all_gather(ids_of, ids.contiguous(), group=group)
     scores, ids = select(torch.cat(scores_of, 1), torch.cat(ids_of, 1), k)
-    return TopK(scores, ids.masked_fill(scores == -torch.inf, -1))
+    if poison is not None:
+        scores = scores + poison[:, None].to(scores.dtype)
+    return TopK(scores, ids.masked_fill((scores == -torch.inf) | scores.isnan(), -1))

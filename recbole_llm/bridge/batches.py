@@ -14,12 +14,11 @@ from torch import Tensor
 
 from recbole_llm.bridge import distributed
 from recbole_llm.bridge.options import CATALOG_LOSSES, NEG_VALID_FIELD, Options
-from recbole_llm.towers import Rows
+from recbole_llm.scoring.rows import Rows
 
 MAX_REDRAWS = 1000  # a user of 99% of the catalogue needs 100 draws on average, 1000 fail with probability 4e-5
 STRETCH = 2**18  # rows whose negatives are drawn at once
-# interactions of a user side by side: on ml-100k, by the best NDCG@10 of validation, two seeds each, .2334 and .2347 at 16,
-# .2328 and .2357 one by one, .2316 for all of a user's at once
+# interactions of a user that stand side by side in a batch
 GROUP = 16
 # a table of one byte a slot tells most negatives from positives in one look; a binary search settles the rest
 SLOTS_PER_PAIR = 16

@@ -13,16 +13,16 @@ import random
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from logging import getLogger
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_llm.atomic import atomic_file
 from recbole_llm.bridge.checkpoint_settings import MODEL, take_settings
 
 FORMAT = "recbole-llm checkpoint"
@@ -47,35 +47,6 @@ _PROCESS_KEYS = ("local_rank", "world_size", "ip", "port", "nproc", "offset", "r
 
 
 # ---------------------------------------------------------------- files
-
-
-@contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of ``path`` once it is complete and on the disk; on an error ``path`` stays as it was."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the directory's entry too; Windows has no such call
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def remove_unfinished(path: str | os.PathLike[str]) -> None:
-    """Delete what a killed process left of writing ``path``."""
-    target = Path(path)
-    for leftover in target.parent.glob(f".{target.name}.tmp-*"):
-        leftover.unlink(missing_ok=True)
 
 
 def last_file(best: str | os.PathLike[str]) -> str:
@@ -298,7 +269,7 @@ def settings_for_resume(path: str | os.PathLike[str], own: Collection[str] = ())
 
 def as_given(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Values for the ``config_dict`` of a ``Config``, which parses strings: one that would change is written as a literal."""
-    from recbole_llm.bridge.configuration import parse_value
+    from recbole_llm.bridge.repairs.configuration import parse_value
 
     return {
         key: repr(value) if isinstance(value, str) and parse_value(value) != value else value

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import torch
 from recbole.data.dataset import Dataset
 
 from recbole_llm.bridge.options import Options, preloaded_vectors
-from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, FeatureTable, apply_transform, encode_texts, load_features
+from recbole_llm.content.store.vector_files import AtomicForm
 from recbole_llm.content.text import choose_text_fields, read_atomic_table, texts_of_tokens
-from recbole_llm.content.vector_files import AtomicForm
-from recbole_llm.towers import Rows, ranked_rows, rows_from_pairs
+from recbole_llm.scoring.rows import Rows, rows_from_pairs
 
 _CONTENT = ("_item_features", "_user_features")
 
@@ -67,19 +68,22 @@ class LLMTwoTowerDataset(Dataset):
 
     @property
     def item_features(self) -> dict[str, FeatureTable]:
-        """Vectors of the items by modality; empty where ``encoder`` and ``item_features_file`` are empty."""
+        """Vectors of the items by modality, text first; empty where ``encoder`` and ``item_features_file`` are empty."""
         if "_item_features" not in self.__dict__:
             options = Options.from_config(self.config)
             tokens = self._tokens(self.iid_field)
-            if options.item_features_file:
-                table = load_features(options.item_features_file, tokens, form=self._atomic_form())
-            elif options.encoder:
-                table = self._encoded(
-                    "item", self.iid_field, options.item_text_fields, options.item_text_template, options
-                )
-            else:
-                table = None
-            self._item_features = {} if table is None else {"text": apply_transform(table, options.feature_transform)}
+            files = sorted(
+                options.feature_files.items(), key=lambda pair: pair[0] != "text"
+            )  # text is the first kernel
+            form = self._atomic_form()
+            tables = {name: load_features(path, tokens, form=form) for name, path in files}
+            if options.text_encoder:
+                fields, template = options.item_text_fields, options.item_text_template
+                tables = {"text": self._encoded("item", self.iid_field, fields, template, options)} | tables
+            self._item_features = {
+                name: apply_transform(replace(table, modality=name), options.feature_transform)
+                for name, table in tables.items()
+            }
         return self._item_features
 
     @property
@@ -97,7 +101,7 @@ class LLMTwoTowerDataset(Dataset):
         """The items of every user in this split, ``user_num`` rows in CSR form.
 
         Args:
-            decay: tau of :func:`recbole_llm.towers.rows_from_pairs`, in positions; needs interactions ordered by time.
+            decay: tau of :func:`recbole_llm.scoring.rows.rows_from_pairs`, in positions; needs interactions ordered by time.
 
         Raises:
             ValueError: if ``decay`` is given and the split is not ordered by time, or has no time column.
@@ -119,7 +123,7 @@ class LLMTwoTowerDataset(Dataset):
         return rows_from_pairs(users, items, self.user_num, time, decay)
 
     def training_ranks(self, *later: Any) -> Rows | None:
-        """The items of every user in this split with their ranks, 0 the newest, as weights.
+        """The items of every user in this split with their ranks, 0 the newest.
 
         Args:
             later: interactions of later splits, which join the histories.
@@ -133,7 +137,7 @@ class LLMTwoTowerDataset(Dataset):
         users, items, time = (
             torch.cat([part[field] for part in parts]) for field in (self.uid_field, self.iid_field, self.time_field)
         )
-        return ranked_rows(users.long(), items.long(), self.user_num, time)
+        return rows_from_pairs(users.long(), items.long(), self.user_num, time)
 
     def _atomic_form(self) -> AtomicForm:
         """How vectors stand in an atomic file: with RecBole's separators, in the columns that ``preload_weight`` names."""

@@ -87,6 +87,13 @@ def agreed(value: T) -> T:
     return box[0]
 
 
+def agree_on_random_numbers(device: torch.device) -> None:
+    """Go on with rank 0's random streams on every rank."""
+    torch.set_rng_state(agreed(torch.get_rng_state()))
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(agreed(torch.cuda.get_rng_state(device)), device)
+
+
 def gather_objects(value: T) -> list[T]:
     """Every process's ``value``, by rank."""
     if not active():

@@ -1,12 +1,14 @@
-"""The configuration keys we own: one frozen dataclass, validated once.
+"""The configuration keys we own, in one table: type, check, default and meaning of each.
 
-RecBole's own keys keep their meaning and are not touched here. A key that RecBole, a stock model's YAML or this file knows
-is never an error, however similar it looks to one of ours (``reg_weight`` is 0.9 similar to ``neg_weight``).
+The dataclass :class:`Options`, its validation, ``properties/LLMTwoTower.yaml`` and the key reference of the documentation
+(:mod:`recbole_llm.bridge.option_reference`) follow from the table. RecBole's own keys keep their meaning and are not touched
+here. A key that RecBole, a stock model's YAML or this file knows is never an error, however similar it looks to one of ours
+(``reg_weight`` is 0.9 similar to ``neg_weight``).
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from logging import getLogger
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from recbole_llm.bridge import option_values as values
 from recbole_llm.content.encoder_settings import DTYPES, OVERFLOWS, POOLINGS
 
 LOSS_TYPES = ("catalog_bce", "catalog_ce", "sampled_bce", "pair_bce")
@@ -25,83 +28,281 @@ NEG_VALID_FIELD = "neg_valid"  # column of a batch whose rows share their negati
 # at this similarity an unknown key is taken for a misspelt one of ours
 MISSPELLING_RATIO = 0.85
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "encoder_pooling": ("auto", *POOLINGS),
-    "encoder_overflow": OVERFLOWS,
-    "encoder_dtype": DTYPES,
-    "feature_transform": ("center", "none", "standardize", "whiten"),
-    "cold_map": ("ridge", "none"),
-    "scoring": ("dot", "cosine"),
-    "loss_type": LOSS_TYPES,
-    "kernel_backend": ("auto", "triton", "torch"),
-    "eval_backend": EVAL_BACKENDS,
-}
 
-# keys that change what the dataset carries: a saved dataset made with other values is stale
-DATASET_KEYS = (
-    "item_text_fields",
-    "item_text_template",
-    "user_text_fields",
-    "item_features_file",
-    "encoder",
-    "encoder_revision",
-    "encoder_pooling",
-    "encoder_prompt",
-    "encoder_max_tokens",
-    "encoder_overflow",
-    "encoder_dim",
-    "encoder_dtype",
-    "feature_transform",
-)
+@dataclass(frozen=True)
+class Key:
+    """One configuration key.
+
+    Attributes:
+        read: checks a value and gives its final form.
+        default: as the YAML file holds it.
+        group: heading it stands under.
+        kind: type, in words.
+        meaning: what it does.
+        of_dataset: whether it changes what the dataset carries, so that a saved dataset made with another value is stale.
+    """
+
+    read: values.Reader
+    default: Any
+    group: str
+    kind: str
+    meaning: str
+    of_dataset: bool = False
+
+
+def _key(read: values.Reader, default: Any, group: str, kind: str, meaning: str, of_dataset: bool = False) -> Any:
+    return field(metadata={"key": Key(read, default, group, kind, meaning, of_dataset)})
 
 
 @dataclass(frozen=True)
 class Options:
-    """Every key of ours with its type; ``recbole_llm/properties/LLMTwoTower.yaml`` says what each one does."""
+    """Every key of ours with its value in final form; ``properties/LLMTwoTower.yaml`` says what each one does."""
 
-    item_text_fields: tuple[str, ...] | None
-    item_text_template: str | None
-    user_text_fields: tuple[str, ...] | None
-    item_features_file: str | None
-    encoder: str | None
-    encoder_revision: str | None
-    encoder_pooling: str
-    encoder_prompt: str | None
-    encoder_max_tokens: int | None
-    encoder_overflow: str
-    encoder_dim: int | None
-    encoder_batch_size: int
-    encoder_dtype: str
-    feature_cache_dir: str | None
-    feature_transform: str
-    blocks: tuple[str, ...]
-    closed_form_dim: int | str
-    tower_features: bool
-    embedding_size: int
-    adapter_hidden_size: int | None
-    use_item_id: bool
-    use_item_bias: bool
-    user_tower: tuple[str, ...]
-    history_dropout: float
-    history_exponent: float
-    history_decay: float | None
-    use_order: bool
-    share_parameters: bool
-    cold_map: str
-    cold_boost: float | str
-    scoring: str
-    scale_init: float
-    loss_type: str
-    neg_weight: float
-    kernel_backend: str
-    eval_backend: str
-    shard_items: bool
-    resume_from: str | None
+    # Text and features
+    item_text_fields: tuple[str, ...] | None = _key(
+        values.names,
+        None,
+        "Text and features",
+        "list",
+        "Columns of the .item file that make an item's text. Empty: chosen from the file, said in the log.",
+        of_dataset=True,
+    )
+    item_text_template: str | None = _key(
+        values.text,
+        None,
+        "Text and features",
+        "str",
+        'A sentence with the columns in braces, such as "{title}. Genres: {class}". Empty: all chosen columns, named.',
+        of_dataset=True,
+    )
+    user_text_fields: tuple[str, ...] | None = _key(
+        values.names,
+        None,
+        "Text and features",
+        "list",
+        "Columns of the .user file; read only when user_tower contains text.",
+        of_dataset=True,
+    )
+    item_features_file: str | Mapping[str, str] | None = _key(
+        values.files,
+        None,
+        "Text and features",
+        "str|dict",
+        "Item vectors made elsewhere (.npy with ids beside it, .safetensors, .parquet). One path: used "
+        "instead of a text encoder; RecBole's preload_weight of the items counts as one. By modality, such as"
+        " {text: a.npy, image: b.npy}: each joins the model.",
+        of_dataset=True,
+    )
+    encoder: str | None = _key(
+        values.text,
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "Text and features",
+        "str",
+        "Hugging Face name or a local folder. Empty: no text, IDs only.",
+        of_dataset=True,
+    )
+    encoder_revision: str | None = _key(
+        values.text, None, "Text and features", "str", "Branch, tag or commit on the hub.", of_dataset=True
+    )
+    encoder_pooling: str = _key(
+        values.choice("auto", *POOLINGS),
+        "auto",
+        "Text and features",
+        "str",
+        "auto (from the model's own files), mean, cls, last or max.",
+        of_dataset=True,
+    )
+    encoder_prompt: str | None = _key(
+        values.text, None, "Text and features", "str", "Put before each text.", of_dataset=True
+    )
+    encoder_max_tokens: int | None = _key(
+        values.optional_count,
+        None,
+        "Text and features",
+        "int",
+        "Tokens read per text. Empty: the model's own limit.",
+        of_dataset=True,
+    )
+    encoder_overflow: str = _key(
+        values.choice(*OVERFLOWS),
+        "truncate",
+        "Text and features",
+        "str",
+        "What to do with longer texts: truncate, chunk_mean or head_tail.",
+        of_dataset=True,
+    )
+    encoder_dim: int | None = _key(
+        values.optional_count,
+        None,
+        "Text and features",
+        "int",
+        "Keep the first so many dimensions (Matryoshka models).",
+        of_dataset=True,
+    )
+    encoder_batch_size: int = _key(values.count, 64, "Text and features", "int", "Texts per forward pass.")
+    encoder_dtype: str = _key(
+        values.choice(*DTYPES),
+        "float32",
+        "Text and features",
+        "str",
+        "float32, bfloat16 or float16.",
+        of_dataset=True,
+    )
+    feature_cache_dir: str | None = _key(
+        values.text,
+        None,
+        "Text and features",
+        "str",
+        "Where vectors are kept. Empty: recbole_llm in the user's cache folder.",
+    )
+    feature_transform: str = _key(
+        values.choice("center", "none", "standardize", "whiten"),
+        "center",
+        "Text and features",
+        "str",
+        "center, none, standardize or whiten; statistics of the items that have a text.",
+        of_dataset=True,
+    )
+
+    # Blocks
+    blocks: tuple[str, ...] = _key(
+        values.sum_of(BLOCKS),
+        ["closed_form", "learned"],
+        "Blocks",
+        "list",
+        "Summands of the score: closed_form (fitted at once), learned (towers, by gradient descent).",
+    )
+    closed_form_dim: int | str = _key(
+        values.rank,
+        "auto",
+        "Blocks",
+        "str|int",
+        "Rank of the closed form: auto (by validation and memory), full, or a number.",
+    )
+    tower_features: bool = _key(
+        values.auto_flag,
+        "auto",
+        "Blocks",
+        "str|bool",
+        "Whether content enters the towers. auto: only where the closed form does not carry it.",
+    )
+
+    # Towers
+    embedding_size: int = _key(values.count, 128, "Towers", "int", "Dimension D of the shared space.")
+    adapter_hidden_size: int | None = _key(
+        values.hidden,
+        None,
+        "Towers",
+        "int",
+        "Hidden units of the map from features to the shared space. Empty: linear.",
+    )
+    use_item_id: bool = _key(
+        values.flag, True, "Towers", "bool", "Add a learned vector per trained item to the map of its features."
+    )
+    use_item_bias: bool = _key(values.flag, True, "Towers", "bool", "A bias per item.")
+    user_tower: tuple[str, ...] = _key(
+        values.sum_of(USER_TOWER_PARTS), "history", "Towers", "str", "history, id, text, or a sum such as history+id."
+    )
+    history_dropout: float = _key(
+        values.share, 0.5, "Towers", "float", "Share of a user's history hidden from its own vector while training."
+    )
+    history_exponent: float = _key(
+        values.not_negative, 0.5, "Towers", "float", "A history of h items is summed and divided by h to this power."
+    )
+    history_decay: float | None = _key(
+        values.optional_positive,
+        None,
+        "Towers",
+        "float",
+        "Weight exp(-rank/decay), rank 0 the newest; needs interactions ordered by time. Empty: equal weights.",
+    )
+    use_order: bool = _key(
+        values.flag,
+        True,
+        "Towers",
+        "bool",
+        "With eval_args.order TO: the closed form's histories fade, a next-item block joins it, and at test a"
+        " history holds the validation items too, as RecBole gives sequential models. Not beside "
+        "history_decay.",
+    )
+    share_parameters: bool = _key(
+        values.flag, False, "Towers", "bool", "One tower for an item as history and as candidate, instead of two."
+    )
+    scoring: str = _key(values.choice("dot", "cosine"), "dot", "Towers", "str", "dot or cosine.")
+    scale_init: float = _key(
+        values.positive, 1.0, "Towers", "float", "Initial value of the learned factor on the score."
+    )
+
+    # Items without a training interaction
+    cold_map: str = _key(
+        values.choice("ridge", "none"),
+        "ridge",
+        "Items without a training interaction",
+        "str",
+        "ridge: vectors from their content by kernel ridge regression onto the trained items. none.",
+    )
+    cold_boost: float | str = _key(
+        values.boost,
+        "auto",
+        "Items without a training interaction",
+        "str|float",
+        "Factor on their scores. auto: factor and offset by validation, trained items kept at 99.5%.",
+    )
+
+    # Loss
+    loss_type: str = _key(
+        values.choice(*LOSS_TYPES),
+        "catalog_bce",
+        "Loss",
+        "str",
+        "catalog_bce, catalog_ce (a row is a user); sampled_bce, pair_bce (a row is an interaction). "
+        "Negatives of the last two follow RecBole's train_neg_sample_args; one more key in it, shared: 1024, "
+        "lets the rows of a batch share so many negatives (sampled_bce), the choice for large catalogues on a"
+        " CPU.",
+    )
+    neg_weight: float = _key(
+        values.not_negative, 1.0, "Loss", "float", "Weight of the negatives; not used by catalog_ce and pair_bce."
+    )
+    kernel_backend: str = _key(
+        values.choice("auto", "triton", "torch"), "auto", "Loss", "str", "auto (by device), triton or torch."
+    )
+
+    # Running
+    eval_backend: str = _key(
+        values.choice(*EVAL_BACKENDS),
+        "streamed",
+        "Running",
+        "str",
+        "streamed: no users x items matrix; stock: RecBole's loop. Stock models may be given it too.",
+    )
+    shard_items: bool = _key(
+        values.flag,
+        False,
+        "Running",
+        "bool",
+        "For catalogues larger than one device, of several processes (torchrun, --nproc): each holds a part "
+        "of the items, their gradients and optimizer state, and sees whole batches of users. blocks: learned,"
+        " a catalogue loss; cold items are not placed (cold_map). One process: no effect.",
+    )
+    resume_from: str | None = _key(
+        values.text, None, "Running", "str", "A *-last.pth checkpoint to go on from; recbole-llm run --resume sets it."
+    )
 
     @property
     def trains_on_users(self) -> bool:
         """Whether a training row is a user with all its items (catalogue losses) and not an interaction."""
         return self.loss_type in CATALOG_LOSSES
+
+    @property
+    def feature_files(self) -> Mapping[str, str]:
+        """``item_features_file`` by modality; a single path is text."""
+        given = self.item_features_file
+        return {"text": given} if isinstance(given, str) else given or {}
+
+    @property
+    def text_encoder(self) -> str | None:
+        """The encoder of the items' texts; ``None`` where their vectors come from a file or there are none."""
+        return None if "text" in self.feature_files else self.encoder
 
     @classmethod
     def from_config(cls, config: Any) -> "Options":
@@ -116,19 +317,47 @@ class Options:
         external = getattr(config, "external_config_dict", None)
         if external is not None:
             reject_misspelt_keys(external)
-        defaults = default_values()  # a checkpoint may be older than a key
-        values: dict[str, Any] = {
-            name: _READERS[name](name, config[name] if name in config else defaults[name])
-            for name in (f.name for f in fields(cls))
+        given: dict[str, Any] = {  # a checkpoint may be older than a key
+            name: key.read(name, config[name] if name in config else key.default)  # noqa: SIM401
+            for name, key in KEYS.items()
         }
-        preloaded = None if values["item_features_file"] else preloaded_vectors(config)
+        preloaded = None if given["item_features_file"] else preloaded_vectors(config)
         if preloaded is not None:
-            values["item_features_file"] = preloaded.file
-        if values["tower_features"] is None:  # the closed form already carries the text
-            values["tower_features"] = "closed_form" not in values["blocks"] or not values["use_item_id"]
-        if values["shard_items"]:
-            _reject_what_shards_lack(values, config)
-        return cls(**values)
+            given["item_features_file"] = preloaded.file
+        if given["tower_features"] is None:  # the closed form already carries the content
+            given["tower_features"] = "closed_form" not in given["blocks"] or not given["use_item_id"]
+        if given["shard_items"]:
+            _reject_what_shards_lack(given, config)
+        return cls(**given)
+
+
+KEYS: dict[str, Key] = {each.name: each.metadata["key"] for each in fields(Options)}
+OWN_KEYS = tuple(KEYS)
+DATASET_KEYS = tuple(name for name, key in KEYS.items() if key.of_dataset)
+
+# RecBole's keys whose defaults are other ones for this model
+RECBOLE_KEYS: dict[str, tuple[Any, str]] = {
+    "epochs": (120, "(int) Of the learned block; under a catalogue loss an epoch visits every user once."),
+    "train_batch_size": (512, "(int) Users under a catalogue loss, interactions otherwise."),
+    "eval_batch_size": (4_000_000, "(int) Scores held at once; RecBole divides it by the number of items."),
+    "learner": ("adamw", "(str) As in RecBole."),
+    "learning_rate": (0.003, "(float) As in RecBole."),
+    "weight_decay": (
+        1.0,
+        "(float) AdamW: times learning_rate per step, chosen on validation of three datasets.",
+    ),
+    "valid_metric": ("NDCG@10", "(str) By it every choice is made."),
+    "stopping_step": (
+        15,
+        "(int) Validations without a better one; where it is not given, at least 100 steps.",
+    ),
+}
+
+
+def default_values() -> dict[str, Any]:
+    """Every default of the model: ours, and those of RecBole's keys that differ from RecBole's."""
+    own = {name: key.default for name, key in KEYS.items()}
+    return own | {name: value for name, (value, _) in RECBOLE_KEYS.items()}
 
 
 @dataclass(frozen=True)
@@ -154,9 +383,9 @@ def preloaded_vectors(config: Any) -> PreloadedVectors | None:
     return None
 
 
-def _reject_what_shards_lack(values: Mapping[str, Any], config: Any) -> None:
+def _reject_what_shards_lack(given: Mapping[str, Any], config: Any) -> None:
     """Raise where ``shard_items`` meets what needs every item in one process."""
-    blocks, loss, backend = values["blocks"], values["loss_type"], values["kernel_backend"]
+    blocks, loss, backend = given["blocks"], given["loss_type"], given["kernel_backend"]
     modes = (config["eval_args"] or {}).get("mode") or "full"
     modes = sorted(set(modes.values())) if isinstance(modes, Mapping) else [modes]
     ce_on_triton = loss == "catalog_ce" and backend == "triton"
@@ -164,180 +393,12 @@ def _reject_what_shards_lack(values: Mapping[str, Any], config: Any) -> None:
         (blocks == ("learned",), "blocks", blocks, "learned (the closed form is fitted in one process)"),
         (loss in CATALOG_LOSSES, "loss_type", loss, " or ".join(CATALOG_LOSSES)),
         (not ce_on_triton, "kernel_backend", backend, "auto or torch for catalog_ce"),
-        (values["eval_backend"] == "streamed", "eval_backend", values["eval_backend"], "streamed"),
+        (given["eval_backend"] == "streamed", "eval_backend", given["eval_backend"], "streamed"),
         (modes == ["full"], "eval_args.mode", modes, "full"),
         (not config["enable_scaler"], "enable_scaler", True, "false (enable_amp, in bfloat16, works)"),
     ):
         if not fits:
             raise ValueError(f"With shard_items, {key} must be {expected}, got {value!r}. Or set shard_items to false.")
-
-
-def _fail(name: str, value: Any, expected: str, hint: str = "") -> ValueError:
-    return ValueError(f"{name} must be {expected}, got {value!r}.{' ' + hint if hint else ''}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _text(name: str, value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value or None
-    if isinstance(value, Path):
-        return str(value)
-    # RecBole turns a command-line value such as 2020 into a number; a name may well look like one
-    if _is_number(value):
-        return str(value)
-    raise _fail(name, value, "a string or empty")
-
-
-def _names(name: str, value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, str):
-        value = [part.strip() for part in value.split(",")]
-    if isinstance(value, Iterable) and not isinstance(value, Mapping):
-        names = tuple(value)
-        if all(isinstance(n, str) and n for n in names):
-            return names
-    raise _fail(name, value, "a list of column names", f"For example {name}: [title, description].")
-
-
-def _flag(name: str, value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise _fail(name, value, "true or false")
-
-
-def _choice(name: str, value: Any) -> str:
-    known = _CHOICES[name]
-    if isinstance(value, str) and value in known:
-        return value
-    near = difflib.get_close_matches(str(value), known, n=1)
-    raise _fail(name, value, f"one of {', '.join(known)}", f"Did you mean {near[0]!r}?" if near else "")
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    raise _fail(name, value, "an integer of at least 1")
-
-
-def _optional_count(name: str, value: Any) -> int | None:
-    return None if value is None else _count(name, value)
-
-
-def _hidden(name: str, value: Any) -> int | None:
-    return None if value in (None, 0, False) else _count(name, value)
-
-
-def _positive(name: str, value: Any) -> float:
-    if _is_number(value) and 0 < value < float("inf"):
-        return float(value)
-    raise _fail(name, value, "a finite number above 0")
-
-
-def _optional_positive(name: str, value: Any) -> float | None:
-    return None if value is None else _positive(name, value)
-
-
-def _not_negative(name: str, value: Any) -> float:
-    if _is_number(value) and 0 <= value < float("inf"):
-        return float(value)
-    raise _fail(name, value, "a finite number of at least 0")
-
-
-def _share(name: str, value: Any) -> float:
-    if _is_number(value) and 0 <= value < 1:
-        return float(value)
-    raise _fail(name, value, "a number in [0, 1)")
-
-
-def _auto_flag(name: str, value: Any) -> bool | None:
-    if value == "auto" or isinstance(value, bool):
-        return None if value == "auto" else value
-    raise _fail(name, value, "auto, true or false")
-
-
-def _boost(name: str, value: Any) -> float | str:
-    if value == "auto":
-        return value
-    if _is_number(value) and 0 < value < float("inf"):
-        return float(value)
-    raise _fail(name, value, "auto or a number above 0")
-
-
-def _rank(name: str, value: Any) -> int | str:
-    if value in ("auto", "full"):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    raise _fail(name, value, "auto, full or an integer of at least 1")
-
-
-def _sum_of(known: tuple[str, ...]) -> Callable[[str, Any], tuple[str, ...]]:
-    expected = f"one of {', '.join(known)}, or a sum such as {'+'.join(known[:2])}"
-
-    def read(name: str, value: Any) -> tuple[str, ...]:
-        parts = [p.strip() for p in value.split("+")] if isinstance(value, str) else value
-        if not isinstance(parts, (list, tuple)) or not parts:
-            raise _fail(name, value, expected)
-        unknown = [p for p in parts if p not in known]
-        if unknown:
-            raise _fail(name, value, expected, f"Unknown: {unknown}.")
-        return tuple(dict.fromkeys(parts))
-
-    return read
-
-
-_READERS: dict[str, Callable[[str, Any], Any]] = {
-    "item_text_fields": _names,
-    "item_text_template": _text,
-    "user_text_fields": _names,
-    "item_features_file": _text,
-    "encoder": _text,
-    "encoder_revision": _text,
-    "encoder_pooling": _choice,
-    "encoder_prompt": _text,
-    "encoder_max_tokens": _optional_count,
-    "encoder_overflow": _choice,
-    "encoder_dim": _optional_count,
-    "encoder_batch_size": _count,
-    "encoder_dtype": _choice,
-    "feature_cache_dir": _text,
-    "feature_transform": _choice,
-    "blocks": _sum_of(BLOCKS),
-    "closed_form_dim": _rank,
-    "tower_features": _auto_flag,
-    "embedding_size": _count,
-    "adapter_hidden_size": _hidden,
-    "use_item_id": _flag,
-    "use_item_bias": _flag,
-    "user_tower": _sum_of(USER_TOWER_PARTS),
-    "history_dropout": _share,
-    "history_exponent": _not_negative,
-    "history_decay": _optional_positive,
-    "use_order": _flag,
-    "share_parameters": _flag,
-    "cold_map": _choice,
-    "cold_boost": _boost,
-    "scoring": _choice,
-    "scale_init": _positive,
-    "loss_type": _choice,
-    "neg_weight": _not_negative,
-    "kernel_backend": _choice,
-    "eval_backend": _choice,
-    "shard_items": _flag,
-    "resume_from": _text,
-}
-OWN_KEYS = tuple(_READERS)
-
-
-@lru_cache(maxsize=1)
-def default_values() -> dict[str, Any]:
-    """What ``properties/LLMTwoTower.yaml`` says."""
-    path = Path(__file__).resolve().parents[1] / "properties" / "LLMTwoTower.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 @lru_cache(maxsize=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from recbole_llm.bridge.repairs import override
+from recbole_llm.bridge.repairs.registry import override
 
 # RecBole's get_model finds a class in the module of its lower-case name in one of five packages; this is the first it
 # asks
@@ -228,13 +228,20 @@ def _flops(module: ModuleType) -> None:
 
 
 def _evaluation(module: ModuleType) -> None:
-    """Trainer.evaluate (trainer/trainer.py:559) streams where the configuration key ``eval_backend`` says so."""
+    """Trainer.evaluate (trainer/trainer.py:559) streams where the configuration key ``eval_backend`` says so.
+
+    The log tells warm, cold and joint figures where a test split holds items without a training interaction.
+    """
 
     def make(stock: Callable[..., Any]) -> Callable[..., Any]:
         def evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:
-            from recbole_llm.bridge.evaluation import streaming  # here: it loads the kernels
+            from recbole_llm.bridge.evaluation import cold_items, streaming  # here: they load the kernels
 
-            return streaming(stock)(self, *args, **kwargs)
+            result = streaming.streaming(stock)(self, *args, **kwargs)
+            eval_data = args[0] if args else kwargs.get("eval_data")
+            if eval_data:
+                cold_items.report(self, eval_data)
+            return result
 
         return evaluate
 
@@ -246,7 +253,7 @@ def _collector(module: ModuleType) -> None:
 
     def make(stock: Callable[..., Any]) -> Callable[..., Any]:
         def data_collect(self: Any, *args: Any, **kwargs: Any) -> Any:
-            from recbole_llm.bridge.cold_report import remember_training
+            from recbole_llm.bridge.evaluation.cold_items import remember_training
 
             return remember_training(stock)(self, *args, **kwargs)
 
@@ -301,7 +308,7 @@ _registrations["LLMTwoTower"] = Registration(
     name="LLMTwoTower",
     model="recbole_llm.model:LLMTwoTower",
     yaml=Path(__file__).resolve().parent.parent / "properties" / "LLMTwoTower.yaml",
-    trainer="recbole_llm.bridge.trainer:LLMTwoTowerTrainer",
+    trainer="recbole_llm.bridge.training.trainer:LLMTwoTowerTrainer",
     dataset="recbole_llm.bridge.dataset:LLMTwoTowerDataset",
     train_dataloader="recbole_llm.bridge.batches:train_dataloader_class",
     count_flops=False,

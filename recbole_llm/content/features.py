@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.content.encoders import Encoder, Sample
-from recbole_llm.content.feature_table import FeatureTable, apply_transform
+from recbole_llm.content.encoders.transformer import Encoder, Sample
 from recbole_llm.content.processes import number_of_processes
-from recbole_llm.content.store import FeatureStore, Shards, raw_key
-from recbole_llm.content.vector_files import load_features
+from recbole_llm.content.store.feature_table import FeatureTable, apply_transform
+from recbole_llm.content.store.store import FeatureStore, Shards, raw_key
+from recbole_llm.content.store.vector_files import load_features
 from recbole_llm.progress import progress_bar
 
 __all__ = ["FeatureStore", "FeatureTable", "apply_transform", "encode_texts", "load_features"]

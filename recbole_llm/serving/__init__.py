@@ -1,4 +1,1 @@
-"""A trained model online: an export that is safe to read, and a service that answers from it.
-
-Nothing here imports RecBole; torch is loaded by the export and by the text encoder alone, never by a request.
-"""
+"""A trained model online: an HTTP service over an export, with new items live. No request loads torch or RecBole."""

@@ -1,49 +1,56 @@
 """The routes. Validation by pydantic, answers as bytes by orjson; what a route does is in ``service.py``."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 from fastapi import FastAPI, Query, Response
 from fastapi import Path as PathParam
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.routing import APIRoute
-from pydantic import TypeAdapter, ValidationError
-from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 import recbole_llm
+from recbole_llm.export.manifest import Manifest
+from recbole_llm.retrieval.recommender import Request
+from recbole_llm.retrieval.remote import SearchError
 from recbole_llm.serving import schemas
-from recbole_llm.serving.answers import (
+from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
+from recbole_llm.serving.bodies import Bodies
+from recbole_llm.serving.change_log import OverlayError
+from recbole_llm.serving.changes import NotYetApplied
+from recbole_llm.serving.connections import STATE_KEY, Connections
+from recbole_llm.serving.gate import Gate
+from recbole_llm.serving.item_writes import Writer
+from recbole_llm.serving.memory import give_back
+from recbole_llm.serving.problem import MEDIA_TYPE, Problem, echo
+from recbole_llm.serving.reading import MAX_COST
+from recbole_llm.serving.responses import (
+    check_budget,
+    error_content,
     invalid_problem,
     item_content,
     json_answer,
     problem_of,
     recommendation_content,
+    rendered,
     request_of,
     state_content,
+    with_state,
 )
-from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
-from recbole_llm.serving.command import reload_on_hangup
-from recbole_llm.serving.items import Writer
-from recbole_llm.serving.limits import Gate
-from recbole_llm.serving.manifest import Manifest
-from recbole_llm.serving.overlay import OverlayError
-from recbole_llm.serving.problem import MEDIA_TYPE, Problem
-from recbole_llm.serving.recommend import Request
-from recbole_llm.serving.remote import SearchError
-from recbole_llm.serving.service import NotYetApplied, ReloadRunning, Service
+from recbole_llm.serving.routing import JsonRoute, route_of
+from recbole_llm.serving.service import ReloadRunning, Service
 from recbole_llm.serving.settings import Settings
+from recbole_llm.serving.signals import reload_on_hangup
 from recbole_llm.serving.text import EncodedText, EncoderUnavailable, SentenceEncoder
 
 STATIC = Path(__file__).parent / "static"
-MAX_SEQ = 2**53
+NAMED_ROWS = 5
+SWITCH_SECONDS = 0.001  # until the loop gets the interpreter from the thread that makes a large answer
 
 ItemId = Annotated[str, PathParam(min_length=1, max_length=schemas.MAX_ID_CHARACTERS, description="May hold slashes.")]
 _PROBLEM = {
@@ -66,73 +73,12 @@ _MEANINGS = {
 }
 
 
-class _AnyId(Convertor[str]):
-    """Everything up to the end of the path or of its last part: ids may hold slashes and line breaks."""
-
-    regex = "(?s:.+)"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
-
-
-register_url_convertor("any", _AnyId())
-
-
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     always = (400, 401, 403, 422, 429, 503)
     return {
         status: {"description": _MEANINGS[status], "content": _PROBLEM["content"]}
         for status in sorted({*always, *statuses})
     }
-
-
-class _OrjsonRequest(HttpRequest):
-    """Strict JSON: no NaN, no Infinity."""
-
-    async def json(self) -> Any:
-        if not hasattr(self, "_json"):
-            self._json = orjson.loads(await self.body())
-        return self._json
-
-
-class _Route(APIRoute):
-    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
-
-        async def with_orjson(request: HttpRequest) -> Response:
-            return await handler(_OrjsonRequest(request.scope, request.receive))
-
-        return with_orjson
-
-
-class _BodyRoute(APIRoute):
-    """A route whose body is all of its input, validated here: looking for other parameters costs as much as the answer."""
-
-    adapter: TypeAdapter[Any]
-
-    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
-        validate, endpoint = self.adapter.validate_python, self.endpoint
-
-        async def handle(request: HttpRequest) -> Response:
-            try:
-                body = validate(orjson.loads(await request.body() or b"null"))
-            except orjson.JSONDecodeError as error:
-                raise RequestValidationError(
-                    [{"type": "json_invalid", "loc": ("body", error.pos), "msg": f"JSON decode error: {error.msg}"}]
-                ) from error
-            except ValidationError as error:
-                raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from error
-            response: Response = await endpoint(body, request)
-            return response
-
-        return handle
-
-
-class _RecommendRoute(_BodyRoute):
-    adapter = TypeAdapter(schemas.RecommendBody)
 
 
 def create_app(settings: Settings, make_encoder: Callable[[Path, Manifest], SentenceEncoder] | None = None) -> FastAPI:
@@ -147,11 +93,16 @@ def create_app(settings: Settings, make_encoder: Callable[[Path, Manifest], Sent
     """
     service = Service(settings, make_encoder)
 
+    connections = Connections(settings.limits, service.metrics, settings.trusted_proxies)
+    bodies = Bodies(settings.limits, service.metrics)
+
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await service.start()
+        service.keep(connections.watch())
+        service.keep(give_back(lambda: bodies.held))
         reload_on_hangup(service, asyncio.get_running_loop())
-        yield
+        yield {STATE_KEY: connections}
         await service.stop()
 
     app = FastAPI(
@@ -163,9 +114,11 @@ def create_app(settings: Settings, make_encoder: Callable[[Path, Manifest], Sent
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    app.router.route_class = _Route
+    app.router.route_class = JsonRoute
     app.state.service = service
-    app.add_middleware(Gate, settings=settings, metrics=service.metrics)
+    app.add_middleware(
+        Gate, settings=settings, metrics=service.metrics, bodies=bodies, wait_for=service.changes.wait_for
+    )
     if settings.cors_origins:  # around the gate, so that its refusals can be read too
         app.add_middleware(
             CORSMiddleware,
@@ -220,21 +173,20 @@ async def _encoded(service: Service, bodies: Sequence[Any]) -> dict[str, Encoded
     return dict(zip(texts, await service.text.encode(texts, service.settings.limits.request_seconds), strict=True))
 
 
-async def _insist(service: Service, request: HttpRequest) -> None:
-    """Honour ``X-Min-Seq``: an answer that knows at least that change."""
-    wanted = request.headers.get("x-min-seq")
-    if wanted is None:
-        return
-    if not (wanted.isdigit() and wanted.isascii() and int(wanted) <= MAX_SEQ):
-        raise Problem(422, "X-Min-Seq must be the seq of a change.")
-    await service.wait_for(int(wanted))
-
-
 def _add_reading(app: FastAPI, service: Service) -> None:
-    async def recommend(body: schemas.RecommendBody, request: HttpRequest) -> Response:
-        await _insist(service, request)
+    async def recommend(body: schemas.RecommendBody) -> Response:
         texts = await _encoded(service, [body])
-        answer = await service.recommend(request_of(body, texts))
+        asked = request_of(body, texts)
+        cost = service.reader.cost_of(asked)
+        if cost > MAX_COST:
+            answer = await service.reader.render([asked], rendered, service.settings.limits.request_seconds)
+            (raw,) = answer.value
+            if isinstance(raw, Exception):
+                raise raw
+            if any(encoded.cut for encoded in texts.values()):
+                raw = raw[:-1] + b',"truncated":1}'
+            return json_answer(with_state(raw, answer))
+        answer = await service.reader.recommend(asked, cost)
         content = {**recommendation_content(answer.value), **state_content(answer)}
         if any(encoded.cut for encoded in texts.values()):
             content["truncated"] = 1
@@ -247,45 +199,45 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         response_model=schemas.RecommendationOut,
         responses=_problems(404, 408, 413, 415, 504),
         summary="Recommend for a known user, for items, or for a text",
-        route_class_override=_RecommendRoute,
+        route_class_override=route_of(schemas.RecommendBody),
     )
 
-    @app.post(
+    async def recommend_batch(body: schemas.BatchBody) -> Response:
+        return await _answer_batch(service, body)
+
+    app.router.add_api_route(
         "/v1/recommend/batch",
+        recommend_batch,
+        methods=["POST"],
         response_model=schemas.BatchOut,
         responses=_problems(408, 413, 415, 504),
         summary="Several requests; one that fails does not fail the rest",
+        route_class_override=route_of(schemas.BatchBody),
     )
-    async def recommend_batch(body: schemas.BatchBody, request: HttpRequest) -> Response:
-        await _insist(service, request)
-        results: list[dict[str, Any]] = []
-        ready: list[tuple[int, Request]] = []
-        texts: dict[str, EncodedText] = {}
-        failure: Exception | None = None
-        try:
-            texts = await _encoded(service, body.requests)  # all of them at once: the encoder works in batches
-        except Exception as error:
-            failure = error
-        for asked in body.requests:
-            try:
-                if failure is not None and isinstance(asked, schemas.TextRequest):
-                    raise failure
-                ready.append((len(results), request_of(asked, texts)))
-                results.append({})
-            except Exception as error:
-                results.append({"error": _content_of(error)})
-        answer = await service.ask_many([asked for _, asked in ready])
-        for (at, _), value in zip(ready, answer.value, strict=True):
-            results[at] = (
-                {"error": _content_of(value)} if isinstance(value, Exception) else recommendation_content(value)
-            )
-        return json_answer({"results": results, **state_content(answer)})
 
-    def _content_of(error: Exception) -> dict[str, Any]:
-        problem = problem_of(error)
-        if problem is None:
-            raise error
-        return problem.content()
+
+async def _answer_batch(service: Service, body: schemas.BatchBody) -> Response:
+    check_budget(body.requests)
+    results: list[bytes] = []
+    ready: list[tuple[int, Request]] = []
+    texts: dict[str, EncodedText] = {}
+    failure: Exception | None = None
+    try:
+        texts = await _encoded(service, body.requests)  # all of them at once: the encoder works in batches
+    except Exception as error:
+        failure = error
+    for asked in body.requests:
+        try:
+            if failure is not None and isinstance(asked, schemas.TextRequest):
+                raise failure
+            ready.append((len(results), request_of(asked, texts)))
+            results.append(b"")
+        except Exception as error:
+            results.append(error_content(error))
+    answer = await service.reader.render([asked for _, asked in ready], rendered, service.settings.limits.batch_seconds)
+    for (at, _), value in zip(ready, answer.value, strict=True):
+        results[at] = error_content(value) if isinstance(value, Exception) else value
+    return json_answer(with_state(b'{"results":[' + b",".join(results) + b"]}", answer))
 
 
 def _add_items(app: FastAPI, service: Service) -> None:
@@ -295,11 +247,8 @@ def _add_items(app: FastAPI, service: Service) -> None:
         responses=_problems(404, 504),
         summary="Items like this one",
     )
-    async def similar(
-        item_id: ItemId, request: HttpRequest, k: Annotated[int, Query(ge=1, le=schemas.MAX_K)] = 10
-    ) -> Response:
-        await _insist(service, request)
-        answer = await service.ask(lambda recommender: recommender.similar(item_id, k))
+    async def similar(item_id: ItemId, k: Annotated[int, Query(ge=1, le=schemas.MAX_K)] = 10) -> Response:
+        answer = await service.reader.ask(lambda recommender: recommender.similar(item_id, k))
         return json_answer({**recommendation_content(answer.value), **state_content(answer)})
 
     @app.get(
@@ -308,9 +257,10 @@ def _add_items(app: FastAPI, service: Service) -> None:
         responses=_problems(404, 504),
         summary="An item with its attributes",
     )
-    async def item(item_id: ItemId, request: HttpRequest) -> Response:
-        await _insist(service, request)
-        answer = await service.ask(lambda recommender: recommender.catalog.state(recommender.catalog.row(item_id)))
+    async def item(item_id: ItemId) -> Response:
+        answer = await service.reader.ask(
+            lambda recommender: recommender.catalog.state(recommender.catalog.row(item_id))
+        )
         return json_answer({**item_content(answer.value), **state_content(answer)})
 
     @app.get("/v1/items", response_model=schemas.FoundOut, responses=_problems(504), summary="Items by their title")
@@ -318,7 +268,7 @@ def _add_items(app: FastAPI, service: Service) -> None:
         search: Annotated[str, Query(min_length=1, max_length=schemas.MAX_ID_CHARACTERS)],
         limit: Annotated[int, Query(ge=1, le=100)] = 10,
     ) -> Response:
-        answer = await service.ask(lambda recommender: recommender.catalog.find(search, limit))
+        answer = await service.reader.find(search, limit)
         return json_answer({"items": [item_content(state) for state in answer.value], **state_content(answer)})
 
 
@@ -333,7 +283,7 @@ def _add_writing(app: FastAPI, service: Service) -> None:
     )
     async def put(item_id: ItemId, body: schemas.ItemBody) -> Response:
         (written,) = await writer.write([(item_id, body)])
-        answer = await service.ask(lambda recommender: _cold(recommender, item_id))
+        answer = await service.reader.ask(lambda recommender: _cold(recommender, item_id))
         return json_answer(
             {
                 "id": item_id,
@@ -353,23 +303,27 @@ def _add_writing(app: FastAPI, service: Service) -> None:
     )
     async def delete(item_id: ItemId) -> Response:
         (written,) = await writer.write([(item_id, None)])
-        answer = await service.ask(lambda recommender: None)
+        answer = await service.reader.ask(lambda recommender: None)
         return json_answer({"id": item_id, "seq": written.seq, **state_content(answer)})
 
-    @app.post(
-        "/v1/items/batch",
-        response_model=schemas.ItemsBatchOut,
-        responses=_problems(404, 408, 413, 415, 504),
-        summary="Several changes, all or none",
-    )
     async def batch(body: schemas.ItemsBatchBody) -> Response:
         entries = [(entry.id, None if isinstance(entry, schemas.DeleteEntry) else entry) for entry in body.items]
         written = await writer.write(entries)
-        answer = await service.ask(lambda recommender: None)
+        answer = await service.reader.ask(lambda recommender: None)
         truncated = sum(one.cut > 0 for one in written)
         return json_answer(
             {"seq": written[-1].seq, "count": len(written), "truncated": truncated, **state_content(answer)}
         )
+
+    app.router.add_api_route(
+        "/v1/items/batch",
+        batch,
+        methods=["POST"],
+        response_model=schemas.ItemsBatchOut,
+        responses=_problems(404, 408, 413, 415, 504),
+        summary="Several changes, all or none",
+        route_class_override=route_of(schemas.ItemsBatchBody),
+    )
 
 
 def _cold(recommender: Any, item_id: str) -> bool:
@@ -380,7 +334,7 @@ def _cold(recommender: Any, item_id: str) -> bool:
 def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/v1/model", responses=_problems(504), summary="The export's manifest, less its files")
     async def model() -> Response:
-        answer = await service.ask(lambda recommender: recommender.export.manifest.to_json())
+        answer = await service.reader.ask(lambda recommender: recommender.export.manifest.to_json())
         content = {name: value for name, value in answer.value.items() if name != "files"}
         return json_answer({**content, **state_content(answer), "encoder_state": service.text.state})
 
@@ -394,13 +348,32 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         swap = await service.reload(body.export)
         return json_answer({"from": swap.before, "to": swap.after, "seconds": swap.seconds})
 
-    @app.get("/health/live", response_model=schemas.HealthOut, summary="The process answers")
     async def live() -> Response:
         return json_answer({"status": "ok"})
 
-    @app.get("/health/ready", response_model=schemas.HealthOut, summary="The catalogue is in, the log applied")
     async def ready() -> Response:
-        return json_answer({"status": "ok", "model": service.export_id, "encoder": service.text.state})
+        problems, faults = await service.problems(), service.changes.faults
+        content: dict[str, Any] = {
+            "status": "unavailable" if problems else "ok",
+            "model": service.export_id,
+            "encoder": service.text.state,
+        }
+        if problems:
+            content["problems"] = problems
+        if faults:
+            content["skipped_rows"] = len(faults)
+            content["skipped"] = {echo(item_id): faults[item_id] for item_id in list(faults)[:NAMED_ROWS]}
+        return json_answer(content, 503 if problems else 200)
+
+    not_ready: dict[int | str, dict[str, Any]] = {
+        503: {"model": schemas.HealthOut, "description": "Not every route answers; ``problems`` says why."}
+    }
+    for path, health, summary, responses in (
+        ("/health/live", live, "The process answers", {}),
+        ("/health/ready", ready, "Every route answers", not_ready),
+    ):
+        app.add_api_route(path, health, response_model=schemas.HealthOut, summary=summary, responses=responses)
+        app.add_api_route(path, health, methods=["HEAD"], include_in_schema=False)
 
     @app.get("/metrics", summary="Prometheus text", responses={200: {"content": {"text/plain": {}}}, **_problems()})
     async def metrics() -> Response:
@@ -414,7 +387,9 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 def app_from_environment() -> FastAPI:
     """The application of a worker process, whose settings the parent put into its environment."""
     import os
+    import sys
 
+    sys.setswitchinterval(SWITCH_SECONDS)
     return create_app(Settings.from_json(os.environ[SETTINGS_VARIABLE]))
 
 

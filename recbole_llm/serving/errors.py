@@ -1,13 +1,5 @@
-"""Errors of serving, each with the sentence a user reads."""
+"""The errors of exports under their first name, kept for programs that import them from here."""
 
+from recbole_llm.export.errors import ExportError, UnknownItemError, UnknownUserError
 
-class ExportError(ValueError):
-    """An export cannot be read: damaged, foreign, unsafe, or written by a version that this one does not read."""
-
-
-class UnknownItemError(LookupError):
-    """No item, or no live item, has this id."""
-
-
-class UnknownUserError(LookupError):
-    """No user has this id."""
+__all__ = ["ExportError", "UnknownItemError", "UnknownUserError"]

@@ -8,6 +8,7 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 PREFIX = "recbole_llm_"
 COVERAGE_WINDOW = 10_000  # answers
+COVERAGE_ITEMS = 200_000  # in those answers: fewer answers are remembered where they are long
 
 
 class Counter:
@@ -90,6 +91,7 @@ class Metrics:
         self.gauges: dict[str, tuple[str, Gauge]] = {}
         self._window: deque[tuple[str, ...]] = deque()
         self._shown: dict[str, int] = {}
+        self._remembered = 0
 
     def batch(self, size: int, waited: list[float]) -> None:
         """Count a batch of the scorer."""
@@ -106,8 +108,11 @@ class Metrics:
         self._window.append(ids)
         for item_id in ids:
             self._shown[item_id] = self._shown.get(item_id, 0) + 1
-        if len(self._window) > COVERAGE_WINDOW:
-            for item_id in self._window.popleft():
+        self._remembered += len(ids)
+        while len(self._window) > COVERAGE_WINDOW or self._remembered > COVERAGE_ITEMS:
+            oldest = self._window.popleft()
+            self._remembered -= len(oldest)
+            for item_id in oldest:
                 if self._shown[item_id] == 1:
                     del self._shown[item_id]
                 else:

@@ -2,12 +2,27 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from recbole_llm.identifiers import MAX_ID_CHARACTERS
 
 MAX_K = 1000
+MAX_KEYS = 64  # of an object
+MAX_EXPLAIN = 100
+MAX_REASONS = 2000  # k x explain of a request
+MAX_BATCH_ENTRIES = 25_600  # items and reasons of a batch: 256 answers of 100 items
 MAX_ITEMS = 1000
 MAX_EXCLUDE = 10_000
-MAX_ID_CHARACTERS = 256
 MAX_TEXT_CHARACTERS = 8192
 MAX_BATCH_REQUESTS = 256
 MAX_BATCH_ITEMS = 1000
@@ -25,10 +40,22 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, BeforeValidator(_whole)]
 
 
+def _at_most(n: int) -> BeforeValidator:
+    """Refuse a larger object before its entries are looked at, each of which may be an error or several."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > n:
+            raise PydanticCustomError("too_many_keys", "An object of at most {n} keys is expected.", {"n": n})
+        return value
+
+    return BeforeValidator(check)
+
+
 class Strict(BaseModel):
     """No conversion, no unknown field."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
+    few_keys = model_validator(mode="before")(_at_most(MAX_KEYS).func)
 
 
 class Bounds(Strict):
@@ -40,24 +67,30 @@ class Bounds(Strict):
     lte: Number | None = None
 
 
+# every list stops at its first error: a body of a million wrong entries would have a million errors
 FilterValue = (
     Word
     | Number
     | Bounds
-    | Annotated[list[Word], Field(max_length=1000)]
-    | Annotated[list[Number], Field(max_length=1000)]
+    | Annotated[list[Word], Field(max_length=1000, fail_fast=True)]
+    | Annotated[list[Number], Field(max_length=1000, fail_fast=True)]
 )
-Filter = Annotated[dict[Word, FilterValue], Field(max_length=16)]
-AttributeValue = Word | Number | Annotated[list[Word], Field(max_length=256)]
-Attributes = Annotated[dict[Word, AttributeValue], Field(max_length=64)]
+Filter = Annotated[dict[Word, FilterValue], Field(max_length=16), _at_most(16)]
+AttributeValue = Word | Number | Annotated[list[Word], Field(max_length=256, fail_fast=True)]
+Attributes = Annotated[dict[Word, AttributeValue], Field(max_length=MAX_KEYS), _at_most(MAX_KEYS)]
+
+
+Weights = Annotated[list[Annotated[Number, Field(ge=0, le=1e6)]], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class _Asked(Strict):
     k: Annotated[Count, Field(ge=1, le=MAX_K, description="How many items; fewer come where fewer are allowed.")] = 10
-    exclude: Annotated[list[Id], Field(max_length=MAX_EXCLUDE)] = []
+    exclude: Annotated[list[Id], Field(max_length=MAX_EXCLUDE, fail_fast=True)] = []
     exclude_seen: Annotated[bool, Field(description="Leave out what the history holds.")] = True
     filter: Annotated[Filter, Field(description="Conditions on attributes, all of which must hold.")] = {}
-    explain: Annotated[Count, Field(ge=0, le=100, description="Reasons per item.")] = 0
+    explain: Annotated[
+        Count, Field(ge=0, le=MAX_EXPLAIN, description=f"Reasons per item; k times explain is at most {MAX_REASONS}.")
+    ] = 0
     fallback: Annotated[Literal["none", "popular"], Field(description="For unknown users and items.")] = "none"
 
 
@@ -70,8 +103,8 @@ class UserRequest(_Asked):
 class ItemsRequest(_Asked):
     """For anyone who likes these items; oldest first, where the model weighs by recency."""
 
-    items: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS)]
-    weights: Annotated[list[Annotated[Number, Field(ge=0, le=1e6)]], Field(max_length=MAX_ITEMS)] | None = None
+    items: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
+    weights: Weights | None = None
 
 
 class TextRequest(_Asked):
@@ -101,7 +134,15 @@ RecommendBody = Annotated[
 class BatchBody(Strict):
     """Several requests; each has its own answer or error."""
 
-    requests: Annotated[list[RecommendBody], Field(min_length=1, max_length=MAX_BATCH_REQUESTS)]
+    requests: Annotated[
+        list[RecommendBody],
+        Field(
+            min_length=1,
+            max_length=MAX_BATCH_REQUESTS,
+            description=f"The sum of k times (1 + explain) is at most {MAX_BATCH_ENTRIES}.",
+            fail_fast=True,
+        ),
+    ]
 
 
 class ItemBody(Strict):
@@ -111,7 +152,8 @@ class ItemBody(Strict):
     text: Annotated[Text | None, Field(description="What the encoder reads.")] = None
     fields: Annotated[
         dict[Word, Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARACTERS)]] | None,
-        Field(max_length=64, description="Columns of the training data, instead of text."),
+        Field(max_length=MAX_KEYS, description="Columns of the training data, instead of text."),
+        _at_most(MAX_KEYS),
     ] = None
     attributes: Attributes | None = None
     refit: Annotated[bool, Field(description="Give a trained item the vectors of its text.")] = False
@@ -145,7 +187,7 @@ class ItemsBatchBody(Strict):
                 Annotated[PutEntry, Tag("put")] | Annotated[DeleteEntry, Tag("delete")], Discriminator(_operation)
             ]
         ],
-        Field(min_length=1, max_length=MAX_BATCH_ITEMS),
+        Field(min_length=1, max_length=MAX_BATCH_ITEMS, fail_fast=True),
     ]
 
 
@@ -275,8 +317,11 @@ class ReloadOut(BaseModel):
 
 
 class HealthOut(BaseModel):
-    """State of the service."""
+    """State of the service; ``status`` is ``ok``, or ``unavailable`` for the reasons among ``problems``."""
 
     status: str
     model: str | None = None
     encoder: str | None = None
+    problems: list[str] = []
+    skipped_rows: Annotated[int, Field(description="Rows of the log that cannot be used.")] = 0
+    skipped: Annotated[dict[str, str], Field(description="Some of their ids, and what is wrong.")] = {}

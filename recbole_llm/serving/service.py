@@ -5,58 +5,42 @@ Threads: the event loop; the scorer (reads and changes the catalogue); the log (
 
 import asyncio
 import gc
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any, TypeVar
 
-from recbole_llm.serving.batching import Batcher
-from recbole_llm.serving.errors import ExportError
-from recbole_llm.serving.manifest import Manifest, read_manifest
+from recbole_llm.export.errors import ExportError
+from recbole_llm.export.manifest import Manifest, read_manifest
+from recbole_llm.retrieval.recommender import Recommender
+from recbole_llm.retrieval.remote import SearchError
+from recbole_llm.retrieval.servers import remote_retriever
+from recbole_llm.serving.change_log import Change, OverlayError
+from recbole_llm.serving.changes import Changes
+from recbole_llm.serving.load_and_swap import Built, Encode, apply_all, build, find_export
 from recbole_llm.serving.metrics import Gauge, Metrics
-from recbole_llm.serving.overlay import Change, Delete, Overlay, OverlayError, Put, open_overlay
-from recbole_llm.serving.recommend import Recommendation, Recommender, Request
-from recbole_llm.serving.remote import SearchError, remote_retriever
+from recbole_llm.serving.reading import Reader
 from recbole_llm.serving.settings import Settings
-from recbole_llm.serving.swap import Built, Encode, apply_all, build, find_export
 from recbole_llm.serving.text import SentenceEncoder, TextEncoding, text_encoding
+from recbole_llm.serving.watch import WatchedFiles
 
 X = TypeVar("X")
 WATCH_SECONDS = 1.0
-INLINE_PRODUCTS = 50_000_000  # 2 ms of a core, 32 requests to 10,000 items of 128 dimensions: the loop waits no longer
 LOADING_SWITCH_SECONDS = 0.001
 ENCODER_SECONDS = 300.0  # until a new export's encoder must have loaded
+NAMED_FILES = 5
 
 log = getLogger(__name__)
 
 
 class ReloadRunning(RuntimeError):  # noqa: N818
     """An export is being loaded already."""
-
-
-class NotYetApplied(RuntimeError):  # noqa: N818
-    """This process has not yet seen the change that the caller insists on."""
-
-
-@dataclass(frozen=True)
-class Versioned:
-    """An answer with the state it was made from.
-
-    Attributes:
-        value: the answer.
-        model: ``export_id``.
-        overlay_seq: last change applied.
-    """
-
-    value: Any
-    model: str
-    overlay_seq: int
 
 
 @dataclass(frozen=True)
@@ -86,22 +70,18 @@ class Service:
         in_memory = settings.search == "memory"
         self._make_retriever = None if in_memory else remote_retriever(settings.search, settings.state)
         self._recommender: Recommender | None = None
-        self._overlay: Overlay | None = None
+        self._watched: WatchedFiles | None = None
+        self._files_seen = (-math.inf, "")
+        self._counted: tuple[Any, dict[str, int]] = (None, {})
         self._stale = 0
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reload_seen = 0
-        self._log_thread = ThreadPoolExecutor(1, thread_name_prefix="log")
         self._loading_thread = ThreadPoolExecutor(1, thread_name_prefix="loading")
-        limits = settings.limits
-        self.batcher: Batcher[Request | Callable[[Recommender], Any], Versioned] = Batcher(
-            self._score,
-            max_batch=limits.max_batch,
-            max_queue=limits.queue,
-            inline=self._is_small,
-            observe=self.metrics.batch,
-            name="scorer",
-        )
+        current, limits = lambda: self.recommender, settings.limits
+        self.reader = Reader(limits, self.metrics, current, inline=in_memory)
+        state = None if settings.read_only and settings.state is None else settings.state
+        self.changes = Changes(state, current, self.reader.batcher, limits.request_seconds)
         self.text = TextEncoding(None, self.metrics)
         self.metrics.gauges.update(self._gauges())
 
@@ -127,182 +107,94 @@ class Service:
             OverlayError: if the log cannot be opened.
             SearchError: if vectors cannot be copied to where they are searched.
         """
-        state = None if self.settings.read_only and self.settings.state is None else self.settings.state
-        self._overlay = await self._in_log(lambda: open_overlay(state))
-        changes, (self._reload_seen, _) = await self._in_log(lambda: (self._log.since(0), self._log.reload_asked()))
+        await self.changes.open()
+        changes, (self._reload_seen, _) = await self.changes.all(), await self.changes.reload_asked()
         folder = find_export(self.settings.export)
         built = await self._in_loading(lambda: self._build(folder, changes, None))
-        self._recommender, self._stale = built.recommender, built.stale
+        self._recommender, self._stale, self._watched = built.recommender, built.stale, built.watched
+        self.changes.set_faults(built.faults)
         loop = asyncio.get_running_loop()
         manifest = built.recommender.export.manifest
         self.text = text_encoding(folder, manifest, self.settings, self.metrics, self._make_encoder)
         self.text.start(lambda: loop.call_soon_threadsafe(self._encoder_ready))
         await self._in_loading(_freeze)
-        self._keep(self._follow())
+        self.keep(self._follow())
+        self.keep(self.changes.verify())
         log.info("Serving export %s with %d items", self.export_id, self.recommender.catalog.live_count)
 
     def _encoder_ready(self) -> None:
         if self._stale:
             log.info("Encoding %d items of the log with this export's encoder", self._stale)
-            self._keep(self._reload_here(None))
+            self.keep(self._reload_here(None))
 
     async def stop(self) -> None:
         """Let go of threads and the log."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.batcher.close()
+        self.reader.batcher.close()
         self.text.close()
         if self._recommender is not None:
             self._recommender.close()
-        if self._overlay is not None:
-            await self._in_log(self._overlay.close)
-        self._log_thread.shutdown(wait=False)
+        await self.changes.close()
         self._loading_thread.shutdown(wait=False)
 
-    def _keep(self, work: Any) -> None:
+    def keep(self, work: Any) -> None:
+        """Run a coroutine until the service stops."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    @property
-    def _log(self) -> Overlay:
-        assert self._overlay is not None
-        return self._overlay
-
-    async def _in_log(self, function: Callable[[], X]) -> X:
-        return await asyncio.get_running_loop().run_in_executor(self._log_thread, function)
-
     async def _in_loading(self, function: Callable[[], X]) -> X:
         return await asyncio.get_running_loop().run_in_executor(self._loading_thread, function)
 
-    # ------------------------------------------------------------------ answers
+    # ------------------------------------------------------------------ what is the matter
 
-    def _score(self, jobs: list[Any]) -> list[Any]:
-        """A batch on the scorer's thread; one recommender answers all of it."""
-        recommender = self.recommender
-        model, seq = recommender.export.manifest.export_id, recommender.overlay_seq
-        requests = [job for job in jobs if isinstance(job, Request)]
-        answers = iter(recommender.recommend_many(requests)) if requests else iter(())
-        results: list[Any] = []
-        for job in jobs:
-            try:
-                value = next(answers) if isinstance(job, Request) else job(recommender)
-            except (LookupError, ValueError) as error:
-                value = error
-            results.append(value if isinstance(value, Exception) else Versioned(value, model, seq))
-        return results
+    async def problems(self) -> list[str]:
+        """Say why not every route answers, in sentences; empty if every one does."""
+        found = []
+        files = await self._changed_files()
+        if files:
+            found.append(files)
+        if self.changes.problem is not None and not self.settings.read_only:
+            found.append(f"The log of changes cannot be written: {self.changes.problem}")
+        if self.text.state == "loading":
+            found.append("The encoder of texts is still loading.")
+        elif self.text.state == "failed":
+            found.append("The encoder of texts could not be loaded; --no-encoder serves without it.")
+        return found
 
-    def _is_small(self, jobs: list[Any]) -> bool:
-        if self._make_retriever is not None or not all(type(job) is Request for job in jobs):
-            return False
-        catalog = self.recommender.catalog
-        return len(jobs) * len(catalog) * catalog.export.manifest.dim <= INLINE_PRODUCTS
-
-    async def recommend(self, request: Request) -> Versioned:
-        """Answer a request; ``value`` is a :class:`Recommendation`.
-
-        Raises:
-            UnknownUserError, UnknownItemError, ValueError: as :meth:`Recommender.recommend`.
-            QueueFull, DeadlineExceeded: as :meth:`Batcher.submit`.
-        """
-        answer = await self.batcher.submit(request, self.settings.limits.request_seconds)
-        self._count(answer.value)
-        return answer
-
-    async def ask(self, job: Callable[[Recommender], Any]) -> Versioned:
-        """Anything else that reads the catalogue, such as ``lambda r: r.similar("50")``; errors as :meth:`recommend`."""
-        answer = await self.batcher.submit(job, self.settings.limits.request_seconds)
-        if isinstance(answer.value, Recommendation):
-            self._count(answer.value)
-        return answer
-
-    async def ask_many(self, requests: Sequence[Request]) -> Versioned:
-        """Answer several requests from one state, in pieces that leave room for others.
-
-        Returns:
-            A list with a :class:`Recommendation` or its error for each.
-        """
-        size = self.settings.limits.max_batch
-        seconds = self.settings.limits.request_seconds
-        while True:
-            answers: list[Any] = []
-            states = []
-            for at in range(0, max(len(requests), 1), size):
-                part = await self.batcher.submit(partial(_answer_all, list(requests[at : at + size])), seconds)
-                answers += part.value
-                states.append(part)
-            if all(state.model == states[0].model for state in states):  # else an export was swapped in between
-                break
-        for answer in answers:
-            if isinstance(answer, Recommendation):
-                self._count(answer)
-        return Versioned(answers, states[-1].model, states[-1].overlay_seq)
-
-    def _count(self, answer: Recommendation) -> None:
-        self.metrics.answer(tuple(item.id for item in answer.items), sum(item.cold for item in answer.items))
-        if answer.unknown:
-            self.metrics.unknown_ids.add(len(answer.unknown))
-
-    # ------------------------------------------------------------------ changes
-
-    async def write(self, changes: Sequence[Put | Delete]) -> list[int]:
-        """Commit changes and apply them here; on return they survive a kill and the next answer knows them.
-
-        Returns:
-            The seq of each.
-
-        Raises:
-            OverlayError: if they could not be committed: nothing was changed.
-        """
-        seqs = await self._in_log(lambda: self._log.write(changes))
-        await self._catch_up()
-        return seqs
-
-    async def knows(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that the catalogue has or the log ever had."""
-        row_of = self.recommender.catalog.row_of
-        known = {item_id for item_id in ids if item_id in row_of}
-        rest = [item_id for item_id in ids if item_id not in known]
-        return known | (await self._in_log(lambda: self._log.knows(rest)) if rest else set())
-
-    async def _catch_up(self) -> None:
-        while True:
-            recommender = self.recommender
-            changes = await self._changes_for(recommender)
-            if not changes or await self.batcher.call(partial(self._apply_live, recommender, changes)):
-                return
-
-    async def _changes_for(self, recommender: Recommender) -> list[Change]:
-        return await self._in_log(lambda: self._log.since(recommender.overlay_seq))
-
-    def _apply_live(self, recommender: Recommender, changes: Sequence[Change]) -> bool:
-        """Apply on the scorer's thread, unless another export was swapped in, which stands at another seq."""
-        if recommender is not self._recommender:
-            return False
-        apply_all(recommender, changes)
-        return True
-
-    async def wait_for(self, seq: int) -> None:
-        """Wait until change ``seq`` is applied here, up to the deadline of a read.
-
-        Raises:
-            NotYetApplied: if it is not.
-        """
-        deadline = time.monotonic() + self.settings.limits.request_seconds
-        while self.recommender.overlay_seq < seq:
-            if time.monotonic() > deadline:
-                raise NotYetApplied
-            await asyncio.sleep(0.02)
+    async def _changed_files(self) -> str:
+        """What happened to the export's files, looked at as often as the log is; looking may hang where a server is gone."""
+        watched, now = self._watched, time.monotonic()
+        if watched is None:
+            return ""
+        if now - self._files_seen[0] >= self.settings.poll_seconds:
+            names = await asyncio.get_running_loop().run_in_executor(None, watched.changed)
+            problem = ""
+            if names:
+                more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
+                problem = (
+                    f"Files of the export changed after they were read: {', '.join(names[:NAMED_FILES])}{more}. An export is "
+                    "immutable: put a new one beside it, and reload."
+                )
+            if problem and problem != self._files_seen[1]:
+                log.error("%s", problem)
+            if watched is self._watched:
+                self._files_seen = (now, problem)
+        return self._files_seen[1]
 
     async def _follow(self) -> None:
-        """See what other processes wrote, and exports that appear."""
+        """See what other processes wrote, exports that appear, and files that change."""
         next_look = time.monotonic() + WATCH_SECONDS
+        said = ""
         while True:
             await asyncio.sleep(self.settings.poll_seconds)
             try:
-                await self._catch_up()
-                number, name = await self._in_log(self._log.reload_asked)
+                await self._changed_files()
+                await self.changes.check()
+                await self.changes.catch_up()
+                number, name = await self.changes.reload_asked()
                 if number > self._reload_seen:
                     self._reload_seen = number
                     await self._reload_here(name)
@@ -310,8 +202,13 @@ class Service:
                     next_look = time.monotonic() + WATCH_SECONDS
                     if find_export(self.settings.export) != self.recommender.export.folder:
                         await self._reload_here(None)
+                said = ""
             except (OverlayError, ExportError, SearchError, ReloadRunning) as error:
-                log.warning("%s", error)
+                if str(error) != said:  # not five times a second
+                    log.warning("%s", error)
+                said = str(error)
+            except Exception:  # whatever it is, the next change must be seen
+                log.exception("Following the log failed")
 
     # ------------------------------------------------------------------ another export
 
@@ -328,7 +225,7 @@ class Service:
             SearchError: if its vectors cannot be copied to where they are searched; the old one stays.
         """
         swap = await self._reload_here(name)
-        number = await self._in_log(lambda: self._log.ask_reload(name))
+        number = await self.changes.ask_reload(name)
         self._reload_seen = max(self._reload_seen, number)
         return swap
 
@@ -349,16 +246,17 @@ class Service:
             return swap
 
     async def _load_and_swap(self, name: str | None) -> None:
-        changes = await self._in_log(lambda: self._log.since(0))
+        changes = await self.changes.all()
         built, text = await self._in_loading(lambda: self._load(name, changes))
         old, new = self.recommender, built.recommender
         while True:
             # what the old one learns meanwhile, before the new one answers: a change that was seen stays seen
-            apply_all(new, await self._changes_for(new))
-            if await self.batcher.call(lambda: self._swap_in(built)):
+            apply_all(new, await self.changes.after(new), built.faults)
+            if await self.reader.batcher.call(lambda: self._swap_in(built)):
                 break
         old.close()
-        await self._catch_up()
+        self.changes.set_faults(built.faults)
+        await self.changes.catch_up()
         if text is not self.text:
             self.text.close()
             self.text = text
@@ -384,8 +282,9 @@ class Service:
         return self._build(folder, changes, encode), text
 
     def _build(self, folder: Path, changes: Sequence[Change], encode: Encode | None) -> Built:
+        verify, mapped, make = self.settings.verify, self.settings.mapped, self._make_retriever
         with _giving_way():
-            return build(folder, changes, encode, verify=self.settings.verify, make_retriever=self._make_retriever)
+            return build(folder, changes, encode, verify=verify, mapped=mapped, make_retriever=make)
 
     def _encoder_wanted(self) -> str | None:
         encoder = self.recommender.export.manifest.encoder
@@ -395,16 +294,29 @@ class Service:
         """On the scorer's thread, where the old one stands still."""
         if built.recommender.overlay_seq < self.recommender.overlay_seq:
             return False
-        self._recommender, self._stale = built.recommender, built.stale
+        self._recommender, self._stale, self._watched = built.recommender, built.stale, built.watched
+        self._files_seen = (-math.inf, "")
         return True
 
     # ------------------------------------------------------------------ metrics
+
+    def _counts(self) -> dict[str, int]:
+        """Items by kind; counted when the catalogue has changed, and not while it changes on the scorer's thread."""
+        state = (self.export_id, self.recommender.catalog.version)
+        if self._counted[0] != state:
+            with suppress(ValueError):  # arrays of two moments
+                self._counted = (state, self.recommender.catalog.counts())
+        return self._counted[1]
 
     def _gauges(self) -> dict[str, Any]:
         def items() -> dict[tuple[tuple[str, str], ...], float]:
             if self._recommender is None:
                 return {}
-            return {(("kind", kind),): float(count) for kind, count in self._recommender.catalog.counts().items()}
+            return {(("kind", kind),): float(count) for kind, count in self._counts().items()}
+
+        def coverage() -> float:
+            counts = self._counts()
+            return self.metrics.distinct_shown / max(counts.get("warm", 0) + counts.get("cold", 0), 1)
 
         def single(read: Callable[[], float]) -> Gauge:
             return Gauge(lambda: {(): read()} if self._recommender is not None else {})
@@ -412,16 +324,18 @@ class Service:
         return {
             "items": ("Items by kind.", Gauge(items)),
             "overlay_seq": ("Last change applied.", single(lambda: self.recommender.overlay_seq)),
-            "queue_length": ("Requests that wait for the scorer.", single(lambda: self.batcher.waiting)),
+            "log_rows_skipped": ("Rows of the log that cannot be used.", single(lambda: len(self.changes.faults))),
+            "log_writable": ("Whether changes can be written.", single(lambda: self.changes.problem is None)),
+            "export_unchanged": (
+                "Whether the export's files are as they were read.",
+                single(lambda: not self._files_seen[1]),
+            ),
+            "queue_length": ("Requests that wait for the scorer.", single(lambda: self.reader.batcher.waiting)),
             "catalogue_coverage": (
                 "Share of the live items in the last 10,000 answers.",
-                single(lambda: self.metrics.distinct_shown / max(self.recommender.catalog.live_count, 1)),
+                single(coverage),
             ),
         }
-
-
-def _answer_all(requests: list[Request], recommender: Recommender) -> list[Recommendation | Exception]:
-    return recommender.recommend_many(requests)
 
 
 @contextmanager

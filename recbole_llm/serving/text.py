@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from recbole_llm.content.encoder_settings import SETTINGS
+from recbole_llm.export.manifest import ENCODER_FOLDER, Manifest
 from recbole_llm.serving.batching import Batcher
-from recbole_llm.serving.manifest import ENCODER_FOLDER, Manifest
 from recbole_llm.serving.metrics import Metrics
 from recbole_llm.serving.settings import Settings
 
@@ -97,6 +97,7 @@ class TransformerEncoder:
         self._encoder: Any = _find(folder, manifest, named)
         self.fingerprint = self._encoder.fingerprint
         self.encode(["warm up"])
+        _hold_weights(self._encoder)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """As :class:`SentenceEncoder` says; texts of like length share a forward pass."""
@@ -118,9 +119,19 @@ class TransformerEncoder:
         return vectors, np.array([sample.cut for sample in samples], np.int64)
 
 
+def _hold_weights(encoder: Any) -> None:
+    """Copy the weights into memory of the process: transformers maps their file, which may be cut off or written over."""
+    import torch
+
+    for part in vars(encoder).values():
+        if isinstance(part, torch.nn.Module):
+            for tensor in (*part.parameters(), *part.buffers()):
+                tensor.data = tensor.data.clone()
+
+
 def _find(folder: Path, manifest: Manifest, named: Sequence[str]) -> Any:
     """The first of the allowed encoders with the fingerprint of the export's; no weights are loaded for that."""
-    from recbole_llm.content.encoders import load_encoder
+    from recbole_llm.content.encoders.transformer import load_encoder
 
     spec = manifest.encoder
     assert spec is not None

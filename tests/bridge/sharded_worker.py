@@ -23,9 +23,9 @@ def watch():
     """At the third step of a run: look at every parameter, gradient and tensor of the optimizer, and at all that Python knows."""
     import torch
 
-    from recbole_llm.bridge.sharded_trainer import ShardedTrainer
+    from recbole_llm.bridge.training.trainer import LLMTwoTowerTrainer
 
-    step = ShardedTrainer._step
+    step = LLMTwoTowerTrainer._step
     seen = {"steps": 0}
 
     def watched(self, interaction, loss_func):
@@ -37,18 +37,18 @@ def watch():
             grads = [p.grad for p in model.parameters() if p.grad is not None]
             rows = [len(x) for x in [*model.parameters(), *grads, *state] if x.dim()]
             assert n not in rows, rows
-            learned = [p for name, p in model.named_parameters() if name in model.sharded_names and p.requires_grad]
+            learned = [p for name, p in model.named_parameters() if name in self._tables.names and p.requires_grad]
             assert rows.count(len(model.item_bias)) >= 4 * len(learned) > 0, (
                 rows
             )  # and a gradient and two moments of each
             assert 0 <= len(model.item_bias) - n // distributed.world_size() <= 1
             tables = [x for x in gc.get_objects() if isinstance(x, torch.Tensor) and x.dim() == 2 and len(x) == n]
             assert not tables, [x.shape for x in tables]
-            trained = bool(model._own_rows(model._trained.value).any())
+            trained = bool(model.item_rows.of(model.trained.value).any())
             seen["trained"] = distributed.gather_objects(trained)
         return loss
 
-    ShardedTrainer._step = watched
+    LLMTwoTowerTrainer._step = watched
     return seen
 
 
@@ -60,7 +60,7 @@ if __name__ == "__main__":
     seen = watch()
     from recbole.quick_start import run_recbole
 
-    from recbole_llm.bridge.configuration import PROGRAM
+    from recbole_llm.bridge.repairs.configuration import PROGRAM
     from recbole_llm.cli import main
 
     for name, run in runs.items():

@@ -196,9 +196,9 @@ def test_the_log_of_a_large_catalogue_names_shared_negatives(run_config, changes
 
     from recbole.quick_start import run_recbole
 
-    from recbole_llm.bridge import trainer
+    from recbole_llm.bridge.training import advice
 
-    monkeypatch.setattr(trainer, "MANY_ITEMS", 40)
+    monkeypatch.setattr(advice, "MANY_ITEMS", 40)
     settings = run_config | {"encoder": "", "blocks": "learned", "epochs": 1, "state": "INFO"} | changes
     settings |= {"load_col": {"inter": ["user_id", "item_id"], "item": ["item_id"]}}
     if "train_neg_sample_args" in changes:

@@ -22,7 +22,7 @@ from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_llm.bridge import checkpoint
 from recbole_llm.bridge.checkpoint import atomic_file, last_file, plain, read_checkpoint, settings_for_resume
-from recbole_llm.probability import ProbabilityMap
+from recbole_llm.scoring.probability import ProbabilityMap
 
 
 def build(config_dict, model="LLMTwoTower"):
@@ -73,7 +73,7 @@ def stop_after(epoch):
     ids=str,
 )
 def test_a_resumed_run_equals_one_that_was_left_alone(quick, changes, seconds, tmp_path, monkeypatch):
-    monkeypatch.setattr("recbole_llm.bridge.trainer.SECONDS_BETWEEN_CHECKPOINTS", seconds)
+    monkeypatch.setattr("recbole_llm.bridge.training.trainer.SECONDS_BETWEEN_CHECKPOINTS", seconds)
     quick |= changes
     whole, train, valid, test = build(quick)
     expected = whole.fit(train, valid, verbose=False), whole.evaluate(test)
@@ -93,7 +93,7 @@ def test_a_resumed_run_equals_one_that_was_left_alone(quick, changes, seconds, t
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_between_two_writings_waits_for_the_epoch_and_writes(quick, number, tmp_path, monkeypatch):
-    monkeypatch.setattr("recbole_llm.bridge.trainer.SECONDS_BETWEEN_CHECKPOINTS", 1e9)
+    monkeypatch.setattr("recbole_llm.bridge.training.trainer.SECONDS_BETWEEN_CHECKPOINTS", 1e9)
     whole, train, valid, test = build(quick)
     expected = whole.fit(train, valid, verbose=False), whole.evaluate(test)
     quick |= {"checkpoint_dir": str(tmp_path / "stopped")}
@@ -126,7 +126,7 @@ def test_the_state_is_not_written_after_every_epoch(quick, monkeypatch):
         trainer, "_write", lambda file, state: (written.append((file, state["epoch"])), write(file, state))
     )
     # the clock is read once where a writing is considered, once where it has been made: epochs of 2 s
-    monkeypatch.setattr("recbole_llm.bridge.trainer.time.monotonic", lambda: 2.0 * next(now))
+    monkeypatch.setattr("recbole_llm.bridge.training.trainer.time.monotonic", lambda: 2.0 * next(now))
     trainer.fit(train, valid, verbose=False)
     last = last_file(trainer.saved_model_file)
     assert [epoch for file, epoch in written if file == last] == [-1, 2, 3]
@@ -188,8 +188,8 @@ def test_weights_are_read_without_running_code_and_recbole_reads_the_same_file(q
     assert isinstance(config, Config)
     for name, value in model.state_dict().items():
         assert torch.equal(value, state["state_dict"][name])
-    assert model.has_closed_form
-    assert read_checkpoint(last)["other_parameter"]["closed_form_source"] is None  # not written again each epoch
+    assert model.score.block("closed_form") is not None
+    assert read_checkpoint(last)["other_parameter"]["score"] is None  # not written again each epoch
     assert os.path.getsize(last) < 300_000
 
 
@@ -336,25 +336,24 @@ def test_nan_ends_the_run_and_names_the_epoch(quick, monkeypatch):
 def test_a_closed_form_alone_is_fitted_at_once_and_read_back_exactly(quick):
     quick |= {"blocks": "closed_form", "closed_form_dim": "full", "encoder": ""}
     trainer, train, valid, test = build(quick)
-    score, result = trainer.fit(train, valid, verbose=False)
+    valid_score, result = trainer.fit(train, valid, verbose=False)
     assert not trainer.train_loss_dict  # no epoch
     (only,) = glob.glob(quick["checkpoint_dir"] + "/*.pth")
     users = torch.arange(1, trainer.model.n_users)
     found = trainer.model.full_sort_predict({"user_id": users}).view(len(users), -1)
     # the definition: a user's score is the sum of the rows of the items in the history, on the scale of a probability
-    source, history = trainer.model._closed_source.value, trainer.model.history
+    score, history = trainer.model.score, trainer.model.history
+    source = score.block("closed_form").source
     held = torch.zeros(trainer.model.n_users, trainer.model.n_items)
     held[history.row_of_entry(), history.ids] = 1
-    slope, offset = trainer.model.calibration
-    items = (trainer.model._place() == 0).nonzero()[:, 0]
-    torch.testing.assert_close(found[:, items], (slope * (held[1:] @ source) + offset)[:, items], rtol=1e-4, atol=1e-5)
+    items = score.listed.nonzero()[:, 0]
+    assert items.tolist() == list(range(1, trainer.model.n_items))
+    expected = score.slope * (held[1:] @ source) + score.intercept
+    torch.testing.assert_close(found[:, items], expected[:, items], rtol=1e-4, atol=1e-5)
     assert result == trainer.evaluate(valid, load_best_model=False)
     _, model, *_ = load_data_and_model(only)
     assert torch.equal(model.full_sort_predict({"user_id": users}).view(len(users), -1), found)
-    assert model.probability_map == trainer.model.probability_map != ProbabilityMap()
-    fitted = model.other_parameter()
-    del fitted["probability_map"]  # as checkpoints were before there was a map
-    model.load_other_parameter(fitted)
-    assert model.probability_map == ProbabilityMap()
+    assert model.score.probability == score.probability != ProbabilityMap()
+    assert model.fitted.setting == trainer.model.fitted.setting
     again, train, valid, _ = build(quick)
-    assert again.fit(train, valid, verbose=False) == (score, result)
+    assert again.fit(train, valid, verbose=False) == (valid_score, result)

@@ -79,7 +79,7 @@ import torch  # noqa: E402
 from recbole.config import Config  # noqa: E402
 from recbole.trainer import trainer as trainers  # noqa: E402
 
-from recbole_llm.bridge.compat_defects import unique_file  # noqa: E402
+from recbole_llm.bridge.repairs.defects import unique_file  # noqa: E402
 
 
 @pytest.fixture

@@ -156,7 +156,7 @@ def test_pretrained_weights_are_read_as_tensors(run_config, tmp_path):
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_load_tensors_gives_what_torch_gives(tmp_path, protocol):
-    from recbole_llm.bridge.compat_files import Inert, load_tensors
+    from recbole_llm.bridge.repairs.files import Inert, load_tensors
 
     w = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).half())
     content = {"w": w, "part": w[:, 1].detach(), "list": [1, 2.5, "x", None, True], "size": w.shape}

@@ -13,11 +13,13 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
-from recbole_llm.bridge import cold_report
-from recbole_llm.bridge.evaluation import ranked_rows
-from recbole_llm.selection import TopKMetric, user_metric
-from recbole_llm.splitting import split_dataset
-from recbole_llm.towers import rows_from_pairs
+from recbole_llm.bridge.evaluation import cold_items as cold_report
+from recbole_llm.bridge.evaluation.streaming import ranked_rows
+from recbole_llm.fitting.ease import Kernel
+from recbole_llm.fitting.pipeline import _without_items
+from recbole_llm.fitting.validation import TopKMetric, user_metric
+from recbole_llm.importing.cold_split import split_dataset
+from recbole_llm.scoring.rows import rows_from_pairs
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def cold_only(model, test):
     users = torch.nonzero(targets.sizes).squeeze(1)
 
     def scores(rows):
-        return model._logits(users[rows])
+        return model.scores(users[rows])
 
     targets, seen = targets.select(users), model.history.select(users)
     value = user_metric(scores, targets, seen, model.n_items, TopKMetric("ndcg", 5), excluded=~model.cold)
@@ -62,43 +64,46 @@ def test_cold_items_are_ranked_by_their_texts(cold_config, blocks):
     assert int(model.cold.sum()) == 11
     placed = cold_only(model, test)[0]
     generator = torch.Generator().manual_seed(0)
-    model._set_cold(None)
     noise = torch.randn(model.n_users, model.n_items, generator=generator)
-    model._logits = lambda users: noise[users].clone()
+    model.scores = lambda users: noise[users].clone()
     # the encoder's weights are random, so that little of a text but its words is left in its vector
     assert placed > 1.2 * cold_only(model, test)[0]
 
 
-def test_left_out_items_have_no_place_and_come_back_from_a_checkpoint(cold_config, caplog):
-    with caplog.at_level(logging.INFO):
-        model, _, _ = train(cold_config)
-    assert "11 items have no training interaction; 11 of them have a text" in caplog.text
-    assert "cold items" in caplog.text
-    assert model._cold is not None
+def test_left_out_items_have_no_place_and_come_back_from_a_checkpoint(cold_config):
+    model, _, _ = train(cold_config)
+    assert int(model.cold.sum()) == 11
+    assert torch.equal(model.score.cold.ids, torch.nonzero(model.cold).squeeze(1))
     state, other = model.state_dict(), model.other_parameter()
     users = torch.arange(1, 20)
-    before = model._logits(users)
-    model._set_cold(None)
+    before, cold = model.scores(users), model.score.cold
+    assert before[:, cold.ids].isfinite().all() == cold.joint
+    model.fitted = None
+    assert not torch.allclose(model.scores(users), before)
     model.load_state_dict(state)
     model.load_other_parameter(other)
-    torch.testing.assert_close(model._logits(users), before)
+    torch.testing.assert_close(model.scores(users), before)
+    for name, rows in cold.target.items():
+        assert torch.equal(model.score.cold.target[name], rows)
+        assert torch.equal(model.score.cold.source[name], cold.source[name])
 
 
 def test_vectors_and_scores_agree_for_cold_items_too(cold_config):
     model, _, _ = train(cold_config | {"cold_boost": 0.7})
     users = torch.arange(1, 20)
     w, bias = model.item_vectors()
-    torch.testing.assert_close(model.user_vectors(users) @ w.T + bias, model._logits(users), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.user_vectors(users) @ w.T + bias, model.scores(users), rtol=1e-4, atol=1e-4)
     items = torch.nonzero(model.cold).squeeze(1)[:5]
     pairs = {"user_id": users[:5], "item_id": items}
     torch.testing.assert_close(
-        model.predict(pairs), model._logits(users[:5])[torch.arange(5), items], rtol=1e-4, atol=1e-4
+        model.predict(pairs), model.scores(users[:5])[torch.arange(5), items], rtol=1e-4, atol=1e-4
     )
 
 
 def test_without_a_map_the_log_says_how_many_items_have_no_place(cold_config, caplog):
     with caplog.at_level(logging.INFO):
-        train(cold_config | {"cold_map": "none"})
+        model, _, _ = train(cold_config | {"cold_map": "none"})
+    assert model.score.cold is None
     assert "11 items have no training interaction, and nothing to place them by (cold_map none)" in caplog.text
 
 
@@ -169,19 +174,20 @@ def test_nothing_is_told_where_every_item_of_the_test_is_trained(run_config, cap
 @pytest.mark.parametrize("dim", [8, "full"])
 def test_hidden_items_of_many_are_refitted_in_the_svd_form(cold_config, dim, monkeypatch):
     model, _, _ = train(cold_config | {"blocks": "closed_form", "closed_form_dim": dim, "cold_boost": 1.0})
-    model._setting = replace(model._setting, text_weight=0.05, text_power=1)
+    setting = replace(model.fitted.setting, kernels=(Kernel("text", 0.05),))
+    data, options, score = model.training_data(), model.options, model.score
     left = model.history.keep(model.history.ids % 5 > 0)
-    exact, by_exact = model._refit(left)
-    monkeypatch.setattr("recbole_llm.fitted.EXACT_ITEMS", 5)
-    monkeypatch.setattr("recbole_llm.ease.spotrf", lambda *args, **options: pytest.fail("an exact solution"))
+    exact = _without_items(score, data, left, options, setting)
+    monkeypatch.setattr("recbole_llm.fitting.pipeline.EXACT_ITEMS", 5)
+    monkeypatch.setattr("recbole_llm.fitting.ease.spotrf", lambda *args, **options: pytest.fail("an exact solution"))
     users = torch.arange(1, model.n_users)
-    tables, queries = model._refit(left)
+    found = _without_items(score, data, left, options, setting)
     hidden = torch.arange(model.n_items) % 5 == 0
-    assert not tables.identity and not tables.target[hidden, : -model.options.embedding_size].any()
+    assert found.has_vectors and not found.blocks[0].target[hidden].any()
     warm = torch.bincount(left.ids, minlength=model.n_items) > 0
     ranked = warm.repeat(model.n_users, 1)
     ranked[left.row_of_entry(), left.ids] = False  # the diagonal of the matrix, which is anything
-    scores = tables.scores(queries(users))[ranked[1:]], exact.scores(by_exact(users))[ranked[1:]]
-    assert all(found.isfinite().all() for found in scores)
+    scores = [each.scores(left.select(users))[ranked[1:]] for each in (found, exact)]
+    assert all(each.isfinite().all() for each in scores)
     alike = torch.corrcoef(torch.stack(scores))[0, 1]
     assert alike > (0.6 if dim == 8 else 0.9)  # other directions, and few

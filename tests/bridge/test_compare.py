@@ -15,8 +15,8 @@ from waiting import LIMIT, wait_until
 import recbole_llm  # noqa: F401
 
 pytest.importorskip("recbole")
-from recbole_llm.bridge import compare as module
-from recbole_llm.bridge.experiment import Experiment, Outcome, Training, run_experiment, run_isolated
+from recbole_llm.bridge.experiments import comparison as module
+from recbole_llm.bridge.experiments.experiment import Experiment, Outcome, Training, run_experiment, run_isolated
 
 USERS = np.arange(1, 301)
 
@@ -245,7 +245,7 @@ def test_a_process_that_dies_is_a_failed_row(run_config, monkeypatch):
 KILLED = """
 import json, multiprocessing, sys, threading, time
 import recbole_llm
-from recbole_llm.bridge.experiment import Experiment, run_isolated
+from recbole_llm.bridge.experiments.experiment import Experiment, run_isolated
 
 def tell():
     while not multiprocessing.active_children():

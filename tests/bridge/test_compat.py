@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import sysconfig
-import types
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,12 +135,6 @@ def probe_ensure_dir():
     return "there"
 
 
-def probe_flops():
-    columns = {"inter": ["user_id", "item_id", "timestamp"]}
-    small = dict(n_layers=1, n_heads=1, hidden_size=8, inner_size=8, reranker_CAN_NUM=5)
-    return run("SASRecCPR", load_col=columns, train_neg_sample_args=None, **small)
-
-
 def probe_literals():
     from recbole.config import Config
 
@@ -165,15 +158,6 @@ def probe_model_name():
     return get_model("LightGCM")
 
 
-def probe_tree_defaults():
-    from recbole.config import Config
-
-    for name in ("lightgbm", "xgboost"):
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].Booster = type("Booster", (), {})
-    return str(Config("XGBoost", "toy", config_dict=settings(**CONTEXT))["xgb_num_boost_round"])
-
-
 def probe_hyper():
     from recbole.trainer import HyperTuning
 
@@ -186,85 +170,12 @@ def probe_hyper():
     return f"{len(tuning.params2result)} trials, best {tuning.best_params['learning_rate']}"
 
 
-def write_entities(folder):
-    """A knowledge graph over the toy's items, with a vector for each entity and relation."""
-    target = Path(folder, "toy")
-    files = {
-        "kg": [
-            "head_id:token\trelation_id:token\ttail_id:token",
-            *(f"e{i}\tr{i % 2}\te{(i + 1) % 30}" for i in range(30)),
-        ],
-        "link": ["item_id:token\tentity_id:token", *(f"i{i}\te{i}" for i in range(30))],
-        "ent": ["ent_id:token\tent_emb:float_seq", *(f"e{i}\t{i}.5 {i} 1 2" for i in range(30))],
-        "rel": ["rel_id:token\trel_emb:float_seq", "r0\t1 2 3 4", "r1\t4 3 2 1"],
-    }
-    for suffix, lines in files.items():
-        Path(target, f"toy.{suffix}").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-GRAPH = {
-    "inter": ["user_id", "item_id", "timestamp"],
-    "kg": ["head_id", "relation_id", "tail_id"],
-    "link": ["item_id", "entity_id"],
-}
-
-
-def probe_kgat():
-    write_entities(".")
-    return run("KGAT", load_col=GRAPH, kg_embedding_size=8, layers=[8])
-
-
-def probe_ksr():
-    write_entities(".")
-    columns = {
-        **GRAPH,
-        "ent": ["ent_id", "ent_emb"],
-        "rel": ["rel_id", "rel_emb"],
-    }
-    return run(
-        "KSR",
-        load_col=columns,
-        additional_feat_suffix=["ent", "rel"],
-        alias_of_entity_id=["ent_id"],
-        alias_of_relation_id=["rel_id"],
-        preload_weight={"ent_id": "ent_emb", "rel_id": "rel_emb"},
-        kg_embedding_size=4,
-        hidden_size=8,
-        eval_args={"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"},
-        train_neg_sample_args=None,
-    )
-
-
-def probe_anomaly_mode():
-    import torch
-    from recbole.utils import get_model
-
-    get_model("SASRec")
-    return f"checks gradients: {torch.is_anomaly_enabled()}"
-
-
-def probe_dgcf():
-    return run("DGCF", train_batch_size=2048, n_factors=2, n_iterations=1)
-
-
 def probe_checkpoint_names():
     from recbole.trainer import trainer
 
     trainer.get_local_time = lambda: "noon"
     files = {trainer.DecisionTreeTrainer(dataset("BPR")[0], None).temp_best_file for _ in range(2)}
     return f"{len(files)} files of 2 runs"
-
-
-def probe_pop():
-    from recbole.data import data_preparation
-    from recbole.utils import get_model, get_trainer
-
-    config, data = dataset("Pop", train_batch_size=32)
-    train = data_preparation(config, data)[0]
-    model = get_model("Pop")(config, train._dataset)
-    get_trainer(config["MODEL_TYPE"], "Pop")(config, model).fit(train, saved=False, verbose=False)
-    count = train._dataset.inter_feat["item_id"].bincount(minlength=train._dataset.item_num)
-    return f"counts interactions: {model.item_cnt[:, 0].tolist() == count.tolist()}"
 
 
 def probe_time_split():
@@ -329,10 +240,12 @@ if __name__ == "__main__":
         os.chdir(folder)
         write_toy(folder)
         import probes_of_files  # beside this script
+        import probes_of_models
 
         import recbole_llm
 
         PROBES |= probes_of_files.probes(run, settings, CONTEXT)
+        PROBES |= probes_of_models.probes(run, settings, dataset, CONTEXT)
         result = outcomes(wanted)
         states = {r.name: r.state for r in recbole_llm.repair_report()} if "ray" not in os.environ["SKIPPED"] else {}
     print(json.dumps({"outcomes": result, "states": states}))
@@ -346,14 +259,9 @@ import pytest  # noqa: E402
 import recbole_llm  # noqa: E402
 
 pytest.importorskip("recbole")
-from recbole_llm.bridge import (  # noqa: E402
-    compat,
-    compat_defects,
-    compat_files,
-    compat_models,
-    configuration,
-    repairs,
-)
+from recbole_llm.bridge.repairs import configuration, defects, files, libraries, models  # noqa: E402
+from recbole_llm.bridge.repairs import registry as repairs  # noqa: E402
+from recbole_llm.bridge.repairs.report import repair_report  # noqa: E402
 
 SHOWN = {
     # repair: (what RecBole does without it, what it does with it)
@@ -367,6 +275,7 @@ SHOWN = {
     "collector": ("AttributeError", "ran: itemcoverage@10, giniindex@10, averagepopularity@10, tailpercentage@10"),
     "ensure_dir": ("FileExistsError", "there"),
     "checkpoint_names": ("1 files of 2 runs", "2 files of 2 runs"),
+    "bert4rec": ("an only item matters: False", "an only item matters: True"),
     "pop": ("counts interactions: False", "counts interactions: True"),
     "time_split": ("test is later: False", "test is later: True"),
     "saved_dataset": ("training rows: [144, 144]", "training rows: [144, 72]"),
@@ -457,7 +366,7 @@ def test_sequential_models_leave_anomaly_mode_alone(lines, expected):
 
 def test_every_repair_is_shown(repaired):
     # those of other modules are shown in their own tests
-    here = {module.__name__ for module in (compat, compat_defects, compat_files, compat_models, configuration)}
+    here = {module.__name__ for module in (libraries, defects, files, models, configuration)}
     assert set(SHOWN) == {repair.name for repair in repairs.REPAIRS if repair.cure.__module__ in here}
     assert set(SHOWN) <= set(repaired["states"])
 
@@ -480,7 +389,7 @@ def snapshot():
 
 
 def test_a_repair_is_harmless_twice(tmp_path):
-    compat.repair_report()
+    repair_report()
     before = snapshot()
     for repair in repairs.REPAIRS:
         for name in repair.modules:

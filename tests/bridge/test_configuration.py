@@ -10,7 +10,7 @@ import pytest
 import recbole_llm  # noqa: F401
 
 pytest.importorskip("recbole")
-from recbole_llm.bridge import configuration
+from recbole_llm.bridge.repairs import configuration
 
 # ---------------------------------------------------------------- values
 

@@ -2,6 +2,7 @@
 
 import glob
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from recbole.quick_start import load_data_and_model, objective_function, run_rec
 from recbole.utils import get_model, get_trainer, init_seed
 from recbole.utils.case_study import full_sort_topk
 
-from recbole_llm.probability import ProbabilityMap
+from recbole_llm.fitting.pipeline import FittedScore
+from recbole_llm.scoring.probability import ProbabilityMap
 
 
 def build(config_dict, model="LLMTwoTower"):
@@ -150,9 +152,10 @@ def test_predict_and_full_sort_agree_and_value_metrics_get_probabilities(run_con
     model.eval()
     probability = model.predict({"user_id": users, "item_id": items})
     torch.testing.assert_close(probability, torch.sigmoid(logits))
-    model.probability_map = ProbabilityMap(-3.0, 0.25, 0.4, -1.0, (2.0, 0.5), (0.5,))
+    shown = ProbabilityMap(-3.0, 0.25, 0.4, -1.0, (2.0, 0.5), (0.5,))
+    model.fitted = FittedScore(replace(model.score, probability=shown))
     n = model.history.sizes[users]
-    wanted = torch.sigmoid(model.probability_map.logit(logits, n.float().log()))
+    wanted = torch.sigmoid(shown.logit(logits, n.float().log()))
     assert not torch.allclose(wanted, probability, atol=1e-3)
     torch.testing.assert_close(model.predict({"user_id": users, "item_id": items}), wanted)
     torch.testing.assert_close(model.probabilities(users)[torch.arange(3), items], wanted)
@@ -199,17 +202,17 @@ def test_history_decay_without_time_order_is_refused(run_config):
 
 def test_an_own_pair_never_explains_itself(run_config):
     """The query of (user, item) must equal one pooled from the history without the item."""
-    from recbole_llm.towers import Rows, history_weights, pool
+    from recbole_llm.scoring.rows import Rows, history_weights, pool
 
     _, model, _, _, _, _ = build(run_config | {"history_dropout": 0.0, "loss_type": "sampled_bce"})
     user = 4
     items = model.history.select(torch.tensor([user])).ids
-    queries = model._queries_of_pairs(torch.full_like(items, user), items)
+    queries = model.towers.queries_of_pairs(torch.full_like(items, user), items, model.history)
     for k, item in enumerate(items):
         rest = items[items != item]
         row = Rows(torch.tensor([0, len(rest)]), rest)
         pooled = pool(model.source_tower(), row, history_weights(row, 0.5))
-        expected = model._scaled(model.user_tower(torch.tensor([user]), pooled))
+        expected = model.user_tower(torch.tensor([user]), pooled) * model.log_scale.exp()
         torch.testing.assert_close(queries[k], expected[0], rtol=1e-4, atol=1e-6)
 
 
@@ -217,7 +220,7 @@ def test_a_single_item_history_leaves_the_offset_alone(run_config):
     _, model, _, _, _, _ = build(run_config | {"history_dropout": 0.99, "loss_type": "sampled_bce"})
     users = torch.arange(1, 40)
     items = torch.stack([model.history.select(u[None]).ids[0] for u in users])
-    assert torch.isfinite(model._queries_of_pairs(users, items)).all()
+    assert torch.isfinite(model.towers.queries_of_pairs(users, items, model.history)).all()
 
 
 def test_the_log_names_the_text_columns_and_counts_what_is_missing(run_config, caplog):

@@ -12,8 +12,8 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
-from recbole_llm.bridge import evaluation
-from recbole_llm.towers import Rows
+from recbole_llm.bridge.evaluation import streaming as evaluation
+from recbole_llm.scoring.rows import Rows
 
 RANKING_METRICS = ["Recall", "NDCG", "MRR", "Hit", "Precision", "MAP"]
 ITEM_METRICS = ["ItemCoverage", "AveragePopularity", "ShannonEntropy", "GiniIndex", "TailPercentage"]
@@ -211,7 +211,7 @@ def test_ranking_copies_no_table_of_ids_and_sees_no_untrained_vector(run_config)
     settings = {"encoder": "", "blocks": "learned", "user_tower": "id", "loss_type": "sampled_bce"}
     settings["eval_args"] = {"split": {"RS": [0.1, 0.4, 0.5]}}  # leaves items without a training interaction
     trainer, (train, _, _) = build(run_config | settings)
-    model, untrained = trainer.model, ~trainer.model._trained.value
+    model, untrained = trainer.model, ~trainer.model.trained.value
     assert untrained.sum() > 1
     trainer._train_epoch(train, 0)
     vectors, _ = model.eval().item_vectors()

@@ -158,7 +158,7 @@ def times_of(dataset):
 def model_inputs(model):
     """What the model knows before its first step: histories, the catalogue, texts, popularities."""
     tensors = [tensor.value for tensors in model._features.values() for tensor in tensors]
-    return [model.history.offsets, model.history.ids, model._trained.value, model.item_bias.detach().clone(), *tensors]
+    return [model.history.offsets, model.history.ids, model.trained.value, model.item_bias.detach().clone(), *tensors]
 
 
 def differences(a, b, path=""):

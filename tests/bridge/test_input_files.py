@@ -11,7 +11,7 @@ from recbole.config import Config
 from recbole.data import create_dataset
 
 from recbole_llm import cli
-from recbole_llm.bridge.input_files import count_cells
+from recbole_llm.bridge.repairs.input_files import count_cells
 
 HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
 ROWS = [f"u{n % 5}\ti{n * 7 % 11}\t{1 + n % 5}\t{n}" for n in range(40)]
@@ -103,7 +103,7 @@ def test_a_good_file_is_read_without_a_word(tmp_path, caplog):
 
 
 def test_cells_are_counted_across_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("recbole_llm.bridge.input_files._BLOCK", 7)
+    monkeypatch.setattr("recbole_llm.bridge.repairs.input_files._BLOCK", 7)
     (tmp_path / "a").write_bytes(b"h\th\n1\t2\n\n\r\n3\n4\t5\t6\n7\t8\r\n9")
     found = count_cells(tmp_path / "a", "\t", 2)
     assert (found.count, found.short, found.first_short, found.first_long, found.long_cells) == (5, 2, 5, 6, 3)

@@ -48,7 +48,7 @@ def both_ways(model, batch, monkeypatch):
 
     found = of()
     with monkeypatch.context() as patched:
-        patched.setattr(model, "_loss_at_once", lambda *args: None)
+        patched.setattr(model.loss, "in_one_pass", lambda *args: None)
         return found, of()
 
 
@@ -60,7 +60,10 @@ def assert_same(found, expected):
 
 
 def is_at_once(model, batch):
-    return model._loss_at_once(batch[model.USER_ID], batch[model.ITEM_ID], batch) is not None
+    entries = getattr(batch, "entries", None)
+    users, items = batch[model.USER_ID], batch[model.ITEM_ID]
+    negatives = batch[model.NEG_ITEM_ID] if model.options.loss_type == "sampled_bce" else items
+    return model.loss.in_one_pass(users, items, negatives, model.history, entries and entries()) is not None
 
 
 @pytest.mark.parametrize(
@@ -85,7 +88,7 @@ def test_it_equals_the_general_path(run_config, changes, monkeypatch):
 @pytest.mark.parametrize("what", ["a negative that is the positive", "a negative without a training interaction"])
 def test_a_batch_with_an_entry_that_does_not_count_takes_the_general_path(run_config, what, monkeypatch):
     model, batch = build(run_config | TABLES)
-    untrained = (~model._trained.value).nonzero()[-1]
+    untrained = (~model.trained.value).nonzero()[-1]
     negatives = batch[model.NEG_ITEM_ID].view(len(batch[model.ITEM_ID]), -1)
     negatives[0, 0] = batch[model.ITEM_ID][0] if "positive" in what else untrained
     assert not is_at_once(model, batch)
@@ -117,7 +120,7 @@ def test_a_batch_as_drawn_with_a_further_column_is_one(run_config):
     batch["weight"] = torch.ones(len(batch))
     entries = batch.entries()
     assert torch.equal(entries[:, 0], batch[model.ITEM_ID]) and torch.equal(entries[:, 1:], batch[model.NEG_ITEM_ID])
-    assert model._trained.value[entries].all() and not (entries[:, 1:] == entries[:, :1]).any()
+    assert model.trained.value[entries].all() and not (entries[:, 1:] == entries[:, :1]).any()
 
 
 @pytest.mark.parametrize(

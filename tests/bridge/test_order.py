@@ -3,6 +3,7 @@
 import logging
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
-from recbole_llm import fitted
-from recbole_llm.fading import Fading
-from recbole_llm.serving.artifact import load_export
-from recbole_llm.serving.export import export_model
-from recbole_llm.serving.recommend import Recommender, Request
+from recbole_llm.export.export_model import export_model
+from recbole_llm.export.reader import load_export
+from recbole_llm.fitting import pipeline
+from recbole_llm.fitting.decay_search import Fading
+from recbole_llm.retrieval.recommender import Recommender, Request
 
 BY_TIME = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 
@@ -71,9 +72,12 @@ def test_the_order_is_used_and_the_log_says_how(walks, caplog, changes):
     assert trainer.best_valid_result["ndcg@10"] == pytest.approx(float(told[1]), abs=1e-3)
     assert "order TO: at test a user's history is the training and validation items" in caplog.text
     assert "histories fading by exp(-rank / " in caplog.text and "next-item block, decay" in caplog.text
-    assert model.uses_order and model._next is not None
+    assert model.training_data().is_ordered and model.score.block("next_item") is not None
+    validation = trainer.validation(valid)
+    value = validation.value(model.scores, model.n_items)
+    assert trainer.best_valid_result["ndcg@10"] == pytest.approx(value, abs=6e-5)  # RecBole rounds to four places
     without, _ = train(walks | changes | {"use_order": False})
-    assert not without.model.uses_order
+    assert not without.model.training_data().is_ordered
     assert result["ndcg@10"] > 1.2 * without.evaluate(test)["ndcg@10"]
 
 
@@ -86,8 +90,8 @@ def test_the_test_reads_validation_items_and_nothing_else_does(walks):
 
         def user_vectors(self, users, name=name, stock=stock):
             history = self.ranking_history.select(users)
-            ranked = self._ranked.select(users)
-            assert torch.equal(history.ids, ranked.ids)
+            for row in range(len(users)):  # newest 0, and no rank twice
+                assert sorted(history.stretch(row, row + 1).ranks.tolist()) == list(range(history.sizes[row]))
             seen_at.setdefault(name, set()).update(
                 zip(users[history.row_of_entry()].tolist(), history.ids.tolist(), strict=True)
             )
@@ -110,18 +114,18 @@ def test_vectors_scores_and_pairs_agree_and_come_back_from_a_checkpoint(walks):
     users = torch.arange(1, 30)
     for model.at_test in (False, True):
         w, bias = model.item_vectors()
-        logits = model._logits(users)
+        logits = model.scores(users)
         torch.testing.assert_close(model.user_vectors(users) @ w.T + bias, logits, rtol=1e-4, atol=1e-4)
         items = torch.arange(1, 30)
         torch.testing.assert_close(
             model.predict({"user_id": users, "item_id": items}), logits[torch.arange(29), items], rtol=1e-4, atol=1e-4
         )
-    before, other, state = model._logits(users), model.other_parameter(), model.state_dict()
-    model._next, model._later, model.closed_decay = None, None, None
-    assert not torch.allclose(model._logits(users), before)
+    before, other, state = model.scores(users), model.other_parameter(), model.state_dict()
+    model.fitted, model._later = None, None
+    assert not torch.allclose(model.scores(users), before)
     model.load_state_dict(state)
     model.load_other_parameter(other)
-    torch.testing.assert_close(model._logits(users), before)
+    torch.testing.assert_close(model.scores(users), before)
 
 
 @pytest.mark.parametrize(
@@ -169,20 +173,27 @@ def test_cold_items_stand_beside_the_next_item_block(walks, tmp_path, dim):
     path.write_text("\n".join([header, *rows]) + "\n")
     trainer, _ = train(walks | {"closed_form_dim": dim, "cold_boost": 0.8})
     model = trainer.model.eval()
-    assert len(model.cold_items.ids) == 3 and model.cold[model.cold_items.ids].all() and model._next is not None
+    score, ids = model.score, model.score.cold.ids
+    assert len(ids) == 3 and model.cold[ids].all() and score.block("next_item") is not None
     users = torch.arange(1, 30)
     w, bias = model.item_vectors()
-    logits = model._logits(users)
+    logits = model.scores(users)
     torch.testing.assert_close(model.user_vectors(users) @ w.T + bias, logits, rtol=1e-4, atol=1e-4)
-    slope, offset = model.calibration
-    placed = slope * model.cold_scores(users) + offset
-    torch.testing.assert_close(placed, logits[:, model.cold_items.ids], rtol=1e-4, atol=1e-4)
+    history = model.history.select(users)
+    among = score.scores(history, score.user_parts(users), unlisted=True)
+    assert logits[:, ids].isfinite().all()
+    torch.testing.assert_close(among[:, ids], logits[:, ids])
     # at test the new items are in the histories, where they count by their own source vectors
     model.at_test = True
-    before = model._logits(users)
-    model._set_cold(None)
-    warm = ~model.cold
-    assert not torch.allclose(model._logits(users)[:, warm], before[:, warm])
+    history, warm = model.ranking_history.select(users), ~model.cold
+    held = torch.isin(history.ids, ids)
+    assert held.any()
+    silent = [replace(block, source=block.source.index_fill(0, ids, 0.0)) for block in score.blocks]
+    without = score.with_blocks(*silent).of_users(users, model.ranking_history)
+    affected = torch.zeros(len(users), dtype=torch.bool)
+    affected[history.row_of_entry()[held]] = True
+    changed = (model.scores(users) - without)[:, warm][:, 1:].abs().amax(1)
+    assert (changed[affected] > 1e-3).all() and (changed[~affected] == 0).all()
 
 
 def test_an_order_by_a_column_that_is_not_read_is_refused_by_name(walks):
@@ -194,32 +205,42 @@ def test_an_order_by_a_column_that_is_not_read_is_refused_by_name(walks):
         data_preparation(config, create_dataset(config))
 
 
-def test_what_was_chosen_block_by_block_stays_where_the_grid_has_nothing_better(walks, caplog, monkeypatch):
+def test_what_was_chosen_block_by_block_stays_where_the_grid_has_nothing_better(walks, monkeypatch):
     trainer, (train_data, valid, _) = train(walks)
-    model, selection = trainer.model, trainer._make_selection(valid)
-    before = model.closed_decay, model.block_scales, model._next
-    worse = Fading(50.0, None, 0.0, 0.0, (1e-9, 0.0, -1.0), 0.9)  # the learned block upside down
-    monkeypatch.setattr(fitted, "choose_fading", lambda *args: worse)
-    told = []
-    model.choose_fading(selection, told.append)
-    assert (model.closed_decay, model.block_scales, model._next) == before
-    assert told[0].startswith("decays and weights stay as chosen block by block: NDCG@10")
-    monkeypatch.setattr(fitted, "choose_fading", lambda *args: Fading(None, None, 0.0, 0.0, (0.0, 0.0, 0.0), 0.0))
-    model.choose_fading(selection, told.append)
-    assert (model.closed_decay, model.block_scales, model._next) == before and len(told) == 1
+    model, validation = trainer.model, trainer.validation(valid)
+    score, data = model.score, model.training_data()
+    asked = []
+
+    def chooses(found):
+        monkeypatch.setattr(pipeline, "choose_fading", lambda *args: (asked.append(args), found)[1])
+
+    chooses(Fading(50.0, None, 0.0, 0.0, (1e-9, 0.0, -1.0), 0.9))  # the learned block upside down
+    assert pipeline.choose_decays(score, data, validation) is score
+    chooses(Fading(None, None, 0.0, 0.0, (0.0, 0.0, 0.0), 0.0))
+    assert pipeline.choose_decays(score, data, validation) is score
+    assert len(asked) == 2
+    # and what is better is taken
+    chooses(Fading(2.0, 5.0, 0.5, 0.2, (3.0, 1.5, 0.25), 0.9))
+    weak = score.with_blocks(*(replace(block, scale=-block.scale) for block in score.blocks))  # upside down
+    found = pipeline.choose_decays(weak, data, validation)
+    assert pipeline.weights_of(found) == [("closed_form", 3.0, 2.0), ("next_item", 1.5, 5.0), ("learned", 0.25, None)]
 
 
 def test_hidden_items_leave_the_decayed_histories_of_a_refit(walks):
     trainer, _ = train(walks | {"blocks": "closed_form", "closed_form_dim": 12})
-    model = trainer.model
-    model._next, model.closed_decay = None, 2.0
-    users = torch.arange(1, 9)
-    source = model._closed_source.value
-    same = model._queries_by(model.history, (source, None))(users)
-    torch.testing.assert_close(same, model._queries_by(model.history, None)(users))
-    hidden = model.history.ids == int(model.history.ids[0])
-    left = model._queries_by(model.history.keep(~hidden), (source, None))(users)
-    without = source.clone()
-    without[model.history.ids[0]] = 0
-    torch.testing.assert_close(left, model._queries_by(model.history, (without, None))(users))
-    assert not torch.allclose(left, same)
+    model, data = trainer.model, trainer.model.training_data()
+    score, users = model.score, torch.arange(1, 9)
+    closed = replace(score.block("closed_form"), decay=2.0)
+    score = replace(score, blocks=(closed,))
+    hidden = data.history.ids == int(data.history.ids[0])
+    left = data.history.keep(~hidden)
+    assert float(left.select(users).ranks.sum()) > 0
+    anew = pipeline._without_items(score, data, left, model.options, model.fitted.setting)
+    assert pipeline.weights_of(anew) == [("closed_form", closed.scale, 2.0)]
+    assert not anew.blocks[0].source[data.history.ids[0]].any()
+    # entries that are left weigh as they did beside the hidden ones
+    found = anew.queries(left.select(users))
+    torch.testing.assert_close(found, anew.queries(data.history.select(users)))
+    whole = score.with_blocks(replace(closed, source=anew.blocks[0].source)).queries(data.history.select(users))
+    torch.testing.assert_close(found, whole)
+    assert not torch.allclose(found, score.queries(data.history.select(users)))

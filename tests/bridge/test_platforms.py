@@ -16,8 +16,10 @@ for name in ("fork", "register_at_fork", "getuid"):
 del signal.SIGHUP, signal.SIGKILL
 sys.modules["fcntl"] = sys.modules["resource"] = None
 import recbole_llm, recbole_llm_kernels
-import recbole_llm.importer, recbole_llm.recommend, recbole_llm.splitting, recbole_llm.content.features
-from recbole_llm.bridge import interruption, compare, tuning
+import recbole_llm.importer, recbole_llm.recommend, recbole_llm.importing.cold_split, recbole_llm.content.features
+from recbole_llm.bridge.training import interruption
+from recbole_llm.bridge.experiments import comparison as compare
+from recbole_llm.bridge.experiments import tuning
 from recbole_llm.model import LLMTwoTower
 print("imported", len([name for name in sys.modules if name.startswith("recbole_llm")]))
 """

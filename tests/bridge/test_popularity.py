@@ -6,9 +6,9 @@ import pytest
 import torch
 
 pytest.importorskip("recbole")
-from recbole_llm.bridge.popularity import popularity_buckets, quality_by_popularity
-from recbole_llm.selection import TopKMetric
-from recbole_llm.towers import rows_from_pairs
+from recbole_llm.bridge.evaluation.popularity import popularity_buckets, quality_by_popularity
+from recbole_llm.fitting.validation import TopKMetric
+from recbole_llm.scoring.rows import rows_from_pairs
 
 
 def test_thirds_of_the_interactions_and_what_has_none():

@@ -9,7 +9,7 @@ import pytest
 import recbole_llm  # noqa: F401
 
 pytest.importorskip("recbole")
-from recbole_llm.bridge.experiment import Experiment, Outcome, Training
+from recbole_llm.bridge.experiments.experiment import Experiment, Outcome, Training
 
 
 @pytest.fixture
@@ -97,28 +97,3 @@ def test_further_seeds_are_not_begun_after_so_much_processor_time(benchmark, mon
     experiment = Experiment("BPR", "ml-100k", seeds=(0, 1, 2, 3, 4))
     assert [t.seed for t in benchmark.Pieces(tmp_path, None, 1.0)(experiment).trainings] == [0, 1]
     assert len(benchmark.Pieces(tmp_path, None)(experiment).trainings) == 5
-
-
-def test_pop_counts_interactions_and_no_drawn_negatives(benchmark, run_config, monkeypatch):
-    from recbole.config import Config
-    from recbole.data import create_dataset, data_preparation
-    from recbole.model.general_recommender.pop import Pop
-    from recbole.utils import init_seed
-
-    counts, predict = [], Pop.full_sort_predict
-
-    def spy(model, interaction):
-        counts.append(model.item_cnt[:, 0].clone())
-        return predict(model, interaction)
-
-    monkeypatch.setattr(Pop, "full_sort_predict", spy)
-    names = ("data_path", "checkpoint_dir", "gpu_id", "state", "metrics", "topk", "valid_metric")
-    before = list(sys.argv)
-    found = benchmark.pop_by_interactions("toy", [f"--{name}={run_config[name]}" for name in names])
-    assert sys.argv == before and found["ndcg@10"] > 0
-    monkeypatch.setattr(sys, "argv", sys.argv[:1])
-    config = Config(model="Pop", dataset="toy", config_dict={name: run_config[name] for name in names})
-    init_seed(config["seed"], True)
-    train = data_preparation(config, create_dataset(config))[0]._dataset
-    expected = train.inter_feat["item_id"].bincount(minlength=train.item_num)
-    assert counts[-1].tolist() == expected.tolist()

@@ -213,7 +213,7 @@ def test_llmtwotower_is_found_by_every_name():
     from recbole.model.general_recommender import LLMTwoTower as ByPackage
 
     from recbole_llm.bridge.dataset import LLMTwoTowerDataset
-    from recbole_llm.bridge.trainer import LLMTwoTowerTrainer
+    from recbole_llm.bridge.training.trainer import LLMTwoTowerTrainer
     from recbole_llm.model import LLMTwoTower
 
     assert LLMTwoTower is get_model("LLMTwoTower") is by_module.LLMTwoTower is ByPackage is recbole_llm.LLMTwoTower

@@ -9,7 +9,9 @@ import pytest
 import recbole_llm  # noqa: F401
 
 pytest.importorskip("recbole")
-from recbole_llm.bridge import activation, compat, repairs  # noqa: F401  (activation loads every repair)
+from recbole_llm.bridge.repairs import activation  # noqa: F401  (loads every repair)
+from recbole_llm.bridge.repairs import libraries as compat
+from recbole_llm.bridge.repairs import registry as repairs
 
 
 @pytest.fixture

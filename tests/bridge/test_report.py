@@ -7,8 +7,8 @@ import recbole_llm
 pytest.importorskip("recbole")
 import torch
 
-from recbole_llm.bridge import report
-from recbole_llm.bridge.repairs import REPAIRS
+from recbole_llm.bridge import environment as report
+from recbole_llm.bridge.repairs.registry import REPAIRS
 
 
 def test_the_report_has_everything_a_bug_report_should(monkeypatch, tmp_path):

@@ -12,7 +12,8 @@ import pytest
 import recbole_llm  # noqa: F401
 
 pytest.importorskip("recbole")
-from recbole_llm.bridge import absent, compat
+from recbole_llm.bridge.repairs import libraries as compat
+from recbole_llm.bridge.repairs import ray as absent
 
 ROOT = Path(__file__).resolve().parents[2]
 

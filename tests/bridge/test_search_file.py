@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("recbole")
 import recbole_llm  # noqa: F401
-from recbole_llm.bridge.search_file import read_space
+from recbole_llm.bridge.experiments.search_file import read_space
 
 SPACE = "learning_rate choice [0.01, 0.001]\nembedding_size choice [8,16]\nreg_weight loguniform -8,-4\n"
 

@@ -22,8 +22,8 @@ if not torch.distributed.is_available():
 from recbole.quick_start import load_data_and_model, run_recbole
 
 from recbole_llm.bridge.checkpoint import read_checkpoint
-from recbole_llm.bridge.trained import load_trained
-from recbole_llm.sharded_model import normal_rows
+from recbole_llm.checkpoints import load_trained
+from recbole_llm.scoring.tables import normal_rows
 
 WORKER = Path(__file__).with_name("sharded_worker.py")
 USERS = 50
@@ -183,7 +183,7 @@ def test_one_process_goes_on_where_two_stopped(tmp_path, monkeypatch, data, shar
 
 @pytest.mark.parametrize(("rows", "dim", "chunk"), [(1, 3, 64), (100, 3, 16), (77, 5, 32), (97, 16, 48), (70, 1, 64)])
 def test_rows_drawn_apart_are_those_of_the_whole_table(monkeypatch, rows, dim, chunk):
-    monkeypatch.setattr("recbole_llm.sharded_model.CHUNK_ROWS", chunk)
+    monkeypatch.setattr("recbole_llm.scoring.tables.CHUNK_ROWS", chunk)
     torch.manual_seed(5)
     whole, after = torch.empty(rows, dim).normal_(std=0.3), torch.rand(4)
     for parts in (1, 3):

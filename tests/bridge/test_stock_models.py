@@ -10,7 +10,7 @@ pytest.importorskip("recbole")
 import torch
 from recbole.quick_start import run_recbole
 
-from recbole_llm.bridge.configuration import NEEDED_MODULES
+from recbole_llm.bridge.repairs.configuration import NEEDED_MODULES
 
 INTER = ["user_id", "item_id", "rating", "timestamp"]
 FEATURES = {"inter": INTER, "user": ["user_id", "city"], "item": ["item_id", "year", "class"]}

@@ -8,8 +8,8 @@ import recbole_llm  # noqa: F401
 
 pytest.importorskip("recbole")
 pytest.importorskip("hyperopt", reason="needs the extra 'tune'")
-from recbole_llm.bridge import tuning as module
-from recbole_llm.bridge.experiment import Outcome, Training
+from recbole_llm.bridge.experiments import tuning as module
+from recbole_llm.bridge.experiments.experiment import Outcome, Training
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from recbole_llm.content.cpu_linear import OneDnnLinear, use_onednn
-from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.encoders.onednn import OneDnnLinear, use_onednn
+from recbole_llm.content.encoders.transformer import load_encoder
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
@@ -63,7 +63,7 @@ def test_the_encoder_uses_it(tiny_bert, monkeypatch):
     with torch.inference_mode():
         ours = encoder.encode(encoder.prepare(texts))
     assert any(isinstance(module, OneDnnLinear) for module in encoder._model.modules())
-    monkeypatch.setattr("recbole_llm.content.encoders.use_onednn", lambda model: 0)
+    monkeypatch.setattr("recbole_llm.content.encoders.transformer.use_onednn", lambda model: 0)
     plain = load_encoder(str(tiny_bert))
     with torch.inference_mode():
         theirs = plain.encode(plain.prepare(texts))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.encoders.transformer import load_encoder
 
 
 @pytest.fixture

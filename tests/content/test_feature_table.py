@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from recbole_llm.content.feature_table import FeatureTable, apply_transform
-from recbole_llm.content.vector_files import AtomicForm, load_features
+from recbole_llm.content.store.feature_table import FeatureTable, apply_transform
+from recbole_llm.content.store.vector_files import AtomicForm, load_features
 
 
 def made_table(n=200, dim=12, rank=None, absent=(0, 5)):

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from waiting import LIMIT, happens, join
 
 from recbole_llm.content import features as features_module
-from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, encode_texts
 from recbole_llm.content.processes import number_of_processes
-from recbole_llm.content.store import default_folder
+from recbole_llm.content.store.store import default_folder
 
 
 class HashEncoder:
@@ -488,5 +488,5 @@ class TestDefaultFolder:
         for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("HOME", str(tmp_path))
-        monkeypatch.setattr("recbole_llm.content.store.sys.platform", platform)
+        monkeypatch.setattr("recbole_llm.content.store.store.sys.platform", platform)
         assert default_folder() == tmp_path / expected / "recbole_llm" / "features"

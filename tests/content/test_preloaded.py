@@ -37,7 +37,7 @@ def test_vectors_of_preload_weight(toy_path, run_config, paths, tmp_path):
     }
     assert run_recbole("LLMTwoTower", "toy", config_dict=settings)["test_result"]["recall@10"] > 0
     (checkpoint,) = [path for path in (tmp_path / "saved").glob("*.pth") if "-last" not in path.name]
-    from recbole_llm.bridge.trained import load_trained
+    from recbole_llm.checkpoints import load_trained
 
     paths |= {"data_path": settings["data_path"], "encoder": None}
     model, dataset = load_trained(checkpoint, **paths)

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from waiting import LIMIT
 
-from recbole_llm.content import resolve
-from recbole_llm.content.encoders import load_encoder
-from recbole_llm.content.resolve import DEFAULT_ENCODER, EncoderNotFoundError, resolve_encoder
+from recbole_llm.content.encoders import resolve
+from recbole_llm.content.encoders.resolve import DEFAULT_ENCODER, EncoderNotFoundError, resolve_encoder
+from recbole_llm.content.encoders.transformer import load_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "1" * 40
@@ -239,7 +239,7 @@ def test_fetched_from_a_hub_then_from_the_cache(tiny_bert, tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = (
-        "import sys; from recbole_llm.content.encoders import load_encoder\n"
+        "import sys; from recbole_llm.content.encoders.transformer import load_encoder\n"
         "for name in sys.argv[1:]:\n"
         "    try: e = load_encoder(name); print(e.files.source, e.fingerprint)\n"
         "    except ValueError as error: print(error)\n"
@@ -249,6 +249,8 @@ def test_fetched_from_a_hub_then_from_the_cache(tiny_bert, tmp_path):
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_ETAG_TIMEOUT": str(LIMIT),
+        "HF_HUB_DOWNLOAD_TIMEOUT": str(LIMIT),
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
     }
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, encode_texts
 
 WORDS = ["[UNK]", "a", "blue", "pen", "office", "chair", "toy", "story"]

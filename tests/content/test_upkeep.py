@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 
-from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, encode_texts
-from recbole_llm.content.upkeep import prune, store_info
+from recbole_llm.content.store.upkeep import prune, store_info
 
 TEXTS = ["pen", "an office chair", "toy story"]
 

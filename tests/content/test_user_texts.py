@@ -12,7 +12,7 @@ import recbole_llm  # noqa: F401
 pytest.importorskip("recbole")
 from recbole.quick_start import run_recbole
 
-from recbole_llm.bridge.trained import load_trained
+from recbole_llm.checkpoints import load_trained
 from recbole_llm.content import features
 from recbole_llm.recommend import open_model, recommend_users
 

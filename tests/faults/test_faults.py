@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or out of disk lose nothing. ``kill_and_resume.py --kills 20`` is the long form, by hand."""
+"""Runs that are killed, stopped or out of disk lose nothing."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def test_killed_runs_resume_to_the_same_bits_and_a_full_disk_leaves_the_earlier_
     (tmp_path / "disk").mkdir()
     out = in_an_interpreter_of_its_own(f"""
 import resource, signal
-from recbole_llm.bridge import trainer
+from recbole_llm.bridge.training import trainer
 trainer.SECONDS_BETWEEN_CHECKPOINTS = 0.02  # some epochs are written, some are not
 print(faults.compare_killed_runs(Path({str(tmp_path / "kills")!r}), 2, ["--epochs=6"]), "differ")
 trainer.SECONDS_BETWEEN_CHECKPOINTS = 0
@@ -60,8 +60,19 @@ print(code, faults.read_checkpoint(last)["epoch"] > 3)
     assert re.search(r"error: The checkpoint .* could not be written", log)
 
 
+@pytest.mark.slow
+def test_ten_killed_and_terminated_runs_resume_to_the_same_bits(tmp_path):
+    out = in_an_interpreter_of_its_own(f"""
+import signal
+signals = signal.SIGKILL, signal.SIGTERM
+print(faults.compare_killed_runs(Path({str(tmp_path)!r}), 10, ["--epochs=8"], signals), "differ")
+""")
+    assert out.returncode == 0, out.stdout + out.stderr[-3000:]
+    assert out.stdout.splitlines()[-1] == "0 differ", out.stdout
+
+
 def test_a_postponed_signal_waits_and_a_second_one_does_not():
-    from recbole_llm.bridge.interruption import Interruption
+    from recbole_llm.bridge.training.interruption import Interruption
 
     done = []
     with pytest.raises(SystemExit), Interruption() as interruption:
@@ -84,7 +95,7 @@ def test_a_postponed_signal_waits_and_a_second_one_does_not():
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_during_a_save_waits_for_it(name):
-    from recbole_llm.bridge.interruption import Interruption
+    from recbole_llm.bridge.training.interruption import Interruption
 
     number, done = getattr(signal, name), []
     before = signal.getsignal(number)

@@ -14,14 +14,12 @@ import pytest
 pytest.importorskip("pyarrow", reason="the extra 'import'")
 
 import pandas as pd
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
 from hypothesis import strategies as st
 
 from recbole_llm.content.text import read_atomic_table
 from recbole_llm.importer import import_dataset
 from recbole_llm.importing import limits, text_tables
-
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 CHARACTERS = [*"ab1 \"',\t\n\r\x00é\u2028\x85\ufeff\\😀"]
 WORDS = ["", "1.0", "NA", "null", "nan", "inf", "-1", "1e999", "[PAD]", "<b>", "&amp;", "e\u0301", "\r\n"]
@@ -95,8 +93,7 @@ def check_atomic(path, report, added):
             assert frame[name].tolist() == [line.split("\t")[at] for line in lines[1:-1]]
 
 
-@FUZZ
-@given(
+@fuzz(
     content=st.binary(max_size=200),
     suffix=st.sampled_from(["csv", "tsv", "jsonl", "parquet", "csv.gz", "jsonl.gz", "inter", ""]),
 )
@@ -118,7 +115,7 @@ def valid_files():
     pq.write_table(pa.Table.from_pylist(rows), table)
     lines = "".join(json.dumps(r) + "\n" for r in rows).encode()
     files = {"csv": text.getvalue().encode(), "jsonl": lines, "parquet": table.getvalue()}
-    return {**files, "csv.gz": gzip.compress(files["csv"]), "jsonl.gz": gzip.compress(lines)}
+    return {**files, "csv.gz": gzip.compress(files["csv"], mtime=0), "jsonl.gz": gzip.compress(lines, mtime=0)}
 
 
 VALID = valid_files()
@@ -127,8 +124,7 @@ damage = st.tuples(
 )
 
 
-@FUZZ
-@given(
+@fuzz(
     suffix=st.sampled_from(sorted(VALID)),
     damages=st.lists(damage, min_size=1, max_size=3),
     bad_rows=st.sampled_from(["error", "drop", "drop"]),
@@ -141,8 +137,7 @@ def test_damaged_files(suffix, damages, bad_rows):
     check_import(bytes(content), f"given.{suffix}", {"bad_rows": bad_rows})
 
 
-@FUZZ
-@given(
+@fuzz(
     body=st.lists(st.sampled_from([*NASTY, "u1", "i1", ",", ",", "\n", "\n", "\n"]), max_size=60).map("".join),
     foreign=st.sampled_from([b"", b"", b"", b"\xff"]),
     given_options=options,
@@ -159,8 +154,7 @@ def test_any_text_below_a_header(body, foreign, given_options):
     assert table.rows_read + table.blank_lines == len(records) - 1
 
 
-@FUZZ
-@given(
+@fuzz(
     rows=st.lists(row, min_size=1, max_size=12),
     items=st.lists(row, min_size=1, max_size=8),
     given_options=options,
@@ -189,8 +183,7 @@ def test_well_formed_csv_of_nasty_cells(rows, items, given_options, quote):
         )
 
 
-@FUZZ
-@given(
+@fuzz(
     rows=st.lists(
         st.tuples(st.sampled_from("abcé "), st.sampled_from("ijk"), st.integers(0, 5), st.integers(0, 9)),
         min_size=1,
@@ -222,8 +215,7 @@ json_value = st.one_of(
 )
 
 
-@FUZZ
-@given(
+@fuzz(
     rows=st.lists(
         st.fixed_dictionaries(
             {"user": json_value, "item": json_value}, optional={"rating": json_value, "time": json_value}
@@ -246,8 +238,7 @@ def test_json_lines(rows, garbage, given_options):
         assert report.interactions.rows_read + report.interactions.blank_lines in (len(lines), len(lines) - 1)
 
 
-@FUZZ
-@given(
+@fuzz(
     rows=st.lists(st.lists(st.text(alphabet='ab1 é"', max_size=4), min_size=2, max_size=2), min_size=1, max_size=30),
     end=st.sampled_from(["\n", "\r\n", "\r"]),
 )

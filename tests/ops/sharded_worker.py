@@ -9,7 +9,7 @@ sys.path[:0] = [str(ROOT / "kernels"), str(Path(__file__).parent)]
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
-from recbole_llm_kernels import catalog_bce, catalog_ce, score_topk, sharded  # noqa: E402
+from recbole_llm_kernels import backends, catalog_bce, catalog_ce, ops, score_topk, sharded  # noqa: E402
 
 B, N, D = 13, 57, 6
 CUTS = {1: [0, N], 2: [0, 40, N], 3: [0, 1, 30, N]}  # uneven; a shard of one item
@@ -105,6 +105,49 @@ def training(part):
             torch.testing.assert_close(x, expected, rtol=1e-9, atol=1e-9)
 
 
+def repeats(part):
+    """A target or a seen item that is named again counts once."""
+    query, item, bias, offsets, ids = case(torch.float64)
+    counts = torch.where(torch.arange(len(ids)) % 2 == 0, 3, 1)
+    again = torch.nn.functional.pad(counts.cumsum(0), (1, 0))[offsets], ids.repeat_interleave(counts)
+    mine = [x.requires_grad_() for x in (query, own(part, item), own(part, bias))]
+    for name in ("catalog_bce", "catalog_ce"):
+        call = getattr(sharded, name)
+        once, twice = (call(*mine[:2], *lists, item_bias=mine[2]) for lists in ((offsets, ids), again))
+        for a, b in zip(torch.autograd.grad(once, mine), torch.autograd.grad(twice, mine), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(once, twice, rtol=1e-12, atol=0)
+    options = [dict(zip(("seen_offsets", "seen_ids"), x, strict=True)) for x in ((offsets, ids), again)]
+    once, twice = (sharded.score_topk(query, mine[1], 5, item_bias=mine[2], **o) for o in options)
+    assert torch.equal(once.ids, twice.ids) and torch.equal(once.scores, twice.scores)
+
+
+def disorder(part):
+    """Where nothing is looked at first, as on a GPU: NaN for rows whose ids descend or are out of range."""
+    query, item, _, offsets, ids = case(torch.float64)
+    wrong = ids.clone()
+    first, second = wrong[offsets[5] : offsets[6]].flip(0), int(offsets[8])
+    assert len(first) > 1 and int(offsets[9]) > second
+    wrong[offsets[5] : offsets[6]], wrong[second] = first, N + 3
+    looks, modules = sharded.synchronising_checks, (backends, ops, sharded)
+    for module in modules:
+        module.synchronising_checks = lambda device: False
+    try:
+        for name in ("catalog_bce", "catalog_ce"):
+            lost = getattr(sharded, name)(query, own(part, item), offsets, wrong, reduction="none")
+            assert lost.isnan().nonzero()[:, 0].tolist() == [5, 8], (name, lost)
+        got = sharded.score_topk(query, own(part, item), 5, seen_offsets=offsets, seen_ids=wrong)
+    finally:
+        for module in modules:
+            module.synchronising_checks = looks
+    want = sharded.score_topk(query, own(part, item), 5, seen_offsets=offsets, seen_ids=ids)
+    for row in range(B):
+        if row in (5, 8):
+            assert got.scores[row].isnan().all() and (got.ids[row] == -1).all()
+        else:
+            assert torch.equal(got.ids[row], want.ids[row]) and torch.equal(got.scores[row], want.scores[row])
+
+
 def mistakes(part):
     query, item, bias, offsets, ids = case(torch.float32)
     mine = own(part, item)
@@ -122,6 +165,7 @@ def mistakes(part):
     last = ids.clone()
     last[-1] = N
     refused(IndexError, "out of range", target_ids=last)
+    refused(ValueError, "target_ids must ascend within a row", target_ids=ids.flip(0))
     inside = own(part, bias)
     outside = torch.tensor([31])
     refused(
@@ -146,7 +190,7 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     cuts = CUTS[dist.get_world_size()]
     part = (cuts[dist.get_rank()], cuts[dist.get_rank() + 1])
-    for check in (losses, ranking, training, mistakes):
+    for check in (losses, ranking, training, repeats, disorder, mistakes):
         check(part)
         if not dist.get_rank():  # a rank that fails ends the whole run
             print(check.__name__, "passed", flush=True)

@@ -22,16 +22,25 @@ def step(call, leaves):
     return [value.detach(), *torch.autograd.grad(value.sum(), leaves)]
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+def work(case, name, backend):
+    """A training step of an operator on fresh leaves, or the search for the best unseen items."""
+    if name != "score_topk":
+        call, leaves = case.calls(backend)[name], case.fresh()
+        return lambda: step(call, leaves)
+    seen = dict(zip(("seen_offsets", "seen_ids"), case.targets, strict=True))
+    query, item, bias = case.leaves
+    return lambda: list(kernels.score_topk(query, item, 5, item_bias=bias, **seen, backend=backend))
+
+
+@pytest.mark.parametrize("name", [*OPERATORS, "score_topk"])
 def test_nothing_waits_for_the_device(name, backend):
-    if backend == "torch" and name.startswith("catalog"):
-        pytest.skip("the torch backend reads the targets' counts back once a call")
-    case = Case()
-    call, leaves = case.calls(backend)[name], case.fresh()
-    step(call, leaves)  # compilation may wait
+    if backend == "torch" and name.startswith(("catalog", "score")):
+        pytest.skip("the torch backend reads the row lists back once a call")
+    run = work(Case(), name, backend)
+    run()  # compilation may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step(call, leaves)
+        run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -50,25 +59,44 @@ def test_a_stream_of_its_own(name):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_a_step_is_captured_in_a_graph():
-    """A graph replays a training step on new ids."""
-    user, item = (rows(500, 64, torch.float32, seed).requires_grad_() for seed in (0, 1))
-    user_id, item_id, label = ids(500, (2048,), 2), ids(500, (2048,), 3), torch.ones(2048, device="cuda")
-
-    def run():
-        return step(lambda u, i: kernels.pair_bce(u, i, user_id, item_id, label), [user, item])
-
+def captured(run):
+    """A graph of ``run`` and the tensors that a replay fills."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        run()
+        run()  # compilation is no part of a graph
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = run()
-    user_id.copy_(ids(500, (2048,), 4))
+        result = run()
+    return graph, result
+
+
+@pytest.mark.parametrize("name", [*OPERATORS, "score_topk"])
+def test_a_step_is_captured_in_a_graph(name):
+    """A replay on other ids and other vectors, copied into the captured tensors, is a call on them, bit for bit."""
+    case, other = Case(), Case()
+    with torch.no_grad():
+        other.leaves[0].neg_()
+    other.user_id, other.pos, other.label = other.user_id.flip(0), other.pos.flip(0), other.label.flip(0)
+    other.neg, other.shared = other.neg.flip(0), other.shared.flip(0)
+    sizes = other.targets[0].diff().flip(0)
+    other.targets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0)), other.targets[1]  # rows of other lengths
+    lists = zip(other.targets[0][:-1].tolist(), other.targets[0][1:].tolist(), strict=True)
+    other.targets = other.targets[0], torch.cat([other.targets[1][a:b].sort().values for a, b in lists])
+    want = work(other, name, "triton")()
+
+    leaves = case.leaves if name == "score_topk" else case.fresh()
+    case.fresh = lambda: leaves
+    graph, result = captured(work(case, name, "triton"))
+    with torch.no_grad():
+        leaves[0].copy_(other.leaves[0])
+        for attribute in ("user_id", "pos", "label", "neg", "shared"):
+            getattr(case, attribute).copy_(getattr(other, attribute))
+        for mine, new in zip(case.targets, other.targets, strict=True):
+            mine.copy_(new)
     graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(captured, run(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(result, want, strict=True))
 
 
 def test_a_small_batch_of_pairs_takes_ten_launches():

@@ -19,13 +19,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import interpreter_checks
 import test_catalog
+import test_checkpointing
 import test_pairs
 import test_sampled
 import test_topk
 import triton
 import triton.language as tl
 from ops_cases import LOW, biases, ids, names, row_lists, rows
-from test_contract import Case
+from test_contract import Case, raw_calls
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import recbole_llm_kernels as kernels
@@ -115,6 +116,64 @@ def test_a_small_batch_of_pairs_takes_ten_launches(monkeypatch):
         _, slope = pairs.pair_bce_fwd(user, item, user_id, item_id, label, None, None, "mean")
         pairs.pair_bwd(one, slope, user, item, user_id, item_id, None, [True, True, False])
     assert sorted(operations.found) == ["aten::mean", "aten::zeros", "aten::zeros"]
+
+
+class Waits(TorchDispatchMode):
+    """Operations of PyTorch that on a device would read a value back, or copy one from the host."""
+
+    READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::bincount"}
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.numbers = [], []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        if interpreter_checks.launching:
+            return result
+        name = function.name()
+        if (
+            name == "aten::lift_fresh"
+        ):  # a Python number, in host memory; kept alive, so that its identity stays its own
+            self.numbers.append(result)
+        indices = args[1] if name.split(".")[0] in ("aten::index", "aten::index_put_", "aten::index_put") else ()
+        if (
+            name in self.READS
+            or name == "aten::repeat_interleave.Tensor"
+            or any(x is not None and x.dtype == torch.bool for x in indices)
+            or (name == "aten::copy_" and any(args[1] is x for x in self.numbers))
+        ):
+            self.found.append(name)
+        return result
+
+
+def test_nothing_waits_for_the_device(monkeypatch):
+    """Every operator and its backward, watched below the registration; the rules see what they are meant to."""
+    monkeypatch.setattr(backends, "synchronising_checks", lambda device: False)  # as on a GPU
+    for module in (ops, pair_ops):
+        monkeypatch.setattr(module, "synchronising_checks", lambda device: False)
+    every, operators = [True] * 3, set()
+    for operator, args in raw_calls("triton"):
+        operators.add(operator)
+        with Waits() as watched, torch.no_grad():
+            result = operator._init_fn(*args)
+            backward = getattr(ops, f"{operator._name}_backward", None)
+            if backward is not None:
+                backward._init_fn(torch.ones_like(result[0]), list(result[1:]), *args)
+            elif operator is not ops.score_topk:
+                value, slope = result if isinstance(result, tuple) else (result, None)
+                pair_ops.pair_backward._init_fn(torch.ones_like(value), slope, *args[:5], every, "triton")
+        assert not watched.found, (operator._name, watched.found)
+    assert len(operators) == 8
+    x, faults = torch.ones(4), [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.__setitem__(0, 0)]
+    faults += [lambda x: x.__setitem__(x > 0, 1.0), lambda x: x.nonzero(), lambda x: x.repeat_interleave(x.long())]
+    for fault in faults:
+        with Waits() as watched:
+            fault(x)
+        assert watched.found
+    with Waits() as watched:
+        x[:1] = 0
+    assert not watched.found
 
 
 @pytest.mark.parametrize("hot", [False, True], ids=["many", "hot"])
@@ -209,6 +268,12 @@ def test_ids_out_of_range_are_masked(number, monkeypatch):
     assert value.isnan().any()
     if value.requires_grad:
         torch.autograd.grad(value.sum(), case.leaves[:2])
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["saved tensors recomputed", "reentrant"])
+@pytest.mark.parametrize("name", Case().calls())
+def test_activation_checkpointing(name, reentrant):
+    test_checkpointing.test_gradients_under_checkpointing("triton", name, reentrant)
 
 
 def test_marks_name_every_target_once():

@@ -14,19 +14,21 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process interprets already")
-def test_interpreted_kernels():
+@pytest.mark.parametrize("part", ["catalogue", "not catalogue"])  # a minute of processor time in two tests
+def test_interpreted_kernels(part):
     if version("triton").startswith("3.2."):
         pytest.skip(
             "Triton 3.2's interpreter knows no int1, nor the places where later ones are watched; it is compiled with"
         )
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
+        "PYTEST_ADDOPTS": f"-k '{part}'",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
         "OMP_NUM_THREADS": "1",
     }
-    tests = ROOT / "tests" / "ops" / "test_triton_interpreted.py"
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", str(tests)]
+    tests = [str(ROOT / "tests" / "ops" / name) for name in ("test_triton_interpreted.py", "test_row_lists.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout[-2000:]

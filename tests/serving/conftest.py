@@ -12,19 +12,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 from made_export import PATIENT, make_contents
 from waiting import LIMIT
 
-from recbole_llm.serving.artifact import load_export
-from recbole_llm.serving.artifact_writer import write_artifact
+from recbole_llm.export.reader import load_export
+from recbole_llm.export.writer import write_artifact
 
 
 @pytest.fixture(autouse=True, scope="session")
 def patient_logs():
     """Logs and searches wait as long as a busy machine needs; what they do when time is up has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, seconds in (("overlay.BUSY_SECONDS", 1), ("postgres.CONNECT_SECONDS", 1), ("qdrant.SECONDS", 1)):
-            patch.setattr(f"recbole_llm.serving.{name}", LIMIT * seconds)
-        for name in ("postgres.STATEMENT_MILLISECONDS", "pgvector.SEARCH_MILLISECONDS"):
-            patch.setattr(f"recbole_llm.serving.{name}", LIMIT * 1000)
-        patch.setattr("recbole_llm.serving.pgvector.CONNECT_SECONDS", LIMIT)
+        for name in ("serving.change_log.BUSY_SECONDS", "serving.change_log_postgres.CONNECT_SECONDS"):
+            patch.setattr(f"recbole_llm.{name}", LIMIT)
+        patch.setattr("recbole_llm.retrieval.qdrant.SECONDS", LIMIT)
+        for name in ("serving.change_log_postgres.STATEMENT_MILLISECONDS", "retrieval.pgvector.SEARCH_MILLISECONDS"):
+            patch.setattr(f"recbole_llm.{name}", LIMIT * 1000)
+        patch.setattr("recbole_llm.retrieval.pgvector.CONNECT_SECONDS", LIMIT)
         yield
 
 
@@ -109,3 +110,24 @@ def postgres(postgres_server):
         for (table,) in connection.execute(tables).fetchall():
             connection.execute(f"DROP TABLE {table}")
     return address
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Starts ``recbole-llm serve`` in a process; ends all of them."""
+    from made_server import HOOK, Server
+
+    servers = []
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(HOOK)
+
+    def begin(folder, *options, **environment):
+        server = Server(folder, hook, *options, **environment)
+        servers.append(server)
+        return server
+
+    yield begin
+    for server in servers:
+        if server.process.poll() is None:
+            server.kill()

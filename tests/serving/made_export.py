@@ -5,16 +5,17 @@ import hashlib
 import numpy as np
 from waiting import LIMIT
 
-from recbole_llm.serving.artifact import ItemRecord
-from recbole_llm.serving.artifact_writer import ExportContents
-from recbole_llm.serving.manifest import Block, EncoderSpec, ItemText
+from recbole_llm.export.manifest import Block, EncoderSpec, ItemText
+from recbole_llm.export.reader import ItemRecord
+from recbole_llm.export.text_map import TextMap
+from recbole_llm.export.writer import ExportContents
 from recbole_llm.serving.settings import Limits
-from recbole_llm.serving.text_map import TextMap
 
 F = 16
 WORDS = ("space", "farm", "sea", "crime", "love", "war", "music", "snow")
 # of a service on a machine that is busy with much else
-PATIENT = Limits(request_seconds=LIMIT, body_seconds=LIMIT)
+PATIENCE = {f"{what}_seconds": LIMIT for what in ("request", "batch", "body", "write", "head", "answer")}
+PATIENT = Limits(**PATIENCE)
 
 
 class WordEncoder:

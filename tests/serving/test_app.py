@@ -3,16 +3,19 @@
 import json
 import re
 import threading
+from dataclasses import replace
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from made_export import WordEncoder, make_contents
 from made_service import is_problem
-from waiting import LIMIT, happens, join
+from waiting import LIMIT, happens, join, wait_until
 
-from recbole_llm.serving.artifact_writer import write_artifact
-from recbole_llm.serving.overlay import OverlayError
-from recbole_llm.serving.recommend import Recommender, Request
+from recbole_llm.export.reader import ItemRecord
+from recbole_llm.export.writer import write_artifact
+from recbole_llm.retrieval.recommender import Recommender, Request
+from recbole_llm.serving.change_log import OverlayError
 from recbole_llm.serving.settings import Limits
 
 # ------------------------------------------------------------------ reading
@@ -236,6 +239,46 @@ def test_odd_ids_make_the_round(client, item_id):
     assert client.delete(path).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "item_id", ["a/similar", "similar", "/similar", "a/similar/similar", "batch/similar", "x/../y"]
+)
+def test_ids_that_end_like_a_route(client, item_id):
+    """A slash that is part of an id is %2F in the path; one that is none is not."""
+    path = "/v1/items/" + quote(item_id, safe="")
+    assert client.put(path, json={"text": "sea", "title": item_id}).json()["id"] == item_id
+    assert client.get(path).json()["title"] == item_id
+    similar = client.get(path + "/similar").json()
+    assert similar["source"] == "similar" and item_id not in {item["id"] for item in similar["items"]}
+    if item_id == "a/similar":
+        is_problem(client.get("/v1/items/a/similar"), 404)  # items like "a", which is not there
+    assert client.delete(path).json()["id"] == item_id
+    is_problem(client.get(path), 404)
+
+
+@pytest.mark.parametrize("path", ["/v1/items/%FF", "/v1/items/%C3", "/v1/items/a%ED%A0%80/similar"])
+def test_a_path_that_is_no_text(client, path):
+    assert "UTF-8" in is_problem(client.get(path), 400)
+
+
+def test_a_percent_sign_that_stands_for_itself(client):
+    assert client.put("/v1/items/100%25%2Fa%2500", json={"text": "sea"}).json()["id"] == "100%/a%00"
+
+
+def test_half_a_surrogate_pair_in_an_export_can_be_sent(start, tmp_path):
+    """JSON escapes can say it, UTF-8 cannot."""
+    contents = make_contents()
+    records = [ItemRecord(f"T{n} \ud800", None, {}) for n in range(40)]
+    with pytest.raises((UnicodeEncodeError, ValueError)):
+        write_artifact(tmp_path / "odd", replace(contents, records=records))  # the writer refuses; others may not
+    client = start()
+    catalog = client.service.recommender.catalog
+    catalog.records = records
+    answer = client.post("/v1/recommend", json={"user": "u1", "k": 3})
+    assert answer.status_code == 200 and "\\ud800" in answer.text
+    batch = client.post("/v1/recommend/batch", json={"requests": [{"user": "u1"}]})
+    assert batch.status_code == 200 and "\\ud800" in batch.text
+
+
 def test_an_id_that_is_too_long(client):
     is_problem(client.put("/v1/items/" + "x" * 257, json={"text": "sea"}), 422)
 
@@ -263,16 +306,46 @@ def test_two_services_on_one_log_see_each_others_changes(start):
 
 
 def test_an_answer_older_than_asked_for_is_not_given(start):
-    client = start(limits=Limits(request_seconds=0.2))
-    is_problem(client.get("/v1/items/i1", headers={"x-min-seq": "5"}), 503)
+    one, client = start(), start(limits=Limits(request_seconds=0.2), poll_seconds=10 * LIMIT)
+    one.put("/v1/items/new", json={"text": "sea"})
+    is_problem(client.get("/v1/items/i1", headers={"x-min-seq": "1"}), 503)  # in the log, and not applied here
     is_problem(client.get("/v1/items/i1", headers={"x-min-seq": "five"}), 422)
+    is_problem(client.get("/v1/items/i1", headers={"x-min-seq": "9" * 30}), 422)
+
+
+def test_a_change_that_the_log_does_not_hold_is_not_waited_for(start):
+    client = start(
+        limits=Limits(request_seconds=10 * LIMIT, queue=1)
+    )  # a test that waits for it fails by its time limit
+    for seq in ("1", "9007199254740992"):
+        assert "beyond the last change" in is_problem(client.get("/v1/items/i1", headers={"x-min-seq": seq}), 422)
+
+
+def test_waiting_for_a_change_takes_no_place_from_others(start):
+    one, client = start(), start(limits=Limits(request_seconds=LIMIT, queue=1), poll_seconds=10 * LIMIT)
+    one.put("/v1/items/new", json={"text": "sea"})
+    answers = []
+    waits = [
+        threading.Thread(
+            target=lambda: answers.append(client.post("/v1/recommend", json={"user": "u1"}, headers={"x-min-seq": "1"}))
+        )
+        for _ in range(3)
+    ]
+    for thread in waits:
+        thread.start()
+    wait_until(lambda: len(client.service.changes._waiting) == 3, "three wait")
+    client.ask(user="u1")  # the one place is free
+    client.portal.call(client.service.changes.catch_up)
+    join(*waits)
+    assert {answer.status_code for answer in answers} <= {200, 503} and 200 in {a.status_code for a in answers}
+    assert all(answer.json()["overlay_seq"] == 1 for answer in answers if answer.status_code == 200)
 
 
 def test_a_log_that_cannot_be_written_is_503_and_reading_goes_on(client):
-    def fail(changes):
+    def fail(changes, after):
         raise OverlayError("database or disk is full")
 
-    client.service._overlay.write = fail
+    client.service.changes._overlay.write = fail
     answer = client.put("/v1/items/new", json={"text": "sea"})
     assert "nothing was changed" in is_problem(answer, 503) and answer.headers["retry-after"]
     assert client.ask(user="u1")["overlay_seq"] == 0
@@ -289,13 +362,21 @@ def test_text_waits_for_the_encoder_and_the_rest_does_not(start):
         return WordEncoder()
 
     client = start(make=slow)
-    assert client.get("/health/ready").json()["encoder"] == "loading"
+    ready = client.get("/health/ready")
+    assert ready.status_code == 503 and ready.json()["encoder"] == "loading"
+    assert "still loading" in ready.json()["problems"][0] and client.head("/health/ready").status_code == 503
+    assert client.get("/health/live").status_code == 200
     answer = client.post("/v1/recommend", json={"text": "sea"})
     assert "still loading" in is_problem(answer, 503) and answer.headers["retry-after"]
     client.ask(user="u1")
     gate.set()
     client.wait_for_encoder()
-    assert client.get("/health/ready").json()["encoder"] == "ready"
+    ready = client.get("/health/ready")
+    assert ready.status_code == 200 and ready.json() == {
+        "status": "ok",
+        "model": client.service.export_id,
+        "encoder": "ready",
+    }
     client.ask(text="sea")
 
 
@@ -307,7 +388,13 @@ def test_an_encoder_that_fails_is_said_so(start):
     client.service.text.wait(LIMIT)
     detail = is_problem(client.post("/v1/recommend", json={"text": "sea"}), 422)
     assert "could not be loaded" in detail and "secret" not in detail
-    assert client.get("/health/ready").json()["encoder"] == "failed"
+    ready = client.get("/health/ready")
+    assert (
+        ready.status_code == 503
+        and ready.json()["encoder"] == "failed"
+        and "--no-encoder" in ready.json()["problems"][0]
+    )
+    assert start(encoder=False).get("/health/ready").status_code == 200
 
 
 def test_cut_texts_are_reported(start):

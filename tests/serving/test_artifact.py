@@ -16,13 +16,13 @@ from made_export import F, make_contents
 from safetensors.numpy import load_file, save_file
 
 import recbole_llm.serving
-from recbole_llm.probability import ProbabilityMap
-from recbole_llm.serving import manifest
-from recbole_llm.serving.artifact import load_export
-from recbole_llm.serving.artifact_writer import exports_in, write_artifact
-from recbole_llm.serving.errors import ExportError
-from recbole_llm.serving.recommend import Recommender, Request
-from recbole_llm.serving.text_map import TextMap
+from recbole_llm.export import manifest
+from recbole_llm.export.errors import ExportError
+from recbole_llm.export.reader import load_export
+from recbole_llm.export.text_map import TextMap
+from recbole_llm.export.writer import exports_in, write_artifact
+from recbole_llm.retrieval.recommender import Recommender, Request
+from recbole_llm.scoring.probability import ProbabilityMap
 
 
 def rewrite_manifest(folder, change):

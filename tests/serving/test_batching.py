@@ -308,3 +308,144 @@ def test_calls_run_alone_and_in_order():
 
     run(work())
     assert order == [[1], [2], "call", [3]]
+
+
+def test_costly_entries_run_alone_in_turn_with_batches_of_the_others():
+    ran, gate = [], threading.Event()
+
+    def note(items):
+        ran.append(list(items))
+        happens(gate, "the test lets the batch go on")
+        return items
+
+    async def work():
+        batcher = Batcher(note, max_batch=3, max_cost=10)
+        tasks = [asyncio.ensure_future(batcher.submit("first", LIMIT))]
+        await until(lambda: ran)
+        costly = [batcher.submit(f"costly{n}", LIMIT, cost=11) for n in range(3)]
+        light = [batcher.submit(f"light{n}", LIMIT, cost=3) for n in range(6)]
+        tasks += [asyncio.ensure_future(one) for one in (*costly, *light)]
+        await until(lambda: batcher.waiting == 9)
+        gate.set()
+        answers = await asyncio.gather(*tasks)
+        batcher.close()
+        return answers
+
+    answers = run(work())
+    assert answers == ["first", *(f"costly{n}" for n in range(3)), *(f"light{n}" for n in range(6))]
+    assert ran == [
+        ["first"], ["costly0"], ["light0", "light1", "light2"], ["costly1"], ["light3", "light4", "light5"], ["costly2"],
+    ]  # fmt: skip
+
+
+def test_a_batch_ends_where_its_cost_does():
+    ran, gate = [], threading.Event()
+
+    def note(items):
+        ran.append(list(items))
+        happens(gate, "the test lets the batch go on")
+        return items
+
+    async def work():
+        batcher = Batcher(note, max_cost=10)
+        tasks = [asyncio.ensure_future(batcher.submit(0, LIMIT))]
+        await until(lambda: batcher._busy)
+        tasks += [
+            asyncio.ensure_future(batcher.submit(n, LIMIT, cost)) for n, cost in enumerate((4, 6, 1, 10, 0, 0), start=1)
+        ]
+        await until(lambda: batcher.waiting == 6)
+        gate.set()
+        await asyncio.gather(*tasks)
+
+    run(work())
+    assert ran == [[0], [1, 2], [3], [4, 5, 6]]
+
+
+def test_costly_entries_are_never_run_on_the_loop():
+    threads = []
+
+    async def work():
+        batcher = Batcher(
+            lambda items: threads.append(threading.get_ident()) or items, max_cost=10, inline=lambda _: True
+        )
+        await batcher.submit(1, LIMIT, cost=10)
+        await batcher.submit(2, LIMIT, cost=11)
+
+    run(work())
+    assert threads[0] == threading.get_ident() != threads[1]
+
+
+def test_costly_entries_that_are_late_or_given_up_are_not_run():
+    ran, gate = [], threading.Event()
+
+    def note(items):
+        ran.extend(items)
+        happens(gate, "the test lets the batch go on")
+        return items
+
+    async def work():
+        batcher = Batcher(note, max_cost=10)
+        first = asyncio.ensure_future(batcher.submit(0, LIMIT))
+        await until(lambda: ran)
+        late = asyncio.ensure_future(batcher.submit(1, 0.05, cost=11))
+        gone = asyncio.ensure_future(batcher.submit(2, LIMIT, cost=11))
+        last = asyncio.ensure_future(batcher.submit(3, LIMIT, cost=11))
+        await asyncio.sleep(0)
+        gone.cancel()
+        results = await asyncio.gather(late, return_exceptions=True)
+        gate.set()
+        return results, await first, await last
+
+    (late,), first, last = run(work())
+    assert isinstance(late, DeadlineExceeded) and (first, last) == (0, 3) and ran == [0, 3]
+
+
+def test_an_earlier_deadline_that_comes_later_is_kept():
+    gate = threading.Event()
+
+    async def work():
+        batcher = Batcher(lambda items: happens(gate, "the test lets the batch go on") or items)
+        tasks = [asyncio.ensure_future(batcher.submit(n, LIMIT)) for n in range(3)]
+        await until(lambda: batcher._busy)
+        with pytest.raises(DeadlineExceeded):
+            await batcher.submit(3, 0.1)  # though the worker is stuck, and the others have time
+        gate.set()
+        return await asyncio.gather(*tasks)
+
+    assert run(work()) == [0, 1, 2]
+
+
+def test_each_kind_has_a_queue_of_its_own():
+    gate = threading.Event()
+
+    async def work():
+        batcher = Batcher(
+            lambda items: happens(gate, "the test lets the batch go on") or items, max_queue=2, max_cost=10
+        )
+        tasks = [asyncio.ensure_future(batcher.submit(0, LIMIT))]
+        await until(lambda: batcher._busy)
+        tasks += [asyncio.ensure_future(batcher.submit(n, LIMIT, cost=11)) for n in range(4)]
+        tasks += [asyncio.ensure_future(batcher.submit(n, LIMIT)) for n in range(4)]
+        await until(lambda: batcher.waiting == 4)
+        gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    results = run(work())
+    assert [isinstance(one, QueueFull) for one in results] == [False, *[False, False, True, True] * 2]
+
+
+def test_closing_refuses_costly_entries_too():
+    gate = threading.Event()
+
+    async def work():
+        batcher = Batcher(lambda items: happens(gate, "the test lets the batch go on") or items, max_cost=10)
+        running = asyncio.ensure_future(batcher.submit(0, LIMIT))
+        await until(lambda: batcher._busy)
+        waiting = asyncio.ensure_future(batcher.submit(1, LIMIT, cost=11))
+        await asyncio.sleep(0)
+        batcher.close()
+        gate.set()
+        return await asyncio.gather(running, waiting, return_exceptions=True)
+
+    first, second = run(work())
+    assert first == 0 and isinstance(second, QueueFull)

@@ -33,8 +33,7 @@ from recbole_llm.serving.settings import Settings
 # routes that check what a schema cannot say: attributes that the export declares, names of exports, texts of new items
 DECLARED = {"/v1/recommend", "/v1/recommend/batch", "/v1/items/{item_id}", "/v1/items/batch", "/v1/admin/reload"}
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-EXAMPLES = settings(
-    max_examples=25,
+MADE_UP = dict(
     derandomize=True,
     deadline=None,
     database=None,
@@ -88,9 +87,10 @@ def test_every_route_is_tested(api):
     assert {(r.ok().method.upper(), r.ok().path) for r in api.get_all_operations()} == set(OPERATIONS)
 
 
+@pytest.mark.parametrize("examples", [12, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_a_route_keeps_its_contract(api, method, path, mode):
+def test_a_route_keeps_its_contract(api, method, path, mode, examples):
     """Made-up requests, right and wrong by the schema: never a 500, never an answer that is not documented."""
     if (path, mode) == ("/v1/recommend/batch", "negative"):
         pytest.skip("schemathesis cannot make wrong arrays of a union; the union is tested alone, and fuzzed below")
@@ -98,7 +98,7 @@ def test_a_route_keeps_its_contract(api, method, path, mode):
     checks = CHECKS if mode == "positive" else [*CHECKS, negative_data_rejection]
     seen = []
 
-    @EXAMPLES
+    @settings(max_examples=examples, **MADE_UP)
     @given(case=operation.as_strategy(generation_mode=GenerationMode(mode)))
     def run(case):
         response = case.call(timeout=LIMIT)

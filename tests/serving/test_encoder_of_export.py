@@ -11,14 +11,14 @@ from made_export import make_contents
 import recbole_llm  # noqa: F401
 from recbole_llm import cli
 from recbole_llm.content.encoder_settings import DTYPES, OVERFLOWS, POOLINGS, SETTINGS, check_settings
-from recbole_llm.content.encoders import load_encoder
+from recbole_llm.content.encoders.transformer import load_encoder
+from recbole_llm.export import manifest
+from recbole_llm.export.errors import ExportError
+from recbole_llm.export.manifest import EncoderSpec
+from recbole_llm.export.reader import load_export
+from recbole_llm.export.text_map import TextMap
+from recbole_llm.export.writer import write_artifact
 from recbole_llm.recommend import open_model, recommend_text
-from recbole_llm.serving import manifest
-from recbole_llm.serving.artifact import load_export
-from recbole_llm.serving.artifact_writer import write_artifact
-from recbole_llm.serving.errors import ExportError
-from recbole_llm.serving.manifest import EncoderSpec
-from recbole_llm.serving.text_map import TextMap
 
 GOOD = {"pooling": "cls", "prompt": "query: ", "max_tokens": 12, "overflow": "head_tail", "dim": 8, "dtype": "bfloat16"}
 
@@ -104,7 +104,8 @@ def test_the_list_is_what_load_encoder_takes():
 
     import torch
 
-    from recbole_llm.content import encoders, sentence_modules
+    from recbole_llm.content.encoders import sentence_modules
+    from recbole_llm.content.encoders import transformer as encoders
 
     taken = set(inspect.signature(load_encoder).parameters)
     assert taken - set(SETTINGS) == {"name", "revision", "device", "trust_remote_code"} and set(SETTINGS) <= taken
@@ -127,7 +128,8 @@ def loaded(monkeypatch):
     """The names that load_encoder was asked for."""
     names, load = [], load_encoder
     monkeypatch.setattr(
-        "recbole_llm.content.encoders.load_encoder", lambda name, **more: names.append(name) or load(name, **more)
+        "recbole_llm.content.encoders.transformer.load_encoder",
+        lambda name, **more: names.append(name) or load(name, **more),
     )
     return names
 
@@ -306,7 +308,7 @@ def test_a_swap_does_not_take_the_texts_away(encoder_files, begin, loaded, tmp_p
 def test_the_options_of_serve(elsewhere, capsys):
     import argparse
 
-    from recbole_llm.serving.command import add_serve_arguments, settings_of
+    from recbole_llm.commands.serve import add_serve_arguments, settings_of
 
     parser = argparse.ArgumentParser()
     add_serve_arguments(parser)
@@ -315,3 +317,11 @@ def test_the_options_of_serve(elsewhere, capsys):
     assert settings_of(parser.parse_args([str(elsewhere)])).encoders == ()
     with pytest.raises(SystemExit):
         parser.parse_args([str(elsewhere), "--encoder", "a/b", "--no-encoder"])
+
+
+def test_serve_refuses_a_wrong_setting_in_one_line(elsewhere, capsys):
+    pytest.importorskip("uvicorn")
+    signed(elsewhere, lambda encoder: encoder["settings"].update(trust_remote_code=True))
+    assert cli.main(["serve", str(elsewhere), "--read-only"]) == 2
+    error = capsys.readouterr().err
+    assert "'trust_remote_code' that a file may give" in error and "Traceback" not in error

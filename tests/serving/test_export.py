@@ -3,6 +3,7 @@
 import argparse
 import glob
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ import recbole_llm  # noqa: F401
 pytest.importorskip("recbole")
 from recbole.quick_start import run_recbole
 
-from recbole_llm.bridge.trained import load_trained
-from recbole_llm.probability import ProbabilityMap
-from recbole_llm.serving.artifact import load_export
-from recbole_llm.serving.export import add_export_arguments, export_model, run_export
-from recbole_llm.serving.recommend import Recommender, Request
+from recbole_llm.checkpoints import load_trained
+from recbole_llm.commands.export import add_export_arguments, run_export
+from recbole_llm.export.export_model import export_model
+from recbole_llm.export.reader import load_export
+from recbole_llm.fitting.pipeline import FittedScore
+from recbole_llm.retrieval.recommender import Recommender, Request
+from recbole_llm.scoring.probability import ProbabilityMap
 
 VARIANTS = {
     "default": {},
@@ -47,13 +50,17 @@ def test_the_export_ranks_as_the_model(run_config, paths, tmp_path, variant):
     model, dataset = load_trained(train(run_config, **VARIANTS[variant]), **paths)
     check_ranking(model, dataset, tmp_path / "export")
     if variant == "default":
-        assert min(model.probability_map.slopes) > 0 and model.probability_map != ProbabilityMap()
-        model.probability_map = ProbabilityMap(-3.0, 0.25, 0.4, -1.0, (2.0, 0.5, 1.5), (0.5, 1.5))
+        score = model.score
+        assert min(score.probability.slopes) > 0 and score.probability != ProbabilityMap()
+        shown = ProbabilityMap(-3.0, 0.25, 0.4, -1.0, (2.0, 0.5, 1.5), (0.5, 1.5))
+        assert [block.name for block in score.blocks] == ["closed_form", "learned"]
         for scales in ((0.0, 1.0), (0.7, 0.0), (0.3, 2.0)):
-            model.block_scales = scales
+            blocks = tuple(replace(block, scale=scale) for block, scale in zip(score.blocks, scales, strict=True))
+            model.fitted = FittedScore(replace(score, blocks=blocks, probability=shown))
             check_ranking(model, dataset, tmp_path / f"export-{scales}")
-            columns = load_export(tmp_path / f"export-{scales}").manifest.dim
-            assert columns == model.user_vectors(torch.tensor([1])).shape[1] or 0.0 in scales
+            manifest = load_export(tmp_path / f"export-{scales}").manifest
+            assert manifest.dim == model.user_vectors(torch.tensor([1])).shape[1]
+            assert [block.name for block in manifest.blocks] == [block.name for block in blocks if block.scale]
 
 
 def check_ranking(model, dataset, folder):
@@ -77,7 +84,7 @@ def check_ranking(model, dataset, folder):
     model_history = model.history
     hidden = recommender.recommend(Request(user=export.user_ids[0], k=len(items)))
     assert len(hidden.items) == int(export.listed.sum()) - int(model_history.sizes[1])
-    assert [not cold for cold in model._trained.value[1:]] == [
+    assert [not cold for cold in model.trained.value[1:]] == [
         recommender.catalog.is_cold(row) for row in range(len(items))
     ]
 
@@ -108,7 +115,7 @@ def test_titles_texts_and_attributes(run_config, paths, tmp_path):
 )
 def test_a_text_lands_where_the_model_puts_its_cold_items(run_config, paths, tmp_path, changes):
     """The model's own cold items, added by their texts as if they were new, score as the model scores them."""
-    from recbole_llm.content.encoders import load_encoder
+    from recbole_llm.content.encoders.transformer import load_encoder
 
     sparse = {"split": {"RS": [0.1, 0.2, 0.7]}, "group_by": "none", "order": "RO", "mode": "full"}
     model, dataset = load_trained(train(run_config, eval_args=sparse, **changes), **paths)
@@ -118,29 +125,36 @@ def test_a_text_lands_where_the_model_puts_its_cold_items(run_config, paths, tmp
     encoder = load_encoder(str(tmp_path / "export" / "encoder"), **manifest.encoder.settings)
     assert encoder.fingerprint == manifest.encoder.fingerprint
     cold = np.array([row for row in np.flatnonzero(~export.trained) if export.records[row].text])
-    assert len(cold) >= 3 and (~export.listed[cold]).all() == (not model._cold.joint)
+    assert len(cold) >= 3 and (~export.listed[cold]).all() == (not model.score.cold.joint)
     with torch.no_grad():
         raw = encoder.encode(encoder.prepare([export.records[row].text for row in cold])).numpy()
     vector, source, bias = export.text_map.apply(raw)
     np.testing.assert_allclose(vector, export.vector[cold], rtol=1e-2, atol=2e-3)
     np.testing.assert_allclose(source, export.source[cold], rtol=1e-2, atol=2e-3)
-    if model._cold.joint:
+    if model.score.cold.joint:
         np.testing.assert_allclose(bias, export.bias[cold], rtol=1e-2, atol=2e-3)
 
 
-def test_the_command(run_config, tmp_path, capsys):
+def test_the_command(run_config, paths, tmp_path, capsys):
     parser = argparse.ArgumentParser()
     add_export_arguments(parser)
     checkpoint = train(run_config)
     output = str(tmp_path / "export")
     result = tmp_path / "result.json"
     result.write_text(json.dumps({"dataset": "toy", "test_result": {"ndcg@10": 0.25}}))
-    arguments = [checkpoint, "--output", output, "--attributes", "year", "--metrics", str(result)]
+    given = [f"--{name}={path}" for name, path in paths.items()]
+    arguments = [checkpoint, *given, "--output", output, "--attributes", "year", "--metrics", str(result)]
     assert run_export(parser.parse_args(arguments)) == 0
-    assert f"recbole-llm serve {output}" in capsys.readouterr().out
+    assert f"next: recbole-llm serve {output} --encoder {paths['encoder']}\n" in capsys.readouterr().out
     assert load_export(output).manifest.metrics == {"dataset": "toy", "ndcg@10": 0.25}
     assert "| ndcg@10 | 0.25 |" in (tmp_path / "export" / "README.md").read_text()
-    assert run_export(parser.parse_args([run_config["checkpoint_dir"], "--output", output + "2"])) == 0  # the newest
+    assert (
+        run_export(
+            parser.parse_args([run_config["checkpoint_dir"], *given, "--output", output + "2", "--bundle-encoder"])
+        )
+        == 0
+    )
+    assert f"next: recbole-llm serve {output}2\n" in capsys.readouterr().out  # of the newest in the folder
     assert load_export(output + "2").manifest.counts == load_export(output).manifest.counts
     result.write_text("{}")
     with pytest.raises(ValueError, match="holds no test_result"):

@@ -4,8 +4,12 @@ import json
 import logging
 import re
 import threading
+from dataclasses import replace
 
+import pytest
+from made_export import PATIENT, WordEncoder
 from made_service import READ, WRITE, is_problem, key
+from pydantic import TypeAdapter
 from waiting import LIMIT, happens, join, wait_until
 
 from recbole_llm.serving.settings import Limits, Settings
@@ -102,7 +106,7 @@ def block(client):
         busy.set()
         happens(gate, "the test lets the batches go on")
 
-    thread = threading.Thread(target=lambda: client.portal.call(client.service.batcher.call, work))
+    thread = threading.Thread(target=lambda: client.portal.call(client.service.reader.batcher.call, work))
     thread.start()
     happens(busy, "the thread of the batches is busy")
     return gate, thread
@@ -113,7 +117,7 @@ def test_overload_is_refused_before_the_body_is_read(start):
     gate, blocked = block(client)
     waiting = threading.Thread(target=lambda: client.post("/v1/recommend", json={"user": "u1"}))
     waiting.start()
-    wait_until(lambda: client.service.batcher.waiting == 1, "a request waits")
+    wait_until(lambda: client.service.reader.batcher.waiting == 1, "a request waits")
     read = []
 
     def body():
@@ -121,7 +125,9 @@ def test_overload_is_refused_before_the_body_is_read(start):
         yield b"{}"
 
     answer = client.post("/v1/recommend", json={"user": "u1"})  # at once: the one before it still waits
-    assert is_problem(answer, 503) and answer.headers["retry-after"] == "1" and client.service.batcher.waiting == 1
+    assert (
+        is_problem(answer, 503) and answer.headers["retry-after"] == "1" and client.service.reader.batcher.waiting == 1
+    )
     assert client.get("/health/live").status_code == 200
     gate.set()
     join(blocked, waiting)
@@ -149,7 +155,7 @@ def test_a_fault_of_ours_is_500_without_a_trace(client, monkeypatch, caplog):
     def fail(*args):
         raise RuntimeError("secret internals")
 
-    monkeypatch.setattr(client.service, "recommend", fail)
+    monkeypatch.setattr(client.service.reader, "recommend", fail)
     answer = client.post("/v1/recommend", json={"user": "u1"})
     assert "secret" not in answer.text and is_problem(answer, 500)
     assert "secret internals" in caplog.text
@@ -213,3 +219,131 @@ def test_model_and_openapi(client, export):
         "/v1/items/{item_id}",
         "/v1/items/{item_id}/similar",
     } <= paths.keys()
+
+
+# ------------------------------------------------------------------ rates, places, health
+
+
+def patient(**changes):
+    return replace(PATIENT, **changes)
+
+
+def test_wrong_keys_are_counted_by_the_rate(start):
+    client = start(keys=(key("read", READ),), limits=patient(requests_per_second=0.001, burst=3))
+    codes = [client.get("/v1/items/i1", headers={"x-api-key": f"guess-{n}"}).status_code for n in range(6)]
+    assert codes == [401, 401, 401, 429, 429, 429]
+    assert client.get("/v1/items/i1").status_code == 429  # no key is a wrong one
+    assert (
+        client.get("/v1/items/i1", headers={"x-api-key": READ}).status_code == 200
+    )  # the owner of a key is not kept out
+
+
+def test_rates_are_per_key_where_there_is_one(start):
+    client = start(keys=(key("read", READ), key("write", WRITE)), limits=patient(requests_per_second=0.001, burst=2))
+    for right in (READ, WRITE):
+        codes = [client.get("/v1/items/i1", headers={"x-api-key": right}).status_code for _ in range(3)]
+        assert codes == [200, 200, 429]
+
+
+def test_health_is_exempt_from_rates_and_answers_head(start):
+    client = start(keys=(key("read", READ),), limits=patient(requests_per_second=0.001, burst=1))
+    for _ in range(5):
+        for path in ("/health/live", "/health/ready"):
+            assert client.get(path).status_code == 200
+            head = client.head(path)
+            assert head.status_code == 200 and head.content == b"" and int(head.headers["content-length"]) > 0
+    assert client.post("/health/live").status_code == 405
+
+
+def test_writes_have_places_of_their_own(start):
+    """Changes that wait for the encoder keep no reader out, and more of them than there are places are refused at once."""
+    gate = threading.Event()
+
+    class Slow(WordEncoder):
+        def encode(self, texts):
+            if texts != ["warm"]:
+                happens(gate, "the test lets the encoder work")
+            return super().encode(texts)
+
+    client = start(make=lambda folder, manifest: Slow(), limits=patient(writes=2, queue=1))
+    client.wait_for_encoder()
+    answers = []
+    threads = [
+        threading.Thread(target=lambda n=n: answers.append(client.put(f"/v1/items/n{n}", json={"text": f"sea {n}"})))
+        for n in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    gate_app = client.app.middleware_stack
+    while not hasattr(gate_app, "in_flight"):
+        gate_app = gate_app.app
+    wait_until(lambda: gate_app.in_flight["write"] == 2, "two changes are under way")
+    for refused in (
+        client.put("/v1/items/x", json={"text": "sea"}),
+        client.delete("/v1/items/i1"),
+        client.post("/v1/items/batch", json={"items": [{"id": "x", "text": "sea"}]}),
+    ):
+        assert is_problem(refused, 503) and refused.headers["retry-after"] == "1"
+    client.ask(user="u1")
+    gate.set()
+    join(*threads)
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert gate_app.in_flight == {"read": 0, "write": 0} and gate_app.bodies.held == 0
+    assert client.put("/v1/items/x", json={"text": "sea"}).status_code == 200
+
+
+def test_places_and_memory_are_given_back_whatever_happens(start, monkeypatch):
+    client = start(limits=patient(queue=1, writes=1))
+    gate = client.app.middleware_stack
+    while not hasattr(gate, "in_flight"):
+        gate = gate.app
+    long = " " * 100_000
+    for _ in range(3):
+        client.post("/v1/recommend", content=f'{{"user":"u1"{long}}}', headers={"content-type": "application/json"})
+        client.post("/v1/recommend", content=b"{" + long.encode(), headers={"content-type": "application/json"})
+        client.post("/v1/recommend", content=long.encode(), headers={"content-type": "text/plain"})
+        client.post("/v1/recommend", content=b" " * (2 << 20), headers={"content-type": "application/json"})
+        client.put("/v1/items/new", json={"text": "x" * 8193, "title": long})
+        client.post("/v1/items/batch", json={"items": [{"id": "never", "op": "delete"}] * 1000})
+        client.get("/v1/items/i1/similar?k=0")
+    monkeypatch.setattr(client.service.reader, "recommend", lambda *args: 1 / 0)
+    is_problem(client.post("/v1/recommend", json={"user": "u1"}), 500)
+    assert gate.in_flight == {"read": 0, "write": 0} and gate.bodies.held == 0
+
+
+def test_more_values_than_allowed_are_refused_before_they_are_parsed(client):
+    body = b'{"requests":[{"user":"u1","exclude":[' + b'"a",' * 60_000 + b'"a"]}]}'
+    answer = client.post("/v1/recommend/batch", content=body, headers={"content-type": "application/json"})
+    assert "values" in is_problem(answer, 413)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/v1/recommend/batch", {"requests": [{"user": "u1", "exclude": [0] * 100}] * 256}),
+        ("POST", "/v1/recommend", {"user": "u1", "exclude": [0] * 10_000}),
+        ("POST", "/v1/recommend", {"user": "u1", "filter": {f"f{n}": [None] * 1000 for n in range(16)}}),
+        ("POST", "/v1/recommend", {"user": "u1", "filter": {f"f{n}": None for n in range(20_000)}}),
+        ("POST", "/v1/recommend", {"user": "u1", **{f"f{n}": None for n in range(20_000)}}),
+        ("POST", "/v1/recommend", {"items": [0] * 1000, "weights": ["x"] * 1000}),
+        ("PUT", "/v1/items/x", {"attributes": {f"f{n}": None for n in range(20_000)}}),
+        ("PUT", "/v1/items/x", {"fields": {f"f{n}": 0 for n in range(20_000)}}),
+        ("POST", "/v1/items/batch", {"items": [{"id": 0}] * 1000}),
+    ],
+)
+def test_wrong_bodies_have_few_errors(client, method, path, body):
+    """A million wrong entries took a minute to list, during which nobody was answered."""
+    from pydantic import ValidationError
+
+    from recbole_llm.serving import schemas
+
+    answer = client.request(method, path, json=body)
+    is_problem(answer, 422)
+    model = {
+        "/v1/recommend": schemas.RecommendBody,
+        "/v1/recommend/batch": schemas.BatchBody,
+        "/v1/items/batch": schemas.ItemsBatchBody,
+    }.get(path, schemas.ItemBody)
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(model).validate_python(body)
+    assert caught.value.error_count() <= 200 and len(answer.content) < 20_000

@@ -6,13 +6,13 @@ from made_export import WordEncoder, make_contents
 
 pytest.importorskip("faiss", reason="extra 'ann'")
 
-from recbole_llm.serving.artifact import ItemRecord, load_export
-from recbole_llm.serving.artifact_writer import write_artifact
-from recbole_llm.serving.candidates import sample_queries
-from recbole_llm.serving.errors import ExportError
-from recbole_llm.serving.ivf import build_index
-from recbole_llm.serving.query import Pooling
-from recbole_llm.serving.recommend import Recommender, Request
+from recbole_llm.export.errors import ExportError
+from recbole_llm.export.pooling import Pooling
+from recbole_llm.export.reader import ItemRecord, load_export
+from recbole_llm.export.writer import write_artifact
+from recbole_llm.retrieval.candidates import sample_queries
+from recbole_llm.retrieval.ivf import build_index
+from recbole_llm.retrieval.recommender import Recommender, Request
 
 N = 4000
 

@@ -10,12 +10,12 @@ pytest.importorskip("onnx", reason="extra 'onnx'")
 pytest.importorskip("onnxruntime", reason="extra 'onnx'")
 import onnxruntime
 
-from recbole_llm.serving.artifact import load_export
-from recbole_llm.serving.artifact_writer import write_artifact
-from recbole_llm.serving.manifest import ONNX_RECOMMEND, ONNX_TEXT_MAP, Block
-from recbole_llm.serving.onnx_graphs import check_graphs
-from recbole_llm.serving.recommend import Recommender, Request
-from recbole_llm.serving.text_map import TextMap
+from recbole_llm.export.manifest import ONNX_RECOMMEND, ONNX_TEXT_MAP, Block
+from recbole_llm.export.onnx_graphs import check_graphs
+from recbole_llm.export.reader import load_export
+from recbole_llm.export.text_map import TextMap
+from recbole_llm.export.writer import write_artifact
+from recbole_llm.retrieval.recommender import Recommender, Request
 
 VARIANTS = {
     "plain": {},
@@ -84,7 +84,7 @@ def load_export_unchecked(folder):
     """With a changed graph, which the manifest's size and sum would refuse."""
     import json
 
-    from recbole_llm.serving.artifact_writer import _sha256
+    from recbole_llm.export.writer import _sha256
 
     manifest = json.loads((folder / "manifest.json").read_text())
     path = folder / ONNX_RECOMMEND

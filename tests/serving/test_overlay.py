@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from waiting import join
 
-from recbole_llm.serving.overlay import Delete, MemoryOverlay, OverlayError, Put, SqliteOverlay, open_overlay
+from recbole_llm.serving.change_log import Delete, MemoryOverlay, OverlayError, Put, SqliteOverlay
+from recbole_llm.serving.open_log import open_overlay
 
 FEATURE = np.arange(4, dtype=np.float32)
 
@@ -129,7 +130,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
 
 WRITER = """
 import sys
-from recbole_llm.serving.overlay import Put, SqliteOverlay
+from recbole_llm.serving.change_log import Put, SqliteOverlay
 overlay = SqliteOverlay(sys.argv[1])
 n = overlay.last_seq()
 while True:

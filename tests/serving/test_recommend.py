@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from made_export import F, WordEncoder, make_contents
 
-from recbole_llm.serving.artifact import ItemRecord, load_export
-from recbole_llm.serving.artifact_writer import write_artifact
-from recbole_llm.serving.errors import UnknownItemError, UnknownUserError
-from recbole_llm.serving.recommend import Recommender, Request
+from recbole_llm.export.errors import UnknownItemError, UnknownUserError
+from recbole_llm.export.reader import ItemRecord, load_export
+from recbole_llm.export.writer import write_artifact
+from recbole_llm.retrieval.recommender import Recommender, Request
 
 
 def load(tmp_path, **changes):
@@ -173,7 +173,7 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize(("condition", "holds"), FILTERS, ids=str)
+@pytest.mark.parametrize(("condition", "holds"), FILTERS, ids=[str(condition) for condition, _ in FILTERS])
 def test_filters(recommender, condition, holds):
     answer = recommender.recommend(Request(items=["i0"], k=40, exclude_seen=False, filter=condition))
     export = recommender.export

@@ -15,9 +15,9 @@ pytest.importorskip("recbole")
 from recbole.quick_start import run_recbole
 
 from recbole_llm import cli
-from recbole_llm.bridge.trained import load_trained
+from recbole_llm.checkpoints import load_trained
+from recbole_llm.export.export_model import export_model
 from recbole_llm.recommend import open_model, recommend_items, recommend_text, recommend_users, similar_items
-from recbole_llm.serving.export import export_model
 
 VARIANTS = {
     "default": {},

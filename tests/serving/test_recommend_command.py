@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from recbole_llm import cli, recommend
+from recbole_llm.export.errors import UnknownUserError
+from recbole_llm.export.writer import write_artifact
 from recbole_llm.recommend import Counts, recommend_items, recommend_users, write_rows
-from recbole_llm.serving.artifact_writer import write_artifact
-from recbole_llm.serving.errors import UnknownUserError
-from recbole_llm.serving.recommend import Recommender, Request
+from recbole_llm.retrieval.recommender import Recommender, Request
 
 
 def test_rows_are_the_recommenders_answers(export):

@@ -12,9 +12,9 @@ from made_export import WordEncoder, make_contents
 from made_service import is_problem
 from waiting import happens, join, wait_until
 
-from recbole_llm.serving.artifact import load_export
-from recbole_llm.serving.artifact_writer import write_artifact
-from recbole_llm.serving.recommend import Recommender
+from recbole_llm.export.reader import load_export
+from recbole_llm.export.writer import write_artifact
+from recbole_llm.retrieval.recommender import Recommender
 
 
 @pytest.fixture
@@ -116,17 +116,17 @@ def test_a_damaged_export_is_not_swapped_in(start, exports):
 
 def test_a_change_during_a_reload_is_never_out_of_sight(start, exports, monkeypatch):
     """A write between the new export's last look at the log and the swap: the swap must wait for it."""
-    from recbole_llm.serving.overlay import Put
+    from recbole_llm.serving.change_log import Put
 
     client = start(exports)
     service = client.service
     write_artifact(exports / "two", make_contents(seed=5))
-    changes_for, swap_in, swaps, written = service._changes_for, service._swap_in, [], []
+    changes_for, swap_in, swaps, written = service.changes.after, service._swap_in, [], []
 
     async def late(recommender):
         changes = await changes_for(recommender)
         if recommender is not service.recommender and not written:
-            written.append(await service.write([Put("i1", title="Late")]))
+            written.append(await service.changes.write([Put("i1", title="Late")]))
         return changes
 
     def noted(built):
@@ -134,7 +134,7 @@ def test_a_change_during_a_reload_is_never_out_of_sight(start, exports, monkeypa
         swaps.append((done, built.recommender.overlay_seq))
         return done
 
-    monkeypatch.setattr(service, "_changes_for", late)
+    monkeypatch.setattr(service.changes, "after", late)
     monkeypatch.setattr(service, "_swap_in", noted)
     assert client.post("/v1/admin/reload", json={}).status_code == 200
     assert swaps == [(False, 0), (True, 1)]

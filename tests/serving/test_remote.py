@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from made_export import WordEncoder, make_contents
 
-from recbole_llm.serving.artifact import ItemRecord, load_export
-from recbole_llm.serving.artifact_writer import write_artifact
-from recbole_llm.serving.command import add_serve_arguments, settings_of
-from recbole_llm.serving.recommend import Recommender, Request
-from recbole_llm.serving.remote import SearchError, remote_retriever
+from recbole_llm.commands.serve import add_serve_arguments, settings_of
+from recbole_llm.export.reader import ItemRecord, load_export
+from recbole_llm.export.writer import write_artifact
+from recbole_llm.retrieval.recommender import Recommender, Request
+from recbole_llm.retrieval.remote import SearchError
+from recbole_llm.retrieval.servers import remote_retriever
 
 N = 600
 
@@ -32,14 +33,14 @@ def folder(tmp_path_factory):
 def make(request):
     """What makes a retriever on an empty server."""
     if request.param.startswith("pgvector"):
-        from recbole_llm.serving.pgvector import PgVectorRetriever
+        from recbole_llm.retrieval.pgvector import PgVectorRetriever
 
         address = request.getfixturevalue("postgres")
         limit = 100 if request.param.endswith("index") else N
         yield lambda export, catalog: PgVectorRetriever(export, catalog, address, exact_up_to=limit)
         return
     qdrant_client = pytest.importorskip("qdrant_client", reason="extra 'qdrant'")
-    from recbole_llm.serving.qdrant import QdrantRetriever
+    from recbole_llm.retrieval.qdrant import QdrantRetriever
 
     url = os.environ.get("QDRANT_URL")
     client = qdrant_client.QdrantClient(url=url) if url else qdrant_client.QdrantClient(":memory:")
@@ -133,7 +134,7 @@ def test_a_server_that_goes_away_costs_time_and_no_answer(pair, monkeypatch, cap
 def test_old_exports_leave_the_database(folder, tmp_path, postgres):
     import psycopg
 
-    from recbole_llm.serving.pgvector import PgVectorRetriever
+    from recbole_llm.retrieval.pgvector import PgVectorRetriever
 
     for seed in (1, 2, 3):
         write_artifact(tmp_path / str(seed), make_contents(seed=seed))

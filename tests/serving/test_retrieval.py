@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from recbole_llm.serving import retrieval
-from recbole_llm.serving.retrieval import ExactRetriever, Segment, top_rows
+from recbole_llm.retrieval import exact as retrieval
+from recbole_llm.retrieval.exact import ExactRetriever, Segment, top_rows
 
 NONE = np.zeros(0, np.int64)
 

@@ -16,10 +16,10 @@ from waiting import LIMIT
 pytest.importorskip("orjson", reason="extra 'serve'")
 pytest.importorskip("fastapi", reason="extra 'serve'")
 
-from recbole_llm.serving.artifact_writer import write_artifact
-from recbole_llm.serving.errors import UnknownItemError
-from recbole_llm.serving.items import Writer
-from recbole_llm.serving.recommend import Request
+from recbole_llm.export.errors import UnknownItemError
+from recbole_llm.export.writer import write_artifact
+from recbole_llm.retrieval.recommender import Request
+from recbole_llm.serving.item_writes import Writer
 from recbole_llm.serving.schemas import ItemBody
 from recbole_llm.serving.service import Service
 from recbole_llm.serving.settings import Settings
@@ -100,7 +100,7 @@ class Items(RuleBasedStateMachine):
     def answers_hold_what_is_live_and_nothing_else(self):
         if not hasattr(self, "service"):
             return
-        answer = self.run(self.service.recommend(Request(user="u1", k=1000, exclude_seen=False)))
+        answer = self.run(self.service.reader.recommend(Request(user="u1", k=1000, exclude_seen=False)))
         assert {item.id: item.title for item in answer.value.items} == self.titles
         assert answer.model == self.service.export_id
         counts = self.service.recommender.catalog.counts()
@@ -121,7 +121,15 @@ def exports(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("state", "examples"), [("SQLite", 25), ("PostgreSQL", 8)])
+@pytest.mark.parametrize(
+    ("state", "examples"),
+    [
+        ("SQLite", 10),
+        ("PostgreSQL", 4),
+        pytest.param("SQLite", 100, marks=pytest.mark.slow),
+        pytest.param("PostgreSQL", 30, marks=pytest.mark.slow),
+    ],
+)
 def test_items(exports, monkeypatch, request, state, examples):
     # a full collection at every start: beside other tests' torch it takes most of the time, and changes no answer
     monkeypatch.setattr("recbole_llm.serving.service._freeze", lambda: None)

@@ -52,9 +52,9 @@ def catalog_bce_fwd(
         want_value=True,
         grad_dtype=torch.float32 if need[0] else None,
     )
-    assert sums.value is not None
-    # a target outside the catalogue has s = -inf; an id out of range has no place
-    loss = sums.value.masked_fill(sums.value.isinf() | marks.stray, torch.nan)
+    assert sums.value is not None and marks.bad is not None
+    # a target outside the catalogue has s = -inf; ids out of range or out of order have no place
+    loss = sums.value.masked_fill(sums.value.isinf() | marks.bad, torch.nan)
     return weighted(loss, weight, reduction), sums.grad, None, None
 
 
@@ -116,13 +116,22 @@ def catalog_ce_forms(reduction: str) -> tuple[bool, bool]:
 
 
 @triton.jit
+def _counted(id_ptr, t, begin, end):
+    """Which of a row's targets count: the first of equal neighbours."""
+    live = t < end
+    id = tl.load(id_ptr + t, mask=live, other=0)
+    return live & ((t == begin) | (id != tl.load(id_ptr + t - 1, mask=live & (t > begin), other=0)))
+
+
+@triton.jit(do_not_specialize=["B", "splits"])
 def _softmax_row_kernel(
     peak_ptr,  # [splits, B] largest logit of the others
     total_ptr,  # [splits, B] sum of exp(s - largest) of the others
     logit_ptr,  # [T] logits of the targets
     offset_ptr,  # [B + 1]
+    id_ptr,  # [T]
     loss_ptr,  # [B] out
-    log_z_ptr,  # [B] out
+    shift_ptr,  # [B] out: log Z less the log of the number of targets, inf without any
     slope_ptr,  # [T] out: d loss / d logit of the targets
     B,
     splits,
@@ -142,25 +151,30 @@ def _softmax_row_kernel(
         peak = tl.maximum(peak, tl.max(tl.load(logit_ptr + t, mask=t < end, other=LOWEST), axis=0))
     others = tl.sum(totals * tl.exp(peaks - peak), axis=0)
     z_targets = 0.0
+    count = 0.0
     for t0 in range(begin, end, BLOCK_T):
         t = t0 + tl.arange(0, BLOCK_T)
-        z_targets += tl.sum(tl.exp(tl.load(logit_ptr + t, mask=t < end, other=float("-inf")) - peak), axis=0)
+        counted = _counted(id_ptr, t, begin, end)
+        z_targets += tl.sum(tl.exp(tl.load(logit_ptr + t, mask=counted, other=float("-inf")) - peak), axis=0)
+        count += tl.sum(counted.to(tl.float32), axis=0)
     z = others + z_targets
     log_z = peak + tl.log(z)
     loss = 0.0
     for t0 in range(begin, end, BLOCK_T):
         t = t0 + tl.arange(0, BLOCK_T)
         live = t < end
+        counted = _counted(id_ptr, t, begin, end)
         s = tl.load(logit_ptr + t, mask=live, other=0.0)
         e = tl.exp(s - peak)
         # Z without the target itself, as a sum: Z - e would lose it where the target is confident
         rest = others + (z_targets - e)
         value = tl.where(e > rest, log1p(rest / tl.where(e > rest, e, 1.0)), log_z - s)
         value = tl.where(s == float("-inf"), float("nan"), value)
-        loss += tl.sum(tl.where(live, value, 0.0), axis=0)
-        tl.store(slope_ptr + t, ((end - begin - 1) * e - rest) / z, mask=live)
+        loss += tl.sum(tl.where(counted, value, 0.0), axis=0)
+        tl.store(slope_ptr + t, tl.where(counted, ((count - 1.0) * e - rest) / z, 0.0), mask=live)
     tl.store(loss_ptr + b, loss)
-    tl.store(log_z_ptr + b, log_z)
+    # an item that is no target has the slope count * exp(s - log Z); without targets it is 0, whatever log Z is
+    tl.store(shift_ptr + b, tl.where(count > 0.0, log_z - tl.log(tl.maximum(count, 1.0)), float("inf")))
 
 
 def catalog_ce_fwd(
@@ -173,7 +187,10 @@ def catalog_ce_fwd(
     reduction: str,
     need: Needs,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Reduced loss, log Z [B], slopes of the targets' logits in their row's loss [T], and no gradients yet."""
+    """Reduced loss, shift [B], slopes of the targets' logits in their row's loss [T], and no gradients yet.
+
+    An item that is no target has the slope exp(s - shift): shift is log Z less the log of the number of targets.
+    """
     B, T = len(query), len(target_ids)
     marks = mark(target_offsets, target_ids, len(item))
     sums = tile_pass("exp_sum", Axis(query), Axis(item, bias=item_bias), marks=marks, want_value=True)
@@ -181,16 +198,17 @@ def catalog_ce_fwd(
     row = rows_of(target_offsets, T)
     logit, _ = launch_pairs("dot", query, item, row, target_ids, item_bias)
     loss = torch.empty(B, dtype=torch.float32, device=query.device)
-    log_z = torch.empty_like(loss)
+    shift = torch.empty_like(loss)
     slope = torch.empty_like(logit)
     if B:
         splits = len(sums.value)
         with torch.cuda.device_of(query):
             _softmax_row_kernel[(B,)](
-                sums.value, sums.total, logit, target_offsets, loss, log_z, slope, B, splits,
+                sums.value, sums.total, logit, target_offsets, target_ids, loss, shift, slope, B, splits,
                 BLOCK_S=triton.next_power_of_2(splits), BLOCK_T=128, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
-    return weighted(loss.masked_fill(marks.stray, torch.nan), weight, reduction), log_z, slope, None, None, None
+    assert marks.bad is not None
+    return weighted(loss.masked_fill(marks.bad, torch.nan), weight, reduction), shift, slope, None, None, None
 
 
 def catalog_ce_bwd(
@@ -202,7 +220,7 @@ def catalog_ce_bwd(
     item_bias: Tensor | None,
     weight: Tensor | None,
     reduction: str,
-    log_z: Tensor,
+    shift: Tensor,
     target_slope: Tensor,
     formed: Grads,
     need: Needs,
@@ -210,9 +228,6 @@ def catalog_ce_bwd(
     """Gradients in the inputs' dtypes from upstream ``grad``, [] or [B], and what the forward left."""
     B, N, T = len(query), len(item), len(target_ids)
     scale = upstream_scale(grad.to(torch.float32), weight, reduction, query)
-    # an item that is no target has the slope T_b exp(s - log Z_b); without targets it is 0, whatever log Z_b is
-    count = target_offsets.diff()
-    shift = torch.where(count == 0, torch.inf, log_z - count.to(torch.float32).log())
     row = rows_of(target_offsets, T)
     by_row, by_item = order_pairs(row, target_ids, item_bias, B, N, need)
     value = target_slope * scale.index_select(0, row)

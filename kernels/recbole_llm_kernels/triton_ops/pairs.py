@@ -20,7 +20,7 @@ from recbole_llm_kernels.triton_ops.math import sigmoid, softplus
 from recbole_llm_kernels.triton_ops.segment_sum import Sorted, sort_by, sum_segments
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "n_users", "n_items"])
 def _pair_fwd_kernel(
     user_ptr,  # [n_users, D]
     item_ptr,  # [n_items, D]
@@ -97,7 +97,7 @@ def _rows_of_pairs(p, live, user_id_ptr, item_id_ptr, bias_ptr, n_users, n_items
     return tl.where(used, user_id, n_users), tl.where(used, item_id, n_items)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "n_users", "n_items"])
 def _sort_key_kernel(
     user_id_ptr,  # [P]
     item_id_ptr,  # [P]
@@ -118,7 +118,7 @@ def _sort_key_kernel(
         tl.store(item_key_ptr + p, item_key, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "n_users", "n_items"])
 def _rank_kernel(
     user_id_ptr,  # [P]
     item_id_ptr,  # [P]

@@ -22,7 +22,7 @@ from recbole_llm_kernels.triton_ops.segment_sum import sort_by, sum_segments
 from recbole_llm_kernels.triton_ops.tiles import Axis, Sums, tile_pass
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "K", "n_users", "n_items"])
 def _sampled_bce_fwd_kernel(
     user_ptr,  # [n_users, D]
     item_ptr,  # [n_items, D]
@@ -207,9 +207,7 @@ def shared_bce_fwd(
     positive, slope = launch_pairs("bce", user, item, user_id, pos_id, item_bias, log_q)
     assert slope is not None
     slope = slope * scale
-    queries, negatives, valid, stray = _axes(
-        user, item, user_id, pos_id, neg_id, item_bias, log_q, neg_valid, scale, "columns"
-    )
+    queries, negatives, valid, stray = _axes(user, item, user_id, pos_id, neg_id, item_bias, log_q, neg_valid, scale)
     sums = tile_pass(
         "bce", queries, negatives, valid=valid, neg_weight=neg_weight, want_value=True,
         grad_dtype=torch.float32 if need[0] else None,
@@ -250,9 +248,7 @@ def shared_bce_bwd(
                                     user.dtype, None)  # fmt: skip
     if need[1] or need[2]:
         scale = upstream_scale(grad, weight, reduction, user, B)
-        queries, negatives, valid, _ = _axes(
-            user, item, user_id, pos_id, neg_id, item_bias, log_q, neg_valid, scale, "rows"
-        )
+        queries, negatives, valid, _ = _axes(user, item, user_id, pos_id, neg_id, item_bias, log_q, neg_valid, scale)
         wanted = torch.float32 if need[1] else None, torch.float32 if need[2] and item_bias is not None else None
         sums = Sums(None, None, None, None)
         if M:
@@ -294,7 +290,6 @@ def _axes(
     log_q: Tensor | None,
     neg_valid: Tensor | None,
     scale: Tensor,
-    negatives_are: str,
 ) -> tuple[Axis, Axis, Tensor | None, Tensor]:
     """Queries and negatives as the axes of a logit matrix, which entries count, and whether any id is out of range."""
     stray_user = (user_id < 0) | (user_id >= len(user))

@@ -31,7 +31,7 @@ def sort_by(key: Tensor) -> Sorted:
     return Sorted(*torch.sort(key, stable=True))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "n_out"])
 def _chunk_sum_kernel(
     key_ptr,  # [P] ascending; n_out and above: not summed
     order_ptr,  # [P] the terms in that order
@@ -45,7 +45,7 @@ def _chunk_sum_kernel(
     tail_ptr,  # [chunks, D + 1] fp32 out: sum of its last segment where that goes on behind it
     P,
     n_out,
-    W,
+    W: tl.constexpr,  # no division where it is 1; negatives per row, so it does not change from batch to batch
     D: tl.constexpr,
     FACTOR_PER_ROW: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -98,7 +98,7 @@ def _chunk_sum_kernel(
         key = after
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "n_out"])
 def _join_chunks_kernel(
     key_ptr,  # [P] ascending
     out_ptr,  # [n_out, D] out, or None

@@ -22,9 +22,18 @@ import triton.language as tl
 from torch import Tensor
 
 from recbole_llm_kernels.triton_ops import tuning
-from recbole_llm_kernels.triton_ops.math import add_weighted_rows, log1p, one_plus_product, rank_key
+from recbole_llm_kernels.triton_ops.math import (
+    add_weighted_rows,
+    exp,
+    log1p,
+    one_plus_product,
+    rank_key,
+    sigmoid_of,
+)
 from recbole_llm_kernels.triton_ops.targets import TILE, Marks
 
+MOST = 2**31 - 2**16  # rows or columns: their numbers, and those of a block that begins at the last, fit in int32
+NO_TILE = tl.constexpr(2**31 - 1)  # behind every tile
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # not -inf: exp(-inf - -inf) is NaN
 
 
@@ -37,18 +46,27 @@ def _load_rows(ptr, index, live, start, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _mark_at_or_behind(tile_ptr, low, high, tile):
-    """First of the ascending entries low to high that is at ``tile`` or behind it."""
-    for _ in range(32):
+def _mark_at_or_behind(tile_ptr, low, high, tile, width):
+    """First of the ascending entries low to high that is at ``tile`` or behind it; width: the most that high - low is."""
+    while width > 0:
         middle = (low + high) // 2
         found = tl.load(tile_ptr + middle, mask=low < high, other=0)
         is_before = (low < high) & (found < tile)
         high = tl.where((low < high) & ~is_before, middle, high)
         low = tl.where(is_before, middle + 1, low)
+        width = width // 2
     return low
 
 
 @triton.jit
+def _marked(bit_ptr, mark, mark_tile, tile, c, MARKED: tl.constexpr):
+    """Which columns c of ``tile`` are marked in each row; ``mark`` is the row's next entry, in the tile ``mark_tile``."""
+    bits = tl.load(bit_ptr + mark, mask=mark_tile == tile, other=0)
+    return ((bits[:, None] >> (c % MARKED).to(tl.int64)[None, :]) & 1) != 0
+
+
+# sizes change with every batch: specialised on 1 and on multiples of 16 they would compile again and again
+@triton.jit(do_not_specialize=["R", "C", "split"])
 def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kernel)
     row_ptr,  # [n_rows, D]
     col_ptr,  # [n_cols, D]
@@ -72,7 +90,7 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
     grad_bias_ptr,  # [splits, R] out, or None
     R,
     C,
-    split,  # columns per split, a multiple of BLOCK_C and of MARKED
+    split,  # columns per split divided by MARKED, a multiple of BLOCK_C
     valid_row_stride,
     valid_col_stride,
     neg_weight,
@@ -85,6 +103,7 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
     BLOCK_D: tl.constexpr,
     LOGIT_PRECISION: tl.constexpr,
     GRAD_PRECISION: tl.constexpr,
+    FTZ: tl.constexpr,  # the instructions of CUDA for exponentials and reciprocals
 ):
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     part = tl.program_id(1)
@@ -103,14 +122,16 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
         shift = tl.load(row_shift_ptr + r, mask=live, other=float("inf"))
     if row_key_ptr is not None:
         row_key = tl.load(row_key_ptr + r, mask=live, other=-1)
-    first = part * split
-    last = tl.minimum(first + split, C)
+    # int64: behind the last column the product may pass 2**31; up to it, it does not
+    first = (part.to(tl.int64) * split * MARKED).to(tl.int32)
+    last = tl.minimum((part.to(tl.int64) + 1) * split * MARKED, C).to(tl.int32)
     if mark_offset_ptr is not None:
         mark = tl.load(mark_offset_ptr + r, mask=live, other=0)
         marks_end = tl.load(mark_offset_ptr + r + 1, mask=live, other=0)
         if part > 0:
-            mark = _mark_at_or_behind(mark_tile_ptr, mark, marks_end, first // MARKED)
-        mark_tile = tl.load(mark_tile_ptr + mark, mask=mark < marks_end, other=-1)
+            mark = _mark_at_or_behind(mark_tile_ptr, mark, marks_end, first // MARKED, tl.max(marks_end - mark, axis=0))
+        mark_tile = tl.load(mark_tile_ptr + mark, mask=mark < marks_end, other=NO_TILE)
+        next_tile = tl.min(mark_tile, axis=0)
     if D <= BLOCK_D:
         rows = _load_rows(row_ptr, row, inside, 0, D, BLOCK_D)
 
@@ -152,56 +173,49 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
             valid = tl.load(valid_ptr + at, mask=live[:, None] & present[None, :], other=0)
             s = tl.where(valid != 0, s, float("-inf"))
         if mark_offset_ptr is not None:
-            here = mark_tile == c0 // MARKED
-            bits = tl.load(mark_bit_ptr + mark, mask=here, other=0)
-            column = tl.full([BLOCK_C], 1, tl.int64) << (c % MARKED).to(tl.int64)
-            marked = (bits[:, None] & column[None, :]) != 0
-            if (c0 + BLOCK_C) % MARKED == 0:
-                mark += here
-                mark_tile = tl.load(mark_tile_ptr + mark, mask=mark < marks_end, other=-1)
+            # few tiles hold a target: the others skip all that marks cost
+            has_marks = next_tile == c0 // MARKED
+            if has_marks:
+                marked = _marked(mark_bit_ptr, mark, mark_tile, c0 // MARKED, c, MARKED)
+                s = tl.where(marked, -s if TERM == "bce" else float("-inf"), s)
 
         if TERM == "group_max":
-            if mark_offset_ptr is not None:
-                s = tl.where(marked, float("-inf"), s)
             group = c0 // BLOCK_C + tl.zeros([BLOCK_R], tl.int32)
             at = r.to(tl.int64) * ((C + BLOCK_C - 1) // BLOCK_C) + group
             tl.store(value_ptr + at, rank_key(tl.max(s, axis=1), group), mask=live)
         elif TERM == "exp_sum":
-            if mark_offset_ptr is not None:
-                s = tl.where(marked, float("-inf"), s)
             higher = tl.maximum(peak, tl.max(s, axis=1))
-            loss = loss * tl.exp(peak - higher) + tl.sum(tl.exp(s - higher[:, None]), axis=1)
+            loss = loss * exp(peak - higher, FTZ) + tl.sum(exp(s - higher[:, None], FTZ), axis=1)
             peak = higher
         elif TERM == "softmax":
             if col_shift_ptr is not None:
                 s -= tl.load(col_shift_ptr + c, mask=c < C, other=float("inf"))[None, :]
-            p = tl.exp(s - shift[:, None])
-            if mark_offset_ptr is not None:
-                p = tl.where(marked, 0.0, p)
+            p = exp(s - shift[:, None], FTZ)
         else:
-            z = tl.exp(-tl.abs(s))
-            if mark_offset_ptr is not None and UNIT_WEIGHT:
-                s = tl.where(marked, -s, s)
+            z = exp(-tl.abs(s), FTZ)
             if value_ptr is not None:
-                if mark_offset_ptr is not None and not UNIT_WEIGHT:
-                    q = tl.reduce(tl.where(marked, 0.0, z), 1, one_plus_product)
-                    term = neg_weight * (tl.sum(tl.where(marked, 0.0, tl.maximum(s, 0.0)), axis=1) + log1p(q))
-                    q = tl.reduce(tl.where(marked, z, 0.0), 1, one_plus_product)
-                    term += tl.sum(tl.where(marked, tl.maximum(-s, 0.0), 0.0), axis=1) + log1p(q)
-                else:
-                    q = tl.reduce(z, 1, one_plus_product)
-                    term = neg_weight * (tl.sum(tl.maximum(s, 0.0), axis=1) + log1p(q))
+                q = tl.reduce(z, 1, one_plus_product)
+                term = tl.sum(tl.maximum(s, 0.0), axis=1) + log1p(q)
+                if not UNIT_WEIGHT:
+                    term *= neg_weight
+                    if mark_offset_ptr is not None:  # noqa: SIM102 (one is known to the compiler)
+                        if has_marks:  # the two kinds apart, so that neither is lost beside the other
+                            marked = _marked(mark_bit_ptr, mark, mark_tile, c0 // MARKED, c, MARKED)
+                            q = tl.reduce(tl.where(marked, 0.0, z), 1, one_plus_product)
+                            term = neg_weight * (tl.sum(tl.where(marked, 0.0, tl.maximum(s, 0.0)), axis=1) + log1p(q))
+                            q = tl.reduce(tl.where(marked, z, 0.0), 1, one_plus_product)
+                            term += tl.sum(tl.where(marked, tl.maximum(s, 0.0), 0.0), axis=1) + log1p(q)
                 term -= lost
                 higher = loss + term
                 lost = (higher - loss) - term
                 loss = higher
             if grad_ptr is not None or grad_bias_ptr is not None:
-                if mark_offset_ptr is not None and not UNIT_WEIGHT:
-                    s = tl.where(marked, -s, s)
-                sigma = tl.where(s >= 0, 1.0, z) / (1.0 + z)
+                sigma = sigmoid_of(s, z, FTZ)
                 p = sigma if UNIT_WEIGHT else neg_weight * sigma
-                if mark_offset_ptr is not None:
-                    p = tl.where(marked, -sigma, p)
+                if mark_offset_ptr is not None:  # noqa: SIM102 (one is known to the compiler)
+                    if has_marks:
+                        marked = _marked(mark_bit_ptr, mark, mark_tile, c0 // MARKED, c, MARKED)
+                        p = tl.where(marked, -sigma, p)
         if grad_ptr is not None or grad_bias_ptr is not None:
             if col_scale_ptr is not None:
                 p *= tl.load(col_scale_ptr + c, mask=c < C, other=0.0)[None, :]
@@ -209,6 +223,14 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
                 acc_bias += tl.sum(p, axis=1)
             if grad_ptr is not None:
                 acc = add_weighted_rows(acc, p, cols, GRAD_PRECISION)
+        if mark_offset_ptr is not None:
+            is_last = has_marks  # of the tile's blocks: all of it where a block is the tile
+            if BLOCK_C < MARKED:
+                is_last = has_marks & ((c0 // BLOCK_C) % (MARKED // BLOCK_C) == MARKED // BLOCK_C - 1)
+            if is_last:
+                mark += mark_tile == c0 // MARKED
+                mark_tile = tl.load(mark_tile_ptr + mark, mask=mark < marks_end, other=NO_TILE)
+                next_tile = tl.min(mark_tile, axis=0)
 
     out = part.to(tl.int64) * R + r
     # Triton 3.2 compiles what stands behind "is not None and" and a tensor's value: the tests are nested
@@ -285,6 +307,10 @@ def tile_pass(
         bias_dtype: dtype of the sums of slopes; None: not wanted.
     """
     R, C, D = rows.length, cols.length, rows.matrix.shape[1]
+    if max(R, C) > MOST:
+        raise ValueError(
+            f'the triton backend takes at most {MOST:,} rows and items, got {R:,} and {C:,}; use backend="torch"'
+        )
     device = rows.matrix.device
     on = tuning.target(device)
     precision = tuning.dot_precision(rows.matrix.dtype, on, exact=term == "group_max")
@@ -306,10 +332,10 @@ def tile_pass(
             _tile_pass_kernel[(triton.cdiv(R, blocks.BLOCK_R), splits, chunks)](
                 rows.matrix, cols.matrix, rows.ids, cols.ids, rows.bias, cols.bias, rows.shift, cols.shift,
                 rows.scale, cols.scale, *((None,) * 3 if marks is None else marks[:3]), rows.key, cols.key,
-                valid, value, total, grad, bias, R, C, split,
+                valid, value, total, grad, bias, R, C, split // TILE,
                 *((0, 0) if valid is None else valid.stride()), neg_weight, term, neg_weight == 1, TILE, D,
                 BLOCK_R=blocks.BLOCK_R, BLOCK_C=blocks.BLOCK_C, BLOCK_D=blocks.BLOCK_D,
-                LOGIT_PRECISION=precision.logits, GRAD_PRECISION=precision.gradients,
+                LOGIT_PRECISION=precision.logits, GRAD_PRECISION=precision.gradients, FTZ=on.kind == "cuda",
                 num_warps=blocks.num_warps, num_stages=blocks.num_stages, enable_fp_fusion=True,
             )  # fmt: skip
     if term in ("exp_sum", "group_max"):

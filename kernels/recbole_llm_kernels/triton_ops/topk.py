@@ -16,12 +16,12 @@ from torch import Tensor
 from recbole_llm_kernels.triton_ops import tuning
 from recbole_llm_kernels.triton_ops.math import rank_key
 from recbole_llm_kernels.triton_ops.targets import TILE, Marks, mark
-from recbole_llm_kernels.triton_ops.tiles import Axis, _mark_at_or_behind, tile_pass
+from recbole_llm_kernels.triton_ops.tiles import MOST, Axis, _mark_at_or_behind, tile_pass
 
 KEYS = 1 << 24  # keys held at a time: 128 MiB
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "G"])
 def _group_score_kernel(
     query_ptr,  # [B, D]
     item_ptr,  # [N, D]
@@ -53,7 +53,7 @@ def _group_score_kernel(
         begin = tl.load(mark_offset_ptr + b)
         end = tl.load(mark_offset_ptr + b + 1)
         tile = group * BLOCK_N // MARKED
-        mark = _mark_at_or_behind(mark_tile_ptr, begin, end, tile)
+        mark = _mark_at_or_behind(mark_tile_ptr, begin, end, tile, end - begin)
         here = tl.load(mark_tile_ptr + mark, mask=mark < end, other=-1) == tile
         bits = tl.load(mark_bit_ptr + mark, mask=here, other=0)
         inside = inside & (((bits >> (n % MARKED)) & 1) == 0)
@@ -79,11 +79,13 @@ def score_topk(
     """Scores [B, k] in float32 and ids [B, k] int64; places without a candidate hold -inf and -1.
 
     Raises:
-        ValueError: beyond 2^32 - 2 items; a key holds the id in 32 bits.
+        ValueError: beyond 2^31 - 2^16 rows or items; a key holds the id in 32 bits.
     """
     B, N, D = len(query), len(item), query.shape[1]
-    if N >= 2**32 - 1:
-        raise ValueError(f'item must have fewer than 2^32 - 1 rows, got {N}; use backend="torch"')
+    if max(B, N) > MOST:
+        raise ValueError(
+            f'the triton backend takes at most {MOST:,} rows and items, got {B:,} and {N:,}; use backend="torch"'
+        )
     scores = torch.full((B, k), -torch.inf, dtype=torch.float32, device=query.device)
     ids = torch.full((B, k), -1, dtype=torch.int64, device=query.device)
     if B == 0 or N == 0:
@@ -108,8 +110,9 @@ def score_topk(
         keys = _score_groups(query[part], item, item_bias, best, seen, chosen, size)
         found = min(k, chosen * size)
         scores[part, :found], ids[part, :found] = _from_keys(keys.topk(found, dim=1).values)
-    if marks is not None:
-        scores.masked_fill_(marks.stray, torch.nan)
+    if marks is not None and marks.bad is not None:
+        scores.masked_fill_(marks.bad[:, None], torch.nan)
+        ids.masked_fill_(marks.bad[:, None], -1)
     return scores, ids
 
 

@@ -134,7 +134,7 @@ def tiles(D: int, dtype: torch.dtype, precision: str, on: Target) -> TileBlocks:
 
 
 def column_splits(R: int, C: int, blocks: TileBlocks, on: Target) -> tuple[int, int]:
-    """In how many parts the columns are cut so that every processor has work, and the columns of one part."""
+    """In how many parts the columns are cut so that every processor has work, and the columns of one part, a multiple of 64."""
     tiles_of_64 = max(1, triton.cdiv(C, 64))
     row_blocks = max(1, triton.cdiv(R, blocks.BLOCK_R))
     wanted = max(1, 4 * on.processors // row_blocks)

@@ -1,0 +1,206 @@
+"""The service under attack: how long /health takes, whether honest requests are answered, whether memory is given back.
+
+    python benchmarks/attacks.py --output benchmarks/results/attacks.json
+
+A server of its own process, started as ``recbole-llm serve`` starts it, with its default limits, serves a made catalogue.
+Honest clients run alone first and last, and beside each attack in turn; attackers are a third process. Health is asked by
+a fresh connection each time, and its time includes the connecting. Memory is the server's resident set: before, at the
+worst, and ten seconds after. With ``--against`` the processor time of honest requests is compared with another checkout's.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from attack_clients import CLIENTS
+from serving import facts, measure, median_of, ratio
+from serving_servers import ROOT, SLOWS_NUMPY, cpu_seconds_of, write_catalogue
+
+Result = dict[str, Any]
+CLIENT = Path(__file__).with_name("attack_clients.py")
+SETTLE_SECONDS = 10.0
+# /health: at most this many times as long as beside honest load, and never longer than a second
+MAX_RATIO, MAX_HEALTH_MS = 5.0, 1000.0
+SERVER = """
+import argparse, sys
+from recbole_llm.commands import serve as command
+parser = argparse.ArgumentParser()
+command.add_serve_arguments(parser)
+sys.exit(command.run_serve(parser.parse_args()))
+"""
+
+
+class Server:
+    """``recbole-llm serve`` on a free port."""
+
+    kind = "POST"  # as clients of ``serving.py`` ask
+
+    def __init__(self, folder: Path, source: Path, *options: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(source / "kernels")])}
+        for name in SLOWS_NUMPY:
+            environment.pop(name, None)
+        command = [sys.executable, "-c", SERVER, str(folder), "--port", str(self.port)]
+        command += ["--no-encoder", "--no-access-log", *options]
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log)
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health/ready", timeout=5).read()
+                return
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"the server did not start: {self.output()}") from None
+                time.sleep(0.05)
+
+    def output(self) -> str:
+        """What it has written."""
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace")
+
+    def cpu_seconds(self) -> float:
+        """User and system time."""
+        return cpu_seconds_of(self.process.pid)
+
+    def rss_mib(self) -> float:
+        """Resident set."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return round(int(status.partition("VmRSS:")[2].split()[0]) / 1024, 1)
+
+    def stop(self) -> int:
+        """End it; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+
+def client(kind: str, server: Server, seconds: float) -> "subprocess.Popen[str]":
+    """A process of clients."""
+    command = [sys.executable, str(CLIENT), kind, str(server.port), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def honest(server: Server, seconds: float) -> Result:
+    """What honest clients see now."""
+    output, _ = client("honest", server, seconds).communicate()
+    result: Result = json.loads(output)
+    return result
+
+
+def under(attack: str, server: Server, seconds: float) -> Result:
+    """What honest clients see beside an attack, and the server's memory."""
+    before, peak, over = server.rss_mib(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            peak[0] = max(peak[0], server.rss_mib())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    attacker = client(attack, server, seconds + 4)
+    time.sleep(2)  # it is in full swing when the honest come
+    seen = honest(server, seconds)
+    output, _ = attacker.communicate()
+    over.set()
+    watcher.join()
+    time.sleep(SETTLE_SECONDS)
+    return {
+        **seen,
+        "attacker": json.loads(output),
+        "rss_before_mib": before,
+        "rss_peak_mib": peak[0],
+        "rss_after_mib": server.rss_mib(),
+    }
+
+
+def judge(result: Result, base: Result) -> Result:
+    """Add what the figures mean."""
+    answers = result["answers"]
+    good = answers.get("200", 0)
+    result["answered_share"] = round(good / max(sum(answers.values()), 1), 4)
+    result["health_p99_ratio"] = round(result["health_p99_ms"] / base["health_p99_ms"], 2)
+    result["health_holds"] = (
+        result["health_p99_ratio"] <= MAX_RATIO
+        and result["health_max_ms"] <= MAX_HEALTH_MS
+        and not result["probes_refused"]
+    )
+    return result
+
+
+def speed(folder: Path, options: argparse.Namespace) -> Result:
+    """Requests per CPU second of honest load beside those of another checkout's service, in turn, round after round."""
+    servers = {"ours": Server(folder, Path(options.source)), "against": Server(folder, Path(options.against))}
+    results: dict[str, list[Result]] = {name: [] for name in servers}
+    try:
+        for server in servers.values():
+            measure(server, options.clients, 0.5)
+        for number in range(options.rounds):
+            for name in sorted(servers, reverse=bool(number % 2)):
+                results[name].append(measure(servers[name], options.clients, options.round_seconds))
+    finally:
+        for server in servers.values():
+            server.stop()
+    return {
+        "clients": options.clients,
+        "rounds": options.rounds,
+        **{name: median_of(rounds) for name, rounds in results.items()},
+        "requests_per_cpu_s_ratio": ratio(results["ours"], results["against"], "requests_per_cpu_s"),
+        "p99_ratio": ratio(results["ours"], results["against"], "p99_ms"),
+    }
+
+
+def main() -> None:
+    """Run the attacks and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=10_000)
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--only", default=",".join(name for name in CLIENTS if name != "honest"), metavar="A,B")
+    parser.add_argument("--source", default=str(ROOT), metavar="DIR", help="checkout whose service is attacked")
+    parser.add_argument("--against", default=None, metavar="DIR", help="checkout whose speed is compared with, in turn")
+    parser.add_argument("--clients", type=int, default=32, help="of that comparison")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--round-seconds", type=float, default=2.5)
+    parser.add_argument("--output", default=None, metavar="FILE")
+    options = parser.parse_args()
+    report: Result = {**facts(), "items": options.items, "dim": options.dim, "seconds": options.seconds, "attacks": {}}
+    with tempfile.TemporaryDirectory() as name:
+        write_catalogue(Path(name) / "export", options.items, options.dim)
+        server = Server(Path(name) / "export", Path(options.source))
+        honest(server, 2.0)
+        report["honest"] = honest(server, options.seconds)
+        print("honest", json.dumps(report["honest"]), flush=True)
+        for attack in options.only.split(","):
+            report["attacks"][attack] = judge(under(attack, server, options.seconds), report["honest"])
+            print(attack, json.dumps(report["attacks"][attack]), flush=True)
+            if server.process.poll() is not None:
+                raise SystemExit(f"the server ended: {server.output()}")
+        report["honest_again"] = honest(server, options.seconds)
+        print("honest again", json.dumps(report["honest_again"]), flush=True)
+        report["exit_code"] = server.stop()
+        report["tracebacks"] = server.output().count("Traceback")
+        if options.against:
+            report["speed"] = speed(Path(name) / "export", options)
+            print("speed", json.dumps(report["speed"]), flush=True)
+    if options.output:
+        Path(options.output).write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""What a value of one of our configuration keys may be: functions that check one and give its final form.
+
+Each takes the key's name and the value as RecBole's ``Config`` holds it, and raises a ``ValueError`` that names both.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Reader = Callable[[str, Any], Any]
+
+
+def fail(name: str, value: Any, expected: str, hint: str = "") -> ValueError:
+    """The error of a wrong value."""
+    return ValueError(f"{name} must be {expected}, got {value!r}.{' ' + hint if hint else ''}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number and no flag."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def text(name: str, value: Any) -> str | None:
+    """A string; ``None`` for an empty one."""
+    if value is None or isinstance(value, str):
+        return value or None
+    if isinstance(value, Path):
+        return str(value)
+    # RecBole turns a command-line value such as 2020 into a number; a name may well look like one
+    if is_number(value):
+        return str(value)
+    raise fail(name, value, "a string or empty")
+
+
+def names(name: str, value: Any) -> tuple[str, ...] | None:
+    """Names of columns."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    if isinstance(value, Iterable) and not isinstance(value, Mapping):
+        names = tuple(value)
+        if all(isinstance(n, str) and n for n in names):
+            return names
+    raise fail(name, value, "a list of column names", f"For example {name}: [title, description].")
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or false."""
+    if isinstance(value, bool):
+        return value
+    raise fail(name, value, "true or false")
+
+
+def choice(*known: str) -> Reader:
+    """One of these words."""
+
+    def read(name: str, value: Any) -> str:
+        if isinstance(value, str) and value in known:
+            return value
+        near = difflib.get_close_matches(str(value), known, n=1)
+        raise fail(name, value, f"one of {', '.join(known)}", f"Did you mean {near[0]!r}?" if near else "")
+
+    return read
+
+
+def count(name: str, value: Any) -> int:
+    """An integer of at least 1."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise fail(name, value, "an integer of at least 1")
+
+
+def optional_count(name: str, value: Any) -> int | None:
+    """An integer of at least 1, or nothing."""
+    return None if value is None else count(name, value)
+
+
+def hidden(name: str, value: Any) -> int | None:
+    """Hidden units; ``None`` for 0, false or nothing."""
+    return None if value in (None, 0, False) else count(name, value)
+
+
+def positive(name: str, value: Any) -> float:
+    """A finite number above 0."""
+    if is_number(value) and 0 < value < float("inf"):
+        return float(value)
+    raise fail(name, value, "a finite number above 0")
+
+
+def optional_positive(name: str, value: Any) -> float | None:
+    """A finite number above 0, or nothing."""
+    return None if value is None else positive(name, value)
+
+
+def not_negative(name: str, value: Any) -> float:
+    """A finite number of at least 0."""
+    if is_number(value) and 0 <= value < float("inf"):
+        return float(value)
+    raise fail(name, value, "a finite number of at least 0")
+
+
+def share(name: str, value: Any) -> float:
+    """A number in [0, 1)."""
+    if is_number(value) and 0 <= value < 1:
+        return float(value)
+    raise fail(name, value, "a number in [0, 1)")
+
+
+def auto_flag(name: str, value: Any) -> bool | None:
+    """True or false; ``None`` for auto."""
+    if value == "auto" or isinstance(value, bool):
+        return None if value == "auto" else value
+    raise fail(name, value, "auto, true or false")
+
+
+def boost(name: str, value: Any) -> float | str:
+    """A number above 0, or auto."""
+    if value == "auto":
+        return value
+    if is_number(value) and 0 < value < float("inf"):
+        return float(value)
+    raise fail(name, value, "auto or a number above 0")
+
+
+def rank(name: str, value: Any) -> int | str:
+    """An integer of at least 1, auto or full."""
+    if value in ("auto", "full"):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise fail(name, value, "auto, full or an integer of at least 1")
+
+
+def sum_of(known: tuple[str, ...]) -> Callable[[str, Any], tuple[str, ...]]:
+    """One of these words, or a sum of them."""
+    expected = f"one of {', '.join(known)}, or a sum such as {'+'.join(known[:2])}"
+
+    def read(name: str, value: Any) -> tuple[str, ...]:
+        parts = [p.strip() for p in value.split("+")] if isinstance(value, str) else value
+        if not isinstance(parts, (list, tuple)) or not parts:
+            raise fail(name, value, expected)
+        unknown = [p for p in parts if p not in known]
+        if unknown:
+            raise fail(name, value, expected, f"Unknown: {unknown}.")
+        return tuple(dict.fromkeys(parts))
+
+    return read
+
+
+def files(name: str, value: Any) -> str | dict[str, str] | None:
+    """A path, or paths by modality."""
+    if isinstance(value, Mapping):
+        by_modality = {str(modality): text(name, path) for modality, path in value.items()}
+        if all(modality.isidentifier() for modality in by_modality):
+            return {modality: path for modality, path in by_modality.items() if path is not None} or None
+        raise fail(name, value, "a path, or paths by modality", f"For example {name}: {{text: a.npy, image: b.npy}}.")
+    return text(name, value)

@@ -1,0 +1,18 @@
+"""What became of every repair in this process."""
+
+import importlib
+
+from recbole_llm.bridge.repairs import activation
+from recbole_llm.bridge.repairs.registry import RepairRecord, records
+
+
+def repair_report() -> list[RepairRecord]:
+    """Every repair of RecBole with whether it is applied in this process and why; imports the modules concerned.
+
+    Raises:
+        ImportError: if RecBole is missing or of a version that we do not support.
+    """
+    activation.require_recbole()
+    for name in activation.steps():
+        importlib.import_module(name)
+    return records()

@@ -1,0 +1,1 @@
+"""The trainer of LLMTwoTower: epochs, checkpoints, interruption, tables spread over processes."""

@@ -1,0 +1,1 @@
+"""The commands of ``recbole-llm``, a module each: arguments, printing, exit codes."""

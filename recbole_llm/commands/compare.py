@@ -1,0 +1,55 @@
+"""``recbole-llm compare``: several models on one split."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from recbole_llm.bridge.experiments.comparison import about_tests, as_json, as_latex, as_markdown, compare, draw
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``recbole-llm compare``."""
+    parser.add_argument("--models", "-m", required=True, help="names separated by commas: EASE,LightGCN,LLMTwoTower")
+    parser.add_argument(
+        "--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data_path"
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="trainings per model on the same split")
+    parser.add_argument("--metric", default=None, help="test metric to order and test by, such as ndcg@10")
+    parser.add_argument("--reference", default=None, help="the model the others are tested against; default the first")
+    parser.add_argument("--config_files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
+    parser.add_argument("--output", default=None, metavar="DIR", help="write comparison.json, .md, .tex and .png")
+
+
+def run_compare(options: argparse.Namespace, config_files: Sequence[str], overrides: Sequence[str]) -> int:
+    """The command; 1 if no model finished."""
+    models = [name.strip() for name in options.models.split(",") if name.strip()]
+    quiet = [value for value in ("--show_progress=False", "--state=WARNING") if _key(value) not in map(_key, overrides)]
+    found = compare(
+        models,
+        options.dataset,
+        seeds=options.seeds,
+        metric=options.metric,
+        reference=options.reference,
+        config_files=config_files,
+        overrides=[*overrides, *quiet],
+        progress=lambda text: print(text, flush=True),
+    )
+    print(f"\n{as_markdown(found)}\n\n{about_tests(found)}")
+    if options.output:
+        folder = Path(options.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "comparison.json").write_text(json.dumps(as_json(found), indent=2) + "\n", encoding="utf-8")
+        text = f"{as_markdown(found)}\n\n{about_tests(found)}\n"
+        (folder / "comparison.md").write_text(text, encoding="utf-8")
+        (folder / "comparison.tex").write_text(as_latex(found) + "\n", encoding="utf-8")
+        try:
+            draw(found, folder / "comparison.png")
+        except ValueError as error:
+            print(error)
+        print(f"written: {folder}")
+    return 0 if any(not row.error for row in found.rows) else 1
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]

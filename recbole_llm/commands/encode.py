@@ -1,0 +1,69 @@
+"""``recbole-llm encode``: the vectors of a dataset's texts ahead of every run, by one process or by all that torchrun starts.
+
+    torchrun --nproc_per_node 2 -m recbole_llm encode --dataset NAME
+
+Processes share the work by their numbers and meet in the feature store alone: there is no process group to set up, none waits
+for another, and a run that was stopped goes on with any number of processes.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from recbole_llm.bridge.files import require_dataset
+from recbole_llm.content.processes import number_of_processes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``recbole-llm encode``."""
+    parser.add_argument("--dataset", "-d", required=True, help="ml-100k, or a folder of atomic files in --data_path")
+    parser.add_argument("--config_files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
+
+
+def run_encode(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[str]) -> int:
+    """Run it; every process ends with all vectors in the store, and the first says what there is.
+
+    Args:
+        options: of :func:`add_arguments`.
+        files: YAML files.
+        overrides: ``--key=value``.
+
+    Raises:
+        ValueError: if there is no such dataset, or it has no texts to encode.
+    """
+    from recbole_llm.bridge.repairs.configuration import PROGRAM
+
+    rank, processes = number_of_processes()
+    settings = {}
+    if processes > 1:
+        settings["gpu_id"] = os.environ.get("LOCAL_RANK", "0")  # a GPU for each, where there are some
+    if rank:
+        settings |= {"show_progress": "False", "state": "ERROR"}
+    sys.argv = [PROGRAM, *overrides]  # where RecBole's Config reads --key=value
+    from recbole.config import Config
+    from recbole.utils import init_logger
+
+    from recbole_llm.bridge.dataset import LLMTwoTowerDataset
+
+    config = Config("LLMTwoTower", options.dataset, list(files), dict(settings))
+    require_dataset(config)
+    if not rank:
+        init_logger(config)
+    dataset = LLMTwoTowerDataset(config)
+    found = [("items", name, table) for name, table in dataset.item_features.items()]
+    found += [("users", name, table) for name, table in dataset.user_features.items()]
+    if not found:
+        raise ValueError(
+            f"encoder is empty, so there is nothing to encode. Name one with --encoder=..., and the columns of "
+            f"{Path(config['data_path']) / options.dataset}.item with --item_text_fields=..."
+        )
+    if rank:
+        return 0
+    for what, name, table in found:
+        count = int(table.present.sum())
+        print(
+            f"{what}: {count} of {len(table.present) - 1} have a {name} vector of {table.vectors.shape[1]} dimensions"
+        )
+    return 0

@@ -1,0 +1,231 @@
+"""``recbole-llm recommend`` and ``recbole-llm similar``."""
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from recbole_llm.bridge.checkpoint_settings import add_path_arguments, given_paths
+from recbole_llm.export.errors import UnknownItemError, UnknownUserError
+from recbole_llm.export.reader import Export
+from recbole_llm.recommend import (
+    Counts,
+    Row,
+    check_output,
+    names,
+    newest_checkpoint,
+    open_model,
+    recommend_items,
+    recommend_text,
+    recommend_users,
+    rows_of,
+    similar_items,
+    write_rows,
+)
+from recbole_llm.text_files import lines_of, separated
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    """Rows of one user as lines; on a terminal, titles end where it does, and no character of theirs commands it."""
+    titles = ["".join(c if c.isprintable() else " " for c in row.title) for row in rows]
+    width = max([*map(len, titles), 5])
+    chances = all(row.probability is not None for row in rows)
+    numbers = [f"{row.score:.3f}" if row.probability is None else f"{row.probability:.2%}" for row in rows]
+    number = max([*map(len, numbers), 6])
+    ids = max([len(row.item) + (6 if row.cold else 0) for row in rows] + [2])
+    if sys.stdout.isatty():
+        width = max(min(width, shutil.get_terminal_size().columns - number - ids - 9), 5)
+    shown = [title if len(title) <= width else title[: width - 1] + "…" for title in titles]
+    lines = [f"{'':>3}  {'title':{width}}  {'chance' if chances else 'score':>{number}}  id"]
+    for row, title, value in zip(rows, shown, numbers, strict=True):
+        cold = " (new)" if row.cold else ""
+        lines.append(f"{row.rank:>3}  {title:{width}}  {value:>{number}}  {row.item}{cold}")
+    return lines
+
+
+def _ids(given: Sequence[str] | None, file: list[str] | None, known: Sequence[str]) -> list[str] | None:
+    """The lines of a file, or what an option gives: a value that is an id stays whole, another is split at its commas."""
+    if file is not None or given is None:
+        return file
+    return separated(given, set(known))
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a checkpoint that 'recbole-llm run' saved (saved/LLMTwoTower-....pth), its folder for the newest one, or the "
+        "folder of an export",
+    )
+    add_path_arguments(parser)
+
+
+def _open(options: argparse.Namespace, texts: bool) -> Export:
+    newest = newest_checkpoint(options.model)
+    if newest is not None:
+        _note(f"model: {newest}")
+    log = logging.getLogger("recbole_llm.content.features")
+    log.addFilter(_not_of_training)
+    try:
+        return open_model(newest or options.model, texts=texts, **given_paths(options))
+    finally:
+        log.removeFilter(_not_of_training)
+
+
+def _not_of_training(record: logging.LogRecord) -> bool:
+    """Leave out what the training's log has said of the items' texts."""
+    return "encoder_max_tokens" not in record.msg
+
+
+def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``recbole-llm recommend``."""
+    _add_model(parser)
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument(
+        "--users",
+        nargs="+",
+        action="extend",
+        metavar="ID",
+        help="users of the training data; commas separate too, unless the whole is an id or a part is in double quotes: "
+        "'\"u1,x\",u2'; may be given again; without any of these: all of them",
+    )
+    who.add_argument("--users-file", metavar="FILE", help="the same, an id a line")
+    who.add_argument(
+        "--items",
+        nargs="+",
+        action="extend",
+        metavar="ID",
+        help="items that a new user likes; written as for --users",
+    )
+    who.add_argument("--items-file", metavar="FILE", help="the same, an id a line")
+    who.add_argument("--text", help="what a new user asks for, in words")
+    parser.add_argument("--k", type=int, default=10, help="items per user (default: 10)")
+    parser.add_argument("--include-seen", action="store_true", help="items of the history may be recommended again")
+    parser.add_argument("--skip-unknown", action="store_true", help="count unknown ids instead of stopping")
+    parser.add_argument("--output", metavar="FILE", help=".jsonl, .csv or .parquet; without it a table on the terminal")
+
+
+def run_recommend(options: argparse.Namespace) -> int:
+    """The command.
+
+    Raises:
+        ValueError: as the functions above, on unknown ids, or where all users are asked for without an output.
+    """
+    if options.k < 1:
+        raise ValueError(f"--k is {options.k}; expected at least 1.")
+    if options.output:
+        check_output(options.output)
+    files = {
+        name: None if path is None else lines_of(path, f"--{name}-file")
+        for name, path in (("users", options.users_file), ("items", options.items_file))
+    }
+    given = [options.users, options.items, options.text, *files.values()]
+    if all(value is None for value in given) and not options.output:
+        raise ValueError("for all users give --output FILE; --users ID, --items ID or --text prints a table.")
+    model = _open(options, texts=options.text is not None)
+    users = _ids(options.users, files["users"], model.user_ids)
+    items = _ids(options.items, files["items"], model.item_ids)
+    for name, ids in (("users", users), ("items", items)):
+        if ids is not None and not ids:
+            raise ValueError(f"--{name} names no id.")
+    if items is not None or options.text is not None:
+        return _answer_one(options, model, items)
+    counts = Counts()
+    rows = recommend_users(
+        model,
+        users,
+        k=options.k,
+        exclude_seen=not options.include_seen,
+        skip_unknown=options.skip_unknown,
+        counts=counts,
+    )
+    if options.output:
+        _known(lambda: write_rows(_with_progress(rows, counts, len(users or model.user_ids)), options.output))
+        print(f"{counts.rows} items for {counts.users} users written to {options.output}")
+    else:
+        for user, of_user in groupby(_known(lambda: list(rows)), lambda row: row.user):
+            print(f"user {user}", *_table(list(of_user)), sep="\n")
+    if counts.short:
+        _note(f"users with fewer than {options.k} items, since no more may be recommended to them: {counts.short}")
+    if counts.unknown:
+        _note(f"unknown users skipped: {counts.unknown}")
+    return 0
+
+
+def _answer_one(options: argparse.Namespace, model: Export, items: Sequence[str] | None) -> int:
+    if items is None:
+        answer = recommend_text(model, options.text, k=options.k)
+    else:
+        seen, skip = not options.include_seen, options.skip_unknown
+        answer = _known(lambda: recommend_items(model, items, k=options.k, exclude_seen=seen, skip_unknown=skip))
+    rows = list(rows_of(answer, options.text if items is None else ",".join(items)))
+    if options.output:
+        write_rows(rows, options.output)
+        print(f"{len(rows)} items written to {options.output}")
+    else:
+        print(*_table(rows), sep="\n")
+    if answer.unknown:
+        _note(f"unknown items skipped: {len(answer.unknown)} ({names(answer.unknown)})")
+    return 0
+
+
+def _with_progress(rows: Iterator[Row], counts: Counts, total: int) -> Iterator[Row]:
+    """The rows, with a progress bar of users on a terminal."""
+    from recbole_llm.progress import progress_bar
+
+    with progress_bar(total=total, unit="user", desc="Recommending", disable=None, dynamic_ncols=True) as bar:
+        for row in rows:
+            if row.rank == 1:
+                bar.update(counts.users + counts.unknown - bar.n)
+            yield row
+        bar.update(counts.users + counts.unknown - bar.n)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _known(answer: Callable[[], Any]) -> Any:
+    try:
+        return answer()
+    except UnknownUserError as error:
+        raise ValueError(
+            f"no user of the training data has the id {error}. --skip-unknown leaves them out; for a new user give --items."
+        ) from error
+    except UnknownItemError as error:
+        raise ValueError(f"no item of the training data has the id {error}. --skip-unknown leaves them out.") from error
+
+
+def add_similar_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``recbole-llm similar``."""
+    _add_model(parser)
+    parser.add_argument("--item", required=True, metavar="ID", help="an item")
+    parser.add_argument("--k", type=int, default=10, help="how many (default: 10)")
+    parser.add_argument("--output", metavar="FILE", help=".jsonl, .csv or .parquet; without it a table on the terminal")
+
+
+def run_similar(options: argparse.Namespace) -> int:
+    """The command.
+
+    Raises:
+        ValueError: as :func:`open_model`, or if no item has the id.
+    """
+    if options.k < 1:
+        raise ValueError(f"--k is {options.k}; expected at least 1.")
+    if options.output:
+        check_output(options.output)
+    model = _open(options, texts=False)
+    try:
+        answer = similar_items(model, options.item, k=options.k)
+    except UnknownItemError as error:
+        raise ValueError(f"--item: no item of the training data has the id {options.item!r}.") from error
+    rows = list(rows_of(answer, options.item))
+    if options.output:
+        write_rows(rows, options.output)
+        print(f"{len(rows)} items written to {options.output}")
+    else:
+        print(*_table(rows), sep="\n")
+    return 0

@@ -1,0 +1,59 @@
+"""``recbole-llm tune``: a search of hyper-parameters on validation, resumable."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from recbole_llm.bridge.environment import versions
+from recbole_llm.bridge.experiments.tuning import ALGORITHMS, line_of, name_of, ranked, tune
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``recbole-llm tune``."""
+    parser.add_argument("--model", "-m", default="LLMTwoTower", help="LLMTwoTower or any model of RecBole")
+    parser.add_argument(
+        "--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data_path"
+    )
+    parser.add_argument("--params_file", required=True, help="the space, such as configs/ml-100k/LLMTwoTower.hyper")
+    parser.add_argument("--algo", default="exhaustive", choices=ALGORITHMS, help="how the space is searched")
+    parser.add_argument("--max_evals", type=int, default=20, help="trials of random and bayes")
+    parser.add_argument("--early_stop", type=int, default=10, help="trials without progress that end the search")
+    parser.add_argument("--workers", type=int, default=1, help="trials at a time (random, exhaustive)")
+    parser.add_argument("--search_seed", type=int, default=0, help="of the search")
+    parser.add_argument("--config_files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
+    parser.add_argument("--output", default=None, metavar="DIR", help="trials; started again, the search goes on there")
+
+
+def run_tune(options: argparse.Namespace, config_files: Sequence[str], overrides: Sequence[str]) -> int:
+    """The command; 1 if no trial finished."""
+    output = Path(options.output or f"tuning/{options.dataset}-{options.model}-{options.algo}")
+    quiet = [v for v in ("--show_progress=False", "--state=WARNING") if not any(o.startswith(v[:8]) for o in overrides)]
+    trials = tune(
+        options.model,
+        options.dataset,
+        options.params_file,
+        algorithm=options.algo,
+        max_evals=options.max_evals,
+        early_stop=options.early_stop,
+        workers=options.workers,
+        output=output,
+        config_files=config_files,
+        overrides=[*overrides, *quiet],
+        seed=options.search_seed,
+        progress=lambda text: print(text, flush=True),
+    )
+    table = ranked(list({name_of(t.params): t for t in trials}.values()))
+    lines = [f"| {'valid':>8} | setting |", "|---:|---|"]
+    lines += [
+        f"| {'failed' if t.score is None else f'{t.score:.4f}'} | {line_of(t).rsplit(': ', 1)[0]} |" for t in table
+    ]
+    print("\n" + "\n".join(lines))
+    best = table[0]
+    if best.score is not None:
+        print(f"\nbest by validation: {line_of(best)}\nits test metrics: {best.test}")
+    report = {"trials": [vars(t) for t in table], "versions": versions()}
+    (output / "tuning.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (output / "tuning.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"written: {output}")
+    return 0 if best.score is not None else 1

@@ -1,0 +1,234 @@
+"""From a trained model to an export: the one module of serving that loads torch.
+
+A model is anything with the methods and attributes of ``LLMTwoTower`` that are read here; RecBole is not imported.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_llm.content.encoders.transformer import load_encoder
+from recbole_llm.content.features import FeatureStore, encode_texts
+from recbole_llm.content.store.feature_table import fit_transform
+from recbole_llm.export.item_records import item_records
+from recbole_llm.export.manifest import EncoderSpec, Manifest
+from recbole_llm.export.model_card import model_card
+from recbole_llm.export.model_tables import ModelTables, content_blocks, tables_of
+from recbole_llm.export.text_map import TextMap
+from recbole_llm.export.writer import ExportContents, write_artifact
+from recbole_llm.scoring.rows import Rows
+
+INDEX_KINDS = ("auto", "exact", "ivf")
+# above this exact scoring takes tens of milliseconds a request on one core
+EXACT_UP_TO = 300_000
+
+log = getLogger(__name__)
+
+IndexBuilder = Callable[[ModelTables, Rows], tuple[Mapping[str, Any], bytes]]
+"""Tables and training histories -> an index's description for the manifest, and its bytes."""
+
+
+def export_model(
+    model: Any,
+    dataset: Any,
+    output: str | Path,
+    *,
+    index: str = "auto",
+    attributes: Sequence[str] | None = None,
+    keep_text: bool = True,
+    bundle_encoder: bool = False,
+    onnx: bool = False,
+    metrics: Mapping[str, Any] | None = None,
+    overlay_seq: int = 0,
+    build_index: IndexBuilder | None = None,
+) -> Manifest:
+    """Write the export of a trained model.
+
+    Args:
+        model: a trained ``LLMTwoTower``, in evaluation mode.
+        dataset: the dataset it was made from: ids, and the item file with titles, texts and attributes.
+        output: folder that does not exist yet.
+        index: ``exact``, ``ivf`` (needs faiss), or ``auto``: ivf above ``EXACT_UP_TO`` items.
+        attributes: columns of the item file to show and filter by; ``None`` for all that are short.
+        keep_text: whether the items' texts go along.
+        bundle_encoder: copy the encoder's files into the export, so that the service needs no hub.
+        onnx: write the arithmetic as ONNX graphs too (needs onnx); compared with the model where onnxruntime is installed.
+        metrics: for the model card, such as the test result.
+        overlay_seq: last change of the service's log that the training data held already.
+        build_index: makes the index where there is to be one (``recbole_llm.commands.export.build_index``).
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: if the output exists, the model cannot be expressed, or a column is unknown.
+    """
+    if index not in INDEX_KINDS:
+        raise ValueError(f"index is {index!r}; expected one of {', '.join(INDEX_KINDS)}.")
+    if Path(output).exists():  # said before anything long is done
+        raise ValueError(
+            f"output {str(output)!r} exists, and an export is immutable: name another folder, or remove it."
+        )
+    contents = contents_of(
+        model,
+        dataset,
+        index=index,
+        attributes=attributes,
+        keep_text=keep_text,
+        bundle_encoder=bundle_encoder,
+        metrics=metrics,
+        overlay_seq=overlay_seq,
+        build_index=build_index,
+    )
+    card = model_card(contents, getattr(dataset, "dataset_name", ""))
+    manifest = write_artifact(output, replace(contents, card=card, onnx=onnx))
+    counts = manifest.counts
+    log.info("Exported %d items and %d users as %s to %s", counts["items"], counts["users"], manifest.export_id, output)
+    return manifest
+
+
+def contents_of(
+    model: Any,
+    dataset: Any,
+    *,
+    index: str = "exact",
+    attributes: Sequence[str] | None = None,
+    keep_text: bool = False,
+    bundle_encoder: bool = False,
+    map_texts: bool = True,
+    metrics: Mapping[str, Any] | None = None,
+    overlay_seq: int = 0,
+    build_index: IndexBuilder | None = None,
+) -> ExportContents:
+    """What an export of a trained model holds, without its card.
+
+    Args:
+        model: as for :func:`export_model`, like the rest.
+        dataset: the dataset it was made from.
+        index: kind of the index.
+        attributes: columns of the item file to show and filter by.
+        keep_text: whether the items' texts go along.
+        bundle_encoder: whether the encoder's files go along.
+        map_texts: whether new texts can be placed; needs the encoder's files and the vectors of all texts.
+        metrics: for the model card.
+        overlay_seq: last change of the service's log that the training data held already.
+        build_index: as there.
+
+    Raises:
+        ValueError: if the model cannot be expressed, or a column is unknown.
+    """
+    data = model.training_data()
+    score = replace(model.score, content=content_blocks(data))
+    tables = tables_of(score, data, model.n_users, model.options.cold_map != "none")
+    item_ids, user_ids = _tokens(dataset, dataset.iid_field), _tokens(dataset, dataset.uid_field)
+    items = item_records(model.options, dataset, item_ids, attributes, keep_text)
+    encoder = _encoder(model.options) if map_texts else None
+    spec = None if encoder is None else _encoder_spec(encoder, model.options, bundle_encoder)
+    text_map = _text_map(tables, items.texts, model.options, encoder) if map_texts else None
+    history = model.history.to("cpu")
+    offsets = history.offsets.numpy()
+    if int(offsets[1]) != 0:
+        raise ValueError("The padding user has a history; the model's history is not in the dataset's order.")
+    return ExportContents(
+        item_ids=item_ids,
+        user_ids=user_ids,
+        records=items.records,
+        vector=tables.vector,
+        source=tables.source,
+        bias=tables.bias,
+        trained=tables.trained,
+        listed=tables.listed,
+        blocks=tables.blocks,
+        offset=tables.offset,
+        user_part=tables.user_part,
+        similar_by=tables.similar_by,
+        history_offsets=offsets[1:],
+        history_items=history.ids.numpy() - 1,
+        history_weight=None if history.weights is None else history.weights.numpy(),
+        history_rank=tables.history_rank,
+        content=tables.content,
+        probability=tables.probability,
+        text_map=text_map,
+        encoder=spec,
+        encoder_files=_encoder_files(encoder) if bundle_encoder and encoder is not None else {},
+        item_text=items.item_text,
+        attributes=items.kinds,
+        history_decay=model.options.history_decay,
+        overlay_seq=overlay_seq,
+        index=_index(index, tables, history, build_index),
+        metrics=dict(metrics or {}),
+        producer={"torch": torch.__version__},
+    )
+
+
+def _tokens(dataset: Any, field: str) -> list[str]:
+    return [str(token) for token in dataset.field2id_token[field][1:]]
+
+
+# ------------------------------------------------------------------ texts to vectors
+
+
+def _encoder(options: Any) -> Any | None:
+    if not options.text_encoder:
+        return None
+    return load_encoder(options.encoder, revision=options.encoder_revision, **_encoder_settings(options))
+
+
+def _encoder_settings(options: Any) -> dict[str, Any]:
+    return {
+        "pooling": options.encoder_pooling,
+        "prompt": options.encoder_prompt,
+        "max_tokens": options.encoder_max_tokens,
+        "overflow": options.encoder_overflow,
+        "dim": options.encoder_dim,
+        "dtype": options.encoder_dtype,
+    }
+
+
+def _encoder_spec(encoder: Any, options: Any, bundled: bool) -> EncoderSpec:
+    return EncoderSpec(
+        name=options.encoder,
+        revision=options.encoder_revision,
+        settings=_encoder_settings(options),
+        feature_dim=encoder.dim,
+        fingerprint=encoder.fingerprint,
+        bundled=bundled,
+    )
+
+
+def _encoder_files(encoder: Any) -> dict[str, Path]:
+    folder = Path(encoder.files.folder)
+    kept = {".safetensors", ".json", ".txt", ".model"}
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix in kept and len(path.relative_to(folder).parts) <= 2
+    }
+
+
+def _text_map(tables: ModelTables, texts: Sequence[str | None], options: Any, encoder: Any | None) -> TextMap | None:
+    """The map from raw text vectors, ``None`` where new texts cannot be placed."""
+    if tables.cold_map is None or encoder is None:
+        reason = "vectors of its items come from a file" if "text" in options.feature_files else "it has no cold map"
+        log.warning("Items cannot be added by their text, and texts cannot be searched: %s.", reason)
+        return None
+    store = FeatureStore(options.feature_cache_dir)
+    raw = encode_texts([None, *texts], encoder, store, batch_size=options.encoder_batch_size)
+    return tables.text_map(*fit_transform(raw, options.feature_transform))
+
+
+def _index(
+    kind: str, tables: ModelTables, history: Rows, build: IndexBuilder | None
+) -> tuple[Mapping[str, Any], bytes] | None:
+    if kind == "exact" or (kind == "auto" and len(tables.vector) <= EXACT_UP_TO):
+        return None
+    if build is None:
+        raise ValueError(
+            f"index is {kind!r} and {len(tables.vector)} items need one, but build_index is None. Give "
+            "recbole_llm.commands.export.build_index, or index='exact'."
+        )
+    return build(tables, history)

@@ -1,0 +1,267 @@
+"""``manifest.json`` of an export: which files there are, the model's constants, and a reader that checks its form."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.content.encoder_settings import MAX_COUNT, check_settings
+from recbole_llm.export.errors import ExportError
+from recbole_llm.export.tensor_file import open_file, parse_json
+from recbole_llm.scoring.probability import ProbabilityMap
+
+FIRST_SCHEMA, CONTENT_SCHEMA = 1, 2  # 2: content.safetensors
+SCHEMA = 2
+MANIFEST = "manifest.json"
+VECTORS, HISTORY, TEXT_MAP = "vectors.safetensors", "history.safetensors", "text_map.safetensors"
+CONTENT = "content.safetensors"
+ITEM_IDS, USER_IDS, ITEMS, CARD = "item_ids.txt", "user_ids.txt", "items.jsonl", "README.md"
+INDEX = "index.faiss"
+ONNX_RECOMMEND, ONNX_TEXT_MAP = "recommend.onnx", "text_map.onnx"
+ENCODER_FOLDER = "encoder"
+REQUIRED = (VECTORS, HISTORY, ITEM_IDS, USER_IDS, ITEMS)
+ATTRIBUTE_KINDS = ("token", "tokens", "number")
+MAX_MANIFEST_BYTES = 1 << 20
+
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+# one folder of encoder files may hold one more level (1_Pooling/config.json); nothing executable, nothing pickled
+_ENCODER_FILE = re.compile(rf"{ENCODER_FOLDER}/(?:{_PART}/)?{_PART}\.(?:safetensors|json|txt|model)")
+_PLAIN_FILES = frozenset({*REQUIRED, TEXT_MAP, CONTENT, CARD, INDEX, ONNX_RECOMMEND, ONNX_TEXT_MAP})
+
+
+@dataclass(frozen=True)
+class Block:
+    """A range of columns with its own pooling.
+
+    Attributes:
+        name: for people.
+        dim: its number of columns.
+        exponent: of the sum of the history weights that a pooled history is divided by.
+        scale: factor of the query.
+        scoring: ``dot`` or ``cosine``.
+        decay: by which histories fade in this block; ``None`` for the history's own weights.
+    """
+
+    name: str
+    dim: int
+    exponent: float
+    scale: float
+    scoring: str = "dot"
+    decay: float | None = None
+
+
+@dataclass(frozen=True)
+class FileSum:
+    """Size and hexadecimal sha256 of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """How texts become vectors: arguments of ``load_encoder``, and what they must give.
+
+    Attributes:
+        name: folder or hub name.
+        revision: on the hub.
+        settings: pooling, prompt, max_tokens, overflow, dim, dtype.
+        feature_dim: length of a vector.
+        fingerprint: the encoder's; another one's vectors do not fit.
+        bundled: whether ``encoder/`` holds it.
+    """
+
+    name: str
+    revision: str | None
+    settings: Mapping[str, Any]
+    feature_dim: int
+    fingerprint: str
+    bundled: bool = False
+
+
+@dataclass(frozen=True)
+class ItemText:
+    """How an item's fields make its text: ``fields`` and ``template`` of :mod:`recbole_llm.content.text`."""
+
+    fields: tuple[str, ...]
+    template: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The entry point of an export.
+
+    Attributes:
+        schema: of the files.
+        min_reader: smallest schema a reader must know.
+        export_id: hash of the files and of the model's constants: two exports with one id answer alike.
+        created_at: ISO 8601, UTC.
+        producer: versions that wrote it.
+        blocks: columns of the vectors.
+        history_decay: tau of t = exp(-rank / tau) where histories are weighted by recency, else ``None``.
+        probability: the map from scores to probabilities; ``None``, and no field of the file, for the plain sigmoid.
+        similar_by: ``vector`` or ``source``: which item vectors similarity compares.
+        counts: items, users, interactions, trained_items.
+        encoder: ``None`` where no encoder belongs to the model.
+        item_text: ``None`` where items have no text.
+        attributes: attribute name to one of ``ATTRIBUTE_KINDS``.
+        text_map: ``{"kind", "normalize"}``; ``None`` without a map.
+        overlay_seq: last change of the service's log that the training data held already.
+        index: ``{"kind": "exact"}`` or ``{"kind": "ivf", "nlist", "nprobe", "recall_at_10"}``.
+        metrics: what the model card shows.
+        files: by name.
+    """
+
+    schema: int
+    min_reader: int
+    export_id: str
+    created_at: str
+    producer: Mapping[str, str]
+    blocks: tuple[Block, ...]
+    history_decay: float | None
+    similar_by: str
+    counts: Mapping[str, int]
+    encoder: EncoderSpec | None
+    item_text: ItemText | None
+    attributes: Mapping[str, str]
+    text_map: Mapping[str, Any] | None
+    overlay_seq: int
+    index: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    files: Mapping[str, FileSum] = field(repr=False)
+    probability: ProbabilityMap | None = None
+
+    @property
+    def dim(self) -> int:
+        """Columns D of the vectors."""
+        return sum(block.dim for block in self.blocks)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON."""
+        values = asdict(self)
+        if self.probability is None:  # as exports were before there was a map, with the export_id that they have
+            del values["probability"]
+        return values
+
+    def identity(self) -> str:
+        """The ``export_id`` that these contents must have."""
+        part = self.to_json()
+        for name in ("export_id", "created_at", "producer", "metrics", "index"):
+            del part[name]
+        # the card, the index and the graphs describe the model; they do not change an answer
+        beside = (CARD, INDEX, ONNX_RECOMMEND, ONNX_TEXT_MAP)
+        part["files"] = {name: sums for name, sums in part["files"].items() if name not in beside}
+        return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest alone, checked for form.
+
+    Raises:
+        ExportError: if there is none, it is damaged, or another version is needed to read it.
+    """
+    if not folder.is_dir():
+        raise ExportError(f"{str(folder)!r} is not a folder. Give the folder that 'recbole-llm export' wrote.")
+    content = open_file(folder / MANIFEST)
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise ExportError(f"{MANIFEST} has {len(content)} bytes; at most {MAX_MANIFEST_BYTES} are read.")
+    raw = parse_json(content, MANIFEST)
+    if not isinstance(raw, dict):
+        raise ExportError(f"{MANIFEST} does not hold a JSON object.")
+    needed = raw.get("min_reader")
+    if type(raw.get("schema")) is not int or type(needed) is not int:
+        raise ExportError(f"{MANIFEST} names no schema: this is not an export of recbole-llm.")
+    if needed > SCHEMA or raw["schema"] < 1:
+        raise ExportError(
+            f"The export has schema {raw['schema']} and needs a reader of schema {needed}; this version of recbole-llm "
+            f"reads schemas 1 to {SCHEMA}. Upgrade recbole-llm, or export again with this version."
+        )
+    manifest = _manifest_of(raw)
+    if manifest.identity() != manifest.export_id:
+        raise ExportError(f"{MANIFEST} does not have the contents of its export_id: it is damaged or was edited.")
+    _check_encoder(manifest)
+    return manifest
+
+
+def _manifest_of(raw: dict[str, Any]) -> Manifest:
+    known = {f.name for f in fields(Manifest)}
+    missing = sorted(known - raw.keys() - {"probability"})
+    if missing:
+        raise ExportError(f"{MANIFEST} lacks {', '.join(missing)}.")
+    # of a later schema that this reader may read: what it does not know, it does not need
+    raw = {name: raw[name] for name in known & raw.keys()}
+    try:
+        raw["blocks"] = tuple(Block(**block) for block in raw["blocks"])
+        raw["files"] = {name: FileSum(**sums) for name, sums in raw["files"].items()}
+        if raw["encoder"] is not None:
+            raw["encoder"] = EncoderSpec(**raw["encoder"])
+        if raw.get("probability") is not None:
+            raw["probability"] = ProbabilityMap.from_json(raw["probability"])
+        if raw["item_text"] is not None:
+            raw["item_text"] = ItemText(tuple(raw["item_text"]["fields"]), raw["item_text"]["template"])
+        manifest = Manifest(**raw)
+        _check_manifest(manifest)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        if isinstance(error, ExportError):
+            raise
+        raise ExportError(f"{MANIFEST} has a field of the wrong form ({error}).") from None
+    return manifest
+
+
+def _check_encoder(manifest: Manifest) -> None:
+    """Nothing but typed settings may reach ``load_encoder``: the export_id is a plain hash, which anybody can make."""
+    spec = manifest.encoder
+    if spec is None:
+        return
+    texts = {"name": (spec.name, 4096), "fingerprint": (spec.fingerprint, 256)}
+    texts |= {} if spec.revision is None else {"revision": (spec.revision, 256)}
+    for what, (text, most) in texts.items():
+        if not isinstance(text, str) or not 0 < len(text) <= most or not text.isprintable():
+            raise ExportError(f"{MANIFEST}: the encoder's {what} is no string of 1 to {most} printable characters.")
+    if type(spec.feature_dim) is not int or not 1 <= spec.feature_dim <= MAX_COUNT:
+        raise ExportError(f"{MANIFEST}: the encoder's feature_dim is no integer from 1 to {MAX_COUNT}.")
+    inside = any(name.startswith(f"{ENCODER_FOLDER}/") for name in manifest.files)
+    if type(spec.bundled) is not bool or spec.bundled != inside:
+        raise ExportError(f"{MANIFEST}: the encoder's bundled and the files of {ENCODER_FOLDER}/ do not agree.")
+    try:
+        check_settings(spec.settings)
+    except ValueError as error:
+        raise ExportError(f"{MANIFEST}: {error}.") from None
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    def claim(holds: bool, what: str) -> None:
+        if not holds:
+            raise ExportError(f"{MANIFEST}: {what}.")
+
+    is_count = lambda value: type(value) is int and value >= 0  # noqa: E731
+    is_number = lambda value: type(value) in (int, float)  # noqa: E731
+    claim(isinstance(manifest.export_id, str), "export_id is no string")
+    claim(bool(manifest.blocks), "there is no block")
+    for block in manifest.blocks:
+        claim(is_count(block.dim) and block.dim > 0, "a block has no columns")
+        claim(is_number(block.exponent) and is_number(block.scale), "a block's exponent or scale is no number")
+        claim(block.scoring in ("dot", "cosine"), f"scoring {block.scoring!r} is unknown")
+        claim(block.decay is None or (is_number(block.decay) and block.decay > 0), "a block's decay is not positive")
+    for name in ("items", "users", "interactions", "trained_items"):
+        claim(is_count(manifest.counts.get(name)), f"counts lack {name}")
+    claim(is_count(manifest.overlay_seq), "overlay_seq is no count")
+    claim(manifest.similar_by in ("vector", "source"), f"similar_by {manifest.similar_by!r} is unknown")
+    decay = manifest.history_decay
+    claim(decay is None or (is_number(decay) and decay > 0), "history_decay is not positive")
+    for name, kind in manifest.attributes.items():
+        claim(isinstance(name, str) and kind in ATTRIBUTE_KINDS, f"attribute kind {kind!r} is unknown")
+    claim(manifest.index.get("kind") in ("exact", "ivf"), "index is neither exact nor ivf")
+    for name, sums in manifest.files.items():
+        claim(
+            name in _PLAIN_FILES or _ENCODER_FILE.fullmatch(name) is not None, f"the file name {name!r} is not allowed"
+        )
+        claim(is_count(sums.bytes) and isinstance(sums.sha256, str), f"size or sum of {name} is wrong")
+        claim(re.fullmatch(r"[0-9a-f]{64}", sums.sha256) is not None, f"sum of {name} is wrong")
+    absent = [name for name in REQUIRED if name not in manifest.files]
+    claim(not absent, f"it does not list {', '.join(absent)}")
+    claim((manifest.text_map is None) == (TEXT_MAP not in manifest.files), f"text_map and {TEXT_MAP} do not agree")
+    claim((manifest.index["kind"] == "ivf") == (INDEX in manifest.files), f"index and {INDEX} do not agree")

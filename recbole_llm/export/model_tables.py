@@ -1,0 +1,212 @@
+r"""A score as the arrays of an export: the NumPy twin's tables, and the map that places new texts.
+
+A new item's text direction e goes through the model's own kernel ridge map onto its trained items
+(:mod:`recbole_llm.fitting.cold_start.kernel_ridge`),
+
+    w = kappa f_w(e) + r,    b = kappa slope (m + f_b(e)) + c,    v = f_v(e)
+
+kappa and r being those of the model's own cold-start items, m the trained items' mean bias before calibration, slope and c the
+calibration.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_llm.export.manifest import Block
+from recbole_llm.export.text_map import TextMap
+from recbole_llm.fitting.cold_start.kernel_ridge import MU, ColdMap, any_present, fit_cold_map
+from recbole_llm.fitting.data import TrainingData
+from recbole_llm.fitting.ease import content_centre, content_directions
+from recbole_llm.scoring.probability import ProbabilityMap
+from recbole_llm.scoring.score import LinearBlock, Score
+
+MAX_TABLE_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class ModelTables:
+    """Arrays of a model without its padding rows; fields as in :class:`ExportContents`.
+
+    Attributes:
+        blocks: the columns.
+        vector: ``[N, D]`` targets.
+        source: ``[N, D]`` sources; of cold items, those of their texts.
+        bias: ``[N]``, finite.
+        trained: ``[N]`` bool.
+        listed: ``[N]`` bool, whether the model ranks the item among all others.
+        offset: ``[D]``.
+        user_part: ``[U, D]`` or ``None``.
+        similar_by: ``vector`` or ``source``.
+        cold_map: the map fitted for new items, on text vectors as the model holds them, or ``None``.
+        kappa: factor of a new item's target and bias.
+        shift: r, ``[D]``; ``None`` for zeros.
+        bias_scale: slope.
+        bias_offset: bias of a new item unlike all others.
+        probability: the map from scores to probabilities; ``None`` for the plain sigmoid.
+        history_rank: ``[nnz]`` of the training histories, 0 for the newest; ``None`` where no block fades.
+        content: by modality ``[N, f]`` directions, zero where an item has none.
+    """
+
+    blocks: tuple[Block, ...]
+    vector: np.ndarray
+    source: np.ndarray
+    bias: np.ndarray
+    trained: np.ndarray
+    listed: np.ndarray
+    offset: np.ndarray
+    user_part: np.ndarray | None
+    similar_by: str
+    cold_map: ColdMap | None = None
+    kappa: float = 1.0
+    shift: np.ndarray | None = None
+    bias_scale: float = 0.0
+    bias_offset: float = 0.0
+    probability: ProbabilityMap | None = None
+    history_rank: np.ndarray | None = None
+    content: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def text_map(self, center: Tensor, transform: Tensor | None) -> TextMap | None:
+        """The map from raw text vectors.
+
+        Args:
+            center: ``[F]`` of :func:`recbole_llm.content.store.feature_table.fit_transform`.
+            transform: ``[F, F]`` of the same, or ``None``.
+        """
+        if self.cold_map is None or "text" not in self.cold_map.centres:
+            return None
+        D = self.vector.shape[1]
+        of_text, anchors, values = self.cold_map.of_modality("text")
+        coefficients = _numpy(values)
+        # (f - center) T - centre = (f - center - centre T^-1) T
+        centre = of_text.cpu().double()
+        if transform is not None:
+            centre = torch.linalg.lstsq(transform.T, centre[:, None]).solution[:, 0]
+        return TextMap(
+            kind="rbf",
+            center=_numpy(center + centre),
+            transform=None if transform is None else _numpy(transform),
+            normalize=True,
+            support=_numpy(anchors),
+            gamma=1.0 / self.cold_map.bandwidth,
+            vector=(self.kappa * coefficients[:, :D]).astype(np.float32),
+            source=np.ascontiguousarray(coefficients[:, D : 2 * D]),
+            bias=(self.kappa * self.bias_scale * coefficients[:, -1]).astype(np.float32),
+            vector_offset=np.zeros(D, np.float32) if self.shift is None else self.shift,
+            source_offset=np.zeros(D, np.float32),
+            bias_offset=self.bias_offset,
+        )
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()
+
+
+@torch.no_grad()
+def tables_of(score: Score, data: TrainingData, n_users: int, cold_map: bool) -> ModelTables:
+    """The arrays of a score.
+
+    Args:
+        score: a trained model's, all of whose items are in this process.
+        data: what it was fitted on.
+        n_users: known users, padding included.
+        cold_map: whether new items can be placed by their content.
+
+    Raises:
+        ValueError: if the tables would be too large to serve.
+    """
+    blocks = score.counting
+    n_items = len(score.listed)
+    _refuse_large(n_items, sum(block.dim for block in blocks))
+    targets, sources, offsets, parts = [], [], [], []
+    for block in blocks:  # each has columns of its own: identity targets, which share theirs, get a copy each
+        zero = torch.zeros(n_items, block.dim, device=score.listed.device)
+        targets.append(_targets(block, n_items, score.listed.device))
+        sources.append(zero if block.source is None else block.source)
+        offsets.append(zero[0] if block.offset is None else block.offset)
+        parts.append(zero[:1].expand(n_users, -1) if block.user_part is None else block.user_part)
+    vector, source, part = (torch.cat(tables, 1) for tables in (targets, sources, parts))
+    bias, listed = score.item_bias, score.listed
+    finite = bias[listed].min() if bool(listed.any()) else bias.new_zeros(())
+    new_items = _new_items(score, data, vector, source) if cold_map and data.content else {}
+    fades = any(block.decay is not None for block in blocks)
+    return ModelTables(
+        blocks=tuple(block_of(block, score.slope) for block in blocks),
+        vector=_numpy(vector)[1:],
+        source=_numpy(source)[1:],
+        bias=_numpy(torch.where(listed, bias, finite))[1:],
+        trained=data.trained.cpu().numpy()[1:].astype(bool),
+        listed=listed.cpu().numpy()[1:],
+        offset=_numpy(torch.cat(offsets)),
+        user_part=_numpy(part)[1:] if bool(part.any()) else None,
+        # the full form's targets are the identity: no two of them are similar
+        similar_by="vector" if score.has_vectors else "source",
+        probability=None if score.probability == ProbabilityMap() else score.probability,
+        history_rank=_numpy(data.history.ranks) if fades and data.history.ranks is not None else None,
+        content={
+            block.name.partition(".")[2]: _numpy(block.source)[1:]
+            for block in score.content
+            if block.source is not None
+        },
+        **new_items,
+    )
+
+
+def block_of(block: LinearBlock, slope: float) -> Block:
+    """A block's fields as an export has them; the scale is the query's whole factor."""
+    scoring = "cosine" if block.cosine else "dot"
+    scale = slope * block.scale * block.temperature
+    return Block(block.name, block.dim, float(block.exponent), scale, scoring, block.decay)
+
+
+def content_blocks(data: TrainingData) -> tuple[LinearBlock, ...]:
+    """Likeness of the items' content, a block for each modality: <direction_j, direction_i> of centred unit vectors."""
+    blocks = []
+    for modality, (vectors, present) in data.content.items():
+        directions = content_directions(vectors, present, content_centre(vectors, present))
+        blocks.append(LinearBlock(f"content.{modality}", directions, directions))
+    return tuple(blocks)
+
+
+def _targets(block: LinearBlock, n_items: int, device: torch.device) -> Tensor:
+    if block.target is not None:
+        return block.target
+    eye = torch.eye(n_items, device=device)
+    return eye if block.exceptions is None else eye.index_copy(0, block.exceptions.ids, block.exceptions.rows)
+
+
+def _new_items(score: Score, data: TrainingData, vector: Tensor, source: Tensor) -> dict[str, Any]:
+    """The fields of :class:`ModelTables` that place new items."""
+    known = data.trained & any_present(data.content)
+    if not bool(known.any()):
+        return {}
+    raw = score.plain_bias
+    mean = float(raw[known].mean())
+    values = torch.cat([vector, source, (raw - mean)[:, None]], 1)
+    placed = score.cold
+    mu = MU if placed is None else placed.mu
+    cold_map = fit_cold_map(data.content, data.trained, values, data.popularity, mu=mu)
+    kappa, shift = 1.0, torch.zeros(vector.shape[1])
+    if placed is not None and placed.joint:
+        kappa = placed.kappa
+        shift = torch.cat([placed.shift[block.name] for block in score.counting])
+    return {
+        "cold_map": cold_map,
+        "kappa": kappa,
+        "shift": _numpy(shift),
+        "bias_scale": score.slope,
+        "bias_offset": score.intercept + kappa * score.slope * mean,
+    }
+
+
+def _refuse_large(n_items: int, columns: int) -> None:
+    size = 2 * n_items * columns * 4
+    if size > MAX_TABLE_BYTES:
+        raise ValueError(
+            f"The item tables would take {size / 2**30:.1f} GiB ({n_items} items, {columns} columns): "
+            "train with a smaller closed_form_dim, such as 2048."
+        )

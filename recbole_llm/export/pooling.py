@@ -1,0 +1,149 @@
+"""Users as query vectors, and a query's score taken apart into reasons.
+
+With history weights t_j, block b of the query is (:mod:`recbole_llm.export.reader`)
+
+    q_b = f_b (sum_j t_j / T^e_b v_jb + offset_b + part_ub),    T = sum_j t_j,   f_b = scale_b [/ |x_b| for cosine]
+
+so that <q, w_i> + bias_i = sum_j [sum_b f_b t_j / T^e_b <v_jb, w_ib>] + <f (offset + part), w_i> + bias_i: the bracket
+is what item j of the history adds to the score of item i. A block with a decay has t_j = exp(-rank_j / decay).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recbole_llm.export.manifest import Block
+
+CELLS_AT_ONCE = 1 << 17  # contributions: 1 MiB of float64
+TINY = np.float32(1e-12)
+TINIEST = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A user, ready to score; h entries of history.
+
+    Attributes:
+        vector: ``[D]`` float32, q.
+        source: ``[h, D]`` float32, the history's source vectors v_j.
+        weights: ``[h, blocks]`` float32, f_b t_j / T^e_b.
+    """
+
+    vector: np.ndarray
+    source: np.ndarray
+    weights: np.ndarray
+
+
+class Pooling:
+    """Turns histories into queries.
+
+    Args:
+        blocks: the columns.
+        offset: ``[D]`` float32 of every user.
+    """
+
+    def __init__(self, blocks: Sequence[Block], offset: np.ndarray) -> None:
+        ends = np.cumsum([block.dim for block in blocks])
+        self.columns = [slice(int(end) - block.dim, int(end)) for end, block in zip(ends, blocks, strict=True)]
+        self.blocks = list(blocks)
+        self.offset = offset
+
+    def query(
+        self,
+        source: np.ndarray,
+        times: np.ndarray,
+        part: np.ndarray | None = None,
+        ranks: np.ndarray | None = None,
+    ) -> Query:
+        """The query of a history.
+
+        Args:
+            source: ``[h, D]`` float32.
+            times: ``[h]`` float32, t_j.
+            part: ``[D]`` float32 of this user alone, or ``None``.
+            ranks: ``[h]`` float32, 0 for the newest, by which blocks with a decay weigh; ``None``: as the others, by ``times``.
+        """
+        vector = np.empty(source.shape[1], np.float32)
+        weights = np.empty((len(source), len(self.blocks)), np.float32)
+        for b, (block, columns) in enumerate(zip(self.blocks, self.columns, strict=True)):
+            fades = block.decay is not None and ranks is not None
+            weight = np.exp(-ranks / np.float32(block.decay)) if fades else times  # type: ignore[operator,arg-type]
+            total = max(float(weight.sum(dtype=np.float64)), TINIEST)
+            pooled = weight * np.float32(total**-block.exponent)
+            x = pooled @ source[:, columns] + self.offset[columns]
+            if part is not None:
+                x += part[columns]
+            factor = np.float32(block.scale)
+            if block.scoring == "cosine":
+                factor /= max(np.float32(np.linalg.norm(x)), TINY)
+            vector[columns] = factor * x
+            weights[:, b] = factor * pooled
+        return Query(vector, source, weights)
+
+    def parts(self, query: Query, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """What each entry of the history adds to each score in each block, ``[n, h]`` float64 by block name.
+
+        Args:
+            query: of :meth:`query`.
+            vector: target vectors ``[n, D]`` float32.
+        """
+        return {
+            block.name: (vector[:, columns].astype(np.float64) @ query.source[:, columns].T) * query.weights[:, b]
+            for b, (block, columns) in enumerate(zip(self.blocks, self.columns, strict=True))
+        }
+
+    def contributions(self, query: Query, vector: np.ndarray) -> np.ndarray:
+        """What each entry of the history adds to each score in all blocks, ``[n, h]`` float64; arguments as :meth:`parts`."""
+        return vector.astype(np.float64) @ self._weighted(query).T
+
+    def _weighted(self, query: Query) -> np.ndarray:
+        """The history's source vectors times their weights, ``[h, D]`` float64."""
+        weighted = query.source.astype(np.float64)
+        for b, columns in enumerate(self.columns):
+            weighted[:, columns] *= query.weights[:, b, None]
+        return weighted
+
+    def largest(self, query: Query, vector: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the entries of the history that add most to each score.
+
+        Args:
+            query: of :meth:`query`, with h entries.
+            vector: target vectors ``[n, D]`` float32.
+            limit: most entries per score.
+
+        Returns:
+            Positions in the history ``[n, m]`` int64 and contributions ``[n, m]`` float64, m = min(limit, h). Each row
+            falls; of equal contributions the earlier entry comes first.
+        """
+        m = min(limit, len(query.source))
+        step = max(CELLS_AT_ONCE // max(len(query.source), 1), 1)
+        weighted = self._weighted(query).T
+        parts = [
+            _largest_of_rows(vector[at : at + step].astype(np.float64) @ weighted, m)
+            for at in range(0, len(vector), step)
+        ]
+        if not parts:
+            return np.zeros((0, m), np.int64), np.zeros((0, m))
+        return np.concatenate([at for at, _ in parts]), np.concatenate([values for _, values in parts])
+
+
+def _largest_of_rows(values: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """The m largest of each row of ``[n, h]``, as a stable sort would have them, without sorting h."""
+    n, h = values.shape
+    if not m:
+        return np.zeros((n, 0), np.int64), np.zeros((n, 0))
+    if m < h:
+        threshold = np.partition(values, h - m, axis=1)[:, h - m, None]
+        chosen = values >= threshold
+        tied = np.flatnonzero(chosen.sum(1) > m)
+        if len(tied):  # the m-th value occurs again: the earlier entries are taken
+            equal = values[tied] == threshold[tied]
+            missing = m - (values[tied] > threshold[tied]).sum(1, keepdims=True)
+            chosen[tied] &= ~equal | (np.cumsum(equal, axis=1, dtype=np.int32) <= missing)
+        at = np.nonzero(chosen)[1].reshape(n, m)
+    else:
+        at = np.broadcast_to(np.arange(h), (n, h))
+    found = np.take_along_axis(values, at, axis=1)
+    order = np.argsort(-found, axis=1, kind="stable")
+    return np.take_along_axis(at, order, axis=1), np.take_along_axis(found, order, axis=1)

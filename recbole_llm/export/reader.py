@@ -1,0 +1,307 @@
+"""The exported model on disk: what it holds, and a reader that trusts nothing.
+
+    EXPORT/                  immutable once written
+      manifest.json          schema, sizes and sha256 of every other file, the model's constants
+      vectors.safetensors    item.vector f32[N,D]  item.source f32[N,D]  item.bias f32[N]  item.trained u8[N]
+                             item.listed u8[N]  user.offset f32[D]  [user.part f32[U,D]]; row 0 is the first item: no padding
+      history.safetensors    offsets i64[U+1]  items i32[nnz]  weight f32[nnz]  [rank f32[nnz]]   training histories
+      text_map.safetensors   only where texts can be mapped: see text_map.py
+      content.safetensors    only where items have content: by modality f32[N,f], unit vectors, zero where an item has none
+      item_ids.txt  user_ids.txt   one JSON string a line; line number = row
+      items.jsonl            {"title", "text", "attributes"} a line; line number = row
+      encoder/               only where the encoder travels along
+      recommend.onnx  text_map.onnx   only with --onnx: see onnx_graphs.py
+      README.md              model card
+
+A score is <q, w_i> + b_i. The columns are blocks, one after the other; the part of q in block b of a user with history
+weights t_j is
+
+    x_b = sum_j t_j v_jb / (sum_j t_j)^exponent_b + offset_b + part_ub,    q_b = scale_b x_b    [scale_b x_b / |x_b|]
+
+where the bracket is scoring "cosine". A block with a decay has weights t_j = exp(-rank_j / decay) of its own; rank 0 is the
+newest item of the history.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_llm.export.errors import ExportError
+from recbole_llm.export.manifest import (
+    CONTENT,
+    HISTORY,
+    INDEX,
+    ITEM_IDS,
+    ITEMS,
+    MANIFEST,
+    TEXT_MAP,
+    USER_IDS,
+    VECTORS,
+    Manifest,
+    read_manifest,
+)
+from recbole_llm.export.tensor_file import check_file, open_file, parse_json, parse_tensors, take
+from recbole_llm.export.text_map import TextMap
+
+READ_FILES = frozenset(
+    {VECTORS, HISTORY, TEXT_MAP, CONTENT, ITEM_IDS, USER_IDS, ITEMS, INDEX}
+)  # others are only checked
+JSON_BYTES_AT_ONCE = 1 << 17  # about a millisecond
+
+
+@dataclass(frozen=True)
+class ItemRecord:
+    """What is shown of an item, and filtered by."""
+
+    title: str
+    text: str | None
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Export:
+    """A verified export in memory; arrays are read-only views of what was read, or of the mapped files.
+
+    Attributes:
+        folder: where it lies.
+        manifest: its manifest.
+        item_ids: ``N`` external ids.
+        user_ids: ``U`` external ids.
+        records: ``N`` records.
+        vector: ``[N, D]`` float32 targets w_i.
+        source: ``[N, D]`` float32 sources v_j.
+        bias: ``[N]`` float32.
+        trained: ``[N]`` bool; the others are cold, known by their text alone.
+        listed: ``[N]`` bool; the others have no place in answers.
+        offset: ``[D]`` float32 of every user.
+        user_part: ``[U, D]`` float32 of each user, or ``None``.
+        history_offsets: ``[U + 1]`` int64.
+        history_items: ``[nnz]`` int32 rows, ascending within a user.
+        history_weight: ``[nnz]`` float32, t_j.
+        text_map: or ``None``.
+        index: bytes of the index file, or ``None``.
+        history_rank: ``[nnz]`` float32, 0 for a user's newest item; ``None`` where no block fades.
+        encoders: folders or names on the hub that may be loaded as the encoder of its texts, named by who opened it and never
+            by its files.
+        content: by modality ``[N, f]`` float32 unit vectors of the items' content, zero rows for items without.
+    """
+
+    folder: Path
+    manifest: Manifest
+    item_ids: list[str]
+    user_ids: list[str]
+    records: list[ItemRecord]
+    vector: np.ndarray
+    source: np.ndarray
+    bias: np.ndarray
+    trained: np.ndarray
+    listed: np.ndarray
+    offset: np.ndarray
+    user_part: np.ndarray | None
+    history_offsets: np.ndarray
+    history_items: np.ndarray
+    history_weight: np.ndarray
+    text_map: TextMap | None
+    index: memoryview | None = None
+    history_rank: np.ndarray | None = None
+    content: Mapping[str, np.ndarray] = field(default_factory=dict)
+    encoders: tuple[str, ...] = ()
+
+
+def load_export(
+    folder: str | Path, *, verify: bool = True, mapped: bool = False, encoders: Sequence[str] = ()
+) -> Export:
+    """Read an export and check everything that can be checked.
+
+    Args:
+        folder: what ``recbole-llm export`` wrote.
+        verify: compare every file's sha256 with the manifest's. Sizes, shapes, dtypes, finiteness, bounds and ids are
+            checked in any case.
+        mapped: map the files instead of reading them: processes share their pages, and a file that is written over or cut
+            off changes answers or ends the process.
+        encoders: folders or names on the hub that may be loaded as the encoder of its texts, where it holds none itself.
+
+    Raises:
+        ExportError: with one sentence that says what is wrong and what to do.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    _check_folder(folder, manifest)
+    opened = {}
+    for name, sums in manifest.files.items():
+        sha256 = sums.sha256 if verify else None
+        if name in READ_FILES:
+            opened[name] = open_file(folder / name, sums.bytes, sha256, mapped=mapped)
+        else:
+            check_file(folder / name, sums.bytes, sha256)
+    N, U, D = manifest.counts["items"], manifest.counts["users"], manifest.dim
+
+    tensors = parse_tensors(opened[VECTORS], VECTORS)
+    vector = take(tensors, VECTORS, "item.vector", np.float32, (N, D))
+    source = take(tensors, VECTORS, "item.source", np.float32, (N, D))
+    bias = take(tensors, VECTORS, "item.bias", np.float32, (N,))
+    trained = take(tensors, VECTORS, "item.trained", np.uint8, (N,)).astype(bool)
+    listed = take(tensors, VECTORS, "item.listed", np.uint8, (N,)).astype(bool)
+    offset = take(tensors, VECTORS, "user.offset", np.float32, (D,))
+    part = take(tensors, VECTORS, "user.part", np.float32, (U, D)) if "user.part" in tensors else None
+    _nothing_left(tensors, VECTORS)
+    if int(trained.sum()) != manifest.counts["trained_items"]:
+        raise ExportError(f"{VECTORS}: {int(trained.sum())} items are trained, the manifest says another number.")
+
+    tensors = parse_tensors(opened[HISTORY], HISTORY)
+    nnz = manifest.counts["interactions"]
+    offsets = take(tensors, HISTORY, "offsets", np.int64, (U + 1,))
+    items = take(tensors, HISTORY, "items", np.int32, (nnz,))
+    weight = take(tensors, HISTORY, "weight", np.float32, (nnz,))
+    rank = take(tensors, HISTORY, "rank", np.float32, (nnz,)) if "rank" in tensors else None
+    _nothing_left(tensors, HISTORY)
+    _check_history(offsets, items, weight, N)
+    if (rank is None) != all(block.decay is None for block in manifest.blocks):
+        raise ExportError(f"{HISTORY} and the blocks' decays do not agree.")
+    if rank is not None and (rank < 0).any():
+        raise ExportError(f"{HISTORY}: a rank is negative.")
+
+    return Export(
+        folder=folder,
+        manifest=manifest,
+        item_ids=_read_ids(opened[ITEM_IDS], ITEM_IDS, N),
+        user_ids=_read_ids(opened[USER_IDS], USER_IDS, U),
+        records=_read_records(opened[ITEMS], N, manifest.attributes),
+        vector=vector,
+        source=source,
+        bias=bias,
+        trained=trained,
+        listed=listed,
+        offset=offset,
+        user_part=part,
+        history_offsets=offsets,
+        history_items=items,
+        history_weight=weight,
+        text_map=_read_text_map(opened[TEXT_MAP], manifest) if TEXT_MAP in opened else None,
+        index=opened.get(INDEX),
+        history_rank=rank,
+        content=_read_content(opened[CONTENT], N) if CONTENT in opened else {},
+        encoders=tuple(encoders),
+    )
+
+
+def _read_content(content: memoryview, n_items: int) -> dict[str, np.ndarray]:
+    tensors = parse_tensors(content, CONTENT)
+    return {name: take(tensors, CONTENT, name, np.float32, (n_items, None)) for name in sorted(tensors)}
+
+
+def _check_folder(folder: Path, manifest: Manifest) -> None:
+    listed = {MANIFEST, *manifest.files}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise ExportError(f"{name} is a symbolic link; an export holds plain files only.")
+        if not path.is_dir() and name not in listed:
+            raise ExportError(
+                f"{name} is not listed in {MANIFEST}; an export is immutable. Remove it, or export again."
+            )
+
+
+def _nothing_left(tensors: dict[str, np.ndarray], file: str) -> None:
+    if tensors:
+        raise ExportError(f"{file} holds tensors that do not belong there: {', '.join(sorted(tensors))[:200]}.")
+
+
+def _check_history(offsets: np.ndarray, items: np.ndarray, weight: np.ndarray, n_items: int) -> None:
+    sizes = np.diff(offsets)
+    if offsets[0] != 0 or offsets[-1] != len(items) or (sizes < 0).any():
+        raise ExportError(f"{HISTORY}: offsets do not rise from 0 to the number of interactions.")
+    if len(items) and (items.min() < 0 or items.max() >= n_items):
+        raise ExportError(f"{HISTORY}: an item is outside the catalogue of {n_items}.")
+    if (weight < 0).any():
+        raise ExportError(f"{HISTORY}: a weight is negative.")
+    rises = np.diff(items.astype(np.int64)) > 0
+    rises[offsets[1:-1][(offsets[1:-1] > 0) & (offsets[1:-1] < len(items))] - 1] = True  # from one user to the next
+    if not rises.all():
+        raise ExportError(f"{HISTORY}: the items of a user are not ascending and unique.")
+
+
+def _json_lines(content: memoryview, name: str, count: int) -> list[Any]:
+    text = bytes(content)
+    if text and not text.endswith(b"\n"):
+        raise ExportError(f"{name} does not end with a line break: it is cut off.")
+    lines = text.count(b"\n")
+    values: list[Any] = []
+    start = 0
+    while start < len(text):  # in pieces: the parser lets no other thread run, and a service loads while it answers
+        stop = text.find(b"\n", start + JSON_BYTES_AT_ONCE)
+        stop = len(text) - 1 if stop < 0 else stop
+        values += parse_json(b"[" + text[start:stop].replace(b"\n", b",") + b"]", name)
+        start = stop + 1
+    if len(values) != count or lines != count:
+        raise ExportError(f"{name} has {lines} lines, the manifest says {count}.")
+    return values
+
+
+def _read_ids(content: memoryview, name: str, count: int) -> list[str]:
+    ids = _json_lines(content, name, count)
+    if not all(isinstance(value, str) for value in ids):
+        raise ExportError(f"{name}: every line must be a JSON string.")
+    if len(set(ids)) != len(ids):
+        raise ExportError(f"{name}: an id is repeated.")
+    return ids
+
+
+def fits_kind(value: Any, kind: str) -> bool:
+    """Whether an attribute's value has its declared kind."""
+    if kind == "token":
+        return isinstance(value, str)
+    if kind == "tokens":
+        return isinstance(value, list) and all(isinstance(part, str) for part in value)
+    return type(value) in (int, float) and np.isfinite(value)
+
+
+def _read_records(content: memoryview, count: int, attributes: Mapping[str, str]) -> list[ItemRecord]:
+    records = []
+    for number, raw in enumerate(_json_lines(content, ITEMS, count), start=1):
+        if not (
+            isinstance(raw, dict)
+            and raw.keys() <= {"title", "text", "attributes"}
+            and isinstance(raw.get("title"), str)
+            and isinstance(raw.get("text"), str | None)
+            and isinstance(raw.get("attributes"), dict)
+        ):
+            raise ExportError(f"{ITEMS}, line {number}: expected title, text and attributes.")
+        for name, value in raw["attributes"].items():
+            if name not in attributes or not fits_kind(value, attributes[name]):
+                raise ExportError(f"{ITEMS}, line {number}: attribute {name[:64]!r} is not as declared.")
+        records.append(ItemRecord(raw["title"], raw.get("text"), raw["attributes"]))
+    return records
+
+
+def _read_text_map(content: memoryview, manifest: Manifest) -> TextMap:
+    tensors = parse_tensors(content, TEXT_MAP)
+    described = manifest.text_map or {}
+    D = manifest.dim
+    get = lambda key, *shape: take(tensors, TEXT_MAP, key, np.float32, shape)  # noqa: E731
+    optional = lambda key, *shape: get(key, *shape) if key in tensors else None  # noqa: E731
+    center = get("center", None)
+    gamma = optional("gamma")
+    arguments: dict[str, Any] = {
+        "vector": get("vector", None, D),
+        "source": get("source", None, D),
+        "bias": get("bias", None),
+        "vector_offset": get("vector_offset", D),
+        "source_offset": get("source_offset", D),
+        "bias_offset": float(get("bias_offset")),
+        "transform": optional("transform", len(center), None),
+        "support": optional("support", None, None),
+        "gamma": None if gamma is None else float(gamma),
+    }
+    _nothing_left(tensors, TEXT_MAP)
+    if manifest.encoder is not None and manifest.encoder.feature_dim != len(center):
+        raise ExportError(f"{TEXT_MAP} maps vectors of {len(center)} dimensions, the encoder gives another number.")
+    try:
+        return TextMap(
+            kind=described.get("kind", ""), center=center, normalize=bool(described.get("normalize")), **arguments
+        )
+    except ValueError as error:
+        raise ExportError(f"{TEXT_MAP}: {error}") from None

@@ -1,0 +1,301 @@
+"""Writing an export: complete or absent, never half."""
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+import recbole_llm
+from recbole_llm.atomic import atomic_folder, is_temporary
+from recbole_llm.export.manifest import (
+    CARD,
+    CONTENT,
+    CONTENT_SCHEMA,
+    ENCODER_FOLDER,
+    FIRST_SCHEMA,
+    HISTORY,
+    INDEX,
+    ITEM_IDS,
+    ITEMS,
+    MANIFEST,
+    SCHEMA,
+    TEXT_MAP,
+    USER_IDS,
+    VECTORS,
+    Block,
+    EncoderSpec,
+    FileSum,
+    ItemText,
+    Manifest,
+)
+from recbole_llm.export.reader import ItemRecord, load_export
+from recbole_llm.export.text_map import TextMap
+from recbole_llm.scoring.probability import ProbabilityMap
+
+EXACT_INDEX = {"kind": "exact"}  # every item is scored
+
+
+@dataclass(frozen=True, eq=False)
+class ExportContents:
+    """What goes into an export; N items, U users, D columns of all blocks. Rows are in catalogue order, no padding row.
+
+    Attributes:
+        item_ids: N external ids, unique.
+        user_ids: U external ids, unique.
+        records: N records; ``None`` for titles that are the ids.
+        vector: ``[N, D]`` float32 targets.
+        source: ``[N, D]`` float32 sources.
+        bias: ``[N]`` float32.
+        trained: ``[N]`` bool.
+        listed: ``[N]`` bool, items that may be recommended; ``None`` for all.
+        blocks: the columns.
+        history_offsets: ``[U + 1]`` int64.
+        history_items: ``[nnz]`` rows, ascending and unique within a user.
+        history_weight: ``[nnz]`` float32 t_j; ``None`` for ones.
+        history_rank: ``[nnz]``, 0 for a user's newest item; needed where a block has a decay, else ``None``.
+        content: by modality ``[N, f]``, unit vectors of the items' content; zero rows for items without.
+        offset: ``[D]`` float32; ``None`` for zeros.
+        user_part: ``[U, D]`` float32, or ``None``.
+        text_map: or ``None``.
+        encoder: or ``None``.
+        encoder_files: name under ``encoder/`` to file, copied; needs ``encoder``.
+        item_text: or ``None``.
+        attributes: attribute name to kind.
+        history_decay: or ``None``.
+        similar_by: ``vector`` or ``source``.
+        probability: the map from scores to probabilities; ``None`` for the plain sigmoid.
+        overlay_seq: last change of the service's log that the training data held already.
+        index: description for the manifest, and the file's bytes; ``None`` for exact scoring.
+        onnx: whether the arithmetic goes along as ONNX graphs (needs onnx).
+        metrics: for the model card and the manifest.
+        producer: further versions for the manifest.
+        card: the model card, Markdown.
+    """
+
+    item_ids: Sequence[str]
+    user_ids: Sequence[str]
+    vector: np.ndarray
+    source: np.ndarray
+    bias: np.ndarray
+    trained: np.ndarray
+    blocks: tuple[Block, ...]
+    history_offsets: np.ndarray
+    history_items: np.ndarray
+    history_weight: np.ndarray | None = None
+    history_rank: np.ndarray | None = None
+    content: Mapping[str, np.ndarray] = field(default_factory=dict)
+    records: Sequence[ItemRecord] | None = None
+    listed: np.ndarray | None = None
+    offset: np.ndarray | None = None
+    user_part: np.ndarray | None = None
+    text_map: TextMap | None = None
+    encoder: EncoderSpec | None = None
+    encoder_files: Mapping[str, Path] = field(default_factory=dict)
+    item_text: ItemText | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    history_decay: float | None = None
+    similar_by: str = "vector"
+    probability: ProbabilityMap | None = None
+    overlay_seq: int = 0
+    index: tuple[Mapping[str, Any], bytes] | None = None
+    onnx: bool = False
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    producer: Mapping[str, str] = field(default_factory=dict)
+    card: str | None = None
+
+
+def write_artifact(folder: str | Path, contents: ExportContents) -> Manifest:
+    """Write an export into a folder that does not exist yet.
+
+    Everything is written beside it under another name, synchronised to the disk, read back with every check of the
+    reader, and renamed: a folder of that name is always whole.
+
+    Args:
+        folder: the export; its parent is made if it is missing.
+        contents: what it holds.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: if the folder exists, or the contents do not pass the reader's checks.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(
+            f"output {str(folder)!r} exists, and an export is immutable: name another folder, or remove it."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as temporary:
+        _write_files(temporary, contents)
+        manifest = _manifest(temporary, contents)
+        _write_text(temporary / MANIFEST, json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n")
+        _set_modes(temporary)
+        export = load_export(temporary, mapped=True)  # nobody else writes here
+        if contents.onnx:
+            from recbole_llm.export.onnx_graphs import check_graphs
+
+            check_graphs(export)
+    return manifest
+
+
+def _write_files(folder: Path, contents: ExportContents) -> None:
+    D = contents.vector.shape[1]
+    float32 = lambda array: np.ascontiguousarray(array, dtype=np.float32)  # noqa: E731
+    vectors: dict[str, np.ndarray] = {
+        "item.vector": float32(contents.vector),
+        "item.source": float32(contents.source),
+        "item.bias": float32(contents.bias),
+        "item.trained": np.ascontiguousarray(contents.trained, dtype=np.uint8),
+        "item.listed": np.asarray(
+            np.ones(len(contents.bias)) if contents.listed is None else contents.listed, dtype=np.uint8, order="C"
+        ),
+        "user.offset": np.zeros(D, np.float32) if contents.offset is None else float32(contents.offset),
+    }
+    if contents.user_part is not None:
+        vectors["user.part"] = float32(contents.user_part)
+    save_file(vectors, folder / VECTORS)
+    items = np.ascontiguousarray(contents.history_items, dtype=np.int32)
+    weight = contents.history_weight
+    rank = {} if contents.history_rank is None else {"rank": float32(contents.history_rank)}
+    save_file(
+        {
+            **rank,
+            "offsets": np.ascontiguousarray(contents.history_offsets, dtype=np.int64),
+            "items": items,
+            "weight": np.ones(len(items), np.float32) if weight is None else float32(weight),
+        },
+        folder / HISTORY,
+    )
+    if contents.text_map is not None:
+        save_file(_text_map_tensors(contents.text_map), folder / TEXT_MAP)
+    if contents.content:
+        save_file({name: float32(table) for name, table in contents.content.items()}, folder / CONTENT)
+    _write_lines(folder / ITEM_IDS, contents.item_ids)
+    _write_lines(folder / USER_IDS, contents.user_ids)
+    records = contents.records
+    if records is None:
+        records = [ItemRecord(item_id, None, {}) for item_id in contents.item_ids]
+    _write_lines(
+        folder / ITEMS,
+        (
+            {"title": r.title, **({} if r.text is None else {"text": r.text}), "attributes": dict(r.attributes)}
+            for r in records
+        ),
+    )
+    if contents.index is not None:
+        (folder / INDEX).write_bytes(contents.index[1])
+    if contents.onnx:
+        from recbole_llm.export.onnx_graphs import write_graphs
+
+        write_graphs(folder, contents.blocks, _text_map_kind(contents.text_map))
+    if contents.card is not None:
+        _write_text(folder / CARD, contents.card)
+    for name, path in contents.encoder_files.items():
+        target = folder / ENCODER_FOLDER / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _text_map_tensors(text_map: TextMap) -> dict[str, np.ndarray]:
+    arrays = {
+        "center": text_map.center,
+        "vector": text_map.vector,
+        "source": text_map.source,
+        "bias": text_map.bias,
+        "vector_offset": text_map.vector_offset,
+        "source_offset": text_map.source_offset,
+        "bias_offset": np.array(text_map.bias_offset, np.float32),
+        "transform": text_map.transform,
+        "support": text_map.support,
+        "gamma": None if text_map.gamma is None else np.array(text_map.gamma, np.float32),
+    }
+    return {name: np.asarray(array, order="C") for name, array in arrays.items() if array is not None}
+
+
+def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: Mapping[str, Any]) -> Manifest:
+    """What the manifest says of ``contents``, still without an ``export_id``.
+
+    Args:
+        contents: of the export.
+        files: size and checksum by name, of what was written.
+        index: kind and parameters of the index.
+    """
+    return Manifest(
+        schema=SCHEMA,
+        min_reader=CONTENT_SCHEMA if contents.content else FIRST_SCHEMA,  # older readers refuse files they do not know
+        export_id="",
+        created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        producer={"recbole_llm": recbole_llm.__version__, "python": platform.python_version(), **contents.producer},
+        blocks=contents.blocks,
+        history_decay=contents.history_decay,
+        similar_by=contents.similar_by,
+        probability=contents.probability,
+        counts={
+            "items": len(contents.item_ids),
+            "users": len(contents.user_ids),
+            "interactions": len(contents.history_items),
+            "trained_items": int(np.asarray(contents.trained).sum()),
+        },
+        encoder=contents.encoder,
+        item_text=contents.item_text,
+        attributes=dict(contents.attributes),
+        text_map=_text_map_kind(contents.text_map),
+        overlay_seq=contents.overlay_seq,
+        index=dict(index),
+        metrics=dict(contents.metrics),
+        files=dict(files),
+    )
+
+
+def _manifest(folder: Path, contents: ExportContents) -> Manifest:
+    files = {
+        path.relative_to(folder).as_posix(): FileSum(path.stat().st_size, _sha256(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    draft = manifest_of(contents, files, EXACT_INDEX if contents.index is None else contents.index[0])
+    return replace(draft, export_id=draft.identity())
+
+
+def _text_map_kind(text_map: TextMap | None) -> dict[str, Any] | None:
+    return None if text_map is None else {"kind": text_map.kind, "normalize": text_map.normalize}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _write_lines(path: Path, values: Iterable[Any]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _set_modes(folder: Path) -> None:
+    """Give every file the mode of one that was opened as usual: safetensors makes its files readable for the owner alone."""
+    mode = (folder / MANIFEST).stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
+def exports_in(folder: Path) -> list[Path]:
+    """The complete exports directly in ``folder``, oldest first by the time of their manifest."""
+    found = [path for path in folder.iterdir() if not is_temporary(path) and (path / MANIFEST).is_file()]
+    return sorted(found, key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name))

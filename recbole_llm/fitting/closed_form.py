@@ -1,0 +1,339 @@
+"""The closed-form block: the generalised EASE of ``ease.py``, its constants and its rank chosen on validation.
+
+Up to ``max_dense_items`` items the item-item matrix B is solved for exactly and then factored (``factors.py``); beyond,
+B is never formed (``ease.Spectrum``).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from logging import getLogger
+
+import torch
+from torch import Tensor
+
+from recbole_llm.fitting.ease import Setting, solve, spectrum, user_weights, weighted_gram
+from recbole_llm.fitting.factors import FACTOR_FORMS, FactorForm, Incidence, factorise, gram_product, sharpen
+from recbole_llm.fitting.hyperparameters import (
+    EXACT_ITEMS,
+    Candidates,
+    Search,
+    Spectral,
+    Trial,
+    choose_setting,
+    kernel_candidates,
+    search,
+    search_ease,
+)
+from recbole_llm.fitting.logs import quietly
+from recbole_llm.fitting.validation import Validation
+from recbole_llm.fitting.warm_items import ContentTables, WarmItems, warm_items
+from recbole_llm.scoring.rows import Rows
+from recbole_llm.scoring.score import LinearBlock
+
+AUTO_DIMS = (512, 1024, 2048)
+RANK_TOLERANCE = 0.01  # of the full form's validation value, what a smaller rank may cost
+SHARPEN_ABOVE = 0.002  # loss from which factors are sharpened
+MAX_ITEMS_FOR_ALL_FORMS = 8192  # beyond, only the cheapest of the factor forms, then sharpened
+MAX_DENSE_ITEMS = 20_000  # 6.4 GB while solving
+SPECTRAL_DIMS = (512, 1024, 1536, 2048)
+SPECTRAL_TOLERANCE = 0.002  # smaller than RANK_TOLERANCE, as the largest rank is itself below the exact solution
+SEARCH_DIM = 1024  # at which the SVD form's constants are searched; the rank grows afterwards
+SEARCH_DIM_OF_MANY = 256  # the same beyond MANY_ITEMS, where a setting takes minutes
+MANY_ITEMS = 50_000
+
+log = getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """Source and target vectors: score(u, i) = <sum_j a_uj source_j, target_i>.
+
+    Attributes:
+        source: ``[n_items, d]`` float32; zero for items without a training interaction.
+        target: ``[n_items, d]`` float32, zero likewise; ``None`` for the full form, whose targets are the identity
+            (d = n_items), so that the pooled source vectors are the scores.
+        warm: ``[n_items]`` bool, items with a training interaction.
+        setting: the constants chosen.
+        form: how the vectors were found, in words.
+        value: validation value of these vectors; ``None`` without validation data.
+        trials: every setting tried.
+    """
+
+    source: Tensor
+    target: Tensor | None
+    warm: Tensor
+    setting: Setting
+    form: str
+    value: float | None
+    trials: tuple[Trial, ...] = field(default=(), repr=False)
+
+    @property
+    def dim(self) -> int:
+        """Length d of the vectors."""
+        return self.source.shape[1]
+
+    def block(self) -> LinearBlock:
+        """The vectors as a block of a score."""
+        return LinearBlock("closed_form", self.source, self.target)
+
+
+def fit_closed_form(
+    train: Rows,
+    n_items: int,
+    content: ContentTables | None = None,
+    validation: Validation | None = None,
+    *,
+    dim: int | str = "auto",
+    setting: Setting | None = None,
+    max_dense_items: int = MAX_DENSE_ITEMS,
+    max_table_bytes: int = 2**31,
+) -> ClosedForm:
+    """Fit the block on training interactions and choose its constants and rank on validation.
+
+    Args:
+        train: training interactions, one row per user. Their weights are not read.
+        n_items: size of the catalogue; ids are below it. Items without an interaction (padding too) get zero vectors.
+        content: vectors of the items by modality; ``None`` for none.
+        validation: validation data; without it, or without a target in it, the constants of ``setting`` and the first of
+            ``AUTO_DIMS`` apply; without ``setting``, those of :class:`Setting`, its kernel for the first modality.
+        dim: rank; ``"full"`` for the item-item matrix itself; ``"auto"`` for the smallest of ``AUTO_DIMS`` within
+            ``RANK_TOLERANCE`` of the full form's validation value and not below tuned EASE's, else the full form if
+            ``max_table_bytes`` holds it. In the SVD form, the smallest of ``SPECTRAL_DIMS`` within ``SPECTRAL_TOLERANCE``
+            of the best that it holds.
+        setting: the constants; with ``validation``, where the search starts.
+        max_dense_items: trained items up to which B is solved for exactly, in four ``[n, n]`` float32 matrices at the peak;
+            beyond, the SVD form.
+        max_table_bytes: what source and target vectors may take together.
+
+    Returns:
+        The block's vectors, with what was tried.
+
+    Raises:
+        ValueError: if there is no training interaction, or an argument does not fit the others.
+    """
+    content = content or {}
+    _check_arguments(train, n_items, content, dim)
+    items = warm_items(train, content, n_items)
+    base = _start(setting, [modality for modality, directions in items.content.items() if bool(directions.any())])
+    subset = validation.subset() if validation is not None and len(validation.targets.ids) else None
+    chooses = subset is not None and (setting is None or bool(setting.kernels))
+    candidates = kernel_candidates(items.content) if chooses else {}
+    n = len(items.items)
+    if n <= max_dense_items:
+        return _fit_dense(items, base, candidates, subset, dim, max_table_bytes)
+    log.info(
+        f"closed form: {n} items are more than {max_dense_items}, so the SVD form replaces the exact solution; "
+        f"that one holds {4 * 4 * n**2 / 2**30:.1f} GiB"
+    )
+    return _fit_spectral(items, base, candidates, subset, dim, max_table_bytes)
+
+
+def _start(setting: Setting | None, modalities: Sequence[str]) -> Setting:
+    """The constants to start from, with kernels of modalities that some item has."""
+    if setting is not None:
+        return replace(setting, kernels=tuple(kernel for kernel in setting.kernels if kernel.modality in modalities))
+    (kernel,) = Setting().kernels
+    return Setting(kernels=tuple(replace(kernel, modality=modality) for modality in modalities[:1]))
+
+
+def _fit_dense(
+    items: WarmItems,
+    base: Setting,
+    candidates: Candidates,
+    subset: Validation | None,
+    dim: int | str,
+    max_table_bytes: int,
+) -> ClosedForm:
+    """The exact solution, factored to the rank asked for."""
+    weights = user_weights(items.train, base.user_exponent)
+    gram = weighted_gram(items.train, weights, len(items.items))
+    n_items = len(items.warm)
+    value: Callable[[Tensor, Tensor | None], float] | None = None
+    floor = 0.0
+    if subset is None:
+        log.info(f"closed form: no validation data, so the documented constants apply ({base})")
+        full = ClosedForm(solve(gram, items.content, base), None, items.warm, base, "full", None)
+    else:
+        found = search(items, gram, subset, base, candidates)
+        full = _full_form(found)
+        value = partial(items.value, subset)
+        with quietly():
+            rival, share = search_ease(items, subset, full.setting, found.value)
+        if rival is None:
+            floor = share * (full.value or 0.0)
+            log.info(
+                f"closed form: plain EASE is {1 - share:.1%} below it on the popular items, too much to be solved for"
+            )
+        ease = full if rival is None else _full_form(rival)
+        if rival is not None:
+            floor = ease.value or 0.0
+        if floor > (full.value or 0.0):
+            log.info(
+                f"closed form: {subset.metric} {full.value:.4f} is below that of plain EASE, {floor:.4f}, which is taken"
+            )
+            full = replace(ease, trials=(*full.trials, *ease.trials))
+            weights = user_weights(items.train, 0.0)
+            gram = weighted_gram(items.train, weights, len(items.items))
+    ranks = _Ranks(full, items.train, weights, gram, value, floor)
+    result = _choose_rank(ranks, dim, max_table_bytes, n_items)
+    if result.target is not None:
+        if (result.value or 0.0) < floor:
+            log.warning(
+                f"closed form: rank {result.dim} has {result.value:.4f} on validation, below EASE's {floor:.4f}; "
+                "raise closed_form_dim or set it to auto"
+            )
+        return replace(result, source=items.expand(result.source), target=items.expand(result.target))
+    matrix = torch.zeros(n_items, n_items, device=gram.device)
+    matrix[items.items[:, None], items.items] = result.source
+    return replace(result, source=matrix)
+
+
+def _full_form(found: Search) -> ClosedForm:
+    exact, trials = found.finish()
+    assert exact.matrix is not None and exact.setting is not None
+    return ClosedForm(exact.matrix, None, exact.items.warm, exact.setting, "full", exact.value, trials)
+
+
+def _fit_spectral(
+    items: WarmItems,
+    base: Setting,
+    candidates: Candidates,
+    subset: Validation | None,
+    dim: int | str,
+    max_table_bytes: int,
+) -> ClosedForm:
+    """The SVD form at the largest rank allowed, cut to the smallest that loses little."""
+    weights = user_weights(items.train, base.user_exponent)
+    popularity = Incidence(items.train, len(items.items)).to_items(weights[:, None]).squeeze(1)
+    metric = gram_product(items.train, weights, None, len(items.items))
+    affordable = max(1, max_table_bytes // (8 * len(items.warm)))
+    dims = (dim,) if isinstance(dim, int) else tuple(d for d in SPECTRAL_DIMS if d <= affordable) or (affordable,)
+    if subset is None:  # nothing to choose a rank by
+        dims = tuple(d for d in dims if d <= SEARCH_DIM)[-1:] or dims
+    search_dim = SEARCH_DIM if len(items.items) <= MANY_ITEMS else SEARCH_DIM_OF_MANY
+    searched = dims[-1] if subset is None else min(dims[-1], search_dim)
+    base = base.linear()
+    form = Spectral(items, metric, popularity, subset, searched)
+    trials: tuple[Trial, ...] = ()
+    chosen = base
+    if subset is None:
+        log.info(f"closed form: no validation data, so the documented constants apply ({base})")
+        form(base)
+    else:
+        linear = {name: [kernel for kernel in kernels if kernel.power == 1] for name, kernels in candidates.items()}
+        chosen, trials = choose_setting(form, base, linear, str(subset.metric), f"SVD form of rank {searched}")
+    assert form.spectrum is not None
+    best, best_value = form.spectrum, form.value
+    if subset is not None and dims[-1] > searched:
+        best = spectrum(metric, popularity, items.content, chosen, dims[-1], best.vectors, 3)
+        best_value = items.value(subset, *best.factors(dims[-1]))
+        log.info(f"closed form: rank {dims[-1]} (SVD form) has {best_value:.4f}")
+    if subset is None:
+        source, target = (items.expand(vectors) for vectors in best.factors(dims[-1]))
+        return ClosedForm(source, target, items.warm, chosen, "SVD form", None, trials)
+    values = {d: items.value(subset, *best.factors(d)) for d in dims[:-1]} | {dims[-1]: best_value}
+    reached = max(values.values())  # the largest rank's need not be it
+    for d, value in values.items():
+        loss = 1 - value / reached if reached else 0.0
+        log.info(f"closed form: rank {d} (SVD form) has {value:.4f}, {loss:.1%} below the best rank")
+    rank = next(d for d, value in values.items() if value >= (1 - SPECTRAL_TOLERANCE) * reached)
+    source, target = (items.expand(vectors) for vectors in best.factors(rank))
+    return ClosedForm(source, target, items.warm, chosen, "SVD form", values[rank], trials)
+
+
+def _check_arguments(train: Rows, n_items: int, content: ContentTables, dim: int | str) -> None:
+    if not len(train.ids):
+        raise ValueError("train holds no interaction; the closed form needs training data.")
+    if int(train.ids.max()) >= n_items:
+        raise ValueError(f"train holds item id {int(train.ids.max())}, but n_items is {n_items}; ids must be below it.")
+    for modality, (vectors, present) in content.items():
+        if len(vectors) != n_items:
+            raise ValueError(
+                f"content: {modality} has {len(vectors)} rows; expected one per item, n_items = {n_items}."
+            )
+        if present.shape != (n_items,):
+            raise ValueError(
+                f"content: present of {modality} has shape {tuple(present.shape)}; expected ({n_items},), one flag per item."
+            )
+    if not (dim in ("auto", "full") or (isinstance(dim, int) and not isinstance(dim, bool) and dim > 0)):
+        raise ValueError(f"dim is {dim!r}; expected 'auto', 'full' or a positive number.")
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """What a choice of rank reads: the full form over the n warm items, and the data it came from."""
+
+    full: ClosedForm
+    train: Rows
+    weights: Tensor
+    gram: Tensor
+    value: Callable[[Tensor, Tensor | None], float] | None
+    floor: float = 0.0  # tuned EASE's validation value
+
+    def loss(self, value: float | None) -> float:
+        """Share of the full form's validation value that is lost; 0 where there is nothing to compare."""
+        return 1 - value / self.full.value if value is not None and self.full.value else 0.0
+
+    def factored(self, dim: int) -> ClosedForm:
+        """The best factors of one rank: the best of ``FACTOR_FORMS``, sharpened if that loses too much.
+
+        Beyond ``EXACT_ITEMS`` items, where a form takes ten seconds and more, the first that loses little is taken.
+        """
+        metric = gram_product(self.train, self.weights, self.gram, len(self.gram))
+        forms = (
+            FACTOR_FORMS if self.value is not None and len(self.gram) <= MAX_ITEMS_FOR_ALL_FORMS else FACTOR_FORMS[:1]
+        )
+        best: ClosedForm | None = None
+        best_form = forms[0]
+        for form in forms:
+            source, target = factorise(
+                self.full.source, dim, metric if form.metric == "data" else None, form.free_diagonal
+            )
+            better = self._better(best, source, target, form)
+            best, best_form = better, form if better is not best else best_form
+            if len(self.gram) > EXACT_ITEMS and self.value is not None and self.loss(best.value) <= SHARPEN_ABOVE:
+                return best
+        assert best is not None and best.target is not None
+        if self.value is not None and self.loss(best.value) <= SHARPEN_ABOVE:
+            return best
+        source, target = sharpen(
+            self.full.source, best.source, best.target, self.train, self.weights, metric, self.gram.diagonal()
+        )
+        return self._better(best, source, target, replace(best_form, sharpened=True))
+
+    def _better(self, best: ClosedForm | None, source: Tensor, target: Tensor, form: FactorForm) -> ClosedForm:
+        value = None if self.value is None else self.value(source, target)
+        if best is not None and value is not None and best.value is not None and value <= best.value:
+            return best
+        return replace(self.full, source=source, target=target, form=str(form), value=value)
+
+
+def _choose_rank(ranks: _Ranks, dim: int | str, max_table_bytes: int, n_items: int) -> ClosedForm:
+    """The full form, or its factors of the rank that ``dim`` asks for."""
+    full, n = ranks.full, len(ranks.gram)
+    if dim == "full" or (isinstance(dim, int) and dim >= n):
+        return full
+    if isinstance(dim, int):
+        return _told(ranks, ranks.factored(dim))
+    # beyond n / 2 two tables of rank d are larger than the matrix
+    dims = [d for d in AUTO_DIMS if 2 * d <= n and 8 * n_items * d <= max_table_bytes]
+    best: ClosedForm | None = None
+    for d in dims if ranks.value is not None else dims[:1]:
+        factored = _told(ranks, ranks.factored(d))
+        if ranks.loss(factored.value) <= RANK_TOLERANCE and (factored.value or 0.0) >= ranks.floor:
+            return factored
+        if best is None or (factored.value or 0.0) > (best.value or 0.0):
+            best = factored
+    if best is None or 4 * n_items**2 <= max_table_bytes:
+        log.info(f"closed form: the full item-item matrix is kept ({4 * n_items**2 / 2**20:.0f} MiB)")
+        return full
+    return best
+
+
+def _told(ranks: _Ranks, factored: ClosedForm) -> ClosedForm:
+    cost = (
+        "" if factored.value is None else f" has {factored.value:.4f}, {ranks.loss(factored.value):.1%} below full rank"
+    )
+    log.info(f"closed form: rank {factored.dim} ({factored.form}){cost}")
+    return factored

@@ -1,0 +1,1 @@
+"""Vectors and a place in the ranking for items without a training interaction."""

@@ -1,0 +1,46 @@
+"""The training data of a fit."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from recbole_llm.fitting.warm_items import ContentTables
+from recbole_llm.scoring.item_rows import AllRows
+from recbole_llm.scoring.rows import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What a model is fitted on.
+
+    Attributes:
+        history: training items of every user; with ranks where interactions are split by time.
+        rows: which items are in this process.
+        content: vectors of the items by modality.
+    """
+
+    history: Rows
+    rows: AllRows
+    content: ContentTables = field(default_factory=dict)
+
+    @property
+    def n_items(self) -> int:
+        """Items N, padding row 0 included."""
+        return self.rows.n_items
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether recency counts."""
+        return self.history.ranks is not None
+
+    @cached_property
+    def popularity(self) -> Tensor:
+        """Training interactions of each item, ``[N]`` int64."""
+        return torch.bincount(self.history.ids, minlength=self.n_items)
+
+    @cached_property
+    def trained(self) -> Tensor:
+        """Items with a training interaction, ``[N]`` bool."""
+        return self.popularity > 0

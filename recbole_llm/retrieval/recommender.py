@@ -1,0 +1,409 @@
+"""Recommendations from an export, as plain Python.
+
+recommender = Recommender(load_export("EXPORT"))
+recommender.recommend(Request(user="196", k=10, explain=3))
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from logging import getLogger
+from typing import Any
+
+import numpy as np
+
+from recbole_llm.export.errors import ExportError, UnknownItemError, UnknownUserError
+from recbole_llm.export.pooling import Pooling, Query
+from recbole_llm.export.reader import Export
+from recbole_llm.retrieval.exact import ExactRetriever, Hits, Retriever, best, top_rows
+from recbole_llm.retrieval.item_catalog import Catalog, MappedItem
+from recbole_llm.scoring.probability import ProbabilityMap
+
+FALLBACKS = ("none", "popular")
+log = getLogger(__name__)
+_NO_ROWS = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Who wants what; exactly one of ``user``, ``items`` and ``text_vector``.
+
+    Attributes:
+        user: id of a user of the training data.
+        items: ids of items an anonymous user likes; where the model weighs histories by recency, oldest first.
+        weights: of ``items``, non-negative; ``None`` for the model's own.
+        text_vector: ``[F]`` float32 of the export's encoder.
+        k: how many; fewer come back where fewer are allowed.
+        exclude: item ids without a place.
+        exclude_seen: whether the history has no place either.
+        filter: attribute conditions, all of which must hold.
+        explain: reasons per item.
+        fallback: ``popular`` answers for an unknown user, or where no item is known; ``none`` raises.
+    """
+
+    user: str | None = None
+    items: Sequence[str] | None = None
+    weights: Sequence[float] | None = None
+    text_vector: np.ndarray | None = None
+    k: int = 10
+    exclude: Sequence[str] = ()
+    exclude_seen: bool = True
+    filter: Mapping[str, Any] = field(default_factory=dict)
+    explain: int = 0
+    fallback: str = "none"
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("user", "items", "text_vector") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"Give exactly one of user, items and text_vector; got {', '.join(given) or 'none'}.")
+        if self.k < 1:
+            raise ValueError(f"k is {self.k}; expected at least 1.")
+        if self.fallback not in FALLBACKS:
+            raise ValueError(f"fallback is {self.fallback!r}; expected one of {', '.join(FALLBACKS)}.")
+        if self.weights is not None:
+            if self.items is None or len(self.weights) != len(self.items):
+                raise ValueError("weights belong to items, one each.")
+            if not all(np.isfinite(weight) and weight >= 0 for weight in self.weights):
+                raise ValueError("weights must be finite and not negative.")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What one item of the history adds to a score."""
+
+    id: str
+    title: str
+    contribution: float
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """One item of an answer.
+
+    Attributes:
+        id: external id.
+        title: its title.
+        score: <q, w_i> + b_i, by which items are ranked; for source ``popular`` the number of training interactions.
+        probability: P(i|u), by the export's map; ``None`` for sources that are no score of a user (``popular``, ``similar``).
+        cold: whether it is known by its text alone.
+        reasons: the largest positive contributions of the history, best first; ``None`` where none were asked for.
+        rest: the contributions that are not among the reasons, and the user's own part.
+        bias: b_i. Reasons, rest and bias add up to the score.
+    """
+
+    id: str
+    title: str
+    score: float
+    cold: bool
+    probability: float | None = None
+    reasons: tuple[Reason, ...] | None = None
+    rest: float | None = None
+    bias: float | None = None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An answer.
+
+    Attributes:
+        items: best first.
+        source: ``history``, ``items``, ``text``, or ``popular`` where the fallback answered.
+        unknown: ids of the request that no item has.
+    """
+
+    items: tuple[Recommended, ...]
+    source: str
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A request turned into a query, its hidden rows and its mask; ``rows`` are those of the history."""
+
+    query: Query
+    rows: np.ndarray
+    hidden: np.ndarray
+    mask: np.ndarray | None
+    source: str
+    unknown: tuple[str, ...]
+
+
+class Recommender:
+    """Answers requests from an export and its catalogue.
+
+    Not safe for several threads at once: the service runs it on one.
+
+    Args:
+        export: the model.
+        make_retriever: makes what finds the best rows of this export in its catalogue; ``None``: the export's index where
+            it has one (extra ``ann``), else everything is scored.
+    """
+
+    def __init__(
+        self, export: Export, make_retriever: Callable[[Export, Catalog], Retriever | None] | None = None
+    ) -> None:
+        self.export = export
+        self.catalog = Catalog(export)
+        self.overlay_seq = 0
+        self._user_row = {user_id: row for row, user_id in enumerate(export.user_ids)}
+        self._pooling = Pooling(export.manifest.blocks, export.offset)
+        self._probability = export.manifest.probability or ProbabilityMap()
+        self._retriever = (make_retriever or _retriever_of)(export, self.catalog)
+        self._popularity: np.ndarray | None = None
+        self._norms: np.ndarray | None = None
+
+    def close(self) -> None:
+        """Let go of what the retriever holds open."""
+        close = getattr(self._retriever, "close", None)
+        if close is not None:
+            close()
+
+    def history_length(self, request: Request) -> int:
+        """Entries of the history that a request is answered from, at most; 0 for an unknown user and for a text."""
+        if request.items is not None:
+            return len(request.items)
+        row = None if request.user is None else self._user_row.get(request.user)
+        return 0 if row is None else int(self.export.history_offsets[row + 1] - self.export.history_offsets[row])
+
+    # ------------------------------------------------------------------ answers
+
+    def recommend(self, request: Request) -> Recommendation:
+        """Answer one request.
+
+        Raises:
+            UnknownUserError: if the user is unknown and there is no fallback.
+            UnknownItemError: if none of ``items`` is known and there is no fallback.
+            ValueError: on a filter that does not fit the export's attributes.
+        """
+        answer = self.recommend_many([request])[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation | Exception]:
+        """Answer several requests in one pass over the catalogue; what is wrong with one is its own answer."""
+        answers: list[Recommendation | Exception | None] = [None] * len(requests)
+        ready: list[tuple[int, _Prepared]] = []
+        for at, request in enumerate(requests):
+            try:
+                prepared = self._prepare(request)
+                if prepared is None:
+                    answers[at] = self._popular(request)
+                else:
+                    ready.append((at, prepared))
+            except (LookupError, ValueError) as error:
+                answers[at] = error
+        if ready:
+            retriever = self._retriever or ExactRetriever(self.catalog.segments())
+            hits = retriever.search(
+                np.stack([prepared.query.vector for _, prepared in ready]),
+                [requests[at].k for at, _ in ready],
+                [prepared.hidden for _, prepared in ready],
+                [prepared.mask for _, prepared in ready],
+            )
+            for (at, prepared), hit in zip(ready, hits, strict=True):
+                answers[at] = self._answer(requests[at], prepared, hit)
+        return answers  # type: ignore[return-value]
+
+    def _prepare(self, request: Request) -> _Prepared | None:
+        """``None`` for the fallback."""
+        catalog = self.catalog
+        unknown: list[str] = []
+        part = ranks = None
+        if request.user is not None:
+            user = self._user_row.get(request.user)
+            if user is None:
+                if request.fallback == "popular":
+                    return None
+                raise UnknownUserError(request.user)
+            span = slice(*self.export.history_offsets[user : user + 2])
+            rows, times = self.export.history_items[span].astype(np.int64), self.export.history_weight[span]
+            part = None if self.export.user_part is None else self.export.user_part[user]
+            ranks = None if self.export.history_rank is None else self.export.history_rank[span]
+            source, kind = catalog.source(rows), "history"
+        elif request.items is not None:
+            rows, times, unknown = self._listed(request.items, request.weights)
+            if not len(rows):
+                if request.fallback == "popular":
+                    return None
+                raise UnknownItemError(", ".join(unknown[:3]) or "no item was given")
+            if request.weights is None:  # given weights are meant for every block
+                ranks = np.arange(len(rows) - 1, -1, -1, dtype=np.float32)
+            source, kind = catalog.source(rows), "items"
+        else:
+            assert request.text_vector is not None
+            rows, times, kind = _NO_ROWS, np.ones(1, np.float32), "text"
+            source = self._text_map_of(request.text_vector[None])[1]
+        query = self._pooling.query(source, times, part, ranks)
+        hidden, unknown_exclusions = self._rows_of(request.exclude)
+        if request.exclude_seen:
+            hidden = np.concatenate([hidden, self._with_successors(rows)])
+        mask = catalog.mask(request.filter)
+        return _Prepared(query, rows, hidden, mask, kind, (*unknown, *unknown_exclusions))
+
+    def _listed(
+        self, items: Sequence[str], weights: Sequence[float] | None
+    ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Rows of the known items, each once (the last mention counts), their weights, and the unknown ids."""
+        weight_of: dict[int, float] = {}
+        unknown = []
+        for at, item_id in enumerate(items):
+            row = self.catalog.row_of.get(item_id)
+            if row is None:
+                unknown.append(item_id)
+                continue
+            weight_of.pop(row, None)
+            weight_of[row] = 1.0 if weights is None else weights[at]
+        rows = np.fromiter(weight_of, np.int64, len(weight_of))
+        times = np.fromiter(weight_of.values(), np.float32, len(weight_of))
+        decay = self.export.manifest.history_decay
+        if weights is None and decay is not None:
+            times = np.exp(-np.arange(len(rows) - 1, -1, -1, dtype=np.float32) / np.float32(decay))
+        return rows, times, unknown
+
+    def _rows_of(self, ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+        found = [self.catalog.row_of.get(item_id) for item_id in ids]
+        unknown = [item_id for item_id, row in zip(ids, found, strict=True) if row is None]
+        return np.array([row for row in found if row is not None], np.int64), unknown
+
+    def _with_successors(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of a history, with the rows that took the place of some of them."""
+        moved = self.catalog.successor
+        if not moved:
+            return rows
+        return np.concatenate([rows, np.array([moved[row] for row in rows.tolist() if row in moved], np.int64)])
+
+    def _answer(self, request: Request, prepared: _Prepared, hits: Hits) -> Recommendation:
+        catalog = self.catalog
+        rows = hits.rows.tolist()
+        length = max(len(prepared.query.source), 1)
+        logits = self._probability.logit(hits.scores, math.log(length))
+        probability = (0.5 + 0.5 * np.tanh(0.5 * logits)).tolist()  # a sigmoid that does not overflow
+        if not request.explain:
+            items = tuple(
+                Recommended(catalog.ids[row], catalog.records[row].title, score, catalog.is_cold(row), p)
+                for row, score, p in zip(rows, hits.scores.tolist(), probability, strict=True)
+            )
+        else:
+            items = tuple(self._explained(request.explain, prepared, hits, probability))
+        return Recommendation(items, prepared.source, prepared.unknown)
+
+    def _explained(
+        self, limit: int, prepared: _Prepared, hits: Hits, probability: Sequence[float]
+    ) -> Iterator[Recommended]:
+        catalog = self.catalog
+        bias = catalog.bias(hits.rows)
+        if prepared.source == "text":  # one entry, the text itself
+            at = np.zeros((len(hits.rows), 0), np.int64)
+            added = np.zeros((len(hits.rows), 0))
+        else:
+            at, added = self._pooling.largest(prepared.query, catalog.vector(hits.rows), limit)
+        # only what speaks for an item is a reason for it
+        counts = (added > 0).sum(1)
+        rest = hits.scores - bias - np.where(added > 0, added, 0.0).sum(1)
+        seen = prepared.rows[at] if at.size else at
+        for row, score, p, b, rows, values, count, remainder in zip(
+            hits.rows.tolist(), hits.scores.tolist(), probability, bias.tolist(), seen.tolist(), added.tolist(),
+            counts.tolist(), rest.tolist(), strict=True,
+        ):  # fmt: skip
+            reasons = tuple(
+                Reason(catalog.ids[source], catalog.records[source].title, value)
+                for source, value in zip(rows[:count], values[:count], strict=True)
+            )
+            title = catalog.records[row].title
+            yield Recommended(catalog.ids[row], title, score, catalog.is_cold(row), p, reasons, remainder, b)
+
+    # ------------------------------------------------------------------ popularity, similarity
+
+    def _popular(self, request: Request) -> Recommendation:
+        """Items by number of training interactions; new items count 0."""
+        if self._popularity is None:
+            self._popularity = np.bincount(self.export.history_items, minlength=self.catalog.n_base).astype(np.float32)
+        scores = np.zeros(len(self.catalog), np.float32)
+        scores[: len(self._popularity)] = self._popularity
+        mask = self.catalog.mask(request.filter)
+        hidden, unknown = self._rows_of(request.exclude)
+        hits = self._rank(scores, request.k, hidden, mask)
+        _, _, unlisted = self._listed(request.items or (), None)
+        items = tuple(
+            Recommended(self.catalog.ids[row], self.catalog.records[row].title, score, self.catalog.is_cold(row))
+            for row, score in zip(hits.rows.tolist(), hits.scores.tolist(), strict=True)
+        )
+        return Recommendation(items, "popular", (*unlisted, *unknown))
+
+    def _rank(self, scores: np.ndarray, k: int, hidden: np.ndarray, mask: np.ndarray | None) -> Hits:
+        """Top of one row of scores over the live catalogue; changes ``scores``."""
+        for segment in self.catalog.segments():
+            scores[segment.start : segment.start + len(segment.bias)][segment.bias == -np.inf] = -np.inf
+        if mask is not None:
+            scores[~mask] = -np.inf
+        scores[hidden] = -np.inf
+        rows = top_rows(scores, k)
+        rows = rows[best(rows, scores[rows], k)]
+        return Hits(rows, scores[rows].astype(np.float64))
+
+    def similar(self, item_id: str, k: int = 10, filter: Mapping[str, Any] | None = None) -> Recommendation:
+        """Items whose vectors point the same way, by cosine.
+
+        Target vectors are compared, or source vectors where the manifest's ``similar_by`` says so.
+
+        Args:
+            item_id: a live item, or one that the model knows and does not rank; it is not in its own answer.
+            k: how many.
+            filter: attribute conditions.
+
+        Raises:
+            UnknownItemError: if there is no such item.
+            ValueError: on a filter that does not fit the export's attributes.
+        """
+        catalog = self.catalog
+        known = catalog.row_of.get(item_id)
+        unlisted = known is not None and known < catalog.n_base and not self.export.listed[known]
+        row = known if known is not None and unlisted else catalog.row(item_id)
+        by_source = self.export.manifest.similar_by == "source"
+        base = self.export.source if by_source else self.export.vector
+        if self._norms is None:
+            self._norms = np.sqrt(np.einsum("nd,nd->n", base, base))
+        added = np.arange(catalog.n_base, len(catalog))
+        fresh = catalog.source(added) if by_source else catalog.vector(added)
+        at = np.array([row])
+        own = (catalog.source(at) if by_source else catalog.vector(at))[0]
+        dots = np.concatenate([base @ own, fresh @ own])
+        norms = np.concatenate([self._norms, np.sqrt(np.einsum("nd,nd->n", fresh, fresh))])
+        cosine = dots / np.maximum(norms * norms[row], np.float32(1e-12))
+        hits = self._rank(cosine, k, np.array([row]), catalog.mask(filter or {}))
+        items = tuple(
+            Recommended(catalog.ids[found], catalog.records[found].title, score, catalog.is_cold(found))
+            for found, score in zip(hits.rows.tolist(), hits.scores.tolist(), strict=True)
+        )
+        return Recommendation(items, "similar")
+
+    # ------------------------------------------------------------------ texts
+
+    def map_text(self, text_vector: np.ndarray) -> MappedItem:
+        """Vectors of an item from the vector of its text, ``[F]`` float32.
+
+        Raises:
+            ValueError: if the export holds no text map, or the vector is not of its encoder.
+        """
+        vector, source, bias = self._text_map_of(text_vector[None])
+        return MappedItem(vector[0], source[0], float(bias[0]))
+
+    def _text_map_of(self, text_vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self.export.text_map is None:
+            raise ValueError("This export maps no texts: its model has no encoder, or no map was fitted.")
+        return self.export.text_map.apply(text_vectors)
+
+
+def _retriever_of(export: Export, catalog: Catalog) -> Retriever | None:
+    if export.index is None:
+        return None
+    from recbole_llm.retrieval.ivf import IvfRetriever
+
+    try:
+        return IvfRetriever(export, catalog)
+    except ValueError as error:
+        if isinstance(error, ExportError):
+            raise
+        log.warning("%s Until then every item is scored: the same answers, slower.", error)
+        return None

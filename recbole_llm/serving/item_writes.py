@@ -1,0 +1,121 @@
+"""Changes to items as requests say them: checked, encoded, committed, live."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from recbole_llm.content.text import Template
+from recbole_llm.export.errors import UnknownItemError
+from recbole_llm.export.reader import fits_kind
+from recbole_llm.serving.change_log import Delete, Put
+from recbole_llm.serving.problem import Problem, echo
+from recbole_llm.serving.service import Service
+
+
+class Written(NamedTuple):
+    """A change that is live: whether the item is new, its seq, and the tokens of its text that were not read."""
+
+    created: bool
+    seq: int
+    cut: int
+
+
+class Writer:
+    """Writes items for one service.
+
+    Args:
+        service: whose items.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def write(self, entries: Sequence[tuple[str, Any]]) -> list[Written]:
+        """Commit changes in one transaction and apply them.
+
+        Args:
+            entries: id, and an ``ItemBody``, or ``None`` to delete.
+
+        Raises:
+            Problem: 404 for the deletion of an item that never was, 422 for what does not fit the export.
+        """
+        known = await self.service.changes.knows([item_id for item_id, _ in entries])
+        live = self._live([item_id for item_id, _ in entries])
+        checked = [self._check(item_id, body, item_id in known) for item_id, body in entries]
+        texts = [text for text in checked if text is not None]
+        encoded = iter(
+            await self.service.text.encode(texts, self.service.settings.limits.write_seconds) if texts else ()
+        )
+        fingerprint = self.service.text.fingerprint
+        changes: list[Put | Delete] = []
+        cut = []
+        for (item_id, body), text in zip(entries, checked, strict=True):
+            found = None if text is None else next(encoded)
+            cut.append(0 if found is None else found.cut)
+            if body is None:
+                changes.append(Delete(item_id))
+                continue
+            # over a row that cannot be read everything is written anew
+            broken = item_id in self.service.changes.faults
+            changes.append(
+                Put(
+                    item_id,
+                    item_id if broken and body.title is None else body.title,
+                    text,
+                    {} if broken and body.attributes is None else body.attributes,
+                    None if found is None else found.vector,
+                    None if found is None else fingerprint,
+                    body.refit,
+                )
+            )
+        seqs = await self.service.changes.write(changes)
+        results = []
+        for (item_id, body), seq, n in zip(entries, seqs, cut, strict=True):
+            results.append(Written(body is not None and item_id not in live, seq, n))
+            (live.discard if body is None else live.add)(item_id)
+        return results
+
+    def _live(self, ids: Sequence[str]) -> set[str]:
+        catalog = self.service.recommender.catalog
+        return {item_id for item_id in ids if item_id in catalog.row_of and catalog.is_live(catalog.row_of[item_id])}
+
+    def _check(self, item_id: str, body: Any, known: bool) -> str | None:
+        """The text to encode, if there is one."""
+        if body is None:
+            if not known:
+                raise UnknownItemError(item_id)
+            return None
+        export = self.service.recommender.export
+        kinds = export.manifest.attributes
+        for name, value in (body.attributes or {}).items():
+            if name not in kinds:
+                declared = ", ".join(f"{n} ({kind})" for n, kind in kinds.items()) or "none"
+                raise Problem(422, f"attributes: unknown {echo(name)}; the export declares: {declared}.")
+            if not fits_kind(value, kinds[name]):
+                raise Problem(422, f"attributes: {name} is of kind {kinds[name]}.")
+        text = self._text(body)
+        if text is None and item_id in self.service.changes.faults:
+            raise Problem(422, "text: the log's row of this item cannot be used; write all of it anew, or delete it.")
+        catalog = self.service.recommender.catalog
+        if text is None and (catalog.needs_text(item_id) if item_id in catalog.row_of else not known):
+            raise Problem(422, "text: a new item needs a text (or fields), from which its vectors are made.")
+        if text is not None and export.text_map is None:
+            raise Problem(422, "text: this export maps no texts.")
+        return text
+
+    def _text(self, body: Any) -> str | None:
+        if body.fields is None:
+            return body.text or None
+        if body.text is not None:
+            raise Problem(422, "Give text or fields, not both.")
+        item_text = self.service.recommender.export.manifest.item_text
+        if item_text is None:
+            raise Problem(422, "fields: the items of this export have no text template; give text.")
+        unknown = [name for name in body.fields if name not in item_text.fields]
+        if unknown:
+            raise Problem(
+                422, f"fields: unknown {echo(unknown[0])}; the text is made of {', '.join(item_text.fields)}."
+            )
+        text = Template(item_text.template).render({name: body.fields.get(name, "") for name in item_text.fields})
+        if not text:
+            raise Problem(422, "fields: all of them are empty.")
+        return text

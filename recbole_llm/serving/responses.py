@@ -1,0 +1,186 @@
+"""Between HTTP and the service: bodies as requests, answers and errors as JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from fastapi import Response
+from fastapi.exceptions import RequestValidationError
+
+from recbole_llm.export.errors import ExportError, UnknownItemError, UnknownUserError
+from recbole_llm.retrieval.item_catalog import ItemState
+from recbole_llm.retrieval.recommender import Recommendation, Recommended, Request
+from recbole_llm.retrieval.remote import SearchError
+from recbole_llm.serving import schemas
+from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
+from recbole_llm.serving.change_log import OverlayError
+from recbole_llm.serving.changes import NotYetApplied
+from recbole_llm.serving.problem import Problem, echo
+from recbole_llm.serving.reading import Versioned
+from recbole_llm.serving.service import ReloadRunning
+from recbole_llm.serving.text import EncodedText, EncoderUnavailable
+
+
+def json_answer(content: Any, status: int = 200) -> Response:
+    """Plain data, or JSON, as a response."""
+    raw = content if isinstance(content, bytes) else json_bytes(content)
+    return Response(raw, status, media_type="application/json")
+
+
+def json_bytes(content: Any) -> bytes:
+    """Plain data as JSON."""
+    try:
+        return orjson.dumps(content)
+    except TypeError:  # half a surrogate pair, in a text of the export: as an escape it can be sent
+        return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _recommended(item: Recommended) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "id": item.id,
+        "title": item.title,
+        "score": item.score,
+        "probability": item.probability,
+        "cold": item.cold,
+    }
+    if item.reasons is not None:
+        out["reasons"] = [
+            {"id": reason.id, "title": reason.title, "contribution": reason.contribution} for reason in item.reasons
+        ]
+        out["rest"], out["bias"] = item.rest, item.bias
+    return out
+
+
+def recommendation_content(answer: Recommendation) -> dict[str, Any]:
+    """``RecommendationOut`` without its state."""
+    return {
+        "items": [_recommended(item) for item in answer.items],
+        "source": answer.source,
+        "unknown": list(answer.unknown),
+    }
+
+
+def rendered(answer: Recommendation) -> bytes:
+    """The same as JSON."""
+    return json_bytes(recommendation_content(answer))
+
+
+def with_state(content: bytes, answer: Versioned) -> bytes:
+    """A JSON object with the state it was made from."""
+    return content[:-1] + b"," + json_bytes(state_content(answer))[1:]
+
+
+def state_content(answer: Versioned) -> dict[str, Any]:
+    """``State``."""
+    return {"model": answer.model, "overlay_seq": answer.overlay_seq}
+
+
+def item_content(state: ItemState) -> dict[str, Any]:
+    """``ItemOut`` without its state."""
+    record = state.record
+    return {
+        "id": state.id,
+        "title": record.title,
+        "text": record.text,
+        "attributes": dict(record.attributes),
+        "cold": state.cold,
+        "added_at": state.added_at,
+    }
+
+
+_REFUSALS: tuple[tuple[type[Exception], int, str, int | None], ...] = (
+    (QueueFull, 503, "The service is at its limit; try again.", 1),
+    (DeadlineExceeded, 504, "The answer was not ready in time.", None),
+    (NotYetApplied, 503, "This process has not seen that change yet.", 1),
+    (ReloadRunning, 409, "An export is being loaded already.", None),
+    (OverlayError, 503, "The log of changes cannot be written; nothing was changed.", 10),
+    (SearchError, 503, "The server that searches items did not take the export; the log says why.", 10),
+)
+
+
+def problem_of(error: BaseException) -> Problem | None:
+    """The problem that an error of the service is to a caller; ``None`` for a fault of ours."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, UnknownUserError):
+        return Problem(404, f"No user {echo(str(error))}; give items, or fallback 'popular'.")
+    if isinstance(error, UnknownItemError):
+        return Problem(404, f"No item {echo(str(error))}.")
+    for kind, status, detail, retry_after in _REFUSALS:
+        if isinstance(error, kind):
+            return Problem(status, detail, retry_after=retry_after)
+    if isinstance(error, ExportError):
+        return Problem(422, str(error))
+    if isinstance(error, EncoderUnavailable):
+        return Problem(503, str(error), retry_after=5) if error.retry else Problem(422, str(error))
+    if isinstance(error, ValueError):
+        return Problem(422, str(error))
+    return None
+
+
+def error_content(error: Exception) -> bytes:
+    """An error of one entry of a batch as JSON.
+
+    Raises:
+        Exception: the error itself, for a fault of ours.
+    """
+    problem = problem_of(error)
+    if problem is None:
+        raise error
+    return json_bytes({"error": problem.content()})
+
+
+def invalid_problem(error: RequestValidationError) -> Problem:
+    """What does not fit the schema, and where, in few words."""
+    errors = [
+        {"loc": [part if isinstance(part, int) else str(part)[:64] for part in e["loc"]], "msg": e["msg"][:200]}
+        for e in error.errors()[:20]
+    ]
+    where = ".".join(map(str, errors[0]["loc"])) if errors else "body"
+    message = errors[0]["msg"] if errors else "the request cannot be read"
+    return Problem(422, f"{where[:128]}: {message}", errors)
+
+
+def check_budget(bodies: Sequence[Any]) -> None:
+    """Refuse a batch whose answers would be too long, before any work.
+
+    Raises:
+        Problem: 422.
+    """
+    entries = sum(body.k * (1 + body.explain) for body in bodies)
+    if entries > schemas.MAX_BATCH_ENTRIES:
+        raise Problem(
+            422,
+            f"requests: they ask for {entries} items and reasons (the sum of k times 1 + explain); at most "
+            f"{schemas.MAX_BATCH_ENTRIES} in a batch.",
+        )
+
+
+def request_of(body: Any, texts: Mapping[str, EncodedText]) -> Request:
+    """A body as a request, with the vector of its text among ``texts``.
+
+    Raises:
+        Problem: 422 for more reasons than an answer holds.
+    """
+    if body.k * body.explain > schemas.MAX_REASONS:
+        raise Problem(
+            422,
+            f"explain: {body.k} items with {body.explain} reasons each are more than {schemas.MAX_REASONS} reasons.",
+        )
+    common = {
+        "k": body.k,
+        "exclude": body.exclude,
+        "exclude_seen": body.exclude_seen,
+        "filter": {
+            name: value.model_dump(exclude_none=True) if isinstance(value, schemas.Bounds) else value
+            for name, value in body.filter.items()
+        },
+        "explain": body.explain,
+        "fallback": body.fallback,
+    }
+    if isinstance(body, schemas.UserRequest):
+        return Request(user=body.user, **common)
+    if isinstance(body, schemas.ItemsRequest):
+        return Request(items=body.items, weights=body.weights, **common)
+    return Request(text_vector=texts[body.text].vector, **common)

@@ -1,0 +1,46 @@
+"""The blend of two blocks against scores whose best weight is known, and the deviation that scales them."""
+
+import pytest
+import torch
+
+from recbole_llm.fitting.blend import choose_blend, score_deviation
+
+
+def test_deviation_is_the_population_one():
+    scores = torch.randn(30, 11, dtype=torch.float64) * 3 + 100
+    columns = torch.arange(11) % 2 == 0
+    got = score_deviation(lambda rows: scores[rows], torch.arange(30), 11, columns)
+    assert got == pytest.approx(float(scores[:, columns].std(unbiased=False)), rel=1e-9)
+    assert score_deviation(lambda rows: scores[rows], torch.arange(0), 11) == 0.0
+
+
+def scorer_of(scores):
+    return lambda rows: scores[rows].clone()
+
+
+def test_blend_finds_the_weight_and_goes_beyond_the_grid_edge():
+    first, second = torch.randn(6, 8), 5 * torch.randn(6, 8)
+    rows = torch.arange(6)
+
+    def closeness_to(weight):
+        wanted = (1 - weight) * first / first.std(unbiased=False) + weight * second / second.std(unbiased=False)
+        return lambda scorer: -float((scorer(rows) - wanted).square().sum())
+
+    inside = choose_blend(scorer_of(first), scorer_of(second), rows, 8, closeness_to(0.35))
+    assert inside.weight == 0.35
+    assert len(inside.trials) == 7
+    assert inside.scales == pytest.approx(
+        (0.65 / float(first.std(unbiased=False)), 0.35 / float(second.std(unbiased=False)))
+    )
+    beyond = choose_blend(scorer_of(first), scorer_of(second), rows, 8, closeness_to(0.94))
+    assert beyond.weight == 0.95
+
+
+def test_blend_takes_the_smaller_of_equal_weights_and_skips_a_constant_block():
+    scores, constant = torch.randn(4, 5), torch.ones(4, 5)
+    rows = torch.arange(4)
+    tied = choose_blend(scorer_of(scores), scorer_of(scores), rows, 5, lambda scorer: 0.0)
+    assert tied.weight == 0.0
+    assert len(tied.trials) == 7
+    assert choose_blend(scorer_of(scores), scorer_of(constant), rows, 5, lambda scorer: 0.0).scales[1] == 0.0
+    assert choose_blend(scorer_of(constant), scorer_of(scores), rows, 5, lambda scorer: 0.0).weight == 1.0
