@@ -43,7 +43,7 @@ def test_a_byte_order_mark_and_blanks_in_the_path(data, capsys):
     import argparse
     import shlex
 
-    from recbole_llm.importing.cold_split import add_arguments, run_split
+    from recbole_llm.commands.split import add_arguments, run_split
 
     folder = data.rename(data.with_name("my data"))
     plain = (folder / "toy" / "toy.inter").read_bytes()

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.bridge.run_settings import require_three_parts
+
 
 def missing_files(config: Any) -> list[str]:
     """The interaction files that ``config`` names and its dataset's folder lacks."""
@@ -13,6 +15,7 @@ def missing_files(config: Any) -> list[str]:
 
 def require_dataset(config: Any) -> None:
     """Raise ``ValueError`` where files are missing: a command must neither prompt nor reach for a server unasked."""
+    require_three_parts(config["benchmark_filename"])
     missing = missing_files(config)
     if missing:
         raise ValueError(

@@ -10,7 +10,6 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -418,14 +417,11 @@ def stock_keys() -> frozenset[str]:
 
 
 def reject_misspelt_keys(given: Iterable[str]) -> None:
-    """Raise on a key that nobody knows and that looks like one of ours; name the other unknown keys in one log line."""
-    unknown = sorted(key for key in given if key not in OWN_KEYS and key not in stock_keys())
-    for key in unknown:
+    """Raise on a key that nobody knows and that looks like one of ours; :mod:`recbole_llm.bridge.model_keys` tells of others."""
+    for key in sorted(key for key in given if key not in OWN_KEYS and key not in stock_keys()):
         near = difflib.get_close_matches(key, OWN_KEYS, n=1, cutoff=MISSPELLING_RATIO)
         if near:
             raise ValueError(
                 f"Unknown configuration key {key!r}: did you mean {near[0]!r}? "
                 "Rename it, or remove it if it belongs to something else."
             )
-    if unknown:
-        getLogger().info("Configuration keys that neither RecBole nor recbole-llm reads: %s", ", ".join(unknown))

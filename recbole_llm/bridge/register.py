@@ -173,6 +173,31 @@ def _defaults(module: ModuleType) -> None:
     override(module.Config, "_update_internal_config_dict", make)
 
 
+def _own_settings(module: ModuleType) -> None:
+    """Config (configurator.py:332) checks every value of LLMTwoTower before anything is read."""
+
+    def make(stock: Callable[[Any], None]) -> Callable[[Any], None]:
+        def _set_default_parameters(self: Any) -> None:
+            if self.model != "LLMTwoTower":
+                return stock(self)
+            from recbole_llm.bridge.options import Options
+            from recbole_llm.bridge.run_settings import settle_loss
+
+            settle_loss(self.final_config_dict)
+            stock(self)
+            Options.from_config(self)
+            return None
+
+        return _set_default_parameters
+
+    override(module.Config, "_set_default_parameters", make)
+
+
+def _configurator(module: ModuleType) -> None:
+    _defaults(module)
+    _own_settings(module)
+
+
 def _reject_overwritten(registration: Registration, own: dict[str, Any], sample: Path, loader: Any) -> None:
     import yaml
 
@@ -297,7 +322,7 @@ HOOKS: dict[str, Callable[[ModuleType], None]] = {
     "recbole.evaluator.collector": _collector,
     "recbole.data.dataset": _datasets,
     MODEL_PACKAGE: _models,
-    "recbole.config.configurator": _defaults,
+    "recbole.config.configurator": _configurator,
     "recbole.utils.argument_list": _dataset_keys,
     "recbole.data.utils": _dataloaders,
     "recbole.utils.utils": _flops,

@@ -6,7 +6,7 @@ pytest.importorskip("recbole")
 import recbole_llm  # noqa: F401
 from recbole_llm.bridge.experiments.search_file import read_space
 
-SPACE = "learning_rate choice [0.01, 0.001]\nembedding_size choice [8,16]\nreg_weight loguniform -8,-4\n"
+SPACE = "learning_rate choice [0.01, 0.001]\nembedding_size choice [8,16]\nweight_decay loguniform -8,-4\n"
 
 
 def space(folder, content, model="LLMTwoTower"):
@@ -26,10 +26,10 @@ def test_marks_comments_blanks_and_tabs_are_no_names(tmp_path, model):
     [
         (
             "embeding_size choice [8]",
-            "line 1: no model reads 'embeding_size'; is 'embedding_size' meant?: 'embeding_size choice",
+            "line 1: LLMTwoTower does not read 'embeding_size'; is 'embedding_size' meant?: 'embeding_size choice",
         ),
-        ("Learning_Rate choice [8]", "no model reads 'Learning_Rate'; is 'learning_rate' meant?"),
-        ("nothing_like_it choice [8]", "no model reads 'nothing_like_it':"),
+        ("Learning_Rate choice [8]", "LLMTwoTower does not read 'Learning_Rate'; is 'learning_rate' meant?"),
+        ("nothing_like_it choice [8]", "LLMTwoTower does not read 'nothing_like_it', and would search nothing:"),
         ("learning_rate choice", "a name, a kind and values are expected"),
         ("learning_rate [0.1]", "a name, a kind and values are expected"),
         ("learning_rate grid [0.1]", "'grid' is none of choice, uniform, quniform, loguniform"),
@@ -49,6 +49,33 @@ def test_marks_comments_blanks_and_tabs_are_no_names(tmp_path, model):
 def test_mistakes_are_named_with_their_line(tmp_path, line, message):
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         space(tmp_path, line)
+
+
+@pytest.mark.parametrize(
+    ("model", "key"),
+    [("LLMTwoTower", "n_layers"), ("BPR", "mlp_hidden_size"), ("BPR", "encoder"), ("SASRec", "double_tower")],
+)
+def test_keys_of_other_models_would_search_nothing(tmp_path, model, key):
+    with pytest.raises(ValueError, match=f"line 2: {model} does not read '{key}', and would search nothing"):
+        space(tmp_path, f"learning_rate choice [1]\n{key} choice [1]", model)
+
+
+@pytest.mark.parametrize(
+    ("model", "key"),
+    [
+        ("LLMTwoTower", "history_dropout"),
+        ("NeuMF", "mf_embedding_size"),
+        ("NeuMF", "mlp_hidden_size"),
+        ("SASRec", "n_layers"),
+        ("LightGCN", "require_pow"),
+        ("LDiffRec", "w_max"),
+        ("S3Rec", "pretrain_epochs"),
+        ("BPR", "train_batch_size"),
+        ("AutoInt", "has_residual"),
+    ],
+)
+def test_keys_of_the_model_itself_are_searched(tmp_path, model, key):
+    assert space(tmp_path, f"{key} choice [1]", model) == f"{key} choice [1]\n"
 
 
 def test_of_a_model_of_ones_own_nobody_knows_the_keys(tmp_path, monkeypatch):

@@ -293,7 +293,7 @@ def test_the_next_command_is_quoted_for_a_shell(tmp_path, capsys):
     import argparse
     import shlex
 
-    from recbole_llm.importer import add_arguments, run_import
+    from recbole_llm.commands.import_ import add_arguments, run_import
 
     inter = write_csv(tmp_path / "o.csv", ["user", "item"], [["a", "i"]])
     parser = argparse.ArgumentParser()
@@ -308,7 +308,7 @@ def test_the_next_command_is_quoted_for_a_shell(tmp_path, capsys):
 def test_text_columns_with_commas_in_their_names(tmp_path):
     import argparse
 
-    from recbole_llm.importer import add_arguments, run_import
+    from recbole_llm.commands.import_ import add_arguments, run_import
 
     inter = write_csv(tmp_path / "o.csv", ["user", "item"], [["a", "i"]])
     items = write_csv(tmp_path / "i.csv", ["item", "title, long", "b", "c"], [["i", "A long title", "bee", "sea"]])

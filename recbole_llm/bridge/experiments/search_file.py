@@ -1,10 +1,8 @@
 """The search space of ``recbole-llm tune``: RecBole's notation, read strictly."""
 
 import ast
-import difflib
 
-from recbole_llm.bridge.options import MISSPELLING_RATIO, OWN_KEYS, stock_keys
-from recbole_llm.bridge.register import registered_models
+from recbole_llm.bridge.model_keys import keys_read_by, near_key
 from recbole_llm.text_files import read_text
 
 # kind of a parameter to how many numbers describe it; of a choice its values
@@ -19,22 +17,22 @@ def read_space(params_file: str, model: str) -> str:
 
     Args:
         params_file: the file.
-        model: name of the model; of one that is neither RecBole's nor ours nobody knows which keys it reads.
+        model: name of the model, which must read every key; of a model that is neither RecBole's nor ours nobody knows which.
 
     Returns:
         The same lines in the form that RecBole's ``HyperTuning`` reads: one space between the parts.
 
     Raises:
         ValueError: if the file cannot be read, holds no parameter, or a line of it has another form, a name given before, or
-            a name that no model reads; names the line.
+            a name that the model does not read; names the line.
     """
-    known = {*OWN_KEYS, *stock_keys()} if model == "LLMTwoTower" or model not in registered_models() else set()
+    known = keys_read_by(model)
     found: dict[str, str] = {}
     for number, line in enumerate(read_text(params_file, "params_file").split("\n"), start=1):
         parts = line.split(maxsplit=2)
         if not parts or parts[0].startswith("#"):
             continue
-        fault = _fault(parts, known) or ("the name has been given before" if parts[0] in found else "")
+        fault = _fault(parts, model, known) or ("the name has been given before" if parts[0] in found else "")
         if fault:
             raise ValueError(
                 f"params_file {params_file!r}, line {number}: {fault}: {line.strip()[:100]!r}. A line reads: {_EXAMPLE}"
@@ -45,15 +43,14 @@ def read_space(params_file: str, model: str) -> str:
     return "\n".join(found.values()) + "\n"
 
 
-def _fault(parts: list[str], known: set[str]) -> str:
+def _fault(parts: list[str], model: str, known: frozenset[str] | None) -> str:
     """What is wrong with a line, or an empty string."""
     name = parts[0]
     if len(parts) < 3:
         return "a name, a kind and values are expected"
-    if known and name not in known:
-        near = [key for key in known if key.lower() == name.lower()]
-        near = near or difflib.get_close_matches(name, known, n=1, cutoff=MISSPELLING_RATIO)
-        return f"no model reads {name!r}" + (f"; is {near[0]!r} meant?" if near else "")
+    if known is not None and name not in known:
+        near = near_key(name, known)
+        return f"{model} does not read {name!r}" + (f"; is {near!r} meant?" if near else ", and would search nothing")
     kind, values = parts[1], parts[2]
     if kind == "choice":
         return "" if _is_list(values) else "the values of a choice are a list in brackets, strings in quotes"

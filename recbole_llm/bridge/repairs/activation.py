@@ -23,6 +23,7 @@ from recbole_llm.bridge.repairs import (  # noqa: F401  (they enter their repair
     input_files,
     libraries,
     models,
+    run_settings,
 )
 from recbole_llm.bridge.repairs.registry import REPAIRS, is_wanted
 
