@@ -123,10 +123,12 @@ def _hold_weights(encoder: Any) -> None:
     """Copy the weights into memory of the process: transformers maps their file, which may be cut off or written over."""
     import torch
 
-    for part in vars(encoder).values():
-        if isinstance(part, torch.nn.Module):
-            for tensor in (*part.parameters(), *part.buffers()):
-                tensor.data = tensor.data.clone()
+    # the model was loaded in this mode, and a tensor of it that is given other data must get them in it too
+    with torch.inference_mode():
+        for part in vars(encoder).values():
+            if isinstance(part, torch.nn.Module):
+                for tensor in (*part.parameters(), *part.buffers()):
+                    tensor.data = tensor.data.clone()
 
 
 def _find(folder: Path, manifest: Manifest, named: Sequence[str]) -> Any:
