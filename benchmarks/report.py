@@ -117,6 +117,27 @@ def import_speed(data: Json) -> Section:
     return Section(lines, [Bars("import_speed", "Reading and importing", "seconds", [r["name"] for r in rows], series)])
 
 
+def hostile_imports(data: Json) -> Section:
+    """What became of hostile files, and the most memory that an import of each kind took."""
+    parts = data["parts"]
+    good, refused = (sum(part["counts"][name] for part in parts) for name in ("good", "refused"))
+    odd = [f"{name}: {what}" for part in parts for name, what in part["odd"].items()]
+    kinds: Json = {}
+    for part in parts:
+        for kind, counts in part["by_kind"].items():
+            row = kinds.setdefault(kind, {"good": 0, "refused": 0, "peak_mib": 0.0, "file_mib": 0.0})
+            row |= {name: row[name] + counts[name] for name in ("good", "refused")}
+            most = part["most_memory"][kind]
+            if most["peak_mib"] > row["peak_mib"]:
+                row |= {name: most[name] for name in ("peak_mib", "file_mib")}
+    head = ["kind", "good", "refused", "most MiB beyond what was resident", "MiB of that file"]
+    rows = [[kind, *row.values()] for kind, row in sorted(kinds.items())]
+    said = (
+        f"{good + refused + len(odd)} files: {good} good imports, {refused} clean refusals, {len(odd)} anything else."
+    )
+    return Section([*facts(data), said, *odd, "", *table(head, rows)], [])
+
+
 def import_time(data: Json) -> Section:
     """What importing the plugin costs, beside RecBole's own import."""
     lines = facts({**data, "machine": data.get("cpu")})
@@ -229,6 +250,7 @@ RENDERERS: dict[str, Callable[[Json], Section]] = {
         robustness,
         svd_form,
         import_speed,
+        hostile_imports,
         import_time,
         sequential_speed,
         stock_models,

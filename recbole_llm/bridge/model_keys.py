@@ -77,15 +77,13 @@ def warn_of_unread_keys(config: Any) -> None:
 
 
 def _described(key: str, model: str) -> str:
-    near = near_key(key, keys_read_by(model) or ())
-    if near is not None:
-        return f"{key} (is {near} meant?)"
     of = _yaml_keys()
     owners = [name for name in known_models() if key in of.get(name.lower(), ())]
-    if not owners:
-        return key
-    more = f" and {len(owners) - MOST_OWNERS} more" if len(owners) > MOST_OWNERS else ""
-    return f"{key} (of {', '.join(owners[:MOST_OWNERS])}{more})"
+    if owners:
+        more = f" and {len(owners) - MOST_OWNERS} more" if len(owners) > MOST_OWNERS else ""
+        return f"{key} (of {', '.join(owners[:MOST_OWNERS])}{more})"
+    near = near_key(key, keys_read_by(model) or ())
+    return key if near is None else f"{key} (is {near} meant?)"
 
 
 # ---------------------------------------------------------------- what RecBole's code reads

@@ -257,7 +257,7 @@ class Options:
         "catalog_bce, catalog_ce (a row is a user); sampled_bce, pair_bce (a row is an interaction). "
         "Negatives of the last two follow RecBole's train_neg_sample_args; one more key in it, shared: 1024, "
         "lets the rows of a batch share so many negatives (sampled_bce), the choice for large catalogues on a"
-        " CPU.",
+        " CPU. RecBole's names: CE stands for catalog_ce, BCE for pair_bce; there is no BPR.",
     )
     neg_weight: float = _key(
         values.not_negative, 1.0, "Loss", "float", "Weight of the negatives; not used by catalog_ce and pair_bce."
@@ -345,7 +345,7 @@ RECBOLE_KEYS: dict[str, tuple[Any, str]] = {
         1.0,
         "(float) AdamW: times learning_rate per step, chosen on validation of three datasets.",
     ),
-    "valid_metric": ("NDCG@10", "(str) By it every choice is made."),
+    "valid_metric": ("NDCG@10", "(str) By it every choice is made. Not given, it follows metrics and topk."),
     "stopping_step": (
         15,
         "(int) Validations without a better one; where it is not given, at least 100 steps.",

@@ -53,7 +53,7 @@ def test_mistakes_are_named_with_their_line(tmp_path, line, message):
 
 @pytest.mark.parametrize(
     ("model", "key"),
-    [("LLMTwoTower", "n_layers"), ("BPR", "mlp_hidden_size"), ("BPR", "encoder"), ("SASRec", "double_tower")],
+    [("LLMTwoTower", "n_layers"), ("BPR", "mlp_hidden_size"), ("BPR", "encoder"), ("NeuMF", "n_heads")],
 )
 def test_keys_of_other_models_would_search_nothing(tmp_path, model, key):
     with pytest.raises(ValueError, match=f"line 2: {model} does not read '{key}', and would search nothing"):

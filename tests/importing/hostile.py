@@ -1,15 +1,16 @@
 """Files made to break an import, one for each number: what an import of it did, and how much memory it took.
 
-Run as a script, it imports the files of the numbers ``FIRST`` to ``LAST`` in one process and prints a line of JSON.
+Run as a script (on Linux), it imports the files of the numbers ``FIRST`` to ``LAST`` in one process and prints a line of
+JSON: what became of them, and the most memory that the import of a file of each kind took beyond what was resident before.
 """
 
 import gzip
 import io
 import json
 import random
-import resource
 import sys
 import tempfile
+import time
 import zlib
 from pathlib import Path
 
@@ -215,10 +216,8 @@ KINDS = [
 ]  # fmt: skip
 
 
-def outcome(number, folder):
-    """``good``, ``refused``, or what else became of the import of file ``number``."""
-    from recbole_llm.importer import import_dataset
-
+def made(number, folder):
+    """Write file ``number``; gives the arguments of its import."""
     rng = random.Random(number)
     name, content, options = KINDS[number % len(KINDS)](rng)
     (folder / name).write_bytes(content)
@@ -226,10 +225,15 @@ def outcome(number, folder):
     if name.startswith("items"):
         (folder / "good.csv").write_bytes(GOOD)
         files = {"interactions": folder / "good.csv", "items": folder / name}
+    return files | options
+
+
+def outcome(folder, interactions, **options):
+    """``good``, ``refused``, or what else became of an import."""
+    from recbole_llm.importer import import_dataset
+
     try:
-        report = import_dataset(
-            files.pop("interactions"), "x", data_path=folder / "out", overwrite=True, **files, **options
-        )
+        report = import_dataset(interactions, "x", data_path=folder / "out", overwrite=True, **options)
     except ValueError as error:
         if type(error) is not ValueError or "\n" in str(error) or not 10 < len(str(error)) < 4000:
             return f"{type(error).__name__}: {str(error)[:300]!r}"
@@ -246,20 +250,48 @@ def outcome(number, folder):
     return "good"
 
 
+def resident(name):
+    """MiB of memory of this process: ``VmRSS`` now, ``VmHWM`` at most since it began or :func:`forget_peak`."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def forget_peak():
+    """Let VmHWM begin at what is resident now, so that it tells of the next import alone."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def main(first, last):
     import pyarrow.csv
     import pyarrow.parquet  # noqa: F401
 
-    odd, counts, peak = {}, {"good": 0, "refused": 0}, 0
+    import recbole_llm.importer  # noqa: F401
+
+    odd, counts, by_kind, most = {}, {"good": 0, "refused": 0}, {}, {}
     for number in range(first, last):
+        kind = KINDS[number % len(KINDS)].__name__
         with tempfile.TemporaryDirectory() as folder:
-            found = outcome(number, Path(folder))
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            arguments = made(number, Path(folder))
+            size = sum(path.stat().st_size for path in Path(folder).iterdir()) / MIB
+            forget_peak()
+            before, started = resident("VmRSS"), time.process_time()
+            found = outcome(Path(folder), **arguments)
+            took, seconds = resident("VmHWM") - before, time.process_time() - started
         if found in counts:
             counts[found] += 1
+            by_kind.setdefault(kind, {"good": 0, "refused": 0})[found] += 1
         else:
-            odd[f"{number} {KINDS[number % len(KINDS)].__name__}"] = found
-    print(json.dumps({"counts": counts, "odd": odd, "peak_mib": peak}))
+            odd[f"{number} {kind}"] = found
+        worst = {"number": number, "peak_mib": round(took, 1), "file_mib": round(size, 2), "seconds": round(seconds, 2)}
+        if took > most.get(kind, {"peak_mib": -1.0})["peak_mib"]:
+            most[kind] = worst
+    print(
+        json.dumps(
+            {"counts": counts, "odd": odd, "by_kind": by_kind, "most_memory": most, "peak_mib": resident("VmHWM")}
+        )
+    )
 
 
 if __name__ == "__main__":
