@@ -49,7 +49,7 @@ def main() -> None:
     for first in range(options.first, options.last, PART):
         if first not in parts:
             parts[first] = run(first, min(first + PART, options.last))
-            print(json.dumps({k: parts[first][k] for k in ("first", "counts", "odd", "peak_mib")}), flush=True)
+            print(json.dumps({k: parts[first][k] for k in ("first", "counts", "odd", "process_peak_mib")}), flush=True)
         if options.output:
             report = {"versions": versions(), "parts": [parts[each] for each in sorted(parts)]}
             options.output.write_text(json.dumps(report, indent=2) + "\n")

@@ -9,7 +9,7 @@ import recbole_llm  # noqa: F401
 pytest.importorskip("recbole")
 from recbole.config import Config
 from recbole.data.utils import data_preparation
-from recbole.utils import init_logger
+from recbole.utils import ModelType, get_model, init_logger
 
 from recbole_llm.bridge.files import require_dataset
 from recbole_llm.bridge.model_keys import keys_read_by, unread_keys
@@ -85,6 +85,14 @@ def test_a_default_valid_metric_follows_metrics_and_topk(model, settings, topk, 
 def test_what_does_not_go_together_is_named(model, settings, message):
     with pytest.raises(ValueError, match=message):
         config(model, **settings)
+
+
+def test_the_defaults_of_every_stock_model_pass():
+    models = [name for name in known_models() if name not in NEEDED_MODULES]
+    for name in models:
+        sequential = get_model(name).type == ModelType.SEQUENTIAL
+        found = Config(name, "ml-100k", config_dict={"train_neg_sample_args": None} if sequential else {})
+        assert found["valid_metric"] == found.internal_config_dict["valid_metric"]
 
 
 def test_metrics_that_are_no_accuracy_may_be_named():
