@@ -27,7 +27,7 @@ GOLDEN = 0x1E3779B97F4A7C15  # odd, near 2**63 / golden ratio
 
 
 def train_dataloader_class(config: Any) -> type[AbstractDataLoader]:
-    """The loader of training rows for ``loss_type``: users, or interactions with sampled negatives."""
+    """Choose the loader of training rows for ``loss_type``: users, or interactions with sampled negatives."""
     return UserRowsDataLoader if config["loss_type"] in CATALOG_LOSSES else InteractionRowsDataLoader
 
 
@@ -73,7 +73,7 @@ class NegativeSampler:
             )
 
     def to(self, device: torch.device) -> "NegativeSampler":
-        """The same sampler on another device; itself where it is there already."""
+        """Return the same sampler on another device; itself if it is there already."""
         if self.candidates.device == device:
             return self
         other = copy.copy(self)
@@ -83,7 +83,7 @@ class NegativeSampler:
         return other
 
     def draw(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """``[n]`` int64 items of the catalogue, independent of any user."""
+        """Draw items of the catalogue independently of any user, ``[n]`` int64."""
         device = self.candidates.device
         if self._cumulative is None:
             at = torch.randint(len(self.candidates), (n,), generator=generator, device=device)
@@ -93,7 +93,7 @@ class NegativeSampler:
         return self.candidates.index_select(0, at)  # a third of the time of candidates[at]
 
     def sample(self, user_id: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
-        """``[B, k]`` int64: for each user of ``user_id`` (``[B]``), k independent negatives (repeats possible)."""
+        """Draw k independent negatives for each user (repeats possible), ``[B]`` int64 -> ``[B, k]`` int64."""
         base = user_id * self._span
         base = base if k == 1 else base.repeat_interleave(k)
         items = self.draw(len(base), generator)
@@ -109,13 +109,13 @@ class NegativeSampler:
         )
 
     def distinct(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Up to ``n`` items of the catalogue, ascending: of ``n`` draws those that differ, or all items if they are fewer."""
+        """Draw ``n`` items of the catalogue and return the distinct ones, ascending; all items if they are fewer than ``n``."""
         if n >= len(self.candidates):
             return self.candidates
         return torch.unique(self.draw(n, generator))
 
     def positives_among(self, user_id: Tensor, items: Tensor) -> Tensor:
-        """``[B, M]`` bool: whether each of ``items`` (``[M]``) is a training item of each user (``[B]``)."""
+        """Test each of ``items`` (``[M]``) for being a training item of each user (``[B]``); ``[B, M]`` bool."""
         place = torch.full((self._span,), -1, dtype=torch.int32, device=items.device)
         place[items] = torch.arange(len(items), dtype=torch.int32, device=items.device)
         first = user_id * self._span
@@ -236,7 +236,7 @@ class DrawnBatch(Interaction):
         self._version = None if entries.is_inference() else entries._version
 
     def entries(self) -> Tensor | None:
-        """Item and negatives, ``[B, 1 + k]``; ``None`` once one of the two columns was exchanged or written to."""
+        """Return item and negatives, ``[B, 1 + k]``; ``None`` once one of the two columns was exchanged or written to."""
         if self._version is None or self._entries._version != self._version:
             return None
         if any(self.interaction.get(name) is not column for name, column in self._drawn):

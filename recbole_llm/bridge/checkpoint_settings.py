@@ -130,17 +130,17 @@ def add_path_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def given_paths(options: argparse.Namespace) -> dict[str, str | None]:
-    """The values of the options of :data:`PATHS`, by name."""
+    """Collect the values of the options of :data:`PATHS`, by name."""
     return {name: getattr(options, name) for name in PATHS}
 
 
 def options_to_repeat(config: Any) -> list[str]:
-    """The options, such as ``--data_path=data``, that a command needs beside a checkpoint of this configuration."""
+    """List the options, such as ``--data_path=data``, that a command needs beside a checkpoint of this configuration."""
     return [option for _, option in _to_give_again(config["dataset"], config.external_config_dict)]
 
 
 def command_to_resume(file: str, config: Any) -> str:
-    """The command that goes on from a checkpoint of this configuration."""
+    """Write the command that resumes from a checkpoint of this configuration."""
     return " ".join(["recbole-llm run --resume", shlex.quote(file), *options_to_repeat(config)])
 
 

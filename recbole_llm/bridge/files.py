@@ -5,7 +5,7 @@ from typing import Any
 
 
 def missing_files(config: Any) -> list[str]:
-    """The interaction files that ``config`` names and its dataset's folder lacks."""
+    """List the interaction files that ``config`` names and its dataset's folder lacks."""
     name, parts = config["dataset"], config["benchmark_filename"]
     wanted = [f"{name}.{part}.inter" for part in parts] if parts else [f"{name}.inter"]
     return [file for file in wanted if not (Path(config["data_path"]) / file).is_file()]

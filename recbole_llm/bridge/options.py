@@ -353,7 +353,7 @@ RECBOLE_KEYS: dict[str, tuple[Any, str]] = {
 
 
 def default_values() -> dict[str, Any]:
-    """Every default of the model: ours, and those of RecBole's keys that differ from RecBole's."""
+    """Return every default of the model: ours, and those of RecBole's keys that differ from RecBole's."""
     own = {name: key.default for name, key in KEYS.items()}
     return own | {name: value for name, (value, _) in RECBOLE_KEYS.items()}
 
@@ -391,7 +391,7 @@ def _reject_what_shards_lack(given: Mapping[str, Any], config: Any) -> None:
 
 @lru_cache(maxsize=1)
 def stock_keys() -> frozenset[str]:
-    """Every key that RecBole's argument lists and the YAML files in its wheel name."""
+    """Return every key that RecBole's argument lists and the YAML files in its wheel name."""
     import recbole
     from recbole.utils import argument_list
 

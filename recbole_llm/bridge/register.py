@@ -76,7 +76,7 @@ def register_model(
 
 
 def registered_models() -> list[str]:
-    """Names of the models registered here, LLMTwoTower first."""
+    """List the models registered here, LLMTwoTower first."""
     return list(_registrations)
 
 
@@ -114,7 +114,10 @@ class _ModelLoader:
 
 
 def find_model_spec(module_name: str) -> ModuleSpec | None:
-    """The specification of a registered model's module, such as ``recbole.model.general_recommender.llmtwotower``."""
+    """Find the specification of a registered model's module.
+
+    Such a module is ``recbole.model.general_recommender.llmtwotower``.
+    """
     package, _, stem = module_name.rpartition(".")
     if package == MODEL_PACKAGE:
         for registration in _registrations.values():
@@ -266,12 +269,15 @@ def _collector(module: ModuleType) -> None:
 
 
 def run_recboles(rank: int, *args: Any) -> None:
-    """RecBole's worker function. A child process finds it by our module's name, so it imports us before RecBole."""
+    """Run RecBole's worker function.
+
+    A child process finds it by our module's name, so it imports us before RecBole.
+    """
     _stock("run_recboles")(rank, *args)
 
 
 def objective_function(*args: Any, **kwargs: Any) -> Any:
-    """RecBole's objective function for HyperTuning and Ray Tune, with repairs and registration in every worker."""
+    """Run RecBole's objective function for HyperTuning and Ray Tune, with repairs and registration in every worker."""
     return _stock("objective_function")(*args, **kwargs)
 
 

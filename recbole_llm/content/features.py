@@ -35,7 +35,7 @@ def encode_texts(
     batch_size: int = 64,
     show_progress: bool = False,
 ) -> FeatureTable:
-    """Vectors of texts: stored ones are read, the others are encoded and stored.
+    """Look texts up in the store, and encode and store those that it lacks.
 
     Distinct texts are encoded once, in batches of similar length. Batches and shards depend on the texts that are not
     stored yet and on nothing else, so a run that was killed and begun again ends with the same store, bit for bit, on

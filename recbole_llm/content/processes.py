@@ -4,7 +4,7 @@ import os
 
 
 def number_of_processes() -> tuple[int, int]:
-    """This process's number from 0, and how many there are.
+    """Return this process's number from 0, and how many there are.
 
     Of the process group of ``torch.distributed`` where one exists, else what ``torchrun`` says in ``RANK`` and
     ``WORLD_SIZE``, else 0 and 1.

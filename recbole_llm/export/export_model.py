@@ -104,7 +104,7 @@ def contents_of(
     overlay_seq: int = 0,
     build_index: IndexBuilder | None = None,
 ) -> ExportContents:
-    """What an export of a trained model holds, without its card.
+    """Collect what an export of a trained model holds, without its card.
 
     Args:
         model: as for :func:`export_model`, like the rest.

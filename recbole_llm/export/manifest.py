@@ -140,14 +140,14 @@ class Manifest:
         return sum(block.dim for block in self.blocks)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Convert to plain JSON."""
         values = asdict(self)
         if self.probability is None:  # as exports were before there was a map, with the export_id that they have
             del values["probability"]
         return values
 
     def identity(self) -> str:
-        """The ``export_id`` that these contents must have."""
+        """Compute the ``export_id`` that these contents must have."""
         part = self.to_json()
         for name in ("export_id", "created_at", "producer", "metrics", "index"):
             del part[name]
@@ -158,7 +158,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest alone, checked for form.
+    """Read the manifest alone and check its form.
 
     Raises:
         ExportError: if there is none, it is damaged, or another version is needed to read it.

@@ -71,7 +71,7 @@ class ModelTables:
     content: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def text_map(self, center: Tensor, transform: Tensor | None) -> TextMap | None:
-        """The map from raw text vectors.
+        """Build the map from raw text vectors.
 
         Args:
             center: ``[F]`` of :func:`recbole_llm.content.store.feature_table.fit_transform`.
@@ -108,7 +108,7 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def tables_of(score: Score, data: TrainingData, n_users: int, cold_map: bool) -> ModelTables:
-    """The arrays of a score.
+    """Lay out a score as the arrays of an export.
 
     Args:
         score: a trained model's, all of whose items are in this process.
@@ -157,14 +157,17 @@ def tables_of(score: Score, data: TrainingData, n_users: int, cold_map: bool) ->
 
 
 def block_of(block: LinearBlock, slope: float) -> Block:
-    """A block's fields as an export has them; the scale is the query's whole factor."""
+    """Describe a block as an export does; the scale is the query's whole factor."""
     scoring = "cosine" if block.cosine else "dot"
     scale = slope * block.scale * block.temperature
     return Block(block.name, block.dim, float(block.exponent), scale, scoring, block.decay)
 
 
 def content_blocks(data: TrainingData) -> tuple[LinearBlock, ...]:
-    """Likeness of the items' content, a block for each modality: <direction_j, direction_i> of centred unit vectors."""
+    """Make a block for each modality that measures likeness of content.
+
+    The likeness of two items is <direction_j, direction_i> of their centred unit vectors.
+    """
     blocks = []
     for modality, (vectors, present) in data.content.items():
         directions = content_directions(vectors, present, content_centre(vectors, present))

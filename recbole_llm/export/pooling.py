@@ -56,7 +56,7 @@ class Pooling:
         part: np.ndarray | None = None,
         ranks: np.ndarray | None = None,
     ) -> Query:
-        """The query of a history.
+        """Turn a history into a query.
 
         Args:
             source: ``[h, D]`` float32.
@@ -82,7 +82,7 @@ class Pooling:
         return Query(vector, source, weights)
 
     def parts(self, query: Query, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """What each entry of the history adds to each score in each block, ``[n, h]`` float64 by block name.
+        """Compute what each entry of the history adds to each score in each block, ``[n, h]`` float64 by block name.
 
         Args:
             query: of :meth:`query`.
@@ -94,7 +94,10 @@ class Pooling:
         }
 
     def contributions(self, query: Query, vector: np.ndarray) -> np.ndarray:
-        """What each entry of the history adds to each score in all blocks, ``[n, h]`` float64; arguments as :meth:`parts`."""
+        """Compute what each entry of the history adds to each score in all blocks together, ``[n, h]`` float64.
+
+        Arguments are those of :meth:`parts`.
+        """
         return vector.astype(np.float64) @ self._weighted(query).T
 
     def _weighted(self, query: Query) -> np.ndarray:

@@ -251,7 +251,7 @@ def _read_ids(content: memoryview, name: str, count: int) -> list[str]:
 
 
 def fits_kind(value: Any, kind: str) -> bool:
-    """Whether an attribute's value has its declared kind."""
+    """Return whether an attribute's value has its declared kind."""
     if kind == "token":
         return isinstance(value, str)
     if kind == "tokens":

@@ -82,7 +82,7 @@ class TextMap:
         return len(self.center)
 
     def apply(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Target vectors ``[n, D]``, source vectors ``[n, D]`` and biases ``[n]``, float32, of text vectors ``[n, F]``.
+        """Map text vectors ``[n, F]`` to target vectors ``[n, D]``, source vectors ``[n, D]`` and biases ``[n]``, float32.
 
         Raises:
             ValueError: if the vectors have another length.

@@ -222,7 +222,7 @@ def _text_map_tensors(text_map: TextMap) -> dict[str, np.ndarray]:
 
 
 def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: Mapping[str, Any]) -> Manifest:
-    """What the manifest says of ``contents``, still without an ``export_id``.
+    """Write the manifest of ``contents``, still without an ``export_id``.
 
     Args:
         contents: of the export.
@@ -296,6 +296,6 @@ def _set_modes(folder: Path) -> None:
 
 
 def exports_in(folder: Path) -> list[Path]:
-    """The complete exports directly in ``folder``, oldest first by the time of their manifest."""
+    """List the complete exports directly in ``folder``, oldest first by the time of their manifest."""
     found = [path for path in folder.iterdir() if not is_temporary(path) and (path / MANIFEST).is_file()]
     return sorted(found, key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name))

@@ -36,7 +36,7 @@ class AttributeIndex:
         self._changed[row] = attributes
 
     def mask(self, condition: Mapping[str, Any], n_rows: int) -> np.ndarray:
-        """Rows for which every part of ``condition`` holds, ``[n_rows]`` bool.
+        """Mark the rows for which every part of ``condition`` holds, ``[n_rows]`` bool.
 
         Args:
             condition: attribute to a value, a list of values (any of them), or for numbers bounds such as

@@ -196,7 +196,7 @@ class PgVectorRetriever(RemoteRetriever):
     # ------------------------------------------------------------------ searching
 
     def ranked(self, query: np.ndarray, n: int, hidden: np.ndarray) -> np.ndarray:
-        """As :meth:`RemoteRetriever.ranked`."""
+        """Rank as :meth:`RemoteRetriever.ranked` says."""
         with self._errors():
             return self._ranked(query, n, hidden)
 

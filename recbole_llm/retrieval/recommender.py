@@ -159,7 +159,7 @@ class Recommender:
             close()
 
     def history_length(self, request: Request) -> int:
-        """Entries of the history that a request is answered from, at most; 0 for an unknown user and for a text."""
+        """Return the most history entries that a request is answered from; 0 for an unknown user and for a text."""
         if request.items is not None:
             return len(request.items)
         row = None if request.user is None else self._user_row.get(request.user)
@@ -343,7 +343,7 @@ class Recommender:
         return Hits(rows, scores[rows].astype(np.float64))
 
     def similar(self, item_id: str, k: int = 10, filter: Mapping[str, Any] | None = None) -> Recommendation:
-        """Items whose vectors point the same way, by cosine.
+        """Find items whose vectors point the same way, by cosine.
 
         Target vectors are compared, or source vectors where the manifest's ``similar_by`` says so.
 
@@ -381,7 +381,7 @@ class Recommender:
     # ------------------------------------------------------------------ texts
 
     def map_text(self, text_vector: np.ndarray) -> MappedItem:
-        """Vectors of an item from the vector of its text, ``[F]`` float32.
+        """Map the vector of a text, ``[F]`` float32, to vectors of an item.
 
         Raises:
             ValueError: if the export holds no text map, or the vector is not of its encoder.

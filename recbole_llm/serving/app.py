@@ -82,7 +82,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def create_app(settings: Settings, make_encoder: Callable[[Path, Manifest], SentenceEncoder] | None = None) -> FastAPI:
-    """The service as an ASGI application.
+    """Build the service as an ASGI application.
 
     Args:
         settings: how it is set up.
@@ -385,7 +385,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
 
 def app_from_environment() -> FastAPI:
-    """The application of a worker process, whose settings the parent put into its environment."""
+    """Build the application of a worker process from the settings that the parent put into its environment."""
     import os
     import sys
 

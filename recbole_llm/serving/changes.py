@@ -98,7 +98,7 @@ class Changes:
         return seqs
 
     async def knows(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that the catalogue has or the log ever had."""
+        """Return those of the ids that the catalogue has or the log ever had."""
         row_of = self._recommender().catalog.row_of
         known = {item_id for item_id in ids if item_id in row_of}
         rest = [item_id for item_id in ids if item_id not in known]
@@ -107,11 +107,11 @@ class Changes:
     # ------------------------------------------------------------------ following
 
     async def all(self) -> list[Change]:
-        """The whole log, ascending."""
+        """Read the whole log, ascending."""
         return await self._in_log(lambda: self._log.since(0))
 
     async def after(self, recommender: Recommender) -> list[Change]:
-        """What a recommender does not know yet, ascending."""
+        """Read what a recommender does not know yet, ascending."""
         return await self._in_log(lambda: self._log.since(recommender.overlay_seq))
 
     async def catch_up(self) -> None:
@@ -180,11 +180,11 @@ class Changes:
     # ------------------------------------------------------------------ reloads
 
     async def reload_asked(self) -> tuple[int, str | None]:
-        """As :meth:`Overlay.reload_asked`."""
+        """Ask the log as :meth:`Overlay.reload_asked` does."""
         return await self._in_log(self._log.reload_asked)
 
     async def ask_reload(self, name: str | None) -> int:
-        """As :meth:`Overlay.ask_reload`."""
+        """Write to the log as :meth:`Overlay.ask_reload` does."""
         return await self._in_log(lambda: self._log.ask_reload(name))
 
     # ------------------------------------------------------------------ watching over

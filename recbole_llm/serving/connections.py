@@ -53,7 +53,7 @@ class Connection(Protocol):
     stalled_since: float | None
 
     def is_idle(self) -> bool:
-        """Whether nobody waits for an answer here, and no answer is on its way."""
+        """Return whether nobody waits for an answer here, and no answer is on its way."""
 
     def late(self) -> None:
         """End a connection whose head did not come."""

@@ -44,7 +44,7 @@ class Built:
 
 
 def find_export(place: str, name: str | None = None) -> Path:
-    """The export that a place stands for.
+    """Find the export that a path stands for.
 
     Args:
         place: an export, a link to one, or a folder of exports.

@@ -21,7 +21,7 @@ def _trim() -> Callable[[], object] | None:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in use, in bytes; 0 where the system does not say."""
+    """Return the memory of this process that is in use, in bytes; 0 if the system does not say."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):

@@ -22,7 +22,7 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 def answer_bytes(problem: Problem) -> bytes:
-    """A whole HTTP answer, after which the connection ends."""
+    """Write a whole HTTP answer, after which the connection ends."""
     body = problem.body()
     head = (
         f"HTTP/1.1 {problem.status} {TITLES[problem.status]}\r\ncontent-type: {MEDIA_TYPE}\r\n"
@@ -129,7 +129,7 @@ class Guarded(Base):
         super().on_response_complete()
 
     def is_idle(self) -> bool:
-        """Whether nobody waits for an answer here, and no answer is on its way."""
+        """Return whether nobody waits for an answer here, and no answer is on its way."""
         cycle: Any = self.cycle
         return (cycle is None or cycle.response_complete) and not self.transport.get_write_buffer_size()
 

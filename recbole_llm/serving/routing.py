@@ -89,5 +89,5 @@ class _BodyRoute(APIRoute):
 
 
 def route_of(body: Any) -> type[_BodyRoute]:
-    """A route of which a body of this type is all of the input."""
+    """Make a route of which a body of this type is all of the input."""
     return type("_BodyRouteOf", (_BodyRoute,), {"adapter": TypeAdapter(body)})

@@ -170,7 +170,8 @@ def compare(run, trees, folder, options):
             for step, clocks in found.items():
                 for clock, value in clocks.items():
                     seconds[step][name][clock].append(value)
-    return differences(*(folder / f"{name}-0" for name in trees)) | {"seconds": paired(seconds)}
+    sizes = {name: export_bytes(folder / f"{name}-0") for name in trees}
+    return differences(*(folder / f"{name}-0" for name in trees)) | {"seconds": paired(seconds), "export bytes": sizes}
 
 
 def paired(seconds):
@@ -243,6 +244,14 @@ def checkpoint_tables(folder):
     return _leaves({key: value for key, value in content.items() if key not in beside})
 
 
+def export_bytes(folder):
+    """Bytes of each file of an export."""
+    export = folder / "export"
+    return {
+        path.relative_to(export).as_posix(): path.stat().st_size for path in sorted(export.rglob("*")) if path.is_file()
+    }
+
+
 def _leaves(value, path=""):
     if isinstance(value, dict):
         return {name: leaf for key, inner in value.items() for name, leaf in _leaves(inner, f"{path}/{key}").items()}
@@ -271,6 +280,24 @@ def export_tables(folder):
 # ------------------------------------------------------------------ command
 
 
+def of_job(trees):
+    """The machine, and the commit of each tree."""
+    sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
+    from timing import machine
+
+    described = machine("cpu")
+    del described["commit"]
+    return {"machine": described, "commits": {name: commit_of(tree) for name, tree in trees.items()}}
+
+
+def commit_of(tree):
+    """The commit of a working tree, marked where files of the product differ from it."""
+    git = ["git", "-C", str(tree)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--short", "recbole_llm", "kernels"], capture_output=True, text=True).stdout
+    return commit + ("+changes" if changed.strip() else "")
+
+
 def report(run, found):
     """What a person reads of one run."""
     seconds = found["seconds"]
@@ -283,6 +310,10 @@ def report(run, found):
         lines.append(f"  {what}: {part['compared']} values compared, largest difference {part['largest']:.4g}")
         lines += [f"    {name}: {value:.4g}" for name, value in list(part["differ"].items())[:12]]
         lines += [f"    {side}: {', '.join(part[side])}" for side in ("old alone", "new alone") if part[side]]
+    old, new = found["export bytes"].values()
+    grown = {name: new.get(name, 0) - old.get(name, 0) for name in sorted(old.keys() | new.keys())}
+    lines.append(f"  export: {sum(old.values())} bytes, {sum(new.values())} bytes")
+    lines += [f"    {name}: {difference:+}" for name, difference in grown.items() if difference]
     for step, values in seconds.items():
         lines.append(f"  {step}: {values['old']:.2f} s, {values['new']:.2f} s, ratio {values['ratio']:.3f}")
     return "\n".join(lines)
@@ -320,7 +351,8 @@ def main():
             found[run] = compare(run, trees, Path(folder), options)
         print(report(run, found[run]), flush=True)
     if options.output:
-        options.output.write_text(json.dumps(found, indent=1) + "\n")
+        content = {"benchmark": "same_job", "repeats": options.repeats, "epochs": options.epochs} | of_job(trees)
+        options.output.write_text(json.dumps(content | {"runs": found}, indent=1) + "\n")
     worst = max(max(f["scores"], f["checkpoint"]["largest"], f["export"]["largest"]) for f in found.values())
     print("bitwise equal" if worst == 0 else f"largest difference {worst:.4g}")
     return None

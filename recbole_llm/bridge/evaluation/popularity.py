@@ -31,7 +31,7 @@ class BucketQuality:
 
 
 def popularity_buckets(count: Tensor) -> Tensor:
-    """The bucket of every item: three thirds of the training interactions, and what has none.
+    """Sort every item into a bucket: three thirds of the training interactions, and the items without any.
 
     Args:
         count: ``[N]`` int64, training interactions of each item, with padding item 0.
@@ -52,7 +52,7 @@ def popularity_buckets(count: Tensor) -> Tensor:
 def quality_by_popularity(
     items: Tensor, hits: Tensor, positives: Rows, count: Tensor, metrics: Iterable[TopKMetric]
 ) -> dict[str, BucketQuality]:
-    """Metrics of each bucket from rankings that are there already.
+    """Compute the metrics of each bucket from existing rankings.
 
     Args:
         items: ``[M, k]`` int64, the best items of M users.

@@ -269,7 +269,7 @@ def about_tests(comparison: Comparison) -> str:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """The table as GitHub Markdown."""
+    """Format the table as GitHub Markdown."""
     header, body = _cells(comparison)
     escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in body]
     lines = [header, ["---"] * len(header), *escaped]
@@ -277,7 +277,10 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_latex(comparison: Comparison) -> str:
-    """The table as a LaTeX tabular; the best figure of each metric in bold, the reference in a comment."""
+    """Format the table as a LaTeX tabular.
+
+    The best figure of each metric is bold; the reference stands in a comment.
+    """
     header, body = _cells(comparison)
     best = {n: max((r.mean[n] for r in comparison.rows if n in r.mean), default=None) for n in header}
     lines = [
@@ -302,7 +305,7 @@ def _latex(text: str) -> str:
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything but the per-user values, ready for JSON."""
+    """Return everything but the per-user values, ready for JSON."""
     rows = []
     for row in comparison.rows:
         entry = {k: v for k, v in vars(row).items() if k != "difference"}

@@ -53,7 +53,7 @@ def paired_bootstrap(first: np.ndarray, second: np.ndarray, draws: int = DRAWS, 
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P-values corrected for their number (Holm, 1979), in the order given; each at most 1."""
+    """Correct p-values for their number (Holm, 1979); order kept, each at most 1."""
     order = sorted(range(len(p)), key=lambda i: p[i])
     corrected, running = [0.0] * len(p), 0.0
     for rank, i in enumerate(order):

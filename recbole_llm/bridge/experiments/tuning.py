@@ -74,7 +74,7 @@ class _Log:
 
 
 def name_of(params: Mapping[str, Any]) -> str:
-    """A setting as a key, whatever the order of its values."""
+    """Turn a setting into a key that does not depend on the order of its values."""
     return json.dumps(params, sort_keys=True, default=str)
 
 
@@ -235,13 +235,13 @@ def _trial(params: dict[str, Any], outcome: Outcome) -> Trial:
 
 
 def line_of(trial: Trial) -> str:
-    """A trial as a line of the log."""
+    """Format a trial as a line of the log."""
     setting = ", ".join(f"{key}={value}" for key, value in trial.params.items())
     return f"{setting}: {'failed: ' + trial.error if trial.score is None else f'valid {trial.score:.4f}'} ({trial.seconds:.1f} s)"
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials, best validation score first, failed ones last."""
+    """Sort the trials, best validation score first, failed ones last."""
     return sorted(
         trials, key=lambda t: (t.score is None, -(t.score or 0.0) if t.larger_is_better else (t.score or 0.0))
     )

@@ -183,7 +183,10 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         model_file: str | None = None,
         show_progress: bool = False,
     ) -> Any:
-        """As ``Trainer.evaluate``; where interactions are split by time, the test's histories hold validation's items."""
+        """Evaluate as ``Trainer.evaluate`` does.
+
+        If interactions are split by time, the test's histories hold validation's items.
+        """
         if not eval_data:
             return None
         self._tables.reject_evaluation(self, eval_data)
@@ -213,7 +216,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self.stopping_step = patience
 
     def validation(self, valid_data: Any) -> Validation | None:
-        """The data that choices are made by; ``None`` without a validation split."""
+        """Return the data that choices are made by; ``None`` without a validation split."""
         if not valid_data:
             return None
         log = getLogger().info

@@ -72,10 +72,10 @@ class Encoder(Protocol[S]):
     def batch_cost(self) -> int | None: ...  # noqa: D102
 
     def prepare(self, raw: Sequence[Any]) -> list[S]:
-        """Raw values to samples, in order."""
+        """Convert raw values to samples, in order."""
 
     def encode(self, batch: Sequence[S]) -> Tensor:
-        """Samples to float32 vectors ``[len(batch), dim]`` on the encoder's device."""
+        """Encode samples to float32 vectors ``[len(batch), dim]`` on the encoder's device."""
 
     def describe(self) -> dict[str, Any]:
         """Name and settings as JSON, for logs and manifests."""
@@ -231,7 +231,7 @@ class TextEncoder:
         }
 
     def describe(self) -> dict[str, Any]:
-        """Name, source and settings as JSON, for logs and manifests."""
+        """Return name, source and settings as JSON, for logs and manifests."""
         return {
             "name": self.files.name,
             "source": self.files.source,
@@ -336,7 +336,7 @@ class TextEncoder:
         return samples
 
     def encode(self, batch: Sequence[TokenizedText]) -> Tensor:
-        """Vectors of tokenised texts.
+        """Encode tokenised texts.
 
         Returns:
             float32 ``[len(batch), dim]`` on the encoder's device; carries gradients unless the caller turned them off.

@@ -80,7 +80,7 @@ def apply_transform(table: FeatureTable, kind: str) -> FeatureTable:
 
 
 def fit_transform(table: FeatureTable, kind: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The affine map z = (x - m) T of :func:`apply_transform`, which vectors that come later go through too.
+    """Fit the affine map z = (x - m) T of :func:`apply_transform`, which later vectors go through too.
 
     Args:
         table: the vectors it is fitted to.
