@@ -129,7 +129,7 @@ class NegativeSampler:
         return found
 
     def _positives(self, key: Tensor) -> Tensor:
-        """Where ``key`` (``[n]``) is a training pair: ascending positions."""
+        """Find the training pairs among ``key`` (``[n]``); returns ascending positions."""
         suspect = self._taken.index_select(0, self._slot(key)).nonzero()[:, 0]
         if self._has_slot_for_each:
             return suspect
@@ -164,7 +164,7 @@ class _RowsDataLoader(AbstractDataLoader, ABC):
     @property
     @abstractmethod
     def _rows_of_batch(self) -> int:
-        """Rows of a batch over all processes."""
+        """Return the number of rows of a batch over all processes."""
 
     def _init_batch_size_and_step(self) -> None:
         self.step = self._rows_of_batch
@@ -190,7 +190,7 @@ class _RowsDataLoader(AbstractDataLoader, ABC):
                 yield self._interaction(*batch)
 
     def _order(self, generator: torch.Generator, device: torch.device) -> Tensor:
-        """The rows of an epoch, ``[sample_size]`` int32 or int64."""
+        """Draw the order of an epoch's rows, ``[sample_size]`` int32 or int64."""
         if not self._is_shuffled:
             return torch.arange(self.sample_size, device=device)
         # on a CPU the same permutation in half the time
@@ -198,7 +198,10 @@ class _RowsDataLoader(AbstractDataLoader, ABC):
         return torch.randperm(self.sample_size, generator=generator, device=device, dtype=dtype)
 
     def _generator_of_epoch(self, device: torch.device) -> torch.Generator:
-        """A stream of its own for each epoch: the loader's generator, which a checkpoint holds, moves by one number."""
+        """Make a random stream of its own for each epoch.
+
+        The loader's generator, which a checkpoint holds, moves by one number.
+        """
         if self.generator is None:  # RecBole takes it away from loaders that it has saved
             self.generator = torch.Generator().manual_seed(self.config["seed"])
         seed = int(torch.randint(2**62, (), generator=self.generator))
@@ -206,15 +209,15 @@ class _RowsDataLoader(AbstractDataLoader, ABC):
 
     @abstractmethod
     def _columns(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """What batches are cut from, for the given rows."""
+        """Return the columns from which the batches of the given rows are cut."""
 
     def _whole_batch(self, *columns: Tensor) -> tuple[Tensor, ...]:
-        """Columns of the batch of all processes, for what they draw together."""
+        """Return the columns of the batch of all processes, for what they draw together."""
         return columns
 
     @abstractmethod
     def _interaction(self, *columns: Tensor) -> Interaction:
-        """The batch made of its part of each column."""
+        """Build the batch from its part of each column."""
 
     def collate_fn(self, index: Any) -> Interaction:
         """The batch of the given rows, as RecBole's loaders give it."""
@@ -294,7 +297,7 @@ class InteractionRowsDataLoader(_RowsDataLoader):
 
     @staticmethod
     def _groups_of(user_id: Tensor) -> Rows:
-        """Interactions of the same user side by side, at most ``GROUP`` in a group: rows of a batch share their history."""
+        """Group interactions of the same user, at most ``GROUP`` together, so that rows of a batch share their history."""
         of_user = torch.argsort(user_id, stable=True)
         counts = torch.bincount(user_id)
         place = torch.arange(len(of_user)) - (counts.cumsum(0) - counts)[user_id[of_user]]
@@ -309,7 +312,7 @@ class InteractionRowsDataLoader(_RowsDataLoader):
         return self._groups.select(groups).ids
 
     def _shared_of(self, number: Any) -> int:
-        """How many negatives the rows of a batch share; 0 where each has its own."""
+        """Return how many negatives the rows of a batch share; 0 if each has its own."""
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ValueError(f"train_neg_sample_args.shared must be a number of items, or 0 for none, got {number!r}.")
         if number and self.config["loss_type"] != "sampled_bce":

@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written whole or not at all, read without running code, refused when they do not fit.
+"""Checkpoints: written whole or not at all, read without running code, refused when they do not fit.
 
 A checkpoint is RecBole's dictionary (``trainer/trainer.py:289``) with what else a resume needs, in a ``torch.save`` file that
 both sides read: RecBole's ``load_data_and_model`` unpickles the ``Config`` inside, and :func:`read_checkpoint`, which reads
@@ -153,7 +153,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def _for_one_process(config: Any) -> Any:
-    """The configuration under which one process reads what several have written."""
+    """Change the configuration so that one process reads what several have written."""
     if config["single_spec"]:
         return config
     twin = copy.copy(config)

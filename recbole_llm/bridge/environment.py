@@ -1,4 +1,4 @@
-"""What a bug report should contain: versions, device, kernel backend, repairs with their reasons, caches."""
+"""Collect what a bug report should contain: versions, device, kernel backend, repairs, caches."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Whether a dataset's files are there, asked before RecBole offers a download."""
+"""Check that a dataset's files exist before RecBole offers a download."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ def missing_files(config: Any) -> list[str]:
 
 
 def require_dataset(config: Any) -> None:
-    """Raise ``ValueError`` where files are missing: a command must neither prompt nor reach for a server unasked."""
+    """Raise ``ValueError`` if files are missing: a command must neither prompt nor reach for a server unasked."""
     missing = missing_files(config)
     if missing:
         raise ValueError(

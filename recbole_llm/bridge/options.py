@@ -359,7 +359,7 @@ def default_values() -> dict[str, Any]:
 
 
 def _preloaded_file(config: Any) -> str | None:
-    """The file of item vectors that RecBole's own ``preload_weight`` names, if it names some."""
+    """Return the file of item vectors that RecBole's own ``preload_weight`` names, if any."""
     preload = config["preload_weight"]
     if not preload:
         return None
@@ -372,7 +372,7 @@ def _preloaded_file(config: Any) -> str | None:
 
 
 def _reject_what_shards_lack(given: Mapping[str, Any], config: Any) -> None:
-    """Raise where ``shard_items`` meets what needs every item in one process."""
+    """Raise if ``shard_items`` is combined with what needs every item in one process."""
     blocks, loss, backend = given["blocks"], given["loss_type"], given["kernel_backend"]
     modes = (config["eval_args"] or {}).get("mode") or "full"
     modes = sorted(set(modes.values())) if isinstance(modes, Mapping) else [modes]

@@ -87,7 +87,10 @@ def _stock_module_names() -> set[str]:
 
 
 def _resolve(target: Target) -> Any:
-    """The object behind a target; an AttributeError, which RecBole reads as "there is none", becomes an ImportError."""
+    """Return the object behind a target.
+
+    An AttributeError, which RecBole reads as "there is none", becomes an ImportError.
+    """
     if isinstance(target, type) or not isinstance(target, str):
         return target if isinstance(target, type) else target()
     module, _, attribute = target.partition(":")
@@ -127,7 +130,7 @@ def find_model_spec(module_name: str) -> ModuleSpec | None:
 
 
 def _serve(module: ModuleType, suffix: str, target_of: Callable[[Registration], Target | None]) -> None:
-    """Let ``module.<name><suffix>`` be found for every registered model that brings one."""
+    """Make ``module.<name><suffix>`` available for every registered model that brings one."""
     stock = vars(module).get("__getattr__")
     if getattr(stock, "__module__", None) == __name__:
         return

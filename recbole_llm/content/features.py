@@ -1,4 +1,4 @@
-"""Raw values to a table of vectors, through the store: each distinct value is encoded once, ever."""
+"""Turn raw values into a table of vectors through the store, so that each distinct value is encoded once."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -248,7 +248,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _group(batches: Iterator[list[int]]) -> Iterator[list[list[int]]]:
-    """Whole batches to shards of at least ``SHARD_ROWS`` rows."""
+    """Group whole batches into shards of at least ``SHARD_ROWS`` rows."""
     shard: list[list[int]] = []
     for batch in batches:
         shard.append(batch)
@@ -260,7 +260,7 @@ def _group(batches: Iterator[list[int]]) -> Iterator[list[list[int]]]:
 
 
 def _shares(shards: list[list[list[int]]], keys: Sequence[bytes]) -> list[list[list[int]]]:
-    """This rank's shards, then those of the others from the end: two ranks meet once.
+    """Order the shards for this rank: its own first, then the others in reverse, so that two ranks overlap on at most one shard.
 
     A shard is a rank's by its first text and not by its place: a rank that starts late plans without the shards that are
     stored by then, and must not take the others' for its own.

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, for sharing the encoding."""
+"""Number this process among several, to share the encoding."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The contents of an export as a reader would give them back, without the files."""
+"""Build the loaded form of an export in memory, without writing files."""
 
 from pathlib import Path
 

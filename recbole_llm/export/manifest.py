@@ -1,4 +1,4 @@
-"""``manifest.json`` of an export: which files there are, the model's constants, and a reader that checks its form."""
+"""``manifest.json`` of an export: the files, the model's constants, and a reader that checks the form."""
 
 import hashlib
 import json
@@ -63,7 +63,7 @@ class FileSum:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """How texts become vectors: arguments of ``load_encoder``, and what they must give.
+    """How texts become vectors: arguments of ``load_encoder``, and the dimension and fingerprint that they must give.
 
     Attributes:
         name: folder or hub name.
@@ -212,7 +212,10 @@ def _manifest_of(raw: dict[str, Any]) -> Manifest:
 
 
 def _check_encoder(manifest: Manifest) -> None:
-    """Nothing but typed settings may reach ``load_encoder``: the export_id is a plain hash, which anybody can make."""
+    """Check that nothing but typed settings reaches ``load_encoder``.
+
+    The ``export_id`` is a plain hash, which anybody can compute, so it protects nothing.
+    """
     spec = manifest.encoder
     if spec is None:
         return

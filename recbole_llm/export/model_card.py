@@ -1,4 +1,4 @@
-"""The model card of an export: what a person reads before putting it online."""
+"""The model card of an export, for the person who puts it online."""
 
 from recbole_llm.export.writer import ExportContents
 

@@ -183,7 +183,7 @@ def _targets(block: LinearBlock, n_items: int, device: torch.device) -> Tensor:
 
 
 def _new_items(score: Score, data: TrainingData, vector: Tensor, source: Tensor) -> dict[str, Any]:
-    """The fields of :class:`ModelTables` that place new items."""
+    """Compute the fields of :class:`ModelTables` that place new items."""
     known = data.trained & any_present(data.content)
     if not bool(known.any()):
         return {}

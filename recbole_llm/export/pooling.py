@@ -1,4 +1,4 @@
-"""Users as query vectors, and a query's score taken apart into reasons.
+"""Turn users into query vectors, and take a query's score apart into reasons.
 
 With history weights t_j, block b of the query is (:mod:`recbole_llm.export.reader`)
 
@@ -132,7 +132,7 @@ class Pooling:
 
 
 def _largest_of_rows(values: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
-    """The m largest of each row of ``[n, h]``, as a stable sort would have them, without sorting h."""
+    """Find the m largest of each row of ``[n, h]``, in the order of a stable sort, without sorting h."""
     n, h = values.shape
     if not m:
         return np.zeros((n, 0), np.int64), np.zeros((n, 0))

@@ -1,4 +1,4 @@
-"""The exported model on disk: what it holds, and a reader that trusts nothing.
+"""Read an export and trust nothing in it.
 
     EXPORT/                  immutable once written
       manifest.json          schema, sizes and sha256 of every other file, the model's constants

@@ -1,4 +1,4 @@
-"""Reading safetensors files: the bytes that were hashed are the bytes that score.
+"""Read safetensors files so that the bytes that were hashed are the bytes that score.
 
 A file is read once into memory of the process, checked and hashed there, and its tensors are views of that memory. It may
 be mapped instead, so that several processes share one copy in the page cache; whoever then writes over the file changes

@@ -1,4 +1,4 @@
-r"""From a text vector to an item: the map by which an item is added without training.
+r"""Map a text vector to an item's vectors, so that an item is added without training.
 
     z = (f - center) T [ / |f - center| T | ]          text vector f as the model saw it
     phi(z) = z                                          kind "linear"

@@ -1,4 +1,4 @@
-"""Writing an export: complete or absent, never half."""
+"""Write an export: complete or absent, never half."""
 
 import hashlib
 import json
@@ -288,7 +288,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _set_modes(folder: Path) -> None:
-    """Give every file the mode of one that was opened as usual: safetensors makes its files readable for the owner alone."""
+    """Set every file's mode to that of an ordinarily opened one: safetensors makes its files readable for the owner alone."""
     mode = (folder / MANIFEST).stat().st_mode & 0o777
     for path in folder.rglob("*"):
         if path.is_file():

@@ -1,4 +1,4 @@
-"""Retrieval through an index of the export's rows that may be approximate, exact in everything else.
+"""Search through an index that may be approximate, with an exact second step.
 
 The index proposes rows; what was added since the export is scored whole; what must not appear is never proposed; proposals
 are scored again in float64. Where an index proposes too few (narrow filters, large k, many exclusions), or cannot be

@@ -1,4 +1,4 @@
-"""The items as they stand: an export plus what was added, changed and taken away since.
+"""The live catalogue: an export plus the items added, changed and deleted since.
 
 The export's tables stay untouched in their mapped file; new rows go into a second, growable segment. A row that may not
 be recommended has bias -inf. One thread writes (the one that scores); every reader on that thread sees whole changes.

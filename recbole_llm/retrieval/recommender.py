@@ -244,7 +244,7 @@ class Recommender:
     def _listed(
         self, items: Sequence[str], weights: Sequence[float] | None
     ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Rows of the known items, each once (the last mention counts), their weights, and the unknown ids."""
+        """Return the rows of the known items, each once (the last mention counts), their weights, and the unknown ids."""
         weight_of: dict[int, float] = {}
         unknown = []
         for at, item_id in enumerate(items):
@@ -267,7 +267,7 @@ class Recommender:
         return np.array([row for row in found if row is not None], np.int64), unknown
 
     def _with_successors(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of a history, with the rows that took the place of some of them."""
+        """Return the rows of a history, and the rows that took the place of some of them."""
         moved = self.catalog.successor
         if not moved:
             return rows
@@ -316,7 +316,7 @@ class Recommender:
     # ------------------------------------------------------------------ popularity, similarity
 
     def _popular(self, request: Request) -> Recommendation:
-        """Items by number of training interactions; new items count 0."""
+        """Rank items by number of training interactions; new items count 0."""
         if self._popularity is None:
             self._popularity = np.bincount(self.export.history_items, minlength=self.catalog.n_base).astype(np.float32)
         scores = np.zeros(len(self.catalog), np.float32)
@@ -332,7 +332,7 @@ class Recommender:
         return Recommendation(items, "popular", (*unlisted, *unknown))
 
     def _rank(self, scores: np.ndarray, k: int, hidden: np.ndarray, mask: np.ndarray | None) -> Hits:
-        """Top of one row of scores over the live catalogue; changes ``scores``."""
+        """Rank one row of scores over the live catalogue; changes ``scores``."""
         for segment in self.catalog.segments():
             scores[segment.start : segment.start + len(segment.bias)][segment.bias == -np.inf] = -np.inf
         if mask is not None:

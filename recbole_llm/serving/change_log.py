@@ -346,7 +346,7 @@ def seqs_of(last: int, count: int, after: int) -> list[int]:
 
 
 def _text_of(raw: bytes) -> str | bytes:
-    """A text of the file; bytes that are none stay bytes: one bad row must not hide all others."""
+    """Decode a text of the file; invalid bytes stay bytes, so that one bad row does not hide all others."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -354,7 +354,7 @@ def _text_of(raw: bytes) -> str | bytes:
 
 
 def _close_to_others(path: Path) -> None:
-    """Take the permissions of everybody else from files that an earlier version made."""
+    """Remove everybody else's permissions from files that an earlier version made."""
     for suffix in FILE_SUFFIXES:
         file = Path(f"{path}{suffix}")
         try:

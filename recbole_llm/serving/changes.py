@@ -124,7 +124,7 @@ class Changes:
                 return
 
     def _apply(self, recommender: Recommender, changes: Sequence[Change]) -> bool:
-        """Apply on the scorer's thread, unless another export was swapped in, which stands at another seq."""
+        """Apply changes on the scorer's thread, unless another export was swapped in, which stands at another seq."""
         if recommender is not self._recommender():
             return False
         faults = dict(self.faults)
@@ -172,7 +172,7 @@ class Changes:
             future.cancel()
 
     async def _last_seq(self) -> int:
-        """The log's last change; however many ask at once, the log is asked once."""
+        """Return the log's last change; simultaneous callers share one read."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.get_running_loop().create_task(self._in_log(self._log.last_seq))
         return await asyncio.shield(self._asking)

@@ -112,7 +112,7 @@ class Connections:
         _drop(self._silent, connection)
 
     def _crowded(self, peer: str, own: dict[Connection, None]) -> str | None:
-        """Which limit another connection would pass."""
+        """Name the limit that another connection would pass."""
         if len(own) >= self.per_peer and not self._is_trusted(peer):
             return "address"
         return "connections" if self.count >= self.limits.connections else None
@@ -165,7 +165,7 @@ class Connections:
 
 
 def _drop(groups: dict[str, dict[Connection, None]], connection: Connection) -> bool:
-    """Take a connection out of its peer's group; whether it was there."""
+    """Take a connection out of its peer's group; return whether it was there."""
     group = groups.get(connection.peer, {})
     if connection not in group:
         return False

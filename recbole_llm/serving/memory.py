@@ -1,4 +1,4 @@
-"""Giving memory back to the system after a burst: the C library keeps what was freed, in case it is asked for again."""
+"""Give memory back to the system after a burst; the C library would keep what was freed."""
 
 import asyncio
 import ctypes
@@ -12,7 +12,7 @@ TRIM_WITHOUT = 4 << 20  # bytes of bodies: while more are held, the burst is not
 
 
 def _trim() -> Callable[[], object] | None:
-    """The C library's function that gives free memory back, where it has one."""
+    """Return the C library's function that gives free memory back, if it has one."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # musl, macOS, Windows

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem+json."""
+"""Errors as problem+json (RFC 9457)."""
 
 from collections.abc import Sequence
 from typing import Any

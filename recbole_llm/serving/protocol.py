@@ -32,7 +32,7 @@ def answer_bytes(problem: Problem) -> bytes:
 
 
 async def _health_only(app: App, scope: Any, receive: Any, send: Any) -> None:
-    """What a connection beyond the limits may ask."""
+    """Answer a connection beyond the limits, which may ask for /health alone."""
 
     async def send_and_close(message: Any) -> None:
         if message["type"] == "http.response.start":
@@ -120,7 +120,7 @@ class Guarded(Base):
             self.transport.abort()
 
     def _is_endless(self) -> bool:
-        """Whether what comes beside the body has no end: sizes of chunks, a trailer."""
+        """Return whether the bytes beside the body have no bound: sizes of chunks, a trailer."""
         return False  # h11 bounds it
 
     def on_response_complete(self) -> None:

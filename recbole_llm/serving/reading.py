@@ -82,7 +82,7 @@ class Reader:
         self._rendering = asyncio.Semaphore(RENDERED_AT_ONCE)
 
     def _score(self, jobs: list[Any]) -> list[Any]:
-        """A batch; one recommender answers all of it."""
+        """Answer a batch with one recommender."""
         recommender = self._recommender()
         model, seq = recommender.export.manifest.export_id, recommender.overlay_seq
         requests = [job for job in jobs if isinstance(job, Request)]

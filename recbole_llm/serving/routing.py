@@ -1,4 +1,4 @@
-"""How requests become calls: ids in paths, strict JSON, bodies that are all of the input."""
+"""Turn requests into calls: ids in paths, strict JSON, routes whose body is all of the input."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any

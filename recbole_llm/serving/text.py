@@ -120,7 +120,10 @@ class TransformerEncoder:
 
 
 def _hold_weights(encoder: Any) -> None:
-    """Copy the weights into memory of the process: transformers maps their file, which may be cut off or written over."""
+    """Copy the weights into memory of the process.
+
+    transformers maps their file, which may be cut off or written over.
+    """
     import torch
 
     for part in vars(encoder).values():
@@ -130,7 +133,7 @@ def _hold_weights(encoder: Any) -> None:
 
 
 def _find(folder: Path, manifest: Manifest, named: Sequence[str]) -> Any:
-    """The first of the allowed encoders with the fingerprint of the export's; no weights are loaded for that."""
+    """Find the first allowed encoder with the fingerprint of the export's; no weights are loaded for that."""
     from recbole_llm.content.encoders.transformer import load_encoder
 
     spec = manifest.encoder

@@ -148,7 +148,7 @@ def measure(model: Any, rows: Any, trained: Tensor, metrics: list[TopKMetric], d
 
 
 def _cold_scores(model: Any, users: Tensor, scores: Tensor) -> Tensor | None:
-    """Scores by which items that a model leaves out of its ranking are ranked among themselves; ``None`` for the same."""
+    """Return scores that rank the cold items a model leaves out among themselves; ``None`` for its usual scores."""
     placed = model.score.cold if hasattr(model, "cold_remark") else None
     if placed is None or placed.joint:
         return None

@@ -1,4 +1,4 @@
-"""Quality by how popular the wanted items are: a model that only repeats the best-sellers shows here."""
+"""Metrics by popularity of the wanted items; a model that only repeats best-sellers shows here."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

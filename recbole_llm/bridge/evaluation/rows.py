@@ -1,4 +1,4 @@
-"""What a full-ranking loader of RecBole asks for, as rows.
+"""Read from a full-ranking loader of RecBole which rows it asks for.
 
 Shapes: M rows (users, or interactions of a sequential model).
 """

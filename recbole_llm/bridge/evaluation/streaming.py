@@ -89,7 +89,7 @@ def _best(scores: Tensor, seen: Rows | None, k: int) -> Tensor:
 
 
 def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` largest of each row, descending, ties to the smaller column: values and columns, ``[B, k]``."""
+    """Find the ``k`` largest of each row, descending, ties to the smaller column: values and columns, ``[B, k]``."""
     value, column = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     if value.shape[1] > k:  # topk keeps any of the columns that tie for the last place
         tied = (value[:, k - 1] == value[:, k]).nonzero()[:, 0]
@@ -204,7 +204,9 @@ def streaming(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _load_best(trainer: Any, model_file: str | None) -> None:
-    """As ``Trainer.evaluate`` (``trainer/trainer.py:581-590``): a file that this run wrote, or that the caller names.
+    """Load the best checkpoint as ``Trainer.evaluate`` does (``trainer/trainer.py:581-590``).
+
+    It is a file that this run wrote, or that the caller names.
 
     LLMTwoTower's trainer does not come here: it reads its files without running code of theirs.
     """

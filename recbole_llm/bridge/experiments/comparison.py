@@ -147,7 +147,7 @@ def _summary(outcome: Outcome) -> str:
 
 
 def _choose_reference(outcomes: Sequence[Outcome], metric: str) -> tuple[str, str]:
-    """Name the model to test the others against, without a look at the test split, and say why it is that one."""
+    """Name the model to test the others against, chosen without the test split, and say why it is that one."""
     own = next((o for o in outcomes if o.experiment.model == OURS), None)
     stock = [o for o in outcomes if o.experiment.model not in registered_models()]
     valid = {o.experiment.model: v for o in stock if (v := _valid_mean(o, metric)) is not None}
@@ -169,14 +169,14 @@ def _valid_mean(outcome: Outcome, metric: str) -> float | None:
 
 
 def _user_mean(outcome: Outcome, metric: str) -> np.ndarray | None:
-    """Each test user's metric, mean over seeds."""
+    """Average each test user's metric over seeds."""
     if outcome.error or not outcome.trainings or any(metric not in t.user_metrics for t in outcome.trainings):
         return None
     return np.mean([t.user_metrics[metric] for t in outcome.trainings], axis=0)
 
 
 def _same_rows(first: Outcome, second: Outcome) -> bool:
-    """Whether both were tested on the same users, each with as many targets."""
+    """Return whether both were tested on the same users, each with as many targets."""
     if not first.trainings or not second.trainings:
         return False
     a, b = first.trainings[0], second.trainings[0]

@@ -164,7 +164,7 @@ def tune(
 
 
 def _proposals(params_file: str, algorithm: str, max_evals: int, seed: int) -> list[dict[str, Any]]:
-    """The settings that a search would try whatever their results."""
+    """List the settings that a search would try whatever their results."""
     found: dict[str, dict[str, Any]] = {}
 
     def note(params: Mapping[str, Any]) -> Trial:
@@ -223,7 +223,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as JSON keeps them, so that a setting read back is the same setting."""
+    """Convert values to what JSON keeps, so that a setting read back is equal."""
     return json.loads(json.dumps(dict(params), default=lambda v: v.item() if hasattr(v, "item") else str(v)))
 
 

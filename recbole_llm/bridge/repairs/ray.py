@@ -45,7 +45,7 @@ class _RayFinder:
 
 
 def _asked_by_a_library() -> bool:
-    """Whether the import statement, or the look for a module, stands in an installed package, which copes without ray."""
+    """Return whether the import statement (or ``find_spec`` call) comes from an installed package, which copes without ray."""
     frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "importlib":
         frame = frame.f_back

@@ -182,7 +182,7 @@ class ShardedTables(WholeTables):
             raise unwritable(file, error) from error
 
     def _with_tables(self, state: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """``state`` with what ``change`` makes of each table of items and of the optimizer's tensors beside it."""
+        """Apply ``change`` to each table of items in ``state`` and to the optimizer's tensors beside it."""
         names = dict(enumerate(name for name, _ in self.model.named_parameters()))
         moments = {
             index: {
@@ -201,7 +201,7 @@ def tables_of(model: Any, device: torch.device) -> WholeTables:
 
 
 def _rows_of_all(own: Tensor, file: str, writes: bool) -> Tensor:
-    """Every rank's rows one after another, in a file that is mapped into memory and gone with the tensor.
+    """Write every rank's rows one after another into a mapped file, which is deleted with the tensor.
 
     Args:
         own: this rank's rows, ``[n, ...]``.
@@ -230,7 +230,7 @@ def _rows_of_all(own: Tensor, file: str, writes: bool) -> Tensor:
 
 
 def _copied(value: Any) -> Any:
-    """``value`` with tensors of its own, so that nothing of the file stays mapped."""
+    """Copy ``value`` into tensors of its own, so that nothing of the file stays mapped."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, Mapping):

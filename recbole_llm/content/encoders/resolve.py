@@ -1,4 +1,4 @@
-"""Where an encoder's files are: a folder, the hub's cache, the package with the default model, or the hub."""
+"""Find an encoder's files: a folder, the hub's cache, the package with the default model, or the hub."""
 
 import hashlib
 import importlib.util
@@ -265,7 +265,7 @@ def _from_hub(name: str, revision: str | None) -> ModelFiles:
 
 
 def _files_to_fetch(names: list[str]) -> list[str]:
-    """Of a repository's files those that an encoder needs: one form of the weights, no ONNX or original copies."""
+    """Choose the files of a repository that an encoder needs: one form of the weights, no ONNX or original copies."""
     safe = any(name.endswith(".safetensors") and "/" not in name for name in names)
     other_forms = (".h5", ".msgpack", ".ot", ".onnx", ".tflite", ".gguf", ".pth", ".ckpt", ".mlmodel", ".png", ".jpg")
     folders = {"onnx", "openvino", "original", "coreml", "gguf", "assets", "images", "eval", "evaluation"}
@@ -301,7 +301,7 @@ def relevant_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_code_from_elsewhere(files: ModelFiles) -> None:
-    """Raise on what transformers would follow to code or weights outside the folder, without being asked to trust it.
+    """Refuse a configuration that would make transformers load code or weights from outside the folder.
 
     ``auto_map`` is refused by transformers itself; a kernel of the hub and an adapter's modules are not.
 
@@ -326,7 +326,7 @@ def refuse_code_from_elsewhere(files: ModelFiles) -> None:
 
 
 def _hub_kernels(config: Any) -> Iterator[str]:
-    """Implementations (of attention, of experts) in a configuration or a part of it that are names on the hub."""
+    """List the implementations (of attention, of experts) in a configuration that are names on the hub."""
     for key, value in config.items() if isinstance(config, dict) else ():
         if str(key).endswith("_implementation"):
             names = value.values() if isinstance(value, dict) else [value]

@@ -1,4 +1,4 @@
-"""From a transformer's hidden states to one vector per text, as a model's own files say.
+"""The layers that turn a transformer's hidden states into one vector per text.
 
 Folders of sentence-transformers list their modules in ``modules.json``: pooling, dense layers, normalisation. They are
 honoured here without that library.

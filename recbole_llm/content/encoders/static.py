@@ -1,4 +1,4 @@
-"""Static models (a table of token vectors, averaged) as text encoders, through the optional package model2vec."""
+"""Text encoders that average a table of token vectors, through the optional package model2vec."""
 
 import json
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def is_static(files: ModelFiles) -> bool:
 
 @dataclass(frozen=True)
 class StaticText:
-    """A text as far as it is read.
+    """A text, cut to what is read.
 
     Attributes:
         text: the part within the limit of tokens.

@@ -1,4 +1,4 @@
-"""Encoders: a raw value (a text; later an image, a sound) becomes a vector.
+"""The protocol of encoders, and Hugging Face transformers as text encoders.
 
 The protocol knows nothing of stores and files of vectors. Encoders are usable with gradients; whoever fills a store
 turns them off.
@@ -252,7 +252,7 @@ class TextEncoder:
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int], list[int]]:
-        """Special tokens before a text, special tokens after it, tokens of the prompt."""
+        """Return the special tokens before a text, those after it, and the tokens of the prompt."""
         tokenizer = self._tokenizer
         probe = tokenizer("a", return_special_tokens_mask=True)
         ids, special = probe["input_ids"], probe["special_tokens_mask"]
@@ -364,7 +364,7 @@ class TextEncoder:
         return vectors
 
     def _join(self, vectors: Tensor, lengths: Tensor, counts: list[int]) -> Tensor:
-        """Mean of each text's windows, weighted by their tokens."""
+        """Average each text's windows, weighted by their tokens."""
         owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(self.device)
         weight = lengths.to(vectors.dtype).unsqueeze(1)
         total = torch.zeros(len(counts), 1, device=self.device).index_add(0, owner, weight)
@@ -384,7 +384,7 @@ _POSITIONS_FROM_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpn
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without the progress bar and load report of transformers, which we check and word ourselves."""
+    """Silence the progress bar and load report of transformers, which we check and word ourselves."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

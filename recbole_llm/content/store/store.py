@@ -58,7 +58,7 @@ def raw_key(raw: bytes) -> bytes:
 
 
 class FeatureStore:
-    """The folder with the vectors of all encoders.
+    """The folder that holds the vectors of all encoders.
 
     Args:
         folder: ``feature_cache_dir``; empty: :func:`default_folder`. Made when first written to.

@@ -1,4 +1,4 @@
-"""What lies in a feature store, and how to make room in it."""
+"""List what a feature store holds, and make room in it."""
 
 import hashlib
 import json
