@@ -65,6 +65,7 @@ class Guarded(Base):
         stalled_since: since when an answer waits for its client.
     """
 
+    app: Any
     _connections: Connections | None = None
     peer = ""
     head_since: float | None = None
