@@ -63,6 +63,11 @@ class Pooling:
             times: ``[h]`` float32, t_j.
             part: ``[D]`` float32 of this user alone, or ``None``.
             ranks: ``[h]`` float32, 0 for the newest, by which blocks with a decay weigh; ``None``: as the others, by ``times``.
+
+        Example:
+            >>> pooling = Pooling([Block("closed_form", dim=2, exponent=0.5, scale=3.0)], np.zeros(2, np.float32))
+            >>> pooling.query(np.eye(2, dtype=np.float32), np.array([2.0, 2.0], np.float32)).vector.tolist()
+            [3.0, 3.0]
         """
         vector = np.empty(source.shape[1], np.float32)
         weights = np.empty((len(source), len(self.blocks)), np.float32)

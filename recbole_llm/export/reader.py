@@ -251,7 +251,12 @@ def _read_ids(content: memoryview, name: str, count: int) -> list[str]:
 
 
 def fits_kind(value: Any, kind: str) -> bool:
-    """Return whether an attribute's value has its declared kind."""
+    """Return whether an attribute's value has its declared kind.
+
+    Example:
+        >>> fits_kind(["Drama"], "tokens"), fits_kind("1994", "number")
+        (True, False)
+    """
     if kind == "token":
         return isinstance(value, str)
     if kind == "tokens":

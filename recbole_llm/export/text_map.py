@@ -86,6 +86,13 @@ class TextMap:
 
         Raises:
             ValueError: if the vectors have another length.
+
+        Example:
+            >>> one = np.eye(2, dtype=np.float32)
+            >>> text_map = TextMap("linear", np.ones(2, np.float32), one, one, one[0], one[0] * 0, one[0] * 0)
+            >>> vector, source, bias = text_map.apply(np.array([[3.0, 1.0]], np.float32))
+            >>> vector.tolist(), bias.tolist()
+            ([[2.0, 0.0]], [2.0])
         """
         if features.ndim != 2 or features.shape[1] != self.feature_dim:
             raise ValueError(

@@ -37,6 +37,10 @@ class TopKMetric:
 
         Raises:
             ValueError: if the text is not one of ``METRICS`` with a number of places.
+
+        Example:
+            >>> TopKMetric.parse("NDCG@10")
+            TopKMetric(name='ndcg', k=10)
         """
         match = re.fullmatch(r"\s*([a-z]+)\s*@\s*([1-9]\d*)\s*", text.lower())
         if match is None or match[1] not in METRICS:
@@ -57,6 +61,10 @@ class TopKMetric:
 
         Returns:
             ``[B]`` float64 in [0, 1].
+
+        Example:
+            >>> TopKMetric("recall", 2).of(torch.tensor([[True, False]]), torch.tensor([4])).tolist()
+            [0.25]
         """
         hit = hits.double()
         place = torch.arange(1, hit.shape[1] + 1, device=hit.device, dtype=torch.float64)

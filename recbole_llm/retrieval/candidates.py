@@ -162,7 +162,12 @@ def smallest_with_recall(
 
 
 def doublings(first: int, last: int) -> Iterable[int]:
-    """List first, 2 first, 4 first, ... and last."""
+    """Yield first, 2 first, 4 first, ... and last.
+
+    Example:
+        >>> list(doublings(4, 20))
+        [4, 8, 16, 20]
+    """
     value = first
     while value < last:
         yield value

@@ -69,7 +69,12 @@ def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def best(rows: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
-    """Find the positions of the k best, by descending score; ties go to the smaller row."""
+    """Find the positions of the k best, by descending score; ties go to the smaller row.
+
+    Example:
+        >>> best(np.array([4, 7, 2]), np.array([1.0, 3.0, 1.0]), 2).tolist()
+        [1, 2]
+    """
     return np.lexsort((rows, -scores))[:k]
 
 
@@ -104,6 +109,12 @@ class ExactRetriever:
 
         Returns:
             One :class:`Hits` per query: exact up to scores that float32 cannot tell apart.
+
+        Example:
+            >>> table = Segment(0, np.array([[1.0], [3.0], [2.0]], np.float32), np.zeros(3, np.float32))
+            >>> query, seen = np.ones((1, 1), np.float32), np.array([1])
+            >>> ExactRetriever([table]).search(query, [2], [seen], [None])[0].rows.tolist()
+            [2, 0]
         """
         found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in k]
         dense = []

@@ -45,6 +45,12 @@ class AttributeIndex:
 
         Raises:
             ValueError: on an undeclared attribute, or a condition that does not fit its kind.
+
+        Example:
+            >>> rows = [{"year": 1994, "genres": ["Drama"]}, {"year": 2001}]
+            >>> index = AttributeIndex({"year": "number", "genres": "tokens"}, rows)
+            >>> index.mask({"year": {"lt": 2000}, "genres": ["Drama", "War"]}, 2).tolist()
+            [True, False]
         """
         result = np.ones(n_rows, bool)
         for name, wanted in condition.items():

@@ -63,6 +63,10 @@ class ProbabilityMap:
             score: the model's scores, a tensor or an array; -inf stays.
             log_length: log of the number of items in the history, of the user of each score; a number, or what is
                 broadcast to ``score``. An empty history counts as one of length 1.
+
+        Example:
+            >>> ProbabilityMap(offset=-1.0, slopes=(2.0,)).logit(1.5, 0.0)
+            2.0
         """
         x = (score - self.origin) * math.e ** (-self.exponent * log_length)
         logit = self.slopes[0] * x + (self.offset + self.user_gain * log_length)

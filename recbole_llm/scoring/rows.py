@@ -154,6 +154,11 @@ def history_weights(history: Rows, exponent: float) -> Tensor:
 
     Training, prediction, explanations and serving share them: a user's score for item i is the sum over the history of
     a_uj <v_j, w_i>, plus the parts that do not depend on the history.
+
+    Example:
+        >>> rows = Rows(torch.tensor([0, 4]), torch.tensor([1, 2, 5, 7]))
+        >>> history_weights(rows, 0.5).tolist()
+        [0.5, 0.5, 0.5, 0.5]
     """
     weights = torch.ones(len(history.ids), device=history.ids.device) if history.weights is None else history.weights
     row = history.row_of_entry()
@@ -171,6 +176,11 @@ def pool(vectors: Tensor, history: Rows, weights: Tensor | None = None) -> Tenso
 
     Returns:
         ``[B, D]``; 0 for an empty row.
+
+    Example:
+        >>> rows = Rows(torch.tensor([0, 2, 2]), torch.tensor([0, 1]))
+        >>> pool(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), rows).tolist()
+        [[1.0, 2.0], [0.0, 0.0]]
     """
     if weights is None:
         weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights

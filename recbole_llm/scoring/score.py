@@ -135,6 +135,13 @@ class Score:
         cold: the items placed by their content, already in the blocks.
         content: likeness of the items' content, a block for each modality; no part of :meth:`scores`.
         rows: which items are in this process.
+
+    Example:
+        >>> closed = LinearBlock("closed_form", source=torch.tensor([[0.0, 2.0], [3.0, 0.0]]))
+        >>> popular = LinearBlock("popular", source=None, target=torch.zeros(2, 1), bias=torch.tensor([1.0, 0.5]), scale=2.0)
+        >>> score = Score((closed, popular), torch.tensor([True, True]))
+        >>> score.scores(Rows(torch.tensor([0, 1]), torch.tensor([0]))).tolist()
+        [[2.0, 3.0]]
     """
 
     blocks: tuple[LinearBlock, ...]

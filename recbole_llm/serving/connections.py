@@ -25,7 +25,12 @@ IPV6_PEER_BITS = 64  # a customer is given a network of this size at least
 
 @lru_cache(4096)
 def peer_of(address: str) -> str:
-    """Return what counts as one peer: an IPv4 address, or an IPv6 network of 64 bits."""
+    """Return what counts as one peer: an IPv4 address, or an IPv6 network of 64 bits.
+
+    Example:
+        >>> peer_of("2001:db8::1") == peer_of("2001:db8::2")
+        True
+    """
     try:
         parsed = ip_address(address)
     except ValueError:

@@ -67,5 +67,10 @@ class Problem(Exception):  # noqa: N818
 
 
 def echo(text: str) -> str:
-    """Quote at most ``ECHO_CHARACTERS`` of what a caller sent."""
+    """Quote at most ``ECHO_CHARACTERS`` of what a caller sent.
+
+    Example:
+        >>> echo("Toy Story")
+        "'Toy Story'"
+    """
     return repr(text if len(text) <= ECHO_CHARACTERS else text[: ECHO_CHARACTERS - 1] + "…")

@@ -9,6 +9,7 @@ A run is one of the golden ones, ``ml-100k`` (with the default encoder) or a dat
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -38,6 +39,8 @@ def child(run, epochs, data_path, features):
     given = {"data_path": data_path, "feature_cache_dir": features}
     own = [f"--{key}={value}" for key, value in given.items() if value]
     paths = golden_runs.paths_of(run) if run in golden_runs.RUNS else own
+    if importlib.util.find_spec("recbole_llm.bridge.checkpoint_settings") is None:
+        paths = []  # an earlier tree takes paths from the checkpoint, and knows no such options
     if run in golden_runs.RUNS and golden_runs.RUNS[run].processes > 1:
         metrics, config, model, dataset = _in_processes(run, seconds)
     else:
@@ -294,7 +297,9 @@ def commit_of(tree):
     """The commit of a working tree, marked where files of the product differ from it."""
     git = ["git", "-C", str(tree)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--short", "recbole_llm", "kernels"], capture_output=True, text=True).stdout
+    changed = subprocess.run(
+        [*git, "status", "--short", "recbole_llm", "kernels"], capture_output=True, text=True
+    ).stdout
     return commit + ("+changes" if changed.strip() else "")
 
 

@@ -74,7 +74,12 @@ class _Log:
 
 
 def name_of(params: Mapping[str, Any]) -> str:
-    """Turn a setting into a key that does not depend on the order of its values."""
+    """Turn a setting into a key that does not depend on the order of its values.
+
+    Example:
+        >>> name_of({"b": 1, "a": 2}) == name_of({"a": 2, "b": 1})
+        True
+    """
     return json.dumps(params, sort_keys=True, default=str)
 
 

@@ -53,7 +53,12 @@ def default_folder() -> Path:
 
 
 def raw_key(raw: bytes) -> bytes:
-    """Compute the key of a raw value, its sha256."""
+    """Compute the key of a raw value, its sha256.
+
+    Example:
+        >>> raw_key(b"Toy Story").hex()[:8]
+        '09c10178'
+    """
     return hashlib.sha256(raw).digest()
 
 
