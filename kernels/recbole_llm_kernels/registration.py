@@ -1,21 +1,21 @@
 """What all operators share: registration, gradients that are not there, shapes of results, no second derivative."""
 
 from collections.abc import Callable
-from typing import Any, List, get_args, get_origin  # noqa: UP035
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
+from recbole_llm_kernels.signatures import schema_type
+
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
-_list_of: Any = List  # noqa: UP006
 
 
 def registered(function: Callable[..., Any]) -> CustomOpDef:
-    """Register ``recbole_llm_kernels::<the function's name>``. PyTorch 2.6 knows typing.List there, and not list."""
+    """Register ``recbole_llm_kernels::<the function's name>``."""
     for name, kind in function.__annotations__.items():
-        if get_origin(kind) is list:
-            function.__annotations__[name] = _list_of[get_args(kind)[0]]
+        function.__annotations__[name] = schema_type(kind)
     return torch.library.custom_op(f"recbole_llm_kernels::{function.__name__}", mutates_args=())(function)
 
 
