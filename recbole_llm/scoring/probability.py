@@ -47,7 +47,7 @@ class ProbabilityMap:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ProbabilityMap":
-        """The map that ``dataclasses.asdict`` was taken of.
+        """Build the map from the fields that ``dataclasses.asdict`` gave.
 
         Raises:
             TypeError: if a field is unknown or no list.
@@ -57,7 +57,7 @@ class ProbabilityMap:
         return cls(**{**values, **lists})
 
     def logit(self, score: Any, log_length: Any) -> Any:
-        """Logit of P(i|u).
+        """Compute the logit of P(i|u).
 
         Args:
             score: the model's scores, a tensor or an array; -inf stays.

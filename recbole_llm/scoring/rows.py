@@ -42,7 +42,7 @@ class Rows:
         return self.offsets[1:] - self.offsets[:-1]
 
     def row_of_entry(self) -> Tensor:
-        """The row each entry belongs to, ``[nnz]`` int64."""
+        """Return the row each entry belongs to, ``[nnz]`` int64."""
         rows = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
         return torch.repeat_interleave(rows, self.sizes, output_size=len(self.ids))
 
@@ -67,7 +67,7 @@ class Rows:
         return self._at(offsets, entry)
 
     def stretch(self, start: int, stop: int) -> "Rows":
-        """Rows ``start`` to ``stop``, without copying their entries."""
+        """Take rows ``start`` to ``stop``, without copying their entries."""
         offsets = self.offsets[start : stop + 1]
         entries = slice(int(offsets[0]), int(offsets[-1]))
         weights = None if self.weights is None else self.weights[entries]
@@ -75,7 +75,7 @@ class Rows:
         return Rows(offsets - offsets[0], self.ids[entries], weights, ranks)
 
     def keep(self, mask: Tensor) -> "Rows":
-        """The entries where ``mask`` (``[nnz]`` bool) holds. Rows may become empty; ranks stay as they were."""
+        """Keep the entries where ``mask`` (``[nnz]`` bool) holds. Rows may become empty; ranks stay as they were."""
         entry = mask.nonzero()[:, 0]
         return self._at(torch.searchsorted(entry, self.offsets), entry)
 
@@ -86,7 +86,7 @@ class Rows:
         return Rows(offsets, self.ids.index_select(0, entry), weights, ranks)
 
     def decayed(self, tau: float | None) -> "Rows":
-        """The same rows with weights exp(-rank / tau); without weights where ``tau`` is ``None``.
+        """Return the same rows with weights exp(-rank / tau); without weights if ``tau`` is ``None``.
 
         Raises:
             ValueError: if there is a decay and no ranks.
@@ -98,7 +98,7 @@ class Rows:
         return replace(self, weights=torch.exp(-self.ranks / tau))
 
     def to(self, device: torch.device | str) -> "Rows":
-        """The same rows on another device."""
+        """Return the same rows on another device."""
         weights = None if self.weights is None else self.weights.to(device)
         ranks = None if self.ranks is None else self.ranks.to(device)
         return Rows(self.offsets.to(device), self.ids.to(device), weights, ranks)
@@ -150,7 +150,7 @@ def _ranks(entry_of_pair: Tensor, rows: Tensor, offsets: Tensor, time: Tensor) -
 
 
 def history_weights(history: Rows, exponent: float) -> Tensor:
-    """Pooling weights a_uj = t_uj / (sum_k t_uk)^exponent of each history entry, ``[nnz]`` float32.
+    """Compute the pooling weights a_uj = t_uj / (sum_k t_uk)^exponent of each history entry, ``[nnz]`` float32.
 
     Training, prediction, explanations and serving share them: a user's score for item i is the sum over the history of
     a_uj <v_j, w_i>, plus the parts that do not depend on the history.
