@@ -23,7 +23,8 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 SAMPLED = 200  # users whose scores of all items are compared
-STEPS = ("training", "evaluation", "export", "recommending")
+STEPS = ("training", "reading the checkpoint", "evaluation", "export", "recommending")
+EVALUATIONS = 5  # timed together
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -48,10 +49,11 @@ def child(run, epochs, data_path, features):
     rng = np.random.RandomState(0)
     users = np.sort(1 + rng.permutation(dataset.user_num - 1)[:SAMPLED])
     _save_scores(model, config, dataset, users)
-    with _timed(seconds, "export"):
-        golden_runs.call("export", "saved", "--output", "export", *paths)
-    with _timed(seconds, "recommending"):
-        golden_runs.call("recommend", "export", "--k", 10, "--output", "recommended.jsonl")
+    for timed, export in ({}, "export"), (seconds, "export-again"):  # the first time modules are imported too
+        with _timed(timed, "export"):
+            golden_runs.call("export", "saved", "--output", export, *paths)
+        with _timed(timed, "recommending"):
+            golden_runs.call("recommend", export, "--k", 10, "--output", "recommended.jsonl")
     Path("found.json").write_text(json.dumps({"metrics": metrics, "seconds": seconds}))
 
 
@@ -101,8 +103,14 @@ def _in_this_process(run, epochs, data_path, features, seconds):
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     with _timed(seconds, "training"):
         _, valid_result = trainer.fit(train, valid, saved=True, show_progress=False)
+    test_result = trainer.evaluate(test, load_best_model=True, show_progress=False)
+    with _timed(seconds, "reading the checkpoint"):
+        trainer.evaluate(test, load_best_model=True, show_progress=False)
     with _timed(seconds, "evaluation"):
-        test_result = trainer.evaluate(test, load_best_model=True, show_progress=False)
+        for _ in range(EVALUATIONS):
+            trainer.evaluate(test, load_best_model=False, show_progress=False)
+    for clock, whole in seconds["reading the checkpoint"].items():  # an evaluation is in it
+        seconds["reading the checkpoint"][clock] = max(whole - seconds["evaluation"][clock] / EVALUATIONS, 0.0)
     metrics = {f"valid {k}": float(v) for k, v in valid_result.items()}
     return metrics | {f"test {k}": float(v) for k, v in test_result.items()}, config, model, dataset
 
