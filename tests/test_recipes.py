@@ -83,7 +83,7 @@ def test_there_is_a_test_for_every_recipe():
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_recipe(name, tmp_path, monkeypatch, tiny_encoder, capsys):
-    from recbole_llm.importer import add_arguments, run_import
+    from recbole_llm.commands.import_ import add_arguments, run_import
 
     monkeypatch.chdir(tmp_path)
     SHAPES[name](tmp_path, random.Random(0))

@@ -163,7 +163,7 @@ def contents_of(
         overlay_seq=overlay_seq,
         index=_index(index, tables, history, build_index),
         metrics=dict(metrics or {}),
-        producer={"torch": torch.__version__},
+        producer={"torch": torch.__version__, "dataset": str(getattr(dataset, "dataset_name", "")) or "unnamed"},
     )
 
 

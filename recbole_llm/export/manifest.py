@@ -99,7 +99,7 @@ class Manifest:
         min_reader: smallest schema a reader must know.
         export_id: hash of the files and of the model's constants: two exports with one id answer alike.
         created_at: ISO 8601, UTC.
-        producer: versions that wrote it.
+        producer: versions that wrote it, and the name of the dataset.
         blocks: columns of the vectors.
         history_decay: tau of t = exp(-rank / tau) where histories are weighted by recency, else ``None``.
         probability: the map from scores to probabilities; ``None``, and no field of the file, for the plain sigmoid.

@@ -76,7 +76,7 @@ class ExportContents:
         index: description for the manifest, and the file's bytes; ``None`` for exact scoring.
         onnx: whether the arithmetic goes along as ONNX graphs (needs onnx).
         metrics: for the model card and the manifest.
-        producer: further versions for the manifest.
+        producer: further versions for the manifest, and the name of the dataset.
         card: the model card, Markdown.
     """
 

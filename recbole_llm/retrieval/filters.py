@@ -1,6 +1,7 @@
 """Attribute filters as boolean masks over the catalogue."""
 
 from collections.abc import Mapping, Sequence
+from heapq import nsmallest
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,27 @@ class AttributeIndex:
     def put(self, row: int, attributes: Mapping[str, Any]) -> None:
         """Replace a row's attributes, or add the row."""
         self._changed[row] = attributes
+
+    def summary(self, limit: int) -> dict[str, dict[str, Any]]:
+        """What a filter can ask for: the most frequent values, or for a number the least and the largest.
+
+        Args:
+            limit: values of an attribute.
+
+        Returns:
+            Attribute to ``kind`` and ``values`` (pairs of value and number of items, most frequent first, ties by value),
+            or ``least`` and ``largest`` (``None`` where no item has the number). Later changes are not counted.
+        """
+        result: dict[str, dict[str, Any]] = {}
+        for name, kind in self.kinds.items():
+            if kind == "number":
+                known = self._columns[name][np.isfinite(self._columns[name])]
+                ends = (float(known.min()), float(known.max())) if len(known) else (None, None)
+                result[name] = {"kind": kind, "least": ends[0], "largest": ends[1]}
+            else:
+                first = nsmallest(limit, ((-len(rows), value) for value, rows in self._lists[name].items()))
+                result[name] = {"kind": kind, "values": [(value, -count) for count, value in first]}
+        return result
 
     def mask(self, condition: Mapping[str, Any], n_rows: int) -> np.ndarray:
         """Mark the rows for which every part of ``condition`` holds, ``[n_rows]`` bool.

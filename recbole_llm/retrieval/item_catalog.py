@@ -76,6 +76,7 @@ class Catalog:
         self._bias = np.empty(0, np.float32)
         self._true_bias = np.empty(0, np.float32)
         self._attributes = AttributeIndex(export.manifest.attributes, [record.attributes for record in self.records])
+        self._summaries: dict[int, dict[str, dict[str, Any]]] = {}
         self._masks: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self.version = 0  # of the contents: any change
 
@@ -268,6 +269,13 @@ class Catalog:
         else:
             self._masks.move_to_end(key)
         return mask
+
+    def attributes(self, limit: int) -> dict[str, dict[str, Any]]:
+        """What filters can ask for, of :meth:`AttributeIndex.summary`; made once for each ``limit``."""
+        summary = self._summaries.get(limit)
+        if summary is None:
+            summary = self._summaries[limit] = self._attributes.summary(limit)
+        return summary
 
     def find(self, text: str, limit: int) -> list[ItemState]:
         """Find live items whose title holds ``text`` (case folded).

@@ -17,6 +17,7 @@ from recbole_llm.export.pooling import Pooling, Query
 from recbole_llm.export.reader import Export
 from recbole_llm.retrieval.exact import ExactRetriever, Hits, Retriever, best, top_rows
 from recbole_llm.retrieval.item_catalog import Catalog, MappedItem
+from recbole_llm.retrieval.users import Users
 from recbole_llm.scoring.probability import ProbabilityMap
 
 FALLBACKS = ("none", "popular")
@@ -145,6 +146,7 @@ class Recommender:
         self.export = export
         self.catalog = Catalog(export)
         self.overlay_seq = 0
+        self.users = Users(export, self.catalog)
         self._user_row = {user_id: row for row, user_id in enumerate(export.user_ids)}
         self._pooling = Pooling(export.manifest.blocks, export.offset)
         self._probability = export.manifest.probability or ProbabilityMap()

@@ -21,6 +21,7 @@ from recbole_llm.retrieval.remote import SearchError
 from recbole_llm.serving import schemas
 from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
 from recbole_llm.serving.bodies import Bodies
+from recbole_llm.serving.browsing import add_browsing
 from recbole_llm.serving.change_log import OverlayError
 from recbole_llm.serving.changes import NotYetApplied
 from recbole_llm.serving.connections import STATE_KEY, Connections
@@ -28,6 +29,7 @@ from recbole_llm.serving.gate import Gate
 from recbole_llm.serving.item_writes import Writer
 from recbole_llm.serving.memory import give_back
 from recbole_llm.serving.problem import MEDIA_TYPE, Problem, echo
+from recbole_llm.serving.problem_answers import problems_of_route
 from recbole_llm.serving.reading import MAX_COST
 from recbole_llm.serving.responses import (
     check_budget,
@@ -53,32 +55,6 @@ NAMED_ROWS = 5
 SWITCH_SECONDS = 0.001  # until the loop gets the interpreter from the thread that makes a large answer
 
 ItemId = Annotated[str, PathParam(min_length=1, max_length=schemas.MAX_ID_CHARACTERS, description="May hold slashes.")]
-_PROBLEM = {
-    "model": schemas.ProblemOut,
-    "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}},
-}
-_MEANINGS = {
-    400: "The request cannot be read.",
-    401: "No valid key.",
-    403: "Not allowed: key, host, origin, or a read-only service.",
-    404: "Unknown user or item.",
-    408: "The body came too slowly.",
-    409: "A reload is running.",
-    413: "The body is too large.",
-    415: "The body is not application/json.",
-    422: "The request does not fit the schema or the model.",
-    429: "Too many requests.",
-    503: "At the limit, or not ready; try again.",
-    504: "Not done in time.",
-}
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    always = (400, 401, 403, 422, 429, 503)
-    return {
-        status: {"description": _MEANINGS[status], "content": _PROBLEM["content"]}
-        for status in sorted({*always, *statuses})
-    }
 
 
 def create_app(settings: Settings, make_encoder: Callable[[Path, Manifest], SentenceEncoder] | None = None) -> FastAPI:
@@ -129,6 +105,7 @@ def create_app(settings: Settings, make_encoder: Callable[[Path, Manifest], Sent
     _add_error_handlers(app)
     _add_reading(app, service)
     _add_items(app, service)
+    add_browsing(app, service)
     _add_writing(app, service)
     _add_operations(app, service)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -197,7 +174,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         recommend,
         methods=["POST"],
         response_model=schemas.RecommendationOut,
-        responses=_problems(404, 408, 413, 415, 504),
+        responses=problems_of_route(404, 408, 413, 415, 504),
         summary="Recommend for a known user, for items, or for a text",
         route_class_override=route_of(schemas.RecommendBody),
     )
@@ -210,7 +187,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         recommend_batch,
         methods=["POST"],
         response_model=schemas.BatchOut,
-        responses=_problems(408, 413, 415, 504),
+        responses=problems_of_route(408, 413, 415, 504),
         summary="Several requests; one that fails does not fail the rest",
         route_class_override=route_of(schemas.BatchBody),
     )
@@ -244,7 +221,7 @@ def _add_items(app: FastAPI, service: Service) -> None:
     @app.get(
         "/v1/items/{item_id:any}/similar",
         response_model=schemas.RecommendationOut,
-        responses=_problems(404, 504),
+        responses=problems_of_route(404, 504),
         summary="Items like this one",
     )
     async def similar(item_id: ItemId, k: Annotated[int, Query(ge=1, le=schemas.MAX_K)] = 10) -> Response:
@@ -254,7 +231,7 @@ def _add_items(app: FastAPI, service: Service) -> None:
     @app.get(
         "/v1/items/{item_id:any}",
         response_model=schemas.ItemOut,
-        responses=_problems(404, 504),
+        responses=problems_of_route(404, 504),
         summary="An item with its attributes",
     )
     async def item(item_id: ItemId) -> Response:
@@ -263,7 +240,9 @@ def _add_items(app: FastAPI, service: Service) -> None:
         )
         return json_answer({**item_content(answer.value), **state_content(answer)})
 
-    @app.get("/v1/items", response_model=schemas.FoundOut, responses=_problems(504), summary="Items by their title")
+    @app.get(
+        "/v1/items", response_model=schemas.FoundOut, responses=problems_of_route(504), summary="Items by their title"
+    )
     async def search(
         search: Annotated[str, Query(min_length=1, max_length=schemas.MAX_ID_CHARACTERS)],
         limit: Annotated[int, Query(ge=1, le=100)] = 10,
@@ -278,7 +257,7 @@ def _add_writing(app: FastAPI, service: Service) -> None:
     @app.put(
         "/v1/items/{item_id:any}",
         response_model=schemas.PutOut,
-        responses=_problems(408, 413, 415, 504),
+        responses=problems_of_route(408, 413, 415, 504),
         summary="Add an item by its text, or change it; live in the next request",
     )
     async def put(item_id: ItemId, body: schemas.ItemBody) -> Response:
@@ -298,7 +277,7 @@ def _add_writing(app: FastAPI, service: Service) -> None:
     @app.delete(
         "/v1/items/{item_id:any}",
         response_model=schemas.DeleteOut,
-        responses=_problems(404, 408, 413, 415, 504),
+        responses=problems_of_route(404, 408, 413, 415, 504),
         summary="Take an item out of every answer",
     )
     async def delete(item_id: ItemId) -> Response:
@@ -320,7 +299,7 @@ def _add_writing(app: FastAPI, service: Service) -> None:
         batch,
         methods=["POST"],
         response_model=schemas.ItemsBatchOut,
-        responses=_problems(404, 408, 413, 415, 504),
+        responses=problems_of_route(404, 408, 413, 415, 504),
         summary="Several changes, all or none",
         route_class_override=route_of(schemas.ItemsBatchBody),
     )
@@ -332,7 +311,7 @@ def _cold(recommender: Any, item_id: str) -> bool:
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/model", responses=_problems(504), summary="The export's manifest, less its files")
+    @app.get("/v1/model", responses=problems_of_route(504), summary="The export's manifest, less its files")
     async def model() -> Response:
         answer = await service.reader.ask(lambda recommender: recommender.export.manifest.to_json())
         content = {name: value for name, value in answer.value.items() if name != "files"}
@@ -341,7 +320,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/admin/reload",
         response_model=schemas.ReloadOut,
-        responses=_problems(408, 409, 413, 415),
+        responses=problems_of_route(408, 409, 413, 415),
         summary="Load the newest export, or one by name; no request is dropped",
     )
     async def reload(body: schemas.ReloadBody) -> Response:
@@ -375,7 +354,9 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         app.add_api_route(path, health, response_model=schemas.HealthOut, summary=summary, responses=responses)
         app.add_api_route(path, health, methods=["HEAD"], include_in_schema=False)
 
-    @app.get("/metrics", summary="Prometheus text", responses={200: {"content": {"text/plain": {}}}, **_problems()})
+    @app.get(
+        "/metrics", summary="Prometheus text", responses={200: {"content": {"text/plain": {}}}, **problems_of_route()}
+    )
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

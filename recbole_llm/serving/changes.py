@@ -17,7 +17,6 @@ from recbole_llm.serving.open_log import open_overlay
 
 X = TypeVar("X")
 VERIFY_SECONDS = 10.0  # between two looks at all that is stored, and a hundred times as long as one takes
-NAMED_FAULTS = 5
 
 log = getLogger(__name__)
 

@@ -282,6 +282,43 @@ class FoundOut(State):
     items: list[dict[str, Any]]
 
 
+class NamedOut(BaseModel):
+    """An item of a history."""
+
+    id: str
+    title: str
+
+
+class UserOut(BaseModel):
+    """A user; the newest items first where ``ordered``."""
+
+    id: str
+    interactions: int
+    ordered: bool
+    items: list[NamedOut]
+
+
+class UsersOut(State):
+    """The user of an id; none where nobody has it."""
+
+    users: list[UserOut]
+
+
+class AttributeOut(BaseModel):
+    """What a filter can ask for: ``values`` with their numbers of items, or the ends of a number."""
+
+    kind: Literal["token", "tokens", "number"]
+    values: list[tuple[str, int]] = []
+    least: float | None = None
+    largest: float | None = None
+
+
+class AttributesOut(State):
+    """Attributes of items, as exported."""
+
+    attributes: dict[str, AttributeOut]
+
+
 class PutOut(State):
     """An item that is live."""
 

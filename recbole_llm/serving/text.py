@@ -126,10 +126,12 @@ def _hold_weights(encoder: Any) -> None:
     """
     import torch
 
-    for part in vars(encoder).values():
-        if isinstance(part, torch.nn.Module):
-            for tensor in (*part.parameters(), *part.buffers()):
-                tensor.data = tensor.data.clone()
+    # the model was loaded in this mode, and a tensor of it that is given other data must get them in it too
+    with torch.inference_mode():
+        for part in vars(encoder).values():
+            if isinstance(part, torch.nn.Module):
+                for tensor in (*part.parameters(), *part.buffers()):
+                    tensor.data = tensor.data.clone()
 
 
 def _find(folder: Path, manifest: Manifest, named: Sequence[str]) -> Any:

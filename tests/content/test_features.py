@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import LIMIT, happens, join
 
+from recbole_llm.atomic import is_temporary
 from recbole_llm.content import features as features_module
 from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, encode_texts
@@ -68,7 +69,7 @@ def files(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".tmp"
+        if path.is_file() and not is_temporary(path)
     }
 
 
@@ -388,7 +389,7 @@ class TestProcesses:
         join(*processes)
         assert [process.exitcode for process in processes] == [0, 0]
         assert files(tmp_path / "both") == undisturbed
-        assert not list((tmp_path / "both").rglob("*.tmp"))
+        assert not [path for path in (tmp_path / "both").rglob("*") if is_temporary(path)]
 
 
 def _encode_as_rank(folder, texts, rank, world, meeting, counts, step):

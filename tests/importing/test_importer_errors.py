@@ -220,7 +220,7 @@ def test_the_module_is_light():
 def test_the_command(files, tmp_path, capsys, monkeypatch):
     import argparse
 
-    from recbole_llm.importer import add_arguments, run_import
+    from recbole_llm.commands.import_ import add_arguments, run_import
 
     parser = argparse.ArgumentParser()
     add_arguments(parser)

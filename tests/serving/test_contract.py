@@ -48,6 +48,8 @@ OPERATIONS = [
     ("GET", "/v1/items/{item_id}/similar"),
     ("GET", "/v1/items/{item_id}"),
     ("GET", "/v1/items"),
+    ("GET", "/v1/users"),
+    ("GET", "/v1/attributes"),
     ("PUT", "/v1/items/{item_id}"),
     ("DELETE", "/v1/items/{item_id}"),
     ("POST", "/v1/items/batch"),

@@ -312,8 +312,10 @@ def test_search_by_title(recommender):
 
 
 def test_serving_loads_neither_torch_nor_recbole():
-    modules = "recommend artifact artifact_writer in_memory recommend_command"
-    code = "".join(f"import recbole_llm.serving.{m}\n" for m in modules.split())
+    modules = (
+        "serving.recommend serving.artifact export.writer export.in_memory retrieval.recommender commands.recommend"
+    )
+    code = "".join(f"import recbole_llm.{m}\n" for m in modules.split())
     code += "import sys; print([m for m in ('torch', 'recbole', 'transformers', 'pandas') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

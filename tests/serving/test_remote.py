@@ -108,7 +108,7 @@ def test_a_second_replica_finds_the_vectors_there(folder, make, caplog):
     import logging
 
     export = load_export(folder)
-    with caplog.at_level(logging.INFO, logger="recbole_llm.serving"):
+    with caplog.at_level(logging.INFO, logger="recbole_llm.retrieval"):
         first = Recommender(export, make)
         assert "Copied 514 vectors" in caplog.text
         caplog.clear()

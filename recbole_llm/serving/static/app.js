@@ -1,12 +1,18 @@
 // The page: asks the service at its own origin, and writes text with textContent alone.
 
+const FIRST = 10;
+const MOST = 100;
 const REASONS = 3;
-const ITEMS = 10;
 const TYPING_PAUSE_MS = 150;
 const KEY = "recbole-llm-key";
 
 const $ = (id) => document.getElementById(id);
-const chosen = new Map(); // id -> title, in the order chosen
+const liked = new Map(); // id -> title, in the order chosen
+const filters = new Map(); // attribute -> {condition, text}
+let attributes = {};
+let hasText = false;
+let subject = null; // what the list answers: {title, ask(k), why, user}
+let shown = FIRST;
 let asked = 0; // number of the latest question: an earlier answer that comes later is dropped
 
 function element(tag, { text, className, ...rest } = {}, ...children) {
@@ -15,6 +21,12 @@ function element(tag, { text, className, ...rest } = {}, ...children) {
   if (className) node.className = className;
   for (const [name, value] of Object.entries(rest)) node.setAttribute(name, value);
   node.append(...children);
+  return node;
+}
+
+function button(text, act, rest = {}) {
+  const node = element("button", { text, type: "button", ...rest });
+  node.addEventListener("click", act);
   return node;
 }
 
@@ -28,7 +40,12 @@ async function call(path, { method = "GET", body } = {}) {
   if (body !== undefined) headers["content-type"] = "application/json";
   const key = sessionStorage.getItem(KEY);
   if (key) headers["x-api-key"] = key;
-  const response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+  let response;
+  try {
+    response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+  } catch {
+    throw new Error("The service does not answer. Try again in a moment.");
+  }
   const content = await response.json().catch(() => ({}));
   if (response.status === 401) {
     $("key-form").hidden = false;
@@ -38,200 +55,373 @@ async function call(path, { method = "GET", body } = {}) {
   return content;
 }
 
-function meter(name, value, largest) {
-  const fill = element("span", { className: value < 0 ? "minus" : "" });
-  fill.style.width = `${Math.min(100, (100 * Math.abs(value)) / largest)}%`;
-  return element(
-    "div",
-    { className: "meter" },
-    element("span", { className: "name", text: name, title: name }),
-    element("span", { className: "bar" }, fill),
-    element("span", { className: "value", text: value.toFixed(2) }),
-  );
+const itemPath = (id) => `v1/items/${encodeURIComponent(id)}`;
+const count = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
+const percent = (p) => (p >= 0.1 ? `${Math.round(100 * p)}%` : p >= 0.001 ? `${(100 * p).toPrecision(2)}%` : "<.1%");
+
+// ------------------------------------------------------------------ the list
+
+// lengths of the bars, the best item's being 1: chances where all have one, else what the items are ranked by
+function lengths(items) {
+  const values = items.map((item) => (items.every((each) => each.probability != null) ? item.probability : item.score));
+  const top = Math.max(...values);
+  const low = Math.min(0, ...values);
+  return values.map((value) => (top > low ? Math.max(0, (value - low) / (top - low)) : 1));
 }
 
-function describe(attributes) {
-  return Object.entries(attributes)
-    .map(([name, value]) => `${name}: ${Array.isArray(value) ? value.join(", ") : value}`)
-    .join(" · ");
+function meter(name, share) {
+  const fill = element("span");
+  fill.style.width = `${100 * Math.min(1, share)}%`;
+  return element("div", { className: "meter" },
+    element("span", { text: name, title: name }), element("span", { className: "bar", "aria-hidden": "true" }, fill));
 }
 
-function card(item, scale, added) {
-  const node = element("li", { className: item.id === added ? "added" : "", "data-id": item.id });
-  const badge = element("span", {
-    className: "badge",
-    text: item.cold ? "new: known by its text" : "known",
-    title: item.cold ? "placed by its text alone" : "placed by what people chose",
-  });
-  node.append(element("div", { className: "title" }, element("strong", { text: item.title }), badge));
-  const attributes = element("p", { className: "attributes" });
-  node.append(attributes);
-  call(`v1/items/${encodeURIComponent(item.id)}`)
-    .then((known) => (attributes.textContent = describe(known.attributes)))
-    .catch(() => attributes.remove());
-  node.append(meter("score", item.score, scale));
+function why(item, source) {
+  const first = item.reasons?.[0];
+  if (first) return `because of ${first.title}`;
+  if (source === "popular") return `chosen ${item.score === 1 ? "once" : `${item.score.toLocaleString("en")} times`}`;
+  if (source === "similar") return item.cold ? "like it by its text" : "like it";
+  if (source === "text") return item.cold ? "new, fits your words" : "fits your words";
+  return item.cold ? "new, fits the taste" : "fits the taste as a whole";
+}
+
+function line(item, rank, length, source, added) {
+  const fill = element("span");
+  fill.style.width = `${100 * length}%`;
+  const about = element("div", { className: "about" });
+  const details = element("details", {},
+    element("summary", {},
+      element("span", { className: "rank", text: rank }),
+      element("span", { className: "name", text: item.title, title: item.title }),
+      element("span", { className: "why", text: why(item, source) }),
+      element("span", { className: "bar", "aria-hidden": "true" }, fill),
+      element("span", { className: "chance", text: item.probability == null ? "" : percent(item.probability) })),
+    about);
+  details.addEventListener("toggle", () => details.open && !about.hasChildNodes() && describe(about, item));
+  return element("li", { className: item.id === added ? "added" : "", "data-id": item.id }, details);
+}
+
+function describe(about, item) {
   if (item.probability != null) {
-    const chance = `${(100 * item.probability).toPrecision(2)}%`;
-    node.append(element("p", { className: "because", text: `chance that it is among the next choices: ${chance}` }));
+    about.append(element("p", { text: `Chance that it is among the next choices: ${percent(item.probability)}` }));
   }
   if (item.reasons?.length) {
-    node.append(element("p", { className: "because", text: "because you like" }));
-    for (const reason of item.reasons) node.append(meter(reason.title, reason.contribution, scale));
-    node.append(meter("everything else", item.rest + item.bias, scale));
+    about.append(element("p", { className: "dim", text: "What speaks for it most:" }));
+    const most = item.reasons[0].contribution;
+    for (const reason of item.reasons) about.append(meter(reason.title, reason.contribution / most));
   }
-  const similar = element("button", { className: "similar", text: "Similar items", type: "button" });
-  similar.addEventListener("click", () =>
-    show(`Similar to ${item.title}`, () => call(`v1/items/${encodeURIComponent(item.id)}/similar?k=${ITEMS}`)),
-  );
-  node.append(similar);
-  return node;
+  if (item.cold) about.append(element("p", { text: "Nobody chose it yet: it is placed by its text." }));
+  const known = element("div");
+  about.append(known, element("div", { className: "buttons" },
+    button("Similar items", () => showSimilar(item)),
+    button(liked.has(item.id) ? "Liked" : "I like this", () => like(item.id, item.title))));
+  call(itemPath(item.id)).then((full) => {
+    const list = element("dl", {}, element("dt", { text: "id" }), element("dd", { text: full.id }));
+    for (const [name, value] of Object.entries(full.attributes)) {
+      list.append(element("dt", { text: name }), element("dd", { text: Array.isArray(value) ? value.join(", ") : value }));
+    }
+    if (full.text) known.append(element("p", { text: full.text.length > 600 ? `${full.text.slice(0, 600)}…` : full.text }));
+    known.append(list);
+  }, (error) => known.append(element("p", { className: "dim", text: error.message })));
 }
 
 const SOURCES = {
-  history: "From this user's history.",
-  items: "From the items chosen.",
-  text: "From the words.",
-  popular: "Nothing is known of them: what most people chose.",
-  similar: "By likeness of the items.",
+  history: "From this customer's history, best first.",
+  items: "From the items you like, best first.",
+  text: "From your words, best first.",
+  popular: "Nothing is known about the taste: what most people chose.",
+  similar: "The likest first.",
 };
 
-async function show(title, ask, added) {
+function notes(answer) {
+  const found = [answer.items.length ? SOURCES[answer.source] : "Nothing is left to show."];
+  if (!answer.items.length && filters.size) found.push("Take a filter away.");
+  else if (answer.items.length < shown && filters.size) found.push("The filters leave no more.");
+  if (answer.unknown?.length) found.push(`Unknown: ${answer.unknown.join(", ")}.`);
+  if (answer.truncated) found.push("The text is longer than the encoder reads.");
+  return found.join(" ");
+}
+
+async function show(what, added) {
+  subject = what;
   const mine = ++asked;
-  $("answer-title").textContent = title;
-  say("…");
+  $("answer-title").textContent = what.title;
+  $("answer").classList.add("waiting");
+  $("results").setAttribute("aria-busy", "true");
+  say("Looking …");
   const started = performance.now();
   try {
-    const answer = await ask();
+    const answer = await what.ask(shown);
     if (mine !== asked) return;
-    const numbers = answer.items.flatMap((item) => [
-      item.score,
-      (item.rest ?? 0) + (item.bias ?? 0),
-      ...(item.reasons ?? []).map((reason) => reason.contribution),
-    ]);
-    const scale = Math.max(1e-9, ...numbers.map(Math.abs));
-    $("answer").replaceChildren(...answer.items.map((item) => card(item, scale, added)));
-    const notes = [SOURCES[answer.source]];
-    if (!answer.items.length) notes.push("Nothing is left to recommend.");
-    if (answer.unknown.length) notes.push(`Unknown: ${answer.unknown.join(", ")}.`);
-    if (answer.truncated) notes.push("The text is longer than the encoder reads.");
-    say(notes.join(" "));
+    const bars = lengths(answer.items);
+    $("answer").replaceChildren(
+      ...answer.items.map((item, at) => line(item, at + 1, bars[at], answer.source, added)));
+    say(notes(answer));
+    $("more").hidden = answer.items.length < shown || shown >= MOST;
     $("latency").textContent = `· ${Math.round(performance.now() - started)} ms`;
     $("model").textContent = `export ${answer.model}, change ${answer.overlay_seq}`;
   } catch (error) {
     if (mine !== asked) return;
     $("answer").replaceChildren();
+    $("more").hidden = true;
     say(error.message, true);
+  } finally {
+    if (mine === asked) {
+      $("answer").classList.remove("waiting");
+      $("results").removeAttribute("aria-busy");
+    }
   }
 }
 
-const recommend = (title, subject, added) =>
-  show(title, () => call("v1/recommend", { method: "POST", body: { ...subject, k: ITEMS, explain: REASONS } }), added);
-
-function recommendChosen() {
-  if (chosen.size) recommend("For the items chosen", { items: [...chosen.keys()] });
+function wishes() {
+  const filter = Object.fromEntries([...filters].map(([name, { condition }]) => [name, condition]));
+  return filters.size ? { filter } : {};
 }
 
-function showChosen() {
-  $("chosen").replaceChildren(
-    ...[...chosen].map(([id, title]) => {
-      const button = element("button", { text: `${title} ×`, type: "button", "aria-label": `Remove ${title}` });
-      button.addEventListener("click", () => {
-        chosen.delete(id);
-        showChosen();
-        recommendChosen();
-        $("pick").focus();
-      });
-      return element("li", {}, button);
-    }),
-  );
+function recommend(title, who, added) {
+  shown = FIRST;
+  const ask = (k) => call("v1/recommend", { method: "POST", body: { ...who, ...wishes(), k, explain: REASONS } });
+  return show({ title, ask }, added);
 }
 
-function choose(id, title) {
-  chosen.set(id, title);
-  closeOptions();
-  $("pick").value = "";
-  showChosen();
-  recommendChosen();
+function showSimilar(item) {
+  shown = FIRST;
+  hideSubject();
+  show({ title: `Like ${item.title}`, ask: (k) => call(`${itemPath(item.id)}/similar?k=${k}`) });
+  $("results").focus();
 }
+
+$("more").addEventListener("click", () => {
+  shown = Math.min(2 * shown, MOST);
+  show(subject);
+});
+
+// ------------------------------------------------------------------ who is asked for
+
+function hideSubject() {
+  $("subject").hidden = true;
+}
+
+function showSubject(title, note, entries) {
+  $("subject-title").textContent = title;
+  $("subject-note").textContent = note;
+  $("history").replaceChildren(...entries);
+  $("subject").hidden = false;
+}
+
+function showCustomer(user) {
+  const order = user.ordered ? "the newest first" : "in no order";
+  const part = user.items.length < user.interactions ? `${user.items.length} of ${count(user.interactions, "choice")}` : count(user.interactions, "choice");
+  showSubject(`Customer ${user.id}`, user.interactions ? `${part}, ${order}` : "No choice is known.",
+    user.items.map((item) => element("li", { text: item.title })));
+  recommend(`For customer ${user.id}`, { user: user.id, fallback: "popular" });
+}
+
+function showLiked() {
+  if (!liked.size) {
+    hideSubject();
+    $("answer-title").textContent = "What are you looking for?";
+    $("answer").replaceChildren();
+    $("more").hidden = true;
+    subject = null;
+    asked++;
+    return welcome();
+  }
+  showSubject("You like", count(liked.size, "item"), [...liked].map(([id, title]) =>
+    element("li", {}, element("span", { text: title }),
+      button("×", () => { liked.delete(id); showLiked(); $("query").focus(); }, { "aria-label": `Remove ${title}` }))));
+  recommend("For what you like", { items: [...liked.keys()], fallback: "popular" });
+}
+
+function like(id, title) {
+  liked.delete(id);
+  liked.set(id, title);
+  showLiked();
+}
+
+function showWords(text) {
+  hideSubject();
+  recommend(`For “${text.length > 80 ? `${text.slice(0, 80)}…` : text}”`, { text });
+}
+
+// ------------------------------------------------------------------ the search box
 
 function closeOptions() {
   $("options").hidden = true;
   $("options").replaceChildren();
-  $("pick").setAttribute("aria-expanded", "false");
-  $("pick").removeAttribute("aria-activedescendant");
+  $("query").setAttribute("aria-expanded", "false");
+  $("query").removeAttribute("aria-activedescendant");
+}
+
+const find = (text) => call(`v1/items?limit=8&search=${encodeURIComponent(text.slice(0, 256))}`);
+const customer = (text) => call(`v1/users?id=${encodeURIComponent(text.slice(0, 256))}`);
+
+function option(name, kind, choose) {
+  const node = element("li", { role: "option", "aria-selected": "false" }, element("span", { text: name }), element("span", { text: kind }));
+  node.choose = () => {
+    closeOptions();
+    choose();
+  };
+  node.addEventListener("mousedown", (event) => {
+    event.preventDefault();
+    node.choose();
+  });
+  return node;
 }
 
 let typing;
-$("pick").addEventListener("input", () => {
+$("query").addEventListener("input", () => {
   clearTimeout(typing);
-  const text = $("pick").value.trim();
+  const text = $("query").value.trim();
   if (!text) return closeOptions();
   typing = setTimeout(async () => {
     try {
-      const found = await call(`v1/items?limit=8&search=${encodeURIComponent(text.slice(0, 256))}`);
-      if ($("pick").value.trim() !== text) return;
-      $("options").replaceChildren(
-        ...found.items.map((item, at) => {
-          const option = element("li", { role: "option", id: `option-${at}`, text: item.title, "aria-selected": "false" });
-          option.addEventListener("mousedown", (event) => {
-            event.preventDefault();
-            choose(item.id, item.title);
-          });
-          option.choose = () => choose(item.id, item.title);
-          return option;
-        }),
-      );
-      $("options").hidden = !found.items.length;
-      $("pick").setAttribute("aria-expanded", String(found.items.length > 0));
+      const [items, users] = await Promise.all([find(text), customer(text)]);
+      if ($("query").value.trim() !== text || document.activeElement !== $("query")) return;
+      const options = [
+        ...users.users.map((user) => option(`Customer ${user.id}`, count(user.interactions, "choice"), () => showCustomer(user))),
+        ...items.items.map((item) => option(item.title, "like this", () => {
+          $("query").value = "";
+          like(item.id, item.title);
+        })),
+      ];
+      options.forEach((node, at) => (node.id = `option-${at}`));
+      $("options").replaceChildren(...options);
+      $("options").hidden = !options.length;
+      $("query").setAttribute("aria-expanded", String(options.length > 0));
     } catch (error) {
       say(error.message, true);
     }
   }, TYPING_PAUSE_MS);
 });
 
-$("pick").addEventListener("keydown", (event) => {
+$("query").addEventListener("keydown", (event) => {
   const options = [...$("options").children];
   if (event.key === "Escape") return closeOptions();
   if (!options.length) return;
-  const at = options.findIndex((option) => option.getAttribute("aria-selected") === "true");
-  if (event.key === "Enter") {
+  const at = options.findIndex((node) => node.getAttribute("aria-selected") === "true");
+  if (event.key === "Enter" && at >= 0) {
     event.preventDefault();
-    options[Math.max(at, 0)].choose();
+    options[at].choose();
   } else if (event.key === "ArrowDown" || event.key === "ArrowUp") {
     event.preventDefault();
-    const next = (at + (event.key === "ArrowDown" ? 1 : -1) + options.length) % options.length;
-    options.forEach((option, i) => option.setAttribute("aria-selected", String(i === next)));
+    const down = event.key === "ArrowDown";
+    const next = at < 0 ? (down ? 0 : options.length - 1) : (at + (down ? 1 : -1) + options.length) % options.length;
+    options.forEach((node, i) => node.setAttribute("aria-selected", String(i === next)));
     options[next].scrollIntoView({ block: "nearest" });
-    $("pick").setAttribute("aria-activedescendant", options[next].id);
+    $("query").setAttribute("aria-activedescendant", options[next].id);
   }
 });
-$("pick").addEventListener("blur", closeOptions);
+$("query").addEventListener("blur", closeOptions);
 
-$("text-form").addEventListener("submit", (event) => {
+$("search-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const text = $("text").value.trim();
-  if (text) recommend(`For “${text.slice(0, 80)}”`, { text });
-});
-
-$("user-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  const user = $("user").value.trim();
-  if (user) recommend(`For user ${user.slice(0, 80)}`, { user, fallback: "popular" });
-});
-
-$("add-form").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const id = $("new-id").value;
-  const text = $("new-text").value.trim();
+  clearTimeout(typing);
+  closeOptions();
+  const text = $("query").value.trim();
+  if (!text) return say("Write what you look for.");
   try {
-    await call(`v1/items/${encodeURIComponent(id)}`, { method: "PUT", body: { title: $("new-title").value, text } });
-    await recommend(`With the new item, for its text`, { text }, id);
-    const at = [...$("answer").children].findIndex((node) => node.dataset.id === id);
-    say(at < 0 ? `Added; it is not among the first ${ITEMS} here.` : `Added; it is number ${at + 1}.`);
+    const [user] = text.length <= 256 ? (await customer(text)).users : [];
+    if (user) return showCustomer(user);
+    if (hasText) return showWords(text);
+    const [item] = (await find(text)).items; // no encoder reads words here: titles alone are searched
+    if (item) return like(item.id, item.title);
+    hideSubject();
+    $("answer").replaceChildren();
+    $("more").hidden = true;
+    say(`No title holds “${text}”, and no customer has that id.`);
   } catch (error) {
     say(error.message, true);
   }
 });
+
+document.addEventListener("keydown", (event) => {
+  const writes = event.target.closest("input, textarea, select, dialog");
+  if (event.key === "/" && !writes) {
+    event.preventDefault();
+    $("query").focus();
+  } else if ((event.key === "ArrowDown" || event.key === "ArrowUp") && event.target.matches("#answer summary")) {
+    const lines = [...document.querySelectorAll("#answer summary")];
+    const next = lines[lines.indexOf(event.target) + (event.key === "ArrowDown" ? 1 : -1)];
+    if (next) {
+      event.preventDefault();
+      next.focus();
+    }
+  }
+});
+
+// ------------------------------------------------------------------ filters
+
+function chooseAttribute() {
+  const one = attributes[$("attribute").value];
+  const isNumber = one?.kind === "number";
+  $("by-range").hidden = !isNumber;
+  $("by-value").hidden = isNumber;
+  $("value").value = $("least").value = $("largest").value = "";
+  if (isNumber) {
+    $("least").placeholder = one.least ?? "";
+    $("largest").placeholder = one.largest ?? "";
+  } else {
+    $("values").replaceChildren(...(one?.values ?? []).map(([value, n]) => element("option", { value, label: count(n, "item") })));
+  }
+}
+
+function showFilters() {
+  $("filters").replaceChildren(...[...filters].map(([name, { text }]) =>
+    element("li", {}, button(`${text} ×`, () => { filters.delete(name); showFilters(); }, { "aria-label": `Remove the filter ${text}` }))));
+  shown = FIRST;
+  if (subject) show(subject);
+}
+
+$("attribute").addEventListener("change", chooseAttribute);
+$("filter-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const name = $("attribute").value;
+  if (attributes[name].kind === "number") {
+    const condition = {};
+    if ($("least").value !== "") condition.gte = Number($("least").value);
+    if ($("largest").value !== "") condition.lte = Number($("largest").value);
+    if (!Object.keys(condition).length) return $("least").focus();
+    filters.set(name, { condition, text: `${name} ${condition.gte ?? "…"} to ${condition.lte ?? "…"}` });
+  } else {
+    const value = $("value").value.trim();
+    if (!value) return $("value").focus();
+    filters.set(name, { condition: value, text: `${name}: ${value}` });
+  }
+  $("filter-box").open = false;
+  chooseAttribute();
+  showFilters();
+});
+
+// ------------------------------------------------------------------ adding an item
+
+$("new-item").addEventListener("click", () => {
+  $("add-status").textContent = "";
+  $("add").showModal();
+});
+$("add-cancel").addEventListener("click", () => $("add").close());
+$("add-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const id = $("new-id").value;
+  const title = $("new-title").value;
+  const text = $("new-text").value.trim();
+  $("add-ok").disabled = true;
+  try {
+    await call(itemPath(id), { method: "PUT", body: { title, text } });
+    $("add").close();
+    $("add-form").reset();
+    hideSubject();
+    await recommend(`With ${title}, for its text`, { text }, id);
+    const at = [...$("answer").children].findIndex((node) => node.dataset.id === id);
+    say(at < 0 ? `Added; it is not among the first ${shown} here.` : `Added; it is number ${at + 1}.`);
+  } catch (error) {
+    $("add-status").textContent = error.message;
+  } finally {
+    $("add-ok").disabled = false;
+  }
+});
+
+// ------------------------------------------------------------------ the beginning
 
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -240,13 +430,25 @@ $("key-form").addEventListener("submit", (event) => {
   load();
 });
 
+function welcome() {
+  say(hasText ? "Write words, a title or a customer's id. Press / to come back here." : "Write a title or a customer's id.");
+}
+
 async function load() {
   try {
-    const model = await call("v1/model");
-    $("model").textContent = `export ${model.export_id}, ${model.counts.items} items`;
-    const hasText = model.encoder_state === "ready" || model.encoder_state === "loading";
-    for (const id of ["text-form", "add"]) $(id).hidden = !hasText;
-    say("Choose items or write what you like.");
+    const [model, known] = await Promise.all([call("v1/model"), call("v1/attributes")]);
+    const name = model.producer?.dataset ?? "Recommendations";
+    $("name").textContent = document.title = name;
+    const { items, users, interactions } = model.counts;
+    $("counts").textContent = [count(items, "item"), count(users, "customer"), count(interactions, "choice")].join(" · ");
+    $("model").textContent = `export ${model.export_id}`;
+    hasText = model.encoder_state === "ready" || model.encoder_state === "loading";
+    $("new-item").hidden = !hasText;
+    attributes = known.attributes;
+    $("attribute").replaceChildren(...Object.keys(attributes).map((each) => element("option", { text: each })));
+    $("filter-box").hidden = !Object.keys(attributes).length;
+    chooseAttribute();
+    welcome();
   } catch (error) {
     say(error.message, true);
   }
