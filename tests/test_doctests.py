@@ -37,4 +37,10 @@ def test_public_functions_of_the_kernels_have_an_example():
 
     functions = [getattr(recbole_llm_kernels, name) for name in recbole_llm_kernels.__all__]
     without = {f.__name__ for f in functions if callable(f) and not isinstance(f, type) and ">>> " not in f.__doc__}
-    assert without <= {"default_backend", "fuses_scaled_bce", "pool_rows_without_own", "scaled_rows", "scaled_sampled_bce"}
+    assert without <= {
+        "default_backend",
+        "fuses_scaled_bce",
+        "pool_rows_without_own",
+        "scaled_rows",
+        "scaled_sampled_bce",
+    }

@@ -37,7 +37,7 @@ class AttributeIndex:
         self._changed[row] = attributes
 
     def summary(self, limit: int) -> dict[str, dict[str, Any]]:
-        """What a filter can ask for: the most frequent values, or for a number the least and the largest.
+        """Say what a filter can ask for: the most frequent values, or for a number the least and the largest.
 
         Args:
             limit: values of an attribute.

@@ -271,7 +271,7 @@ class Catalog:
         return mask
 
     def attributes(self, limit: int) -> dict[str, dict[str, Any]]:
-        """What filters can ask for, of :meth:`AttributeIndex.summary`; made once for each ``limit``."""
+        """Say what filters can ask for, as :meth:`AttributeIndex.summary`; made once for each ``limit``."""
         summary = self._summaries.get(limit)
         if summary is None:
             summary = self._summaries[limit] = self._attributes.summary(limit)
