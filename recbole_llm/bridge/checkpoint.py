@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written whole or not at all, read without running code, refused when they do not fit.
+"""Checkpoints: written whole or not at all, read without running code, refused when they do not fit.
 
 A checkpoint is RecBole's dictionary (``trainer/trainer.py:289``) with what else a resume needs, in a ``torch.save`` file that
 both sides read: RecBole's ``load_data_and_model`` unpickles the ``Config`` inside, and :func:`read_checkpoint`, which reads
@@ -50,12 +50,15 @@ _PROCESS_KEYS = ("local_rank", "world_size", "ip", "port", "nproc", "offset", "r
 
 
 def last_file(best: str | os.PathLike[str]) -> str:
-    """The file of the last epoch beside ``best``, the file of the best one."""
+    """Return the path of the last epoch's checkpoint that stands beside ``best``."""
     return str(best).removesuffix(".pth") + LAST_SUFFIX
 
 
 def best_file(path: str | os.PathLike[str]) -> str:
-    """The file of the best epoch that belongs to ``path``, a file of the last epoch or already of the best."""
+    """Return the path of the best epoch's checkpoint that belongs to ``path``.
+
+    ``path`` may be the file of the last epoch or already that of the best one.
+    """
     name = str(path)
     return name.removesuffix(LAST_SUFFIX) + ".pth" if name.endswith(LAST_SUFFIX) else name
 
@@ -74,7 +77,7 @@ class _Pickled:
 
 
 def unpickled(content: Tensor) -> Any:
-    """The object in ``content``, ``[n]`` uint8; checkpoints name this function, so it keeps its place."""
+    """Unpickle ``content``, ``[n]`` uint8. Checkpoints name this function, so it keeps its place."""
     return pickle.loads(content.cpu().numpy().tobytes())
 
 
@@ -83,7 +86,10 @@ def _left_pickled(content: Tensor) -> Tensor:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as what ``weights_only=True`` reads: tensors, numbers, strings, lists, tuples, dictionaries, ``None``."""
+    """Convert ``value`` to what ``weights_only=True`` reads.
+
+    These are tensors, numbers, strings, lists, tuples, dictionaries and ``None``.
+    """
     if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -96,7 +102,7 @@ def plain(value: Any) -> Any:
 
 
 def random_state(loader_generator: torch.Generator | None) -> dict[str, Any]:
-    """The state of every random stream of this process, as plain values."""
+    """Return the state of every random stream of this process, as plain values."""
     name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -108,7 +114,7 @@ def random_state(loader_generator: torch.Generator | None) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], loader_generator: torch.Generator | None) -> None:
-    """Take over what :func:`random_state` gave.
+    """Restore what :func:`random_state` returned.
 
     Raises:
         ValueError: if it is of another form.
@@ -130,7 +136,7 @@ def set_random_state(state: Mapping[str, Any], loader_generator: torch.Generator
 
 
 def data_fingerprint(offsets: Tensor, ids: Tensor) -> str:
-    """A digest of the training interactions, in CSR form."""
+    """Hash the training interactions, given in CSR form."""
     digest = hashlib.sha256()
     for tensor in (offsets, ids):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -138,13 +144,16 @@ def data_fingerprint(offsets: Tensor, ids: Tensor) -> str:
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """What was given to a run over the defaults (files, dictionaries, command line), as plain values."""
+    """Return the settings given to a run beyond the defaults, as plain values.
+
+    They come from files, dictionaries and the command line.
+    """
     given = {key: value for key, value in config.external_config_dict.items() if key not in _PROCESS_KEYS}
     return {"model": config["model"], "dataset": config["dataset"], "given": plain(given)}
 
 
 def _for_one_process(config: Any) -> Any:
-    """The configuration under which one process reads what several have written."""
+    """Change the configuration so that one process reads what several have written."""
     if config["single_spec"]:
         return config
     twin = copy.copy(config)
@@ -178,7 +187,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], con
 
 
 def unwritable(path: str | os.PathLike[str], error: Exception) -> OSError:
-    """What to raise where ``error`` kept a checkpoint from being written."""
+    """Build the error to raise after ``error`` kept a checkpoint from being written."""
     return OSError(
         f"The checkpoint {path} could not be written ({error}). An earlier one of that name is unharmed: "
         "make room, or set checkpoint_dir to another disk, and resume from it."
@@ -244,7 +253,7 @@ def _foreign(path: str | os.PathLike[str]) -> ValueError:
 
 
 def settings_for_resume(path: str | os.PathLike[str], own: Collection[str] = ()) -> tuple[str, str, dict[str, Any]]:
-    """Model, dataset and configuration dictionary that go on from ``path`` with the settings it was written under.
+    """Return model, dataset and configuration dictionary with which training goes on from ``path``.
 
     The model is always LLMTwoTower. :mod:`recbole_llm.bridge.checkpoint_settings` says what is taken of the file; the log names
     what is not.
@@ -268,7 +277,10 @@ def settings_for_resume(path: str | os.PathLike[str], own: Collection[str] = ())
 
 
 def as_given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Values for the ``config_dict`` of a ``Config``, which parses strings: one that would change is written as a literal."""
+    """Convert values for the ``config_dict`` of a ``Config``.
+
+    RecBole parses strings there, so a string that would change is written as a literal.
+    """
     from recbole_llm.bridge.repairs.configuration import parse_value
 
     return {

@@ -1,4 +1,4 @@
-"""Which settings a checkpoint may bring along, and which whoever reads it gives again.
+"""Which settings are taken from a checkpoint, and which must be given again.
 
 A checkpoint is a file, and somebody else may have written it. From its settings a run takes the keys of :data:`TAKEN`:
 numbers, choices and names of columns that decide how the data are read and split and how the model is made and trained. It
@@ -130,17 +130,17 @@ def add_path_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def given_paths(options: argparse.Namespace) -> dict[str, str | None]:
-    """The values of the options of :data:`PATHS`, by name."""
+    """Collect the values of the options of :data:`PATHS`, by name."""
     return {name: getattr(options, name) for name in PATHS}
 
 
 def options_to_repeat(config: Any) -> list[str]:
-    """The options, such as ``--data_path=data``, that a command needs beside a checkpoint of this configuration."""
+    """List the options, such as ``--data_path=data``, that a command needs beside a checkpoint of this configuration."""
     return [option for _, option in _to_give_again(config["dataset"], config.external_config_dict)]
 
 
 def command_to_resume(file: str, config: Any) -> str:
-    """The command that goes on from a checkpoint of this configuration."""
+    """Write the command that resumes from a checkpoint of this configuration."""
     return " ".join(["recbole-llm run --resume", shlex.quote(file), *options_to_repeat(config)])
 
 
@@ -171,7 +171,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _to_give_again(dataset: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Keys with the options that give them: the paths without which the run is another one."""
+    """List the keys that must be given again, with the options that give them. They are paths that change the run."""
     encodes = given.get("encoder", True) and not given.get("item_features_file")
     for key in PATHS:
         value = given.get(key)
@@ -188,7 +188,7 @@ def _to_give_again(dataset: str, given: Mapping[str, Any]) -> Iterator[tuple[str
 
 
 def _is_folder(encoder: str) -> bool:
-    """Whether an encoder is, here, or by its form, a folder and no name on the hub."""
+    """Return whether an encoder is a folder, on this machine or by its form, and no name on the hub."""
     return (
         encoder.startswith((".", "/", "~"))
         or "\\" in encoder

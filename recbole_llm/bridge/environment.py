@@ -1,4 +1,4 @@
-"""What a bug report should contain: versions, device, kernel backend, repairs with their reasons, caches."""
+"""Collect what a bug report should contain: versions, device, kernel backend, repairs, caches."""
 
 import os
 import platform
@@ -29,7 +29,7 @@ PREFIX = "RECBOLE_LLM_"
 
 
 def versions() -> dict[str, str]:
-    """Installed versions by distribution name, ours and Python's included; absent packages are left out."""
+    """Return installed versions by distribution name, ours and Python's included; absent packages are left out."""
     found = {"recbole-llm": recbole_llm.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine, environment variables, kernel backend, repairs and caches, ready for JSON.
+    """Collect versions, machine, environment variables, kernel backend, repairs and caches, ready for JSON.
 
     Imports RecBole and so applies the repairs that it reports.
     """
@@ -69,7 +69,7 @@ def environment() -> dict[str, Any]:
 
 
 def render(report: Mapping[str, Mapping[str, Any]]) -> str:
-    """The report as aligned text, one section a paragraph."""
+    """Format the report as aligned text, one section a paragraph."""
     blocks = []
     for title, entries in report.items():
         width = max(map(len, entries), default=0)

@@ -354,7 +354,7 @@ RECBOLE_KEYS: dict[str, tuple[Any, str]] = {
 
 
 def default_values() -> dict[str, Any]:
-    """Every default of the model: ours, and those of RecBole's keys that differ from RecBole's."""
+    """Return every default of the model: ours, and those of RecBole's keys that differ from RecBole's."""
     own = {name: key.default for name, key in KEYS.items()}
     return own | {name: value for name, (value, _) in RECBOLE_KEYS.items()}
 
@@ -369,7 +369,7 @@ class PreloadedVectors:
 
 
 def preloaded_vectors(config: Any) -> PreloadedVectors | None:
-    """The item vectors that ``preload_weight`` names, if it names some."""
+    """Return the item vectors that ``preload_weight`` names, if any."""
     preload = config["preload_weight"]
     if not preload:
         return None
@@ -383,7 +383,7 @@ def preloaded_vectors(config: Any) -> PreloadedVectors | None:
 
 
 def _reject_what_shards_lack(given: Mapping[str, Any], config: Any) -> None:
-    """Raise where ``shard_items`` meets what needs every item in one process."""
+    """Raise if ``shard_items`` is combined with what needs every item in one process."""
     blocks, loss, backend = given["blocks"], given["loss_type"], given["kernel_backend"]
     modes = (config["eval_args"] or {}).get("mode") or "full"
     modes = sorted(set(modes.values())) if isinstance(modes, Mapping) else [modes]
@@ -402,7 +402,7 @@ def _reject_what_shards_lack(given: Mapping[str, Any], config: Any) -> None:
 
 @lru_cache(maxsize=1)
 def stock_keys() -> frozenset[str]:
-    """Every key that RecBole's argument lists and the YAML files in its wheel name."""
+    """Return every key that RecBole's argument lists and the YAML files in its wheel name."""
     import recbole
     from recbole.utils import argument_list
 

@@ -76,7 +76,7 @@ def register_model(
 
 
 def registered_models() -> list[str]:
-    """Names of the models registered here, LLMTwoTower first."""
+    """List the models registered here, LLMTwoTower first."""
     return list(_registrations)
 
 
@@ -87,7 +87,10 @@ def _stock_module_names() -> set[str]:
 
 
 def _resolve(target: Target) -> Any:
-    """The object behind a target; an AttributeError, which RecBole reads as "there is none", becomes an ImportError."""
+    """Return the object behind a target.
+
+    An AttributeError, which RecBole reads as "there is none", becomes an ImportError.
+    """
     if isinstance(target, type) or not isinstance(target, str):
         return target if isinstance(target, type) else target()
     module, _, attribute = target.partition(":")
@@ -114,7 +117,10 @@ class _ModelLoader:
 
 
 def find_model_spec(module_name: str) -> ModuleSpec | None:
-    """The specification of a registered model's module, such as ``recbole.model.general_recommender.llmtwotower``."""
+    """Find the specification of a registered model's module.
+
+    Such a module is ``recbole.model.general_recommender.llmtwotower``.
+    """
     package, _, stem = module_name.rpartition(".")
     if package == MODEL_PACKAGE:
         for registration in _registrations.values():
@@ -124,7 +130,7 @@ def find_model_spec(module_name: str) -> ModuleSpec | None:
 
 
 def _serve(module: ModuleType, suffix: str, target_of: Callable[[Registration], Target | None]) -> None:
-    """Let ``module.<name><suffix>`` be found for every registered model that brings one."""
+    """Make ``module.<name><suffix>`` available for every registered model that brings one."""
     stock = vars(module).get("__getattr__")
     if getattr(stock, "__module__", None) == __name__:
         return
@@ -291,12 +297,15 @@ def _collector(module: ModuleType) -> None:
 
 
 def run_recboles(rank: int, *args: Any) -> None:
-    """RecBole's worker function. A child process finds it by our module's name, so it imports us before RecBole."""
+    """Run RecBole's worker function.
+
+    A child process finds it by our module's name, so it imports us before RecBole.
+    """
     _stock("run_recboles")(rank, *args)
 
 
 def objective_function(*args: Any, **kwargs: Any) -> Any:
-    """RecBole's objective function for HyperTuning and Ray Tune, with repairs and registration in every worker."""
+    """Run RecBole's objective function for HyperTuning and Ray Tune, with repairs and registration in every worker."""
     return _stock("objective_function")(*args, **kwargs)
 
 

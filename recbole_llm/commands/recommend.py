@@ -29,7 +29,10 @@ from recbole_llm.text_files import lines_of, separated
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-    """Rows of one user as lines; on a terminal, titles end where it does, and no character of theirs commands it."""
+    """Format one user's recommendations as text lines.
+
+    Titles are cut to the terminal's width; control characters are replaced.
+    """
     titles = ["".join(c if c.isprintable() else " " for c in row.title) for row in rows]
     width = max([*map(len, titles), 5])
     chances = all(row.probability is not None for row in rows)

@@ -1,4 +1,4 @@
-"""The settings of an encoder that may be written into a file and read back: names, types and ranges.
+"""Allow-list of the encoder settings that a file may hold: names, types and ranges.
 
 No torch here: whoever reads an export checks its settings with this list before anything is loaded.
 """

@@ -1,4 +1,6 @@
-"""From a trained model to an export: the one module of serving that loads torch.
+"""Make an export from a trained model.
+
+This module and ``model_tables`` load torch; the reader and the arithmetic do not.
 
 A model is anything with the methods and attributes of ``LLMTwoTower`` that are read here; RecBole is not imported.
 """
@@ -104,7 +106,7 @@ def contents_of(
     overlay_seq: int = 0,
     build_index: IndexBuilder | None = None,
 ) -> ExportContents:
-    """What an export of a trained model holds, without its card.
+    """Collect what an export of a trained model holds, without its card.
 
     Args:
         model: as for :func:`export_model`, like the rest.

@@ -1,4 +1,4 @@
-"""``manifest.json`` of an export: which files there are, the model's constants, and a reader that checks its form."""
+"""``manifest.json`` of an export: the files, the model's constants, and a reader that checks the form."""
 
 import hashlib
 import json
@@ -63,7 +63,7 @@ class FileSum:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """How texts become vectors: arguments of ``load_encoder``, and what they must give.
+    """How texts become vectors: arguments of ``load_encoder``, and the dimension and fingerprint that they must give.
 
     Attributes:
         name: folder or hub name.
@@ -140,14 +140,14 @@ class Manifest:
         return sum(block.dim for block in self.blocks)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Convert to plain JSON."""
         values = asdict(self)
         if self.probability is None:  # as exports were before there was a map, with the export_id that they have
             del values["probability"]
         return values
 
     def identity(self) -> str:
-        """The ``export_id`` that these contents must have."""
+        """Compute the ``export_id`` that these contents must have."""
         part = self.to_json()
         for name in ("export_id", "created_at", "producer", "metrics", "index"):
             del part[name]
@@ -158,7 +158,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest alone, checked for form.
+    """Read the manifest alone and check its form.
 
     Raises:
         ExportError: if there is none, it is damaged, or another version is needed to read it.
@@ -212,7 +212,10 @@ def _manifest_of(raw: dict[str, Any]) -> Manifest:
 
 
 def _check_encoder(manifest: Manifest) -> None:
-    """Nothing but typed settings may reach ``load_encoder``: the export_id is a plain hash, which anybody can make."""
+    """Check that nothing but typed settings reaches ``load_encoder``.
+
+    The ``export_id`` is a plain hash, which anybody can compute, so it protects nothing.
+    """
     spec = manifest.encoder
     if spec is None:
         return

@@ -1,4 +1,4 @@
-"""Reading safetensors files: the bytes that were hashed are the bytes that score.
+"""Read safetensors files so that the bytes that were hashed are the bytes that score.
 
 A file is read once into memory of the process, checked and hashed there, and its tensors are views of that memory. It may
 be mapped instead, so that several processes share one copy in the page cache; whoever then writes over the file changes
@@ -105,7 +105,10 @@ def _compare(digest: Any, sha256: str, name: str) -> None:
 
 
 def parse_json(content: bytes | memoryview, name: str) -> Any:
-    """Strict JSON: no NaN, no repeated key; whatever is wrong is an :class:`ExportError` naming the file."""
+    """Parse strict JSON: no NaN, no repeated key.
+
+    Whatever is wrong is an :class:`ExportError` that names the file.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -123,7 +126,7 @@ def parse_json(content: bytes | memoryview, name: str) -> Any:
 
 
 def parse_tensors(content: memoryview, name: str) -> dict[str, np.ndarray]:
-    """Tensors of a safetensors file as read-only views of ``content``.
+    """Parse a safetensors file into read-only views of ``content``.
 
     Raises:
         ExportError: if the header, a dtype, a shape or an offset is wrong, or bytes are left over.

@@ -51,11 +51,11 @@ class Retriever(Protocol):
         exclude: Sequence[np.ndarray],
         allow: Sequence[np.ndarray | None],
     ) -> list[Hits]:
-        """The ``k[b]`` best rows for each query ``[B, D]``, without rows ``exclude[b]``, among ``allow[b]`` (bool)."""
+        """Find the ``k[b]`` best rows for each query ``[B, D]``, without rows ``exclude[b]``, among ``allow[b]`` (bool)."""
 
 
 def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
-    """Positions of at least the k largest finite scores, unsorted; more where the k-th is tied."""
+    """Find the positions of at least the k largest finite scores, unsorted; more if the k-th is tied."""
     n = len(scores)
     if k >= n:
         return np.flatnonzero(scores > -np.inf)
@@ -69,7 +69,12 @@ def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def best(rows: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
-    """Positions of the k best, by descending score, ties to the smaller row."""
+    """Find the positions of the k best, by descending score; ties go to the smaller row.
+
+    Example:
+        >>> best(np.array([4, 7, 2]), np.array([1.0, 3.0, 1.0]), 2).tolist()
+        [1, 2]
+    """
     return np.lexsort((rows, -scores))[:k]
 
 
@@ -94,7 +99,7 @@ class ExactRetriever:
         exclude: Sequence[np.ndarray],
         allow: Sequence[np.ndarray | None],
     ) -> list[Hits]:
-        """The best rows for each query.
+        """Find the best rows for each query.
 
         Args:
             query: ``[B, D]`` float32.
@@ -104,6 +109,12 @@ class ExactRetriever:
 
         Returns:
             One :class:`Hits` per query: exact up to scores that float32 cannot tell apart.
+
+        Example:
+            >>> table = Segment(0, np.array([[1.0], [3.0], [2.0]], np.float32), np.zeros(3, np.float32))
+            >>> query, seen = np.ones((1, 1), np.float32), np.array([1])
+            >>> ExactRetriever([table]).search(query, [2], [seen], [None])[0].rows.tolist()
+            [2, 0]
         """
         found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in k]
         dense = []
@@ -166,7 +177,7 @@ class ExactRetriever:
         return Hits(rows[order], exact[order])
 
     def score(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """<q, w_i> + b_i in float64, ``[n]``, each row summed by itself."""
+        """Compute <q, w_i> + b_i in float64, ``[n]``, each row summed by itself."""
         wide = query.astype(np.float64)
         if len(self.segments) == 1:
             return self._score_in(self.segments[0], rows, wide)

@@ -161,7 +161,7 @@ class Recommender:
             close()
 
     def history_length(self, request: Request) -> int:
-        """Entries of the history that a request is answered from, at most; 0 for an unknown user and for a text."""
+        """Return the most history entries that a request is answered from; 0 for an unknown user and for a text."""
         if request.items is not None:
             return len(request.items)
         row = None if request.user is None else self._user_row.get(request.user)
@@ -246,7 +246,7 @@ class Recommender:
     def _listed(
         self, items: Sequence[str], weights: Sequence[float] | None
     ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Rows of the known items, each once (the last mention counts), their weights, and the unknown ids."""
+        """Return the rows of the known items, each once (the last mention counts), their weights, and the unknown ids."""
         weight_of: dict[int, float] = {}
         unknown = []
         for at, item_id in enumerate(items):
@@ -269,7 +269,7 @@ class Recommender:
         return np.array([row for row in found if row is not None], np.int64), unknown
 
     def _with_successors(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of a history, with the rows that took the place of some of them."""
+        """Return the rows of a history, and the rows that took the place of some of them."""
         moved = self.catalog.successor
         if not moved:
             return rows
@@ -318,7 +318,7 @@ class Recommender:
     # ------------------------------------------------------------------ popularity, similarity
 
     def _popular(self, request: Request) -> Recommendation:
-        """Items by number of training interactions; new items count 0."""
+        """Rank items by number of training interactions; new items count 0."""
         if self._popularity is None:
             self._popularity = np.bincount(self.export.history_items, minlength=self.catalog.n_base).astype(np.float32)
         scores = np.zeros(len(self.catalog), np.float32)
@@ -334,7 +334,7 @@ class Recommender:
         return Recommendation(items, "popular", (*unlisted, *unknown))
 
     def _rank(self, scores: np.ndarray, k: int, hidden: np.ndarray, mask: np.ndarray | None) -> Hits:
-        """Top of one row of scores over the live catalogue; changes ``scores``."""
+        """Rank one row of scores over the live catalogue; changes ``scores``."""
         for segment in self.catalog.segments():
             scores[segment.start : segment.start + len(segment.bias)][segment.bias == -np.inf] = -np.inf
         if mask is not None:
@@ -345,7 +345,7 @@ class Recommender:
         return Hits(rows, scores[rows].astype(np.float64))
 
     def similar(self, item_id: str, k: int = 10, filter: Mapping[str, Any] | None = None) -> Recommendation:
-        """Items whose vectors point the same way, by cosine.
+        """Find items whose vectors point the same way, by cosine.
 
         Target vectors are compared, or source vectors where the manifest's ``similar_by`` says so.
 
@@ -383,7 +383,7 @@ class Recommender:
     # ------------------------------------------------------------------ texts
 
     def map_text(self, text_vector: np.ndarray) -> MappedItem:
-        """Vectors of an item from the vector of its text, ``[F]`` float32.
+        """Map the vector of a text, ``[F]`` float32, to vectors of an item.
 
         Raises:
             ValueError: if the export holds no text map, or the vector is not of its encoder.

@@ -58,7 +58,7 @@ ItemId = Annotated[str, PathParam(min_length=1, max_length=schemas.MAX_ID_CHARAC
 
 
 def create_app(settings: Settings, make_encoder: Callable[[Path, Manifest], SentenceEncoder] | None = None) -> FastAPI:
-    """The service as an ASGI application.
+    """Build the service as an ASGI application.
 
     Args:
         settings: how it is set up.
@@ -366,7 +366,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
 
 def app_from_environment() -> FastAPI:
-    """The application of a worker process, whose settings the parent put into its environment."""
+    """Build the application of a worker process from the settings that the parent put into its environment."""
     import os
     import sys
 

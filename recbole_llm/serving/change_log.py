@@ -99,19 +99,19 @@ class Overlay(Protocol):
         """
 
     def since(self, seq: int) -> list[Change]:
-        """Changes after ``seq``, ascending."""
+        """Read the changes after ``seq``, ascending."""
 
     def knows(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that have a row, deleted or not."""
+        """Return those of the ids that have a row, deleted or not."""
 
     def last_seq(self) -> int:
-        """Seq of the last commit, 0 for none."""
+        """Return the seq of the last commit, 0 for none."""
 
     def ask_reload(self, export: str | None) -> int:
         """Tell every process to load an export (``None``: the newest); returns the number of the request."""
 
     def reload_asked(self) -> tuple[int, str | None]:
-        """Number of the last such request, 0 for none, and its export."""
+        """Return the number of the last such request, 0 for none, and its export."""
 
     def close(self) -> None:
         """Let go of the database."""
@@ -135,7 +135,7 @@ UPSERT = """INSERT INTO item ({columns}) VALUES ({marks}) ON CONFLICT (id) DO UP
 
 
 def row_of(change: Put | Delete, seq: int) -> tuple[Any, ...]:
-    """A change in the order of ``COLUMNS``."""
+    """Lay out a change in the order of ``COLUMNS``."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     if isinstance(change, Delete):
         return (change.id, seq, True, None, None, None, None, None, False, now)
@@ -147,7 +147,7 @@ def row_of(change: Put | Delete, seq: int) -> tuple[Any, ...]:
 
 
 def changes_of(rows: Iterable[Sequence[Any]]) -> list[Change]:
-    """The reverse of :func:`row_of`; a row that something else damaged becomes a change with a ``fault``."""
+    """Reverse :func:`row_of`; a row that something else damaged becomes a change with a ``fault``."""
     changes = []
     for row in rows:
         try:
@@ -332,7 +332,7 @@ class SqliteOverlay:
 
 
 def seqs_of(last: int, count: int, after: int) -> list[int]:
-    """The seqs of ``count`` changes up to ``last``.
+    """List the seqs of ``count`` changes up to ``last``.
 
     Raises:
         OverlayError: if the log had not reached ``after`` before them.
@@ -346,7 +346,7 @@ def seqs_of(last: int, count: int, after: int) -> list[int]:
 
 
 def _text_of(raw: bytes) -> str | bytes:
-    """A text of the file; bytes that are none stay bytes: one bad row must not hide all others."""
+    """Decode a text of the file; invalid bytes stay bytes, so that one bad row does not hide all others."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -354,7 +354,7 @@ def _text_of(raw: bytes) -> str | bytes:
 
 
 def _close_to_others(path: Path) -> None:
-    """Take the permissions of everybody else from files that an earlier version made."""
+    """Remove everybody else's permissions from files that an earlier version made."""
     for suffix in FILE_SUFFIXES:
         file = Path(f"{path}{suffix}")
         try:

@@ -1,4 +1,4 @@
-"""Giving memory back to the system after a burst: the C library keeps what was freed, in case it is asked for again."""
+"""Give memory back to the system after a burst; the C library would keep what was freed."""
 
 import asyncio
 import ctypes
@@ -12,7 +12,7 @@ TRIM_WITHOUT = 4 << 20  # bytes of bodies: while more are held, the burst is not
 
 
 def _trim() -> Callable[[], object] | None:
-    """The C library's function that gives free memory back, where it has one."""
+    """Return the C library's function that gives free memory back, if it has one."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
@@ -21,7 +21,7 @@ def _trim() -> Callable[[], object] | None:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in use, in bytes; 0 where the system does not say."""
+    """Return the memory of this process that is in use, in bytes; 0 if the system does not say."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):

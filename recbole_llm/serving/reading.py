@@ -82,7 +82,7 @@ class Reader:
         self._rendering = asyncio.Semaphore(RENDERED_AT_ONCE)
 
     def _score(self, jobs: list[Any]) -> list[Any]:
-        """A batch; one recommender answers all of it."""
+        """Answer a batch with one recommender."""
         recommender = self._recommender()
         model, seq = recommender.export.manifest.export_id, recommender.overlay_seq
         requests = [job for job in jobs if isinstance(job, Request)]
@@ -106,7 +106,7 @@ class Reader:
         )
 
     def cost_of(self, request: Request) -> int:
-        """Microseconds that an answer takes beside its scores, about; known without any work."""
+        """Estimate the microseconds that an answer takes beside its scores, without doing any work."""
         cost = request.k * (ITEM_COST + REASON_COST * request.explain)
         if request.exclude:
             cost += len(request.exclude) // IDS_PER_COST
@@ -140,7 +140,9 @@ class Reader:
         return answer
 
     async def ask(self, job: Callable[[Recommender], Any], cost: int = 0) -> Versioned:
-        """Anything else that reads the catalogue, such as ``lambda r: r.similar("50")``; errors as :meth:`recommend`.
+        """Answer anything else that reads the catalogue, such as ``lambda r: r.similar("50")``.
+
+        Errors are those of :meth:`recommend`.
 
         Args:
             job: the question.
@@ -152,7 +154,7 @@ class Reader:
         return answer
 
     async def find(self, text: str, limit: int) -> Versioned:
-        """Items by their title; every title is looked at."""
+        """Find items by their title; every title is looked at."""
         cost = len(self._recommender().catalog) // FIND_ROWS_PER_COST
         return await self.ask(lambda recommender: recommender.catalog.find(text, limit), cost)
 

@@ -23,13 +23,13 @@ from recbole_llm.serving.text import EncodedText, EncoderUnavailable
 
 
 def json_answer(content: Any, status: int = 200) -> Response:
-    """Plain data, or JSON, as a response."""
+    """Answer with plain data, or with JSON."""
     raw = content if isinstance(content, bytes) else json_bytes(content)
     return Response(raw, status, media_type="application/json")
 
 
 def json_bytes(content: Any) -> bytes:
-    """Plain data as JSON."""
+    """Convert plain data to JSON."""
     try:
         return orjson.dumps(content)
     except TypeError:  # half a surrogate pair, in a text of the export: as an escape it can be sent
@@ -53,7 +53,7 @@ def _recommended(item: Recommended) -> dict[str, Any]:
 
 
 def recommendation_content(answer: Recommendation) -> dict[str, Any]:
-    """``RecommendationOut`` without its state."""
+    """Return the fields of ``RecommendationOut`` without its state."""
     return {
         "items": [_recommended(item) for item in answer.items],
         "source": answer.source,
@@ -62,22 +62,22 @@ def recommendation_content(answer: Recommendation) -> dict[str, Any]:
 
 
 def rendered(answer: Recommendation) -> bytes:
-    """The same as JSON."""
+    """Return the fields of ``RecommendationOut`` without its state as JSON."""
     return json_bytes(recommendation_content(answer))
 
 
 def with_state(content: bytes, answer: Versioned) -> bytes:
-    """A JSON object with the state it was made from."""
+    """Add to a JSON object the state it was made from."""
     return content[:-1] + b"," + json_bytes(state_content(answer))[1:]
 
 
 def state_content(answer: Versioned) -> dict[str, Any]:
-    """``State``."""
+    """Return the fields of ``State``."""
     return {"model": answer.model, "overlay_seq": answer.overlay_seq}
 
 
 def item_content(state: ItemState) -> dict[str, Any]:
-    """``ItemOut`` without its state."""
+    """Return the fields of ``ItemOut`` without its state."""
     record = state.record
     return {
         "id": state.id,
@@ -100,7 +100,7 @@ _REFUSALS: tuple[tuple[type[Exception], int, str, int | None], ...] = (
 
 
 def problem_of(error: BaseException) -> Problem | None:
-    """The problem that an error of the service is to a caller; ``None`` for a fault of ours."""
+    """Find the problem that an error of the service is to a caller; ``None`` for a fault of ours."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, UnknownUserError):
@@ -120,7 +120,7 @@ def problem_of(error: BaseException) -> Problem | None:
 
 
 def error_content(error: Exception) -> bytes:
-    """An error of one entry of a batch as JSON.
+    """Return an error of one entry of a batch as JSON.
 
     Raises:
         Exception: the error itself, for a fault of ours.
@@ -132,7 +132,7 @@ def error_content(error: Exception) -> bytes:
 
 
 def invalid_problem(error: RequestValidationError) -> Problem:
-    """What does not fit the schema, and where, in few words."""
+    """Say what does not fit the schema, and where, in few words."""
     errors = [
         {"loc": [part if isinstance(part, int) else str(part)[:64] for part in e["loc"]], "msg": e["msg"][:200]}
         for e in error.errors()[:20]
@@ -158,7 +158,7 @@ def check_budget(bodies: Sequence[Any]) -> None:
 
 
 def request_of(body: Any, texts: Mapping[str, EncodedText]) -> Request:
-    """A body as a request, with the vector of its text among ``texts``.
+    """Turn a body into a request, with the vector of its text among ``texts``.
 
     Raises:
         Problem: 422 for more reasons than an answer holds.

@@ -29,7 +29,7 @@ MAX_BATCH_ITEMS = 1000
 
 
 def _whole(value: Any) -> Any:
-    """JSON knows one kind of number: 10.0 is the integer 10."""
+    """Accept 10.0 as the integer 10: JSON knows one kind of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -114,7 +114,7 @@ class TextRequest(_Asked):
 
 
 def _kind(body: Any) -> str | None:
-    """Which of the three a body is, by the key that is there, so that an error names one model and not all."""
+    """Return which of the three a body is, by the key that is there, so that an error names one model and not all."""
     given = [
         key for key in ("user", "items", "text") if (key in body if isinstance(body, dict) else hasattr(body, key))
     ]

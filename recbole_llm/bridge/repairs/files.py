@@ -146,14 +146,14 @@ class Inert:
         pass
 
     def append(self, value: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def extend(self, values: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def load_tensors(load: Callable[..., Any], file: Any, **kwargs: Any) -> Any:
-    """The tensors and plain values of a ``torch.save`` file, with :class:`Inert` for every other object.
+    """Read the tensors and plain values of a ``torch.save`` file, with :class:`Inert` for every other object.
 
     A checkpoint of RecBole holds its ``Config`` and is of a pickle protocol that ``weights_only=True`` does not read.
 

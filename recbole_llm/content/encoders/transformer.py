@@ -1,4 +1,4 @@
-"""Encoders: a raw value (a text; later an image, a sound) becomes a vector.
+"""The protocol of encoders, and Hugging Face transformers as text encoders.
 
 The protocol knows nothing of stores and files of vectors. Encoders are usable with gradients; whoever fills a store
 turns them off.
@@ -72,10 +72,10 @@ class Encoder(Protocol[S]):
     def batch_cost(self) -> int | None: ...  # noqa: D102
 
     def prepare(self, raw: Sequence[Any]) -> list[S]:
-        """Raw values to samples, in order."""
+        """Convert raw values to samples, in order."""
 
     def encode(self, batch: Sequence[S]) -> Tensor:
-        """Samples to float32 vectors ``[len(batch), dim]`` on the encoder's device."""
+        """Encode samples to float32 vectors ``[len(batch), dim]`` on the encoder's device."""
 
     def describe(self) -> dict[str, Any]:
         """Name and settings as JSON, for logs and manifests."""
@@ -231,7 +231,7 @@ class TextEncoder:
         }
 
     def describe(self) -> dict[str, Any]:
-        """Name, source and settings as JSON, for logs and manifests."""
+        """Return name, source and settings as JSON, for logs and manifests."""
         return {
             "name": self.files.name,
             "source": self.files.source,
@@ -252,7 +252,7 @@ class TextEncoder:
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int], list[int]]:
-        """Special tokens before a text, special tokens after it, tokens of the prompt."""
+        """Return the special tokens before a text, those after it, and the tokens of the prompt."""
         tokenizer = self._tokenizer
         probe = tokenizer("a", return_special_tokens_mask=True)
         ids, special = probe["input_ids"], probe["special_tokens_mask"]
@@ -336,7 +336,7 @@ class TextEncoder:
         return samples
 
     def encode(self, batch: Sequence[TokenizedText]) -> Tensor:
-        """Vectors of tokenised texts.
+        """Encode tokenised texts.
 
         Returns:
             float32 ``[len(batch), dim]`` on the encoder's device; carries gradients unless the caller turned them off.
@@ -364,7 +364,7 @@ class TextEncoder:
         return vectors
 
     def _join(self, vectors: Tensor, lengths: Tensor, counts: list[int]) -> Tensor:
-        """Mean of each text's windows, weighted by their tokens."""
+        """Average each text's windows, weighted by their tokens."""
         owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(self.device)
         weight = lengths.to(vectors.dtype).unsqueeze(1)
         total = torch.zeros(len(counts), 1, device=self.device).index_add(0, owner, weight)
@@ -384,7 +384,7 @@ _POSITIONS_FROM_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpn
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without the progress bar and load report of transformers, which we check and word ourselves."""
+    """Silence the progress bar and load report of transformers, which we check and word ourselves."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
