@@ -279,7 +279,7 @@ def test_a_head_that_trickles_on_a_kept_connection_ends(server):
         client.sendall(b"GET / HTTP/1.1\r\nX: ")
         client.settimeout(0.1)
         answer = b""
-        for _ in range(100):
+        for _ in range(10 * LIMIT):
             try:
                 answer = client.recv(1 << 16)
                 break
