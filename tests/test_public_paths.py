@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLIC = {
@@ -197,7 +198,7 @@ def told():
         capture_output=True,
         text=True,
         env=environment,
-        timeout=300,
+        timeout=4 * LIMIT,
     )
     assert out.returncode == 0, out.stderr[-3000:]
     return json.loads(out.stdout.splitlines()[-1])

@@ -230,7 +230,9 @@ def read_checkpoint(
     try:
         with torch.serialization.safe_globals([own]):  # type: ignore[list-item]
             content = torch.load(os.fspath(path), map_location=device, weights_only=True, mmap=mapped)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # the unpickler of torch checks no operand: it raises whatever a wrong one leads to
         raise _foreign(path) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or type(content.get("version")) is not int:
         raise _foreign(path)

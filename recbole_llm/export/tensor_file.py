@@ -22,6 +22,7 @@ import numpy as np
 from recbole_llm.export.errors import ExportError
 
 _DTYPES = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "I64": np.int64, "U8": np.uint8, "BOOL": np.bool_}
+_FLOAT_BITS = 1024  # an integer of as many is beyond float64
 _MAX_HEADER_BYTES = 1 << 20
 READ_BYTES = 16 << 20
 
@@ -105,7 +106,7 @@ def _compare(digest: Any, sha256: str, name: str) -> None:
 
 
 def parse_json(content: bytes | memoryview, name: str) -> Any:
-    """Parse strict JSON: no NaN, no repeated key.
+    """Parse strict JSON: no NaN, no number beyond float64, no repeated key.
 
     Whatever is wrong is an :class:`ExportError` that names the file.
     """
@@ -117,10 +118,20 @@ def parse_json(content: bytes | memoryview, name: str) -> Any:
         return result
 
     def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
+        raise ValueError(f"{constant} is no number of JSON that a float holds")
+
+    def number(text: str) -> float:
+        value = float(text)
+        return value if math.isfinite(value) else refuse(text[:32])
+
+    def integer(text: str) -> int:
+        value = int(text)
+        return value if value.bit_length() < _FLOAT_BITS else refuse(f"{text[:32]}...")
 
     try:
-        return json.loads(str(content, "utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        return json.loads(
+            str(content, "utf-8"), object_pairs_hook=unique, parse_constant=refuse, parse_float=number, parse_int=integer
+        )
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{name} is not valid JSON ({error}).") from None
 
@@ -156,7 +167,10 @@ def parse_tensors(content: memoryview, name: str) -> dict[str, np.ndarray]:
         if stop > len(data) or stop - start != math.prod(shape) * dtype.itemsize:
             raise damaged
         spans.append((start, stop))
-        tensors[key] = np.frombuffer(data[start:stop], dtype=dtype).reshape(shape)
+        try:
+            tensors[key] = np.frombuffer(data[start:stop], dtype=dtype).reshape(shape)
+        except ValueError:  # more dimensions, or in a tensor of no number longer ones, than there can be
+            raise damaged from None
     at = 0
     for start, stop in sorted(spans):
         if start != at:

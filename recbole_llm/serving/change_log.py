@@ -31,6 +31,10 @@ class OverlayError(RuntimeError):
     """The log could not be written or read: disk full, no permission, server gone."""
 
 
+class LogLostError(OverlayError):
+    """What is open is no longer what lies in its place."""
+
+
 @dataclass(frozen=True, eq=False)
 class Put:
     """An item to add or change; ``None`` leaves what was there.
@@ -85,7 +89,7 @@ class Overlay(Protocol):
     """The log. Used from one thread at a time."""
 
     def check(self) -> None:
-        """Raise :class:`OverlayError` if what is open is no longer what lies in its place; cheap."""
+        """Raise :class:`LogLostError` if what is open is no longer what lies in its place; cheap."""
 
     def verify(self) -> None:
         """Raise :class:`OverlayError` if what is stored is damaged; reads all of it, from any thread."""
@@ -272,13 +276,13 @@ class SqliteOverlay:
             try:
                 found = self._place(suffix)
             except OSError as error:
-                raise OverlayError(
+                raise LogLostError(
                     f"{name} is gone ({error.strerror}): start again, with the state in its place."
                 ) from None
             if found != place:
-                raise OverlayError(f"{name} was replaced by another file: start again to serve that one.")
+                raise LogLostError(f"{name} was replaced by another file: start again to serve that one.")
         if os.pread(self._file, len(FILE_MAGIC), 0) != FILE_MAGIC:
-            raise OverlayError(f"{self.path.name} was overwritten: put a copy of it in its place, and start again.")
+            raise LogLostError(f"{self.path.name} was overwritten: put a copy of it in its place, and start again.")
 
     def verify(self) -> None:  # noqa: D102
         with _as_overlay_error(self.path):
@@ -335,10 +339,10 @@ def seqs_of(last: int, count: int, after: int) -> list[int]:
     """List the seqs of ``count`` changes up to ``last``.
 
     Raises:
-        OverlayError: if the log had not reached ``after`` before them.
+        LogLostError: if the log had not reached ``after`` before them.
     """
     if last - count < after:
-        raise OverlayError(
+        raise LogLostError(
             f"the log stands at change {last - count}, and change {after} is applied already: it was replaced by an older one. "
             "Start again to serve that one."
         )

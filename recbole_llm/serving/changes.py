@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from recbole_llm.retrieval.recommender import Recommender
 from recbole_llm.serving.batching import Batcher
 from recbole_llm.serving.bodies import Interrupted, in_time
-from recbole_llm.serving.change_log import Change, Delete, Overlay, OverlayError, Put
+from recbole_llm.serving.change_log import Change, Delete, LogLostError, Overlay, OverlayError, Put
 from recbole_llm.serving.load_and_swap import apply_all
 from recbole_llm.serving.open_log import open_overlay
 
@@ -92,7 +92,11 @@ class Changes:
         if self._damage is not None:
             raise OverlayError(self._damage)
         applied = self._recommender().overlay_seq
-        seqs = await self._in_log(lambda: self._log.write(changes, applied))
+        try:
+            seqs = await self._in_log(lambda: self._log.write(changes, applied))
+        except LogLostError as error:
+            self.note(str(error))
+            raise
         await self.catch_up()
         return seqs
 

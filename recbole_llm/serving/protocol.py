@@ -124,6 +124,17 @@ class Guarded(Base):
         """Return whether the bytes beside the body have no bound: sizes of chunks, a trailer."""
         return False  # h11 bounds it
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what cannot be read; a request whose body it was part of is told, so that it says nothing after that."""
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:  # in the middle of an answer nothing else can be said
+                self.transport.close()
+                return
+        super().send_400_response(msg)
+
     def on_response_complete(self) -> None:
         """Count anew from here."""
         self._received = 0

@@ -153,6 +153,14 @@ class Reader:
             self._count(answer.value)
         return answer
 
+    async def after_write(self, job: Callable[[Recommender], Any]) -> Versioned:
+        """Ask what a change has come to; never refused and never late, for the change is made."""
+        (answer,) = await self.batcher.call(lambda: self._score([job]))
+        if isinstance(answer, Exception):
+            raise answer
+        versioned: Versioned = answer
+        return versioned
+
     async def find(self, text: str, limit: int) -> Versioned:
         """Find items by their title; every title is looked at."""
         cost = len(self._recommender().catalog) // FIND_ROWS_PER_COST

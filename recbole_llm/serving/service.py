@@ -35,6 +35,7 @@ WATCH_SECONDS = 1.0
 LOADING_SWITCH_SECONDS = 0.001
 ENCODER_SECONDS = 300.0  # until a new export's encoder must have loaded
 NAMED_FILES = 5
+LOOK_SECONDS = 0.02  # between two looks at the export's files, however often /health/ready is asked
 
 log = getLogger(__name__)
 
@@ -165,14 +166,14 @@ class Service:
         return found
 
     async def _changed_files(self) -> str:
-        """Check the export's files for changes, as often as the log is read.
+        """Tell what happened to the export's files.
 
-        The check may hang if a file server is gone.
+        The check runs on a thread, where it may hang if a file server is gone.
         """
         watched, now = self._watched, time.monotonic()
         if watched is None:
             return ""
-        if now - self._files_seen[0] >= self.settings.poll_seconds:
+        if now - self._files_seen[0] >= LOOK_SECONDS:
             names = await asyncio.get_running_loop().run_in_executor(None, watched.changed)
             problem = ""
             if names:
