@@ -34,6 +34,10 @@ class Applied:
     contribution: float = 0.0
     place: int | None = None
 
+    def __str__(self) -> str:
+        added = f" {self.contribution:+.3g}" if self.contribution else ""
+        return self.rule + added + (f", from place {self.place}" if self.place else "")
+
 
 class Chosen(NamedTuple):
     """A list.
@@ -315,7 +319,10 @@ class Reranking:
 
 
 def _mask(catalog: Catalog, condition: Mapping[str, Any]) -> np.ndarray:
-    mask = catalog.mask(condition)
+    try:
+        mask = catalog.mask(condition)
+    except ValueError as error:
+        raise ValueError(f"boost: {error}") from None
     assert mask is not None  # conditions of boosts are not empty
     return mask
 

@@ -21,6 +21,7 @@ from typing import Any
 CANDIDATES_PER_ITEM = 5  # that diversity chooses among, by default
 MIN_CANDIDATES = 50
 LABEL_CHARACTERS = 64
+SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
 
 def _check_number(name: str, value: Any, low: float, high: float) -> None:
@@ -68,14 +69,15 @@ class Boost:
     @property
     def label(self) -> str:
         """The rule's name in an answer."""
-        told = ", ".join(f"{name} {_told(wanted)}" for name, wanted in self.filter.items())
+        told = ", ".join(_told(name, wanted) for name, wanted in self.filter.items())
         return "boost " + (told if len(told) <= LABEL_CHARACTERS else told[: LABEL_CHARACTERS - 1] + "…")
 
 
-def _told(wanted: Any) -> str:
+def _told(name: str, wanted: Any) -> str:
     if isinstance(wanted, Mapping):
-        return " ".join(f"{bound} {value}" for bound, value in wanted.items())
-    return "/".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted)
+        return ", ".join(f"{name}{SIGNS.get(bound, bound)}{value:g}" for bound, value in wanted.items())
+    values = wanted if isinstance(wanted, list) else [wanted]
+    return f"{name}=" + ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
 @dataclass(frozen=True)

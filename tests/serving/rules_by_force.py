@@ -33,7 +33,7 @@ def logit_of(chance, score):
     m, n = chance
     x = (score - m.origin) * math.e ** (-m.exponent * n)
     total = m.slopes[0] * x + m.offset + m.user_gain * n
-    for knot, before, after in zip(m.knots, m.slopes, m.slopes[1:]):
+    for knot, before, after in zip(m.knots, m.slopes, m.slopes[1:], strict=False):
         total += (after - before) * max(x - knot, 0)
     return total
 
@@ -85,11 +85,11 @@ class Force:
         return 1 / (1 + math.exp(-logit_of(self.chance, score)))
 
     def likeness(self, a, b):
-        return sum(x * y for x, y in zip(self.items[a][2], self.items[b][2]))
+        return sum(x * y for x, y in zip(self.items[a][2], self.items[b][2], strict=True))
 
     def mix(self, name):
         shares = {}
-        for (_, weight), attributes in zip(self.history, self.history_attributes):
+        for (_, weight), attributes in zip(self.history, self.history_attributes, strict=True):
             own = values_of(attributes, name)
             for value in own:
                 shares[value] = shares.get(value, 0.0) + weight / len(own)

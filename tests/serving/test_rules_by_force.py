@@ -137,9 +137,9 @@ def force_of(recommender, user):
     content[: catalog.n_base] = export.content["text"]
     items = {
         row: (score, catalog.records[row].attributes, content[row].tolist())
-        for row, score in zip(live.tolist(), scores.tolist())
+        for row, score in zip(live.tolist(), scores.tolist(), strict=True)
     }
-    history = list(zip(prepared.rows.tolist(), prepared.times.tolist()))
+    history = list(zip(prepared.rows.tolist(), prepared.times.tolist(), strict=True))
     chance = (export.manifest.probability, math.log(max(len(history), 1)))
     return Force(items, history, [catalog.records[row].attributes for row, _ in history], chance)
 
