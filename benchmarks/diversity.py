@@ -4,9 +4,9 @@
     python benchmarks/diversity.py --only latency
 
 1. Curves. LLMTwoTower is trained with its defaults on RecBole's split and exported. Every user's ten items are asked for with the
-   training items as history, by each rule at each strength. NDCG@10 is of the split named; items of the splits before it are
-   left out. Beside it stands the distance of two items of a list by content (1 - cosine of the centred text vectors) and by
-   category (1 - Jaccard), the divergence of the list's categories from the history's (Steck 2018, with alpha = .01), and the share of the
+   training items as history, by each rule at each strength. NDCG@10 is of the split named, without the items of the splits before
+   it. Beside it stand the mean distance of two items of a list by content (1 - cosine of the centred text vectors) and by category
+   (1 - Jaccard), the divergence of the list's categories from the history's (Steck 2018, alpha = .01), and the share of the
    catalogue that is in anybody's list. Baselines: the plain list, and the same candidates in a partly random order. Nothing is
    chosen by these figures: every point is written.
 2. Latency. The same request with and without rules (a filter, a cap and marginal relevance, k = 10), in turn, at two sizes of a

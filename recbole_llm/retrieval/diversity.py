@@ -9,7 +9,7 @@ Calibration (Steck 2018), with p the shares of an attribute's values in the hist
     gain(i) = (1 - lambda) r_i - lambda KL(p || q~(S + i)),    q~ = (1 - alpha) q + alpha p,    alpha = .01
 
 An item with m values counts 1/m for each, in p and in q. Relevance r_i is the chance of item i over that of the best candidate.
-Arithmetic is float64.
+Cosines are float32, divergences float64.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class TradeOff(Protocol):
     """Gains of candidates, given those chosen so far."""
 
     def gains(self) -> np.ndarray:
-        """``[n]`` float64, -inf for closed candidates."""
+        """``[n]`` float32 or float64, -inf for closed candidates."""
 
     def close(self, at: int) -> None:
         """Take a candidate out of the choice."""
@@ -42,9 +42,9 @@ class MarginalRelevance:
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
-        self._value = np.zeros(0)  # (1 - lambda) r_i; -inf for closed candidates
-        self._nearest = np.zeros(0)  # lambda times the largest cosine with a chosen one
-        self._vectors = np.zeros((0, 0))
+        self._value = np.zeros(0, np.float32)  # (1 - lambda) r_i; -inf for closed candidates
+        self._nearest = self._value  # lambda times the largest cosine with a chosen one
+        self._vectors = np.zeros((0, 0), np.float32)
         self._chosen: list[int] = []
 
     def extend(self, relevance: np.ndarray, vectors: np.ndarray) -> None:
@@ -52,15 +52,18 @@ class MarginalRelevance:
 
         Args:
             relevance: ``[n]`` r_i.
-            vectors: ``[n, F]`` of length 1, or 0 where an item has no content.
+            vectors: ``[n, F]`` float32 of length 1, or 0 where an item has no content.
         """
-        scaled = vectors.astype(np.float64)
-        nearest = np.zeros(len(scaled))
+        value = ((1 - self.weight) * relevance).astype(np.float32)
+        if not self._chosen and not len(self._value):
+            self._value, self._nearest, self._vectors = value, np.zeros_like(value), vectors
+            return
+        nearest = np.zeros_like(value)
         if self._chosen:
-            nearest = self.weight * (scaled @ self._vectors[self._chosen].T).max(1)
-        self._value = np.concatenate([self._value, (1 - self.weight) * relevance])
+            nearest = np.float32(self.weight) * (vectors @ self._vectors[self._chosen].T).max(1)
+        self._value = np.concatenate([self._value, value])
         self._nearest = np.concatenate([self._nearest, nearest])
-        self._vectors = np.concatenate([self._vectors, scaled]) if len(self._vectors) else scaled
+        self._vectors = np.concatenate([self._vectors, vectors])
 
     def gains(self) -> np.ndarray:
         """As :meth:`TradeOff.gains`."""
@@ -72,7 +75,7 @@ class MarginalRelevance:
 
     def choose(self, at: int) -> None:
         """As :meth:`TradeOff.choose`."""
-        likeness = self._vectors @ (self.weight * self._vectors[at])
+        likeness = self._vectors @ (np.float32(self.weight) * self._vectors[at])
         if self._chosen:
             np.maximum(self._nearest, likeness, out=self._nearest)
         else:

@@ -108,9 +108,8 @@ class ExactRetriever:
         found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in k]
         dense = []
         for b, mask in enumerate(allow):
-            kept = None if mask is None else np.flatnonzero(mask)
-            if kept is not None and len(kept) < GATHER_SHARE * len(mask):  # type: ignore[arg-type]
-                self._gather(query[b], k[b], exclude[b], kept, found[b])
+            if mask is not None and np.count_nonzero(mask) < GATHER_SHARE * len(mask):
+                self._gather(query[b], k[b], exclude[b], np.flatnonzero(mask), found[b])
             else:
                 dense.append(b)
         for segment in self.segments:
@@ -150,7 +149,7 @@ class ExactRetriever:
                 row[hidden[(hidden >= start) & (hidden < stop)] - start] = -np.inf
             mask = allow[b]
             if mask is not None:
-                row[~mask[start:stop]] = -np.inf
+                np.copyto(row, -np.inf, where=~mask[start:stop])
             at = top_rows(row, k[b] + MARGIN)
             found[b].append((at + start, row[at]))
 

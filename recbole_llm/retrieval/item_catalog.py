@@ -175,6 +175,8 @@ class Catalog:
         if not tables:
             vectors = self.vector(rows)
             return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+        if len(tables) == 1 and len(self) == self.n_base:
+            return tables[0][rows]
         base = rows < self.n_base
         found = np.zeros((len(rows), sum(table.shape[1] for table in tables)), np.float32)
         if len(tables) == 1:

@@ -5,8 +5,9 @@ recommender.recommend(Request(user="196", k=10, explain=3))
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
 from logging import getLogger
 from typing import Any
 
@@ -19,7 +20,7 @@ from recbole_llm.retrieval.answers import Reason, Recommendation, Recommended
 from recbole_llm.retrieval.exact import ExactRetriever, Hits, Retriever, best, top_rows
 from recbole_llm.retrieval.item_catalog import Catalog, MappedItem
 from recbole_llm.retrieval.ranking import Chance
-from recbole_llm.retrieval.reranking import Reranking, Subject, short_note, subject_name
+from recbole_llm.retrieval.reranking import Applied, Chosen, Reranking, Subject, short_note, subject_name
 from recbole_llm.retrieval.rules import NO_RULES, Rules
 from recbole_llm.retrieval.users import Users
 from recbole_llm.scoring.probability import ProbabilityMap
@@ -174,8 +175,7 @@ class Recommender:
                 answers[at] = self._answer(requests[at], prepared, next(found))
             else:
                 chosen = reranking.chosen([next(found) for _ in reranking.searches()])
-                answer = self._answer(requests[at], prepared, Hits(chosen.rows, chosen.scores))
-                answers[at] = replace(answer, items=chosen.told(answer.items), note=chosen.note)
+                answers[at] = self._answer(requests[at], prepared, Hits(chosen.rows, chosen.scores), chosen)
         return answers  # type: ignore[return-value]
 
     def _reranking(self, request: Request, prepared: _Prepared) -> Reranking | None:
@@ -275,20 +275,28 @@ class Recommender:
             return rows
         return np.concatenate([rows, np.array([moved[row] for row in rows.tolist() if row in moved], np.int64)])
 
-    def _answer(self, request: Request, prepared: _Prepared, hits: Hits) -> Recommendation:
+    def _answer(
+        self, request: Request, prepared: _Prepared, hits: Hits, chosen: Chosen | None = None
+    ) -> Recommendation:
         catalog = self.catalog
         rows = hits.rows.tolist()
         length = max(len(prepared.query.source), 1)
         logits = self._probability.logit(hits.scores, math.log(length))
         probability = (0.5 + 0.5 * np.tanh(0.5 * logits)).tolist()  # a sigmoid that does not overflow
-        if not request.explain:
-            items = tuple(
-                Recommended(catalog.ids[row], catalog.records[row].title, score, catalog.is_cold(row), p)
-                for row, score, p in zip(rows, hits.scores.tolist(), probability, strict=True)
-            )
-        else:
+        if request.explain:
             items = tuple(self._explained(request.explain, prepared, hits, probability))
-        return Recommendation(items, prepared.source, prepared.unknown, short_note(len(rows), request.k))
+            items = items if chosen is None else chosen.told(items)
+        else:
+            scores = hits.scores.tolist()
+            applied: Iterable[tuple[Applied, ...]] = repeat(())
+            if chosen is not None:
+                scores, applied = chosen.adjusted.tolist(), chosen.applied
+            items = tuple(
+                Recommended(catalog.ids[row], catalog.records[row].title, score, catalog.is_cold(row), p, rules=rules)
+                for row, score, p, rules in zip(rows, scores, probability, applied, strict=False)
+            )
+        note = short_note(len(rows), request.k) if chosen is None else chosen.note
+        return Recommendation(items, prepared.source, prepared.unknown, note)
 
     def _explained(
         self, limit: int, prepared: _Prepared, hits: Hits, probability: Sequence[float]

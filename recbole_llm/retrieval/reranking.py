@@ -1,7 +1,7 @@
 """Applies the rules of one request to the candidates that a search finds, and tells what each rule did."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,13 +15,12 @@ from recbole_llm.retrieval.rules import Rules
 
 SPARE = 32  # candidates that a list with caps looks at beside three times k
 DRAWN_AT_ONCE = 32
-TIE_DIGITS = 9  # gains that differ less are equal: how a product is summed up must not decide
+TIE = np.float32(1e-6)  # gains that differ less are equal: how a product is summed up must not decide
 
 X = TypeVar("X", bound=Any)
 
 
-@dataclass(frozen=True)
-class Applied:
+class Applied(NamedTuple):
     """What a rule did to an item of an answer.
 
     Attributes:
@@ -58,8 +57,10 @@ class Chosen(NamedTuple):
 
     def told(self, items: Sequence[X]) -> tuple[X, ...]:
         """The items of an answer (:class:`Recommended`) with their boosted scores, and what rules did to them."""
+        if not any(self.applied):
+            return tuple(items)
         return tuple(
-            replace(item, score=score, rules=applied)
+            replace(item, score=score, rules=applied) if applied else item
             for item, score, applied in zip(items, self.adjusted.tolist(), self.applied, strict=True)
         )
 
@@ -84,31 +85,34 @@ class _Caps:
     """Counts values of capped attributes in a list."""
 
     def __init__(self, limits: Mapping[str, int], catalog: Catalog) -> None:
-        self.limits, self._catalog = limits, catalog
-        self._counts: dict[str, dict[Any, int]] = {name: {} for name in limits}
-        self._full: dict[str, list[Any]] = {}
+        self._catalog = catalog
+        self._counts: list[tuple[str, int, dict[Any, int]]] = [(name, most, {}) for name, most in limits.items()]
         self.refused: dict[str, None] = {}
 
     def take(self, row: int) -> bool:
-        """Count an item if it fits; else note by which attribute it does not."""
-        own = [(name, self._catalog.values(row, name)) for name in self.limits]
-        refusing = [
-            name for name, values in own if any(self._counts[name].get(v, 0) >= self.limits[name] for v in values)
-        ]
-        if refusing:
-            self.refused.update(dict.fromkeys(refusing))
-            return False
-        for name, values in own:
-            counts = self._counts[name]
+        """Count an item if it fits; else note by which attributes it does not."""
+        fits, own = True, []
+        for name, most, counts in self._counts:
+            values = self._catalog.values(row, name)
             for value in values:
-                counts[value] = counts.get(value, 0) + 1
-                if counts[value] == self.limits[name]:
-                    self._full.setdefault(name, []).append(value)
-        return True
+                if counts.get(value, 0) >= most:
+                    self.refused[name] = None
+                    fits = False
+                    break
+            own.append((counts, values))
+        if fits:
+            for counts, values in own:
+                for value in values:
+                    counts[value] = counts.get(value, 0) + 1
+        return fits
 
     def full_rows(self) -> np.ndarray | None:
         """Rows that no longer fit, ``[N]`` bool; ``None`` for none."""
-        masks = [self._catalog.rows_with(name, values) for name, values in self._full.items()]
+        masks = []
+        for name, most, counts in self._counts:
+            full = [value for value, count in counts.items() if count == most]
+            if full:
+                masks.append(self._catalog.rows_with(name, full))
         return np.logical_or.reduce(masks) if masks else None
 
 
@@ -149,8 +153,8 @@ class Reranking:
         self._notes: list[str] = []
         self._list: list[tuple[int, float, float, tuple[Applied, ...]]] = []
         self._pool = rules.diversity.pool(k) if rules.diversity is not None else k
-        first = max(self._pool, 3 * k + SPARE) if rules.caps else self._pool
-        self._ranking = Ranking(search, hidden, allow, self._boosting, first)
+        self._first = max(self._pool, 3 * k + SPARE) if rules.caps else self._pool
+        self._ranking = Ranking(search, hidden, allow, self._boosting, self._first)
 
     def searches(self) -> list[tuple[int, np.ndarray | None]]:
         """The first searches: how many items, and the allowed rows."""
@@ -191,7 +195,7 @@ class Reranking:
 
     def _by_score(self, k: int) -> None:
         """Fill the list in the order of scores, as far as the caps allow."""
-        place, step = 0, max(k, 1)
+        place, step = 0, self._first
         whole = True  # whether every candidate has been counted
         while len(self._list) < k:
             taken = self._ranking.take(step)
@@ -235,10 +239,11 @@ class Reranking:
             pool += zip(*(values.tolist() for values in taken), strict=True)
             is_open += [True] * len(taken.rows)
             while len(self._list) < k:
-                gains = trade_off.gains().round(TIE_DIGITS)
-                at = int(gains.argmax())
-                if gains[at] == -np.inf:
+                gains = trade_off.gains()
+                highest = gains[gains.argmax()]
+                if highest == -np.inf:
                     break
+                at = int((gains >= highest - TIE).argmax())
                 is_open[at] = False
                 if not self._caps.take(pool[at][0]):
                     trade_off.close(at)
@@ -251,7 +256,7 @@ class Reranking:
                 self._list.append((*pool[at], applied))
                 while first_open < len(is_open) and not is_open[first_open]:
                     first_open += 1
-            full = self._caps.full_rows()
+            full = self._caps.full_rows() if len(self._list) < k else None
             if full is not None:
                 self._ranking.block(full)
 

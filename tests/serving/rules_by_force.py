@@ -3,6 +3,7 @@
 import math
 
 ALPHA = 0.01
+TIE = 2e-6
 
 
 def values_of(attributes, name):
@@ -118,8 +119,8 @@ class Force:
         scores = {row: self.boosted(row, rules) for row in rows}
         return sorted(rows, key=lambda row: (-scores[row], row)), scores
 
-    def ranked(self, rules, seen, k, asked):
-        """The list of k without exploration, where so many were asked for."""
+    def check(self, rules, seen, k, asked, got):
+        """Compare a list of k without exploration, where ``asked`` were asked for; returns the scores of all candidates."""
         order, scores = self.candidates(rules, seen)
         name = None if rules.diversity is None else rules.diversity.attribute
         p = self.mix(name) if name else {}
@@ -128,30 +129,36 @@ class Force:
             for row in order:
                 if len(chosen) < k and self.fits(row, chosen, rules):
                     chosen.append(row)
-            return chosen, scores
-        return self.traded(rules, order, scores, p, k, rules.diversity.pool(asked)), scores
+            assert got == chosen, rules
+        else:
+            self.check_trade_off(rules, order, scores, p, k, rules.diversity.pool(asked), got)
+        return scores
 
-    def traded(self, rules, order, scores, p, k, pool_size):
+    def check_trade_off(self, rules, order, scores, p, k, pool_size, got):
+        """Every item of the list is the best of its place, up to the rounding of float32 cosines."""
         weight = rules.diversity.weight
         left, pool, chosen = list(order), [], []
         best = self.relevance(scores[order[0]]) if order else 1.0
         while len(chosen) < k:
             joining = [row for row in left if not pool or self.fits(row, chosen, rules)][:pool_size]
             if not joining:
-                return chosen
+                break
             left = left[left.index(joining[-1]) + 1 :]
             pool += joining
             while len(chosen) < k:
                 open_rows = [row for row in pool if row not in chosen and self.fits(row, chosen, rules)]
                 if not open_rows:
                     break
-                gains = []
+                gains = {}
                 for row in open_rows:
                     relevance = self.relevance(scores[row]) / (best if best > 0 else 1.0)
                     if rules.diversity.attribute is None:
                         cost = max((self.likeness(row, other) for other in chosen), default=0.0)
                     else:
                         cost = self.divergence(p, [*chosen, row], rules.diversity.attribute)
-                    gains.append(round((1 - weight) * relevance - weight * cost, 9))
-                chosen.append(open_rows[gains.index(max(gains))])
-        return chosen
+                    gains[row] = (1 - weight) * relevance - weight * cost
+                assert len(got) > len(chosen), ("short", rules)
+                row = got[len(chosen)]
+                assert gains.get(row, -math.inf) >= max(gains.values()) - TIE, rules
+                chosen.append(row)
+        assert got == chosen
