@@ -20,7 +20,7 @@ from recbole_llm.retrieval.answers import Reason, Recommendation, Recommended
 from recbole_llm.retrieval.exact import ExactRetriever, Hits, Retriever, best, top_rows
 from recbole_llm.retrieval.item_catalog import Catalog, MappedItem
 from recbole_llm.retrieval.ranking import Chance
-from recbole_llm.retrieval.reranking import Applied, Chosen, Reranking, Subject, short_note, subject_name
+from recbole_llm.retrieval.reranking import Applied, Chosen, Reranking, Subject, reranked, short_note, subject_name
 from recbole_llm.retrieval.rules import NO_RULES, Rules
 from recbole_llm.retrieval.users import Users
 from recbole_llm.scoring.probability import ProbabilityMap
@@ -337,8 +337,7 @@ class Recommender:
         if request.rules.rerank:
             search = lambda n, hidden, allow: self._rank(scores.copy(), n, hidden, allow)  # noqa: E731
             subject = Subject(_NO_ROWS, np.zeros(0), None, subject_name(request.user, request.items))
-            reranking = Reranking(request.rules, request.k, self.catalog, search, hidden, mask, subject)
-            chosen = reranking.chosen([search(n, hidden, allow) for n, allow in reranking.searches()])
+            chosen = reranked(request.rules, request.k, self.catalog, search, hidden, mask, subject)
             hits = Hits(chosen.rows, chosen.scores)
         else:
             hits = self._rank(scores, request.k, hidden, mask)

@@ -323,6 +323,20 @@ class Reranking:
             self._list.insert(place, (row, *numbers[row], (Applied("exploration"),)))
 
 
+def reranked(
+    rules: Rules,
+    k: int,
+    catalog: Catalog,
+    search: Search,
+    hidden: np.ndarray,
+    allow: np.ndarray | None,
+    subject: Subject,
+) -> Chosen:
+    """The list of one request whose search is no part of a batch; arguments and errors as :class:`Reranking`."""
+    reranking = Reranking(rules, k, catalog, search, hidden, allow, subject)
+    return reranking.chosen([search(n, hidden, mask) for n, mask in reranking.searches()])
+
+
 def _mask(catalog: Catalog, condition: Mapping[str, Any]) -> np.ndarray:
     try:
         mask = catalog.mask(condition)

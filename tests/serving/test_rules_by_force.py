@@ -32,7 +32,7 @@ class Miserly(CandidateRetriever):
 
 def made_recommender(rng):
     """A catalogue with ties, items without attributes, deleted, changed, unlisted and added ones."""
-    n = int(rng.integers(1, 160))
+    n = int(rng.integers(1, 160)) if rng.random() < 0.9 else 500  # more than the first search brings
     n_users = 6
     vector = rng.standard_normal((n, 10)).astype(np.float32)
     bias = rng.standard_normal(n).astype(np.float32)
