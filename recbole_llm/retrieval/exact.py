@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 BLOCKS = (256, 64, 16)  # scores of a block; the largest that leaves twice as many blocks as results
+FEW = 3  # queries that are multiplied one by one: a product of so few rows first copies the whole table
 TILE = 16_384  # items; 64 queries x 16,384 float32 scores are 4 MiB
 # candidates beyond k that are scored again: float32 products of 600 dimensions reorder near-equal scores only
 MARGIN = 16
@@ -141,7 +142,12 @@ class ExactRetriever:
         vector, bias = segment.vector[first : first + step], segment.bias[first : first + step]
         start = segment.start + first
         stop = start + len(vector)
-        scores = (vector @ query[dense[0]])[None] if len(dense) == 1 else query[dense] @ vector.T
+        if len(dense) <= FEW:
+            scores = np.empty((len(dense), len(vector)), np.float32)
+            for row, b in zip(scores, dense, strict=True):
+                np.matmul(vector, query[b], out=row)
+        else:
+            scores = query[dense] @ vector.T
         scores += bias
         for row, b in zip(scores, dense, strict=True):
             hidden = exclude[b]

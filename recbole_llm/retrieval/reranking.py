@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from recbole_llm.retrieval.diversity import Calibrated, MarginalRelevance, mix_of
+from recbole_llm.retrieval.diversity import Calibrated, MarginalRelevance, TradeOff, mix_of
 from recbole_llm.retrieval.exact import Hits
 from recbole_llm.retrieval.item_catalog import Catalog
 from recbole_llm.retrieval.ranking import Boosting, Chance, Ranked, Ranking, Search, allowed_rows
@@ -224,7 +224,6 @@ class Reranking:
             return
         best_relevance: float | None = None
         pool: list[tuple[int, float, float]] = []
-        first_open = 0
         is_open: list[bool] = []
         counted = 0  # candidates whose place by score is known
         while len(self._list) < k:
@@ -235,7 +234,7 @@ class Reranking:
             if best_relevance is None:
                 best_relevance = float(relevance[0])
                 counted = len(taken.rows)
-            extend(trade_off, taken.rows, relevance / best_relevance if best_relevance > 0 else relevance)
+            extend(taken.rows, relevance / best_relevance if best_relevance > 0 else relevance)
             pool += zip(*(values.tolist() for values in taken), strict=True)
             is_open += [True] * len(taken.rows)
             while len(self._list) < k:
@@ -250,35 +249,30 @@ class Reranking:
                     continue
                 trade_off.choose(at)
                 place = at + 1 if at < counted else None
-                moved = at > first_open or len(self._list) > at
+                moved = True in is_open[:at] or len(self._list) > at
                 applied = tuple(Applied(f"cap {name}", place=place) for name in self._caps.refused)
                 applied += (Applied(rule, place=place),) if moved else ()
                 self._list.append((*pool[at], applied))
-                while first_open < len(is_open) and not is_open[first_open]:
-                    first_open += 1
             full = self._caps.full_rows() if len(self._list) < k else None
             if full is not None:
                 self._ranking.block(full)
 
-    def _trade_off(self) -> tuple[Any, str, Callable[[Any, np.ndarray, np.ndarray], None]]:
+    def _trade_off(self) -> tuple[TradeOff | None, str, Callable[[np.ndarray, np.ndarray], None]]:
+        """What gains are, the rule's name, and what adds candidates by their rows and relevance; ``None`` without a mix."""
         diversity, catalog = self._rules.diversity, self._catalog
         assert diversity is not None
         if diversity.attribute is None:
-
-            def add_vectors(trade_off: MarginalRelevance, rows: np.ndarray, relevance: np.ndarray) -> None:
-                trade_off.extend(relevance, catalog.content(rows))
-
-            return MarginalRelevance(diversity.weight), "diversity", add_vectors
+            unlike = MarginalRelevance(diversity.weight)
+            return unlike, "diversity", lambda rows, relevance: unlike.extend(relevance, catalog.content(rows))
         name = diversity.attribute
         values = lambda rows: [catalog.values(row, name) for row in rows.tolist()]  # noqa: E731
         mix = mix_of(values(self._subject.rows), self._subject.weights)
         if not mix:
             self._notes.append(f"Not calibrated: the history holds no item with a {name}.")
-
-        def add_values(trade_off: Calibrated, rows: np.ndarray, relevance: np.ndarray) -> None:
-            trade_off.extend(relevance, values(rows))
-
-        return (Calibrated(diversity.weight, mix) if mix else None), f"calibration {name}", add_values
+            return None, "", lambda rows, relevance: None
+        calibrated = Calibrated(diversity.weight, mix)
+        rule = f"calibration {name}"
+        return calibrated, rule, lambda rows, relevance: calibrated.extend(relevance, values(rows))
 
     def _relevance(self, ranked: Ranked) -> np.ndarray:
         chance = self._subject.chance
@@ -297,8 +291,8 @@ class Reranking:
 
     def _explore(self, draw: np.random.Generator, n: int) -> None:
         """Draw n of the allowed items that are left, and give them places drawn at random."""
-        left = allowed_rows(self._catalog.live(), self._hidden, self._allow)
-        left = np.setdiff1d(left, [entry[0] for entry in self._list], assume_unique=True)
+        listed = np.array([entry[0] for entry in self._list], np.int64)
+        left = allowed_rows(self._catalog.live(), np.concatenate([self._hidden, listed]), self._allow)
         found: list[int] = []
         at_once = n + DRAWN_AT_ONCE
         while len(left) and len(found) < n:

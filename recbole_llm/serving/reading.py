@@ -28,8 +28,10 @@ IDS_PER_COST = 5
 EXPLAINED_PER_COST = 8_000  # (dimensions + 128) x items x entries of the history
 FIND_ROWS_PER_COST = 6
 PRODUCTS_PER_COST = INLINE_PRODUCTS // 2_000
-COMPARED_PER_COST = 1_000  # dimensions of pairs that diversity compares
-CHOICE_COST, CAP_COST = 25, 6  # a place that diversity fills; a candidate that a cap looks at
+COMPARED_PER_COST = 6_000  # dimensions of pairs that diversity compares
+CALIBRATED_WIDTH = 500  # of a pair: what its logarithms cost
+CHOICE_COST, CAP_COST, BOOST_COST = 15, 2, 2  # a place that diversity fills; a candidate that a cap or boosts look at
+CANDIDATES = 4  # of them for every place, about
 SEED_COST = 100
 ROWS_PER_COST = 1_000  # of masks
 
@@ -121,11 +123,10 @@ class Reader:
             pool = rules.diversity.pool(k)
             width = sum(table.shape[1] for table in catalog.export.content.values()) or manifest.dim
             if rules.diversity.attribute is not None:
-                width = 100
+                width = CALIBRATED_WIDTH
                 cost += recommender.history_length(request)
             cost += k * CHOICE_COST + rules.comparisons(k) * width // COMPARED_PER_COST
-        if rules.caps:
-            cost += (4 * k + pool) * len(rules.caps) * CAP_COST
+        cost += (CANDIDATES * k + pool) * (CAP_COST * len(rules.caps) + BOOST_COST * bool(rules.boosts))
         return cost + (SEED_COST if rules.explore is not None else 0)
 
     def cost_of(self, request: Request) -> int:
