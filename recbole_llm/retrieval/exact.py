@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 BLOCKS = (256, 64, 16)  # scores of a block; the largest that leaves twice as many blocks as results
+FEW = 3  # queries that are multiplied one by one: a product of so few rows first copies the whole table
 TILE = 16_384  # items; 64 queries x 16,384 float32 scores are 4 MiB
 # candidates beyond k that are scored again: float32 products of 600 dimensions reorder near-equal scores only
 MARGIN = 16
@@ -119,9 +120,8 @@ class ExactRetriever:
         found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in k]
         dense = []
         for b, mask in enumerate(allow):
-            kept = None if mask is None else np.flatnonzero(mask)
-            if kept is not None and len(kept) < GATHER_SHARE * len(mask):  # type: ignore[arg-type]
-                self._gather(query[b], k[b], exclude[b], kept, found[b])
+            if mask is not None and np.count_nonzero(mask) < GATHER_SHARE * len(mask):
+                self._gather(query[b], k[b], exclude[b], np.flatnonzero(mask), found[b])
             else:
                 dense.append(b)
         for segment in self.segments:
@@ -153,7 +153,12 @@ class ExactRetriever:
         vector, bias = segment.vector[first : first + step], segment.bias[first : first + step]
         start = segment.start + first
         stop = start + len(vector)
-        scores = (vector @ query[dense[0]])[None] if len(dense) == 1 else query[dense] @ vector.T
+        if len(dense) <= FEW:
+            scores = np.empty((len(dense), len(vector)), np.float32)
+            for row, b in zip(scores, dense, strict=True):
+                np.matmul(vector, query[b], out=row)
+        else:
+            scores = query[dense] @ vector.T
         scores += bias
         for row, b in zip(scores, dense, strict=True):
             hidden = exclude[b]
@@ -161,7 +166,7 @@ class ExactRetriever:
                 row[hidden[(hidden >= start) & (hidden < stop)] - start] = -np.inf
             mask = allow[b]
             if mask is not None:
-                row[~mask[start:stop]] = -np.inf
+                np.copyto(row, -np.inf, where=~mask[start:stop])
             at = top_rows(row, k[b] + MARGIN)
             found[b].append((at + start, row[at]))
 

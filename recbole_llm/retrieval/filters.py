@@ -83,6 +83,12 @@ class AttributeIndex:
             result &= self._numbers(name, wanted, n_rows) if kind == "number" else self._tokens(name, wanted, n_rows)
         return result
 
+    def having(self, name: str, values: list[Any], n_rows: int) -> np.ndarray:
+        """Rows with any of these values of a declared attribute, ``[n_rows]`` bool."""
+        return (
+            self._numbers(name, values, n_rows) if self.kinds[name] == "number" else self._tokens(name, values, n_rows)
+        )
+
     def _tokens(self, name: str, wanted: Any, n_rows: int) -> np.ndarray:
         values = wanted if isinstance(wanted, list) else [wanted]
         if not all(isinstance(value, str) for value in values):

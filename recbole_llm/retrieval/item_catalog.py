@@ -6,7 +6,7 @@ be recommended has bias -inf. One thread writes (the one that scores); every rea
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +148,42 @@ class Catalog:
     def bias(self, rows: np.ndarray) -> np.ndarray:
         """Return biases of rows, ``[n]`` float32."""
         return self._rows(self._base_bias, self._bias, rows)
+
+    def live(self) -> np.ndarray:
+        """Which rows can be recommended, ``[N]`` bool."""
+        return np.concatenate([segment.bias > -np.inf for segment in self.segments()])
+
+    def values(self, row: int, name: str) -> Sequence[Any]:
+        """The values of a row's attribute, each once; none where it has none."""
+        value = self.records[row].attributes.get(name)
+        if isinstance(value, list):
+            return value if len(value) < 2 else list(dict.fromkeys(value))
+        return () if value is None else (value,)
+
+    def rows_with(self, name: str, values: list[Any]) -> np.ndarray:
+        """Rows with any of these values of a declared attribute, ``[N]`` bool."""
+        return self._attributes.having(name, values, len(self))
+
+    def content(self, rows: np.ndarray) -> np.ndarray:
+        """Content vectors of rows, by whose cosine items are alike, ``[n, F]`` float32 of length 1.
+
+        Zero where an item has none, as items added since the export: the vectors are centred, so that 0 is the likeness of
+        two items drawn at random. With several modalities the cosine is their mean. Of an export without content it is the
+        model's target vectors.
+        """
+        tables = list(self.export.content.values())
+        if not tables:
+            vectors = self.vector(rows)
+            return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+        if len(tables) == 1 and len(self) == self.n_base:
+            return tables[0][rows]
+        base = rows < self.n_base
+        found = np.zeros((len(rows), sum(table.shape[1] for table in tables)), np.float32)
+        if len(tables) == 1:
+            found[base] = tables[0][rows[base]]
+        else:
+            found[base] = np.concatenate([table[rows[base]] for table in tables], 1) / np.float32(len(tables) ** 0.5)
+        return found
 
     def _rows(self, base: np.ndarray, added: np.ndarray, rows: np.ndarray) -> np.ndarray:
         if len(self) == self.n_base:

@@ -74,6 +74,17 @@ class ProbabilityMap:
             logit = logit + (after - before) * (x - knot).clip(min=0)
         return logit
 
+    def score(self, logit: Any, log_length: Any) -> Any:
+        """Return the score of a logit: the inverse of :meth:`logit`, with the same arguments."""
+        y = logit - (self.offset + self.user_gain * log_length)
+        x = y / self.slopes[0]
+        height, last = 0.0, 0.0  # of g without its offset, at the last knot
+        for knot, before, after in zip(self.knots, self.slopes, self.slopes[1:], strict=False):
+            height += before * (knot - last)
+            last = knot
+            x = x + (1 / after - 1 / before) * (y - height).clip(min=0)
+        return x * math.e ** (self.exponent * log_length) + self.origin
+
     def __str__(self) -> str:
         if self == ProbabilityMap():
             return "P(i|u) = sigmoid(score), not fitted"

@@ -12,6 +12,7 @@ from recbole_llm.export.errors import ExportError, UnknownItemError, UnknownUser
 from recbole_llm.retrieval.item_catalog import ItemState
 from recbole_llm.retrieval.recommender import Recommendation, Recommended, Request
 from recbole_llm.retrieval.remote import SearchError
+from recbole_llm.retrieval.rules import NO_RULES, Boost, Diversity, Exploration, Rules
 from recbole_llm.serving import schemas
 from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
 from recbole_llm.serving.change_log import OverlayError
@@ -49,16 +50,23 @@ def _recommended(item: Recommended) -> dict[str, Any]:
             {"id": reason.id, "title": reason.title, "contribution": reason.contribution} for reason in item.reasons
         ]
         out["rest"], out["bias"] = item.rest, item.bias
+    if item.rules:
+        out["rules"] = [
+            {"rule": rule.rule, "contribution": rule.contribution, "place": rule.place} for rule in item.rules
+        ]
     return out
 
 
 def recommendation_content(answer: Recommendation) -> dict[str, Any]:
     """Return the fields of ``RecommendationOut`` without its state."""
-    return {
+    content = {
         "items": [_recommended(item) for item in answer.items],
         "source": answer.source,
         "unknown": list(answer.unknown),
     }
+    if answer.note:
+        content["note"] = answer.note
+    return content
 
 
 def rendered(answer: Recommendation) -> bytes:
@@ -155,27 +163,66 @@ def check_budget(bodies: Sequence[Any]) -> None:
             f"requests: they ask for {entries} items and reasons (the sum of k times 1 + explain); at most "
             f"{schemas.MAX_BATCH_ENTRIES} in a batch.",
         )
+    compared = sum(rules_of(body).comparisons(body.k) for body in bodies if body.diversity is not None)
+    if compared > schemas.MAX_BATCH_COMPARED:
+        raise Problem(
+            422,
+            f"requests: their diversity compares {compared} pairs (the sum of k times the candidates); at most "
+            f"{schemas.MAX_BATCH_COMPARED} in a batch.",
+        )
+
+
+def rules_of(body: Any) -> Rules:
+    """The rules of a body.
+
+    Raises:
+        Problem: 422 for a boost without exactly one step.
+    """
+    if body.only is None and not (body.boosts or body.caps or body.diversity or body.explore):
+        return NO_RULES
+    try:
+        return Rules(
+            only=body.only,
+            boosts=[Boost(_condition(boost.filter), boost.add, boost.odds) for boost in body.boosts],
+            caps=body.caps,
+            diversity=None if body.diversity is None else Diversity(**dict(body.diversity)),
+            explore=None if body.explore is None else Exploration(**dict(body.explore)),
+        )
+    except ValueError as error:
+        raise Problem(422, str(error)) from None
+
+
+def _condition(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.model_dump(exclude_none=True) if isinstance(value, schemas.Bounds) else value
+        for name, value in given.items()
+    }
 
 
 def request_of(body: Any, texts: Mapping[str, EncodedText]) -> Request:
     """Turn a body into a request, with the vector of its text among ``texts``.
 
     Raises:
-        Problem: 422 for more reasons than an answer holds.
+        Problem: 422 for more reasons than an answer holds, or rules that compare too much.
     """
     if body.k * body.explain > schemas.MAX_REASONS:
         raise Problem(
             422,
             f"explain: {body.k} items with {body.explain} reasons each are more than {schemas.MAX_REASONS} reasons.",
         )
+    rules = rules_of(body)
+    if rules.comparisons(body.k) > schemas.MAX_COMPARED:
+        raise Problem(
+            422,
+            f"diversity: {body.k} items chosen from {rules.comparisons(body.k) // body.k} candidates compare more than "
+            f"{schemas.MAX_COMPARED} pairs; ask for fewer.",
+        )
     common = {
         "k": body.k,
         "exclude": body.exclude,
         "exclude_seen": body.exclude_seen,
-        "filter": {
-            name: value.model_dump(exclude_none=True) if isinstance(value, schemas.Bounds) else value
-            for name, value in body.filter.items()
-        },
+        "filter": _condition(body.filter),
+        "rules": rules,
         "explain": body.explain,
         "fallback": body.fallback,
     }
