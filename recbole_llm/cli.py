@@ -115,6 +115,12 @@ COMMANDS: dict[str, Command] = {
         "add_similar_arguments",
         "run_similar",
     ),
+    "vectors": Command(
+        "the vectors of items or users with their ids, as a file",
+        "recbole_llm.commands.vectors",
+        "add_arguments",
+        "run_vectors",
+    ),
     "serve": Command(
         "an export online: HTTP service with new items live from their text",
         "recbole_llm.commands.serve",

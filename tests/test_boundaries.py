@@ -23,12 +23,14 @@ ROOMS = {
         "export",
         "importer",
         "importing",
+        "loaded",
         "progress",
         "recommend",
         "retrieval",
         "scoring",
         "serving",
     },
+    "loaded": {"atomic", "export", "recommend"},
     "recommend": {"atomic", "checkpoints", "export", "progress", "retrieval", "serving"},
     "checkpoints": {"bridge", "model"},
     "importer": {"atomic", "importing", "progress"},
@@ -182,6 +184,7 @@ MUST_NOT_LOAD = {
     "recbole_llm.serving.recommend": ("torch", "recbole"),
     "recbole_llm.checkpoints": ("torch", "recbole"),
     "recbole_llm.recommend": ("torch", "recbole"),
+    "recbole_llm.loaded": ("torch", "recbole", "pandas"),
 }
 
 
