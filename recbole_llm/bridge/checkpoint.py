@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from recbole_llm.atomic import atomic_file
-from recbole_llm.bridge.checkpoint_settings import MODEL, take_settings
+from recbole_llm.bridge.checkpoint_settings import take_settings
+from recbole_llm.bridge.register import is_ours
 
 FORMAT = "recbole-llm checkpoint"
 VERSION = 1
@@ -246,8 +247,8 @@ def _foreign(path: str | os.PathLike[str]) -> ValueError:
 def settings_for_resume(path: str | os.PathLike[str], own: Collection[str] = ()) -> tuple[str, str, dict[str, Any]]:
     """Model, dataset and configuration dictionary that go on from ``path`` with the settings it was written under.
 
-    The model is always LLMTwoTower. :mod:`recbole_llm.bridge.checkpoint_settings` says what is taken of the file; the log names
-    what is not.
+    The model is LLMTwoTower or a registered subclass. :mod:`recbole_llm.bridge.checkpoint_settings` says what is taken of the
+    file; the log names what is not.
 
     Args:
         path: the file.
@@ -256,7 +257,7 @@ def settings_for_resume(path: str | os.PathLike[str], own: Collection[str] = ())
     Raises:
         ValueError: see :func:`read_checkpoint` and :func:`~recbole_llm.bridge.checkpoint_settings.take_settings`.
     """
-    settings = take_settings(read_checkpoint(path, parts=RUN_PARTS).get("settings"), str(path), own)
+    settings = take_settings(read_checkpoint(path, parts=RUN_PARTS).get("settings"), str(path), own, is_ours)
     left = [key for key in settings.left if key != "checkpoint_dir"]  # the folder of the file stands for it
     if left:
         getLogger().warning(
@@ -264,7 +265,7 @@ def settings_for_resume(path: str | os.PathLike[str], own: Collection[str] = ())
             ", ".join(left),
         )
     again = {"checkpoint_dir": str(Path(path).resolve().parent), "resume_from": str(path)}
-    return MODEL, settings.dataset, as_given(settings.given) | again
+    return settings.model, settings.dataset, as_given(settings.given) | again
 
 
 def as_given(settings: Mapping[str, Any]) -> dict[str, Any]:

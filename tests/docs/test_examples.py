@@ -1,0 +1,95 @@
+"""The scripts of examples/, run as they stand on a small data set."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import recbole_llm
+
+pytest.importorskip("recbole")
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def small(run_config, **more):
+    """The configuration of a quick run as options of a script or a command."""
+    given = {**run_config, "epochs": 1, "metrics": "['Recall','NDCG']", "topk": "[10]", **more}
+    return [f"--{key}={value}" for key, value in given.items()]
+
+
+def run(arguments, folder):
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    }
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=folder, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def lines_of_code(path):
+    """Lines that are neither empty nor documentation."""
+    inside, count = False, 0
+    for line in path.read_text().splitlines():
+        stripped = line.strip()
+        if stripped.startswith('"""') or inside:
+            inside = (stripped.count('"""') == 1) != inside
+            continue
+        count += bool(stripped)
+    return count
+
+
+def test_both_examples_are_short():
+    assert lines_of_code(EXAMPLES / "subclass.py") <= 12
+    assert lines_of_code(EXAMPLES / "custom_encoder.py") <= 12
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_subclass_trains_saves_and_is_loaded(run_config, paths, tmp_path):
+    """By class, by name and from its checkpoint."""
+    from recbole.config import Config
+    from recbole.quick_start import run_recbole
+    from recbole.utils import get_model
+
+    specification = importlib.util.spec_from_file_location("subclass", EXAMPLES / "subclass.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    config = {**run_config, "epochs": 1}
+    by_class = run_recbole(model=module.HuberTower, dataset="toy", config_dict=config, saved=True)
+    assert get_model("HuberTower") is module.HuberTower
+    by_name = run_recbole(model="HuberTower", dataset="toy", config_dict=config)
+    assert by_name["test_result"] == by_class["test_result"]
+    theirs = run_recbole(
+        model="LLMTwoTower", dataset="toy", config_dict={**config, "checkpoint_dir": str(tmp_path / "base")}
+    )
+    assert set(theirs["test_result"]) == set(by_class["test_result"])
+    inherited = Config("HuberTower", "toy", config_dict=config)
+    expected = Config("LLMTwoTower", "toy", config_dict=config)
+    for key in ("epochs", "learner", "weight_decay", "blocks", "valid_metric", "embedding_size"):
+        assert inherited[key] == expected[key], key
+    model = recbole_llm.load(tmp_path / "saved", **paths)
+    assert len(model.recommend(["u1"], k=3)) == 3
+    (written,) = {path.name.partition("-")[0] for path in (tmp_path / "saved").glob("*.pth")}
+    assert written == "HuberTower"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_custom_encoder_runs_from_its_folder(run_config, tmp_path):
+    import shutil
+
+    (tmp_path / "work").mkdir()
+    shutil.copy(EXAMPLES / "custom_encoder.py", tmp_path / "work")
+    options = small(run_config, encoder="custom_encoder:encode")
+    said = run(["-m", "recbole_llm", "run", "--dataset=toy", *options], tmp_path / "work")
+    assert "--encoder=custom_encoder:encode" in said.splitlines()[-1]
+    again = [option for option in options if option.startswith(("--data_path", "--feature_cache_dir"))]
+    told = run(
+        ["-m", "recbole_llm", "recommend", tmp_path / "saved", "--text", "a rocket to the moon", "--k=3",
+         "--encoder=custom_encoder:encode", *again],
+        tmp_path / "work",
+    )  # fmt: skip
+    assert len([line for line in told.splitlines() if line[:3].strip().isdigit()]) == 3
