@@ -183,7 +183,7 @@ def serving(names, place):
 
 
 def readme(names, place):
-    assert (place / "movies" / "manifest.json").is_file()
+    assert len(names["vectors"]) == len(names["ids"]) == 45 and names["vectors"].dtype == "float32"
 
 
 def kernels(names, place):
