@@ -11,6 +11,7 @@ import os
 import pickle
 import random
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
@@ -144,13 +145,24 @@ def settings_of(config: Any) -> dict[str, Any]:
     return {"model": config["model"], "dataset": config["dataset"], "given": plain(given)}
 
 
-def _for_one_process(config: Any) -> Any:
-    """The configuration under which one process reads what several have written."""
-    if config["single_spec"]:
-        return config
+def _for_readers(config: Any) -> Any:
+    """Return the configuration under which one process reads what several have written.
+
+    A class of a notebook, a script or a function is found by no other process: its nearest base that is stands for it. Readers
+    look the class up by the model's name.
+    """
     twin = copy.copy(config)
-    twin.final_config_dict = config.final_config_dict | {"single_spec": True, "local_rank": 0}
+    if not config["single_spec"]:
+        twin.final_config_dict = config.final_config_dict | {"single_spec": True, "local_rank": 0}
+    twin.model_class = next(kind for kind in config.model_class.__mro__ if _is_importable(kind))
     return twin
+
+
+def _is_importable(kind: type) -> bool:
+    found: Any = sys.modules.get(kind.__module__)
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is kind and kind.__module__ != "__main__"
 
 
 def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], config: Any) -> None:
@@ -169,7 +181,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], con
         "version": VERSION,
         "settings": settings_of(config),
         **state,
-        "config": _Pickled(_for_one_process(config)),
+        "config": _Pickled(_for_readers(config)),
     }
     try:
         with atomic_file(path) as file:

@@ -131,8 +131,8 @@ def take_settings(
     again = [option for key, option in _to_give_again(dataset, given) if key not in own]
     if again:
         raise ValueError(
-            f"checkpoint: {file!r} was trained with {' '.join(again)}. No path and no function is taken out of a file, which "
-            "somebody else may have written: give it again, on the command line or as an argument."
+            f"checkpoint: {file!r} was trained with {' '.join(again)}. A path is not taken out of a file, and neither is a "
+            "function: somebody else may have written it. Give it again, on the command line or as an argument."
         )
     taken = {key: value for key, value in given.items() if key in TAKEN}
     left = sorted(key for key in given if key not in TAKEN and key not in own and key not in ("model", "dataset"))

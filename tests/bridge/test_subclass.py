@@ -139,3 +139,25 @@ def test_mistakes():
         recbole_llm.register_model(make(), make())
     assert get_model("LLMTwoTower") is LLMTwoTower
     assert recbole_llm.register_model(make()) is not None
+
+
+def test_a_checkpoint_of_a_class_that_nobody_can_import_is_written_and_read(run_config, tmp_path):
+    """Such as one of a notebook: its base is in the pickled configuration, its name beside it."""
+    import torch
+
+    from recbole_llm.bridge.checkpoint import read_checkpoint, write_checkpoint
+
+    own = make()
+    config = config_of(own, run_config)
+    write_checkpoint(tmp_path / "a.pth", {"settings": {"model": config["model"]}}, config)
+    assert config.model_class is own
+    assert read_checkpoint(tmp_path / "a.pth")["settings"]["model"] == "OwnTower"
+    there = torch.load(tmp_path / "a.pth", weights_only=False)["config"]
+    assert there.model_class is LLMTwoTower and there["model"] == "OwnTower"
+    main = type("OwnMain", (LLMTwoTower,), {"__module__": "__main__"})
+    vars(sys.modules["__main__"])["OwnMain"] = main
+    try:
+        write_checkpoint(tmp_path / "b.pth", {}, config_of(main, run_config))
+    finally:
+        del vars(sys.modules["__main__"])["OwnMain"]
+    assert torch.load(tmp_path / "b.pth", weights_only=False)["config"].model_class is LLMTwoTower

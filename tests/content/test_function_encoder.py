@@ -177,7 +177,7 @@ def test_a_checkpoint_names_no_function(trap):
 
     settings = {"model": "LLMTwoTower", "dataset": "ml-100k", "given": {"encoder": "trap_encoder:encode"}}
     with pytest.raises(
-        ValueError, match="--encoder=trap_encoder:encode. No path and no function is taken out of a file"
+        ValueError, match="--encoder=trap_encoder:encode. A path is not taken out of a file, and neither is a"
     ):
         take_settings(settings, "a.pth", {"feature_cache_dir"})
     taken = take_settings(settings, "a.pth", {"encoder", "feature_cache_dir"})
