@@ -11,6 +11,7 @@ import os
 import pickle
 import random
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
@@ -23,7 +24,8 @@ import torch
 from torch import Tensor
 
 from recbole_llm.atomic import atomic_file
-from recbole_llm.bridge.checkpoint_settings import MODEL, take_settings
+from recbole_llm.bridge.checkpoint_settings import take_settings
+from recbole_llm.bridge.register import is_ours
 
 FORMAT = "recbole-llm checkpoint"
 VERSION = 1
@@ -152,13 +154,24 @@ def settings_of(config: Any) -> dict[str, Any]:
     return {"model": config["model"], "dataset": config["dataset"], "given": plain(given)}
 
 
-def _for_one_process(config: Any) -> Any:
-    """Change the configuration so that one process reads what several have written."""
-    if config["single_spec"]:
-        return config
+def _for_readers(config: Any) -> Any:
+    """Return the configuration under which one process reads what several have written.
+
+    A class of a notebook, a script or a function is found by no other process: its nearest base that is stands for it. Readers
+    look the class up by the model's name.
+    """
     twin = copy.copy(config)
-    twin.final_config_dict = config.final_config_dict | {"single_spec": True, "local_rank": 0}
+    if not config["single_spec"]:
+        twin.final_config_dict = config.final_config_dict | {"single_spec": True, "local_rank": 0}
+    twin.model_class = next(kind for kind in config.model_class.__mro__ if _is_importable(kind))
     return twin
+
+
+def _is_importable(kind: type) -> bool:
+    found: Any = sys.modules.get(kind.__module__)
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is kind and kind.__module__ != "__main__"
 
 
 def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], config: Any) -> None:
@@ -177,7 +190,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], con
         "version": VERSION,
         "settings": settings_of(config),
         **state,
-        "config": _Pickled(_for_one_process(config)),
+        "config": _Pickled(_for_readers(config)),
     }
     try:
         with atomic_file(path) as file:
@@ -257,8 +270,8 @@ def _foreign(path: str | os.PathLike[str]) -> ValueError:
 def settings_for_resume(path: str | os.PathLike[str], own: Collection[str] = ()) -> tuple[str, str, dict[str, Any]]:
     """Return model, dataset and configuration dictionary with which training goes on from ``path``.
 
-    The model is always LLMTwoTower. :mod:`recbole_llm.bridge.checkpoint_settings` says what is taken of the file; the log names
-    what is not.
+    The model is LLMTwoTower or a registered subclass. :mod:`recbole_llm.bridge.checkpoint_settings` says what is taken of the
+    file; the log names what is not.
 
     Args:
         path: the file.
@@ -267,7 +280,7 @@ def settings_for_resume(path: str | os.PathLike[str], own: Collection[str] = ())
     Raises:
         ValueError: see :func:`read_checkpoint` and :func:`~recbole_llm.bridge.checkpoint_settings.take_settings`.
     """
-    settings = take_settings(read_checkpoint(path, parts=RUN_PARTS).get("settings"), str(path), own)
+    settings = take_settings(read_checkpoint(path, parts=RUN_PARTS).get("settings"), str(path), own, is_ours)
     left = [key for key in settings.left if key != "checkpoint_dir"]  # the folder of the file stands for it
     if left:
         getLogger().warning(
@@ -275,7 +288,7 @@ def settings_for_resume(path: str | os.PathLike[str], own: Collection[str] = ())
             ", ".join(left),
         )
     again = {"checkpoint_dir": str(Path(path).resolve().parent), "resume_from": str(path)}
-    return MODEL, settings.dataset, as_given(settings.given) | again
+    return settings.model, settings.dataset, as_given(settings.given) | again
 
 
 def as_given(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import Any
 
 import recbole_llm
@@ -39,6 +39,22 @@ def versions() -> dict[str, str]:
     return found
 
 
+def kernels() -> dict[str, str]:
+    """The kernel package that is imported: its file, its version and the distributions that hold it.
+
+    recbole-llm ships the package, and recbole-llm-kernels is the package alone. Where both are installed the files are the same,
+    and the one installed last wrote them.
+    """
+    import recbole_llm_kernels
+
+    holders = sorted(set(packages_distributions().get("recbole_llm_kernels", ())))
+    return {
+        "file": str(recbole_llm_kernels.__file__),
+        "version": recbole_llm_kernels.__version__,
+        "installed by": ", ".join(f"{name} {version(name)}" for name in holders) or "none, found on the path",
+    }
+
+
 def environment() -> dict[str, Any]:
     """Collect versions, machine, environment variables, kernel backend, repairs and caches, ready for JSON.
 
@@ -62,7 +78,7 @@ def environment() -> dict[str, Any]:
             "PyTorch's CUDA": torch.version.cuda or "none",
         },
         "environment": {k: v for k, v in sorted(os.environ.items()) if k in VARIABLES or k.startswith(PREFIX)},
-        "kernels": {"backend": default_backend(device)},
+        "kernels": {"backend": default_backend(device), **kernels()},
         "repairs": {r.name: f"{r.state}: {r.reason}" for r in repair_report()},
         "caches": {"features": FeatureStore().describe()},
     }

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from recbole_llm.content.encoders.function import FunctionEncoder
 from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, encode_texts
 from recbole_llm.content.store.feature_table import fit_transform
@@ -203,6 +204,11 @@ def _encoder_spec(encoder: Any, options: Any, bundled: bool) -> EncoderSpec:
 
 
 def _encoder_files(encoder: Any) -> dict[str, Path]:
+    if isinstance(encoder, FunctionEncoder):
+        raise ValueError(
+            f"bundle_encoder: the encoder {encoder.name!r} is a function, and an export holds no code. Leave bundle_encoder out, "
+            f"and name the function where the export is read: --encoder {encoder.name}."
+        )
     folder = Path(encoder.files.folder)
     kept = {".safetensors", ".json", ".txt", ".model"}
     return {

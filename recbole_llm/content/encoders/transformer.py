@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recbole_llm.content.encoder_settings import OVERFLOWS
+from recbole_llm.content.encoder_settings import OVERFLOWS, is_function
+from recbole_llm.content.encoders.function import FunctionEncoder
 from recbole_llm.content.encoders.onednn import use_onednn
 from recbole_llm.content.encoders.resolve import (
     DEFAULT_ENCODER,
@@ -410,11 +411,11 @@ def load_encoder(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
-) -> TextEncoder | StaticEncoder:
+) -> TextEncoder | StaticEncoder | FunctionEncoder:
     """Find a text encoder and read its settings; the weights are loaded with the first text.
 
     Args:
-        name: a folder or a name on the Hugging Face hub.
+        name: a folder, a name on the Hugging Face hub, or ``module:function``, which runs that function.
         revision: branch, tag or commit on the hub.
         pooling: see :class:`TextEncoder`, as the rest.
         prompt: put before each text.
@@ -429,22 +430,17 @@ def load_encoder(
         EncoderNotFoundError: if the model is nowhere to be had; names the ways out.
         ValueError: on a bad setting or a model that is not understood.
     """
+    if is_function(name):
+        return FunctionEncoder(name, (revision, pooling, prompt, max_tokens, overflow, dim, dtype))
     files = resolve_encoder(name, revision)
+    shared: dict[str, Any] = {"prompt": prompt, "max_tokens": max_tokens, "overflow": overflow, "dim": dim}
     if is_static(files):
         if pooling not in ("auto", "mean") or dtype != "float32":
             raise ValueError(
                 f"encoder {name!r} is a static model, a float32 mean of token vectors: encoder_pooling {pooling!r} and "
                 f"encoder_dtype {dtype!r} have no meaning for it. Leave them empty."
             )
-        return StaticEncoder(files, prompt=prompt, max_tokens=max_tokens, overflow=overflow, dim=dim)
+        return StaticEncoder(files, **shared)
     return TextEncoder(
-        files,
-        pooling=pooling,
-        prompt=prompt,
-        max_tokens=max_tokens,
-        overflow=overflow,
-        dim=dim,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
+        files, pooling=pooling, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **shared
     )
