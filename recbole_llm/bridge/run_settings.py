@@ -28,7 +28,7 @@ def settle_evaluation(values: MutableMapping[str, Any], given: Collection[str]) 
     if "valid_metric" not in given:
         valid_metric = _following(valid_metric, metrics, topk)
     _check_valid_metric(valid_metric, metrics, topk)
-    values |= {"metrics": metrics, "topk": topk, "valid_metric": valid_metric}
+    values.update(metrics=metrics, topk=topk, valid_metric=valid_metric)
 
 
 def tell_of_settings(config: Any) -> None:

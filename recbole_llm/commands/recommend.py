@@ -119,7 +119,11 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _rules(options: argparse.Namespace, model: Export) -> Rules:
     """The rules; ids that no item has are an error, or with ``--skip-unknown`` named."""
-    rules = rules_of(options, model.manifest.attributes, _ids)
+    rules = rules_of(
+        options,
+        model.manifest.attributes,
+        lambda given, path: _ids(given, None if path is None else lines_of(path, "a file of items"), model.item_ids),
+    )
     known = set(model.item_ids) if rules.exclude or rules.only else set()
     for name, ids in (("exclude", rules.exclude), ("only", rules.only or ())):
         strangers = [item for item in ids if item not in known]

@@ -272,7 +272,7 @@ def _check_manifest(manifest: Manifest) -> None:
     claim(manifest.index.get("kind") in ("exact", "ivf"), "index is neither exact nor ivf")
     if manifest.index["kind"] == "ivf":
         nprobe = manifest.index.get("nprobe")
-        claim(is_count(nprobe) and nprobe > 0, "the index has no nprobe")
+        claim(nprobe is not None and is_count(nprobe) and nprobe > 0, "the index has no nprobe")
     for name, sums in manifest.files.items():
         claim(
             name in _PLAIN_FILES or _ENCODER_FILE.fullmatch(name) is not None, f"the file name {name!r} is not allowed"

@@ -345,10 +345,10 @@ class Recommender:
             Recommended(self.catalog.ids[row], self.catalog.records[row].title, score, self.catalog.is_cold(row))
             for row, score in zip(hits.rows.tolist(), hits.scores.tolist(), strict=True)
         )
-        unknown = (*unlisted, *unknown)
+        nowhere = (*unlisted, *unknown)
         if chosen is None:
-            return Recommendation(items, "popular", unknown, short_note(len(items), request.k))
-        return Recommendation(chosen.told(items), "popular", unknown, chosen.note)
+            return Recommendation(items, "popular", nowhere, short_note(len(items), request.k))
+        return Recommendation(chosen.told(items), "popular", nowhere, chosen.note)
 
     def _rank(self, scores: np.ndarray, k: int, hidden: np.ndarray, mask: np.ndarray | None) -> Hits:
         """Rank one row of scores over the live catalogue; changes ``scores``."""
