@@ -53,7 +53,7 @@ def kernel_speed(data: Json) -> Section:
     for e in entries:
         for name, v in e["variants"].items():
             rows.append([e["operator"], shape_of(e), e["threads"], name, v["ms"], v["gflop_per_s"], v["gb_per_s"],
-                         f"{100 * v['share_of_roofline']:.0f}%", v["ours_is_faster_by"]])  # fmt: skip
+                         _share(v["share_of_roofline"]), v["ours_is_faster_by"]])  # fmt: skip
     head = ["operator", "shape", "threads", "", "ms", "GFLOP/s", "GB/s", "roofline", "ours is faster by"]
     lines += table(head, rows)
     measured = [e for e in entries if "mib" in e["variants"]["ours"]]
@@ -69,6 +69,10 @@ def kernel_speed(data: Json) -> Section:
     reasons = {f"{name}: {reason}" for e in entries for name, reason in e["unavailable"].items()}
     lines += [f"- not measured, {reason}" for reason in sorted(reasons)] + [""] * bool(reasons)
     return Section(lines, [_speed(data["device"], entries), *([_memory(data["device"], measured)] if measured else [])])
+
+
+def _share(of_roofline: float | None) -> str:
+    return "in cache" if of_roofline is None else f"{of_roofline:.0%}"
 
 
 def _ratios(entries: list[Json], names: list[str], value: Callable[[Json], float], named: bool = True) -> list[Row]:
@@ -172,6 +176,27 @@ def import_speed(data: Json) -> Section:
         [Panel("", [Row(r["name"], [Dot(r["seconds"], ours=r["name"].endswith("ours"))]) for r in rows])],
     )
     return Section(lines, [plot])
+
+
+def hostile_imports(data: Json) -> Section:
+    """What became of hostile files, and the most memory that an import of each kind took."""
+    parts = data["parts"]
+    good, refused = (sum(part["counts"][name] for part in parts) for name in ("good", "refused"))
+    odd = [f"{name}: {what}" for part in parts for name, what in part["odd"].items()]
+    kinds: Json = {}
+    for part in parts:
+        for kind, counts in part["by_kind"].items():
+            row = kinds.setdefault(kind, {"good": 0, "refused": 0, "peak_mib": 0.0, "file_mib": 0.0})
+            row |= {name: row[name] + counts[name] for name in ("good", "refused")}
+            most = part["most_memory"][kind]
+            if most["peak_mib"] > row["peak_mib"]:
+                row |= {name: most[name] for name in ("peak_mib", "file_mib")}
+    head = ["kind", "good", "refused", "most MiB beyond what was resident", "MiB of that file"]
+    rows = [[kind, *row.values()] for kind, row in sorted(kinds.items())]
+    said = (
+        f"{good + refused + len(odd)} files: {good} good imports, {refused} clean refusals, {len(odd)} anything else."
+    )
+    return Section([*facts(data), said, *odd, "", *table(head, rows)], [])
 
 
 def import_time(data: Json) -> Section:
@@ -311,6 +336,7 @@ RENDERERS: dict[str, Callable[[Json], Section]] = {
         svd_form,
         stages,
         import_speed,
+        hostile_imports,
         import_time,
         sequential_speed,
         stock_models,

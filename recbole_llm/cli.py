@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,10 +35,19 @@ def _split_overrides(rest: Sequence[str], command: str) -> list[str]:
 
 
 def _config_files(value: str | None) -> list[str]:
-    files = (value or "").split()
+    """The files of the option: one whose name may hold blanks, or several, of which those with blanks are in quotes."""
+    if value and os.path.isfile(value):
+        return [value]
+    try:
+        files = shlex.split(value or "") if os.sep == "/" else (value or "").split()
+    except ValueError as error:
+        raise ValueError(f"config_files: {value!r} holds a quote that does not close.") from error
     for file in files:
         if not os.path.isfile(file):
-            raise ValueError(f"config_files: {file!r} does not exist. Give existing YAML files, separated by spaces.")
+            raise ValueError(
+                f"config_files: {file!r} does not exist. Give existing YAML files, separated by spaces; of several, those with "
+                "blanks in their names go in quotes, as in \"'my data/a.yaml' b.yaml\"."
+            )
     return files
 
 
@@ -115,6 +125,12 @@ COMMANDS: dict[str, Command] = {
         "add_similar_arguments",
         "run_similar",
     ),
+    "vectors": Command(
+        "the vectors of items or users with their ids, as a file",
+        "recbole_llm.commands.vectors",
+        "add_arguments",
+        "run_vectors",
+    ),
     "serve": Command(
         "an export online: HTTP service with new items live from their text",
         "recbole_llm.commands.serve",
@@ -172,6 +188,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: error: {error}\n(set {TRACEBACK_VARIABLE}=1 for the traceback)", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
+        if error.name == "recbole_llm_kernels":
+            print(
+                f"{PROGRAM}: error: the files of recbole_llm_kernels are gone; uninstalling recbole-llm-kernels takes them "
+                "away. Install recbole-llm again with pip's --force-reinstall --no-deps.",
+                file=sys.stderr,
+            )
+            return 2
         if error.name not in _EXTRAS:
             raise
         extra = _EXTRAS[error.name]

@@ -67,7 +67,7 @@ def run_export(options: argparse.Namespace) -> int:
     print(
         f"export {manifest.export_id}: {manifest.counts['items']} items, {manifest.counts['users']} users, "
         f"{manifest.dim} dimensions, {size / 1e6:.1f} MB in {options.output}\n"
-        f"next: recbole-llm serve {options.output}{texts}"
+        f"next: recbole-llm serve {shlex.quote(str(options.output))}{texts}"
     )
     return 0
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -83,7 +84,8 @@ def run_model(options: argparse.Namespace, files: Sequence[str], overrides: Sequ
 
         checkpoint = _checkpoint_of_run(config["checkpoint_dir"], seconds)
         if checkpoint is not None:
-            print(" ".join([f"next: {PROGRAM} recommend {checkpoint} --users ID", *options_to_repeat(config)]))
+            command = f"{PROGRAM} recommend {shlex.quote(str(checkpoint))} --users ID"
+            print(" ".join([f"next: {command}", *options_to_repeat(config)]))
     if options.output:
         from recbole_llm.bridge.environment import versions
 

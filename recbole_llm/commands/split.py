@@ -1,7 +1,9 @@
 """``recbole-llm split``: benchmark files in which a share of the items has no training interaction."""
 
 import argparse
+import shlex
 
+from recbole_llm.commands.output import PROGRAM
 from recbole_llm.importing.cold_split import split_dataset
 
 
@@ -24,6 +26,6 @@ def run_split(options: argparse.Namespace) -> int:
         data_path=options.data_path,
     )
     yaml = report.folder / f"{options.output}.yaml"
-    run = f"recbole-llm run --dataset {options.output} --data_path={options.data_path} --config_files {yaml}"
-    print("\n".join([*report.lines(), f"next: {run}"]))
+    run = ["run", "--dataset", options.output, f"--data_path={options.data_path}", "--config_files", str(yaml)]
+    print("\n".join([*report.lines(), f"next: {shlex.join([PROGRAM, *run])}"]))
     return 0

@@ -1,9 +1,4 @@
-"""Texts of items and users, read straight from RecBole's atomic files.
-
-RecBole's own reader is not used for texts: it takes a leading quote for quoting, turns "NA" into a missing value,
-splits ``token_seq`` cells at every space and copies each loaded item column into every batch. Here a cell is what
-stands between two separators, and nothing else is read into it.
-"""
+"""Texts of items and users: which columns of an atomic file make them, and in which sentence."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,37 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 
-FIELD_TYPES = ("token", "token_seq", "float", "float_seq")
+from recbole_llm.content.atomic_files import AtomicTable, read_atomic_table
+
+__all__ = [
+    "AtomicTable",
+    "Template",
+    "TextReport",
+    "choose_text_fields",
+    "default_template",
+    "read_atomic_table",
+    "render_texts",
+    "texts_of_tokens",
+]
 
 # values looked at to tell a text column from ids, numbers, dates and addresses
 SAMPLED_VALUES = 1000
 # a column is text when at least this share of its sampled values is
 TEXT_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class AtomicTable:
-    """One atomic file: strings as they stand in the file, without the white space around texts.
-
-    Attributes:
-        path: the file.
-        id_field: the column of the ids.
-        types: column name to RecBole type, in file order.
-        row_of: id to row; the first row of a repeated id.
-        columns: column name to cells; only the first row of each id is kept.
-        duplicates: rows that were left out because their id had come before.
-    """
-
-    path: Path
-    id_field: str
-    types: dict[str, str]
-    row_of: dict[str, int]
-    columns: dict[str, list[str]]
-    duplicates: int
-
-    def describe_columns(self) -> str:
-        """``name:type`` of every column, for messages."""
-        return ", ".join(f"{name}:{kind}" for name, kind in self.types.items())
 
 
 @dataclass(frozen=True)
@@ -80,85 +61,6 @@ class TextReport:
             )
         lines.append("; ".join(counts) if counts else f"All {self.n} ids have a text")
         return lines
-
-
-def read_atomic_table(
-    path: str | Path, id_field: str, *, separator: str = "\t", encoding: str = "utf-8"
-) -> AtomicTable:
-    r"""Read an atomic file (``.item``, ``.user``) without quoting, without guessing of missing values.
-
-    Lines end with ``\n`` or ``\r\n``; quotes are ordinary characters (``csv.QUOTE_NONE``); blank lines are skipped; a
-    line with fewer cells than the header has empty cells at its end, as RecBole reads it.
-
-    Args:
-        path: the file; its first line holds ``name:type`` per column.
-        id_field: name of the id column.
-        separator: RecBole's ``field_separator``.
-        encoding: RecBole's ``encoding``; a byte-order mark is dropped.
-
-    Raises:
-        ValueError: if the file is missing, empty, not in that encoding, has a header that is not ``name:type``, lacks
-            the id column, has an empty id, or a line with more cells than the header; says which and where.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path.name}: no such file in {path.parent}.")
-    try:
-        with path.open(encoding=encoding, newline="\n") as file:
-            header = file.readline().rstrip("\r\n").removeprefix("\ufeff")
-            types = _parse_header(header, path, separator)
-            if id_field not in types:
-                raise ValueError(
-                    f"{path.name} has no id column {id_field!r}; its columns are {', '.join(types)}. "
-                    "Rename the column, or set USER_ID_FIELD / ITEM_ID_FIELD."
-                )
-            names = list(types)
-            at, width = names.index(id_field), len(names)
-            row_of: dict[str, int] = {}
-            columns: list[list[str]] = [[] for _ in names]
-            duplicates = 0
-            for number, line in enumerate(file, start=2):
-                line = line.rstrip("\r\n")
-                if not line:
-                    continue
-                cells = line.split(separator)
-                if len(cells) > width:
-                    raise ValueError(
-                        f"{path.name}, line {number}: {len(cells)} cells where the header has {width}. A text contains "
-                        "the separator: replace it by a space (quotes do not protect it), or set field_separator."
-                    )
-                cells += [""] * (width - len(cells))
-                token = cells[at]  # with its spaces: RecBole keeps them
-                if not token.strip():
-                    raise ValueError(f"{path.name}, line {number}: the id column {id_field!r} is empty.")
-                if token in row_of:
-                    duplicates += 1
-                    continue
-                row_of[token] = len(row_of)
-                for column, cell in zip(columns, cells, strict=True):
-                    column.append(cell.strip())
-    except (UnicodeDecodeError, LookupError) as error:
-        raise ValueError(
-            f"{path.name} cannot be read as {encoding}: {error}. Set encoding, or convert the file."
-        ) from error
-    return AtomicTable(path, id_field, types, row_of, dict(zip(names, columns, strict=True)), duplicates)
-
-
-def _parse_header(header: str, path: Path, separator: str) -> dict[str, str]:
-    if not header:
-        raise ValueError(f"{path.name} is empty: its first line must hold name:type for every column.")
-    types: dict[str, str] = {}
-    for cell in header.split(separator):
-        name, _, kind = cell.strip().partition(":")
-        if not name or kind not in FIELD_TYPES:
-            raise ValueError(
-                f"{path.name}: the header cell {cell!r} is not name:type with a type of {', '.join(FIELD_TYPES)}. "
-                f"Columns are split at field_separator, which is {separator!r}."
-            )
-        if name in types:
-            raise ValueError(f"{path.name}: the header names the column {name!r} twice.")
-        types[name] = kind
-    return types
 
 
 def choose_text_fields(
@@ -228,7 +130,7 @@ def _is_text_column(name: str, kind: str, table: AtomicTable) -> bool:
         return False
     cells = [cell for cell in table.columns[name] if cell]
     step = max(len(cells) // SAMPLED_VALUES, 1)
-    sample = cells[::step]
+    sample = table.words(name, cells[::step])
     if not sample:
         return False
     if "year" in name.lower() and _share(sample, lambda cell: _YEAR.fullmatch(cell) is not None) >= TEXT_SHARE:
@@ -363,7 +265,7 @@ def render_texts(table: AtomicTable, fields: Sequence[str], template: str | None
         Id to text; the text is empty where all of the columns are.
     """
     sentence = Template(template or default_template(fields))
-    columns = {name: table.columns[name] for name in sentence.fields}
+    columns = {name: table.words(name) for name in sentence.fields}
     return {
         token: sentence.render({name: column[row] for name, column in columns.items()})
         for token, row in table.row_of.items()

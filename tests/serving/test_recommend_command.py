@@ -97,6 +97,30 @@ def test_ids_from_a_file(export, export_folder, tmp_path, capsys):
     assert capsys.readouterr().out == from_file
 
 
+def test_ids_that_hold_commas(tmp_path, contents, capsys):
+    """An id is never split; a list of ids is, and a part in double quotes is one id whatever is in it."""
+    users = ["u1,x", "u1", "x", *contents.user_ids[3:]]
+    items = ["a, b", *contents.item_ids[1:]]
+    write_artifact(tmp_path / "odd", replace(contents, user_ids=users, item_ids=items))
+
+    def asked(*arguments):
+        assert cli.main(["recommend", str(tmp_path / "odd"), "--k", "2", *arguments]) == 0, capsys.readouterr().err
+        return [line[5:] for line in capsys.readouterr().out.splitlines() if line.startswith("user ")]
+
+    assert asked("--users", "u1,x") == ["u1,x"]
+    assert asked("--users", "x,u1") == ["x", "u1"]
+    assert asked("--users", '"u1,x",x', "u1") == ["u1,x", "x", "u1"]
+    assert asked("--users", "u1,x", "--users", "u1") == ["u1,x", "u1"]
+    (tmp_path / "ids.txt").write_bytes("\ufeffu1,x\r\nx\r\n".encode())
+    assert asked("--users-file", str(tmp_path / "ids.txt")) == ["u1,x", "x"]
+    assert asked("--items", "a, b") == []
+    assert cli.main(["recommend", str(tmp_path / "odd"), "--users", '"u1,x']) == 2
+    assert "Put a part that holds a comma in double quotes" in capsys.readouterr().err
+    for nothing in (["--users", ","], ["--users", '""'], ["--items", ""]):
+        assert cli.main(["recommend", str(tmp_path / "odd"), *nothing]) == 2
+        assert "names no id" in capsys.readouterr().err
+
+
 def test_the_table_fits_a_terminal(export, export_folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     user = export.user_ids[0]
