@@ -82,7 +82,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="folder or hub name of the text encoder, where the export does not hold it; may be repeated",
+        help="folder, hub name or module:function of the text encoder, where the export does not hold it; may be repeated",
     )
     texts.add_argument("--no-encoder", action="store_true", help="do not load the text encoder")
     parser.add_argument("--no-access-log", action="store_true")
