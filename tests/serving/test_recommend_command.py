@@ -190,7 +190,7 @@ def test_similar_lists_neighbours_and_names_an_unknown_item(export, export_folde
     ("arguments", "message"),
     [
         ([], "give --output FILE"),
-        (["--output", "recs.xlsx"], "must end in"),
+        (["--output", "recs.xls"], "must end in"),
         (["--k", "0", "--users", "u1"], "--k is 0"),
         (["--users", ","], "--users names no id"),
         (["--text", " "], "text is empty"),
