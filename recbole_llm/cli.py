@@ -197,6 +197,7 @@ COMMANDS: dict[str, Command] = {
         "recbole_llm.commands.vectors",
         "add_arguments",
         "run_vectors",
+        ("vectors saved --output items.parquet", "vectors export --of users --bias --output users.npz"),
     ),
     "serve": Command(
         "an export online: HTTP service with new items live from their text",

@@ -100,12 +100,13 @@ def _by_hand(
     quote = shlex.quote
     items = f" --items {quote(options.items)}" if options.items else ""
     folder = "" if options.data_path == "dataset" else f" --data-path {quote(options.data_path)}"
+    repeated = [f"--{key}={quote(value)}" for key, value in _paths(values).items()]
     return [
         f"{PROGRAM} import {quote(options.interactions)}{items} --dataset {quote(dataset)}{folder} --overwrite",
         " ".join(
             [f"{PROGRAM} run --dataset {quote(dataset)} --config-files {quote(str(config_file))}", *map(quote, values)]
         ),
-        f"{PROGRAM} report {quote(str(checkpoint))}{folder} --output {quote(options.output)}",
+        " ".join([f"{PROGRAM} report {quote(str(checkpoint))}{folder} --output {quote(options.output)}", *repeated]),
     ]
 
 

@@ -18,7 +18,7 @@ _STYLE = """
 @media (prefers-color-scheme:dark){:root{--paper:#14161a;--ink:#eceef2;--grey:#a4abb6;--faint:#3a3f48;--ours:#6cb0ff;
 --second:#9aa2ae;--third:#6b727d;--good:#5fd39b}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+body{margin:0;overflow-wrap:anywhere;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
 main,header{max-width:1120px;margin:0 auto;padding:0 16px}
 header{padding-top:28px}
 h1{font-size:1.7rem;line-height:1.2;margin:0 0 4px}
@@ -32,14 +32,13 @@ figure{margin:0;min-width:0;break-inside:avoid}
 svg{display:block;width:100%;height:auto;max-width:560px}
 svg text{font-family:inherit!important}
 .wide{overflow-x:auto}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:10px 0}
+table{border-collapse:collapse;overflow-wrap:normal;font-variant-numeric:tabular-nums;margin:10px 0}
 th,td{text-align:right;padding:5px 12px 5px 0;border-bottom:1px solid var(--faint);vertical-align:top}
 th:first-child,td:first-child{text-align:left}
 th{font-weight:600;color:var(--grey);font-size:.9rem}
 tr.own td{font-weight:600;color:var(--ours)}
 .text td,.text th{text-align:left}
 ol,ul{margin:6px 0;padding-left:1.4em}
-li{overflow-wrap:anywhere}
 .text td{overflow-wrap:anywhere}
 td:not(:first-child){white-space:nowrap}
 .text td:not(:first-child){white-space:normal}

@@ -23,6 +23,7 @@ _VARIABLES = {
     _SECOND: "var(--second)",
     _THIRD: "var(--third)",
 }
+_LONGEST = 20  # characters of a model's name
 _MARKERS = ("o", "s", "D", "^", "v")
 BUCKET_NAMES = {
     "head": "most popular third",
@@ -121,6 +122,11 @@ class _Sheet:
         return re.sub(r'<svg (height="[^"]*" |width="[^"]*" )?', start, text, count=1).strip()
 
 
+def _short(name: str) -> str:
+    """A model's name as long as a picture has room for."""
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
+
+
 def _escaped(text: str) -> str:
     import html
 
@@ -147,7 +153,7 @@ def _dots(record: Record, groups: Sequence[tuple[str, Mapping[str, Any]]], label
             y = row + (n - (len(names) - 1) / 2) * step
             value, low, high = (100 * found[key] for key in ("value", "low", "high"))
             sheet.axes.plot([low, high], [y, y], color=colours[name], linewidth=1.6, solid_capstyle="round")
-            label_of = name if row == 0 else None
+            label_of = _short(name) if row == 0 else None
             sheet.axes.plot([value], [y], _MARKERS[n % 5], color=colours[name], markersize=5, label=label_of)
     sheet.axes.set_yticks(range(len(groups)), [text for text, _ in groups])
     sheet.axes.set_ylim(len(groups) - 0.45, -0.55)
@@ -175,7 +181,7 @@ def _found(record: Record) -> Picture:
         sheet.axes.annotate(
             of_100(value / 100), (high, row), xytext=(6, 0), textcoords="offset points", va="center", color=_INK
         )
-    sheet.axes.set_yticks(range(len(models)), list(models))
+    sheet.axes.set_yticks(range(len(models)), [_short(name) for name in models])
     sheet.axes.set_ylim(len(models) - 0.5, -0.5)
     sheet.axes.set_xlim(0, 1.15 * max(100 * figures["found"]["high"] for figures in models.values()) or 1)
     sheet.axes.set_xlabel(f"of 100 held-out {unit(record)}, in the first {record['k']}")
@@ -254,7 +260,7 @@ def _shown(record: Record) -> Picture:
             label = text if row == 0 else None
             sheet.axes.barh(row, share, left=left, color=shades[bucket], height=0.55, label=label)
             left += share
-    labels = [f"{name}\n{figures['items_shown']:,} items" for name, figures in models.items()]
+    labels = [f"{_short(name)}\n{figures['items_shown']:,} items" for name, figures in models.items()]
     sheet.axes.set_yticks(range(len(models)), labels)
     sheet.axes.set_ylim(len(models) - 0.5, -0.5)
     sheet.axes.set_xlim(0, 100)
