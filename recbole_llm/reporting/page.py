@@ -29,7 +29,7 @@ p{max-width:72ch;margin:8px 0}
 .grey,figcaption{color:var(--grey);font-size:.9rem}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:28px 32px;margin-top:16px}
 figure{margin:0;min-width:0;break-inside:avoid}
-svg{display:block;width:100%;height:auto;max-width:560px}
+svg{display:block;width:100%;height:auto;max-width:520px}
 svg text{font-family:inherit!important}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;overflow-wrap:normal;font-variant-numeric:tabular-nums;margin:10px 0}
@@ -121,7 +121,7 @@ def _customers(record: Mapping[str, Any], customers: Sequence[Customer]) -> list
     who = words.people(record)
     lines = [
         f"<h2>{len(customers)} {who}</h2>",
-        "<p>From the shortest known history to the longest, under numbers of this report. What was really taken later is "
+        "<p>From the shortest known history to the longest, under numbers of this report. What was held out and is found is "
         'marked <span class="hit">✓</span>. Histories of real persons are personal data, without a name too.</p>',
         '<div class="grid">',
     ]
@@ -135,7 +135,7 @@ def _customers(record: Mapping[str, Any], customers: Sequence[Customer]) -> list
             f"<p>{hits} of {customer.held_out} held-out {words.unit(record)} in the first {record['k']}:</p><ol>",
         ]
         for shown in customer.shown:
-            mark = ' <span class="hit" title="taken later">✓ taken later</span>' if shown.hit else ""
+            mark = ' <span class="hit">✓ held out</span>' if shown.hit else ""
             why = f' <span class="grey">for {", ".join(map(text, shown.reasons))}</span>' if shown.reasons else ""
             lines.append(f"<li>{text(shown.title)} ({shown.chance:.1%}){mark}{why}</li>")
         lines.append("</ol></section>")

@@ -13,7 +13,7 @@ from typing import Any
 from recbole_llm.reporting.words import of_100, people, unit
 
 Record = Mapping[str, Any]
-WIDTH = 5.2  # inches; a phone of 390 px shows it nearly at its own size
+WIDTH = 4.3  # inches; a phone of 390 px shows it nearly at its own size
 _INK, _GREY, _FAINT, _OURS, _SECOND, _THIRD = (f"#0{n}0{n}0{n}" for n in range(1, 7))
 _VARIABLES = {
     _INK: "var(--ink)",
@@ -23,6 +23,23 @@ _VARIABLES = {
     _SECOND: "var(--second)",
     _THIRD: "var(--third)",
 }
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _INK,
+    "text.parse_math": False,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.useoffset": False,
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+}
+_LARGE = 30  # users of a group that a title may name
 _LONGEST = 20  # characters of a model's name
 _MARKERS = ("o", "s", "D", "^", "v")
 BUCKET_NAMES = {
@@ -64,8 +81,11 @@ def require_matplotlib() -> None:
 
 def pictures(record: Record) -> list[Picture]:
     """All pictures that the record has figures for."""
-    drawn = [_found(record), _by_activity(record), _by_popularity(record), _shown(record), _calibration(record)]
-    drawn += [_learning(record), _search(record)]
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE):
+        drawn = [_found(record), _by_activity(record), _by_popularity(record), _shown(record), _calibration(record)]
+        drawn += [_learning(record), _search(record)]
     return [picture for picture in drawn if picture is not None]
 
 
@@ -76,35 +96,19 @@ class _Sheet:
     """A figure with one pair of axes in the report's style."""
 
     def __init__(self, height: float) -> None:
-        from matplotlib import rc_context
         from matplotlib.figure import Figure
 
-        self._style = {
-            "svg.fonttype": "none",
-            "font.family": "sans-serif",
-            "font.size": 9,
-            "text.color": _INK,
-            "axes.labelcolor": _INK,
-            "axes.edgecolor": _FAINT,
-            "xtick.color": _GREY,
-            "ytick.color": _GREY,
-            "xtick.labelcolor": _INK,
-            "ytick.labelcolor": _INK,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "text.parse_math": False,
-        }
-        self._context = rc_context
-        with rc_context(self._style):
-            self.figure = Figure(figsize=(WIDTH, height), layout="constrained")
-            self.axes = self.figure.add_subplot()
+        self.figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        self.axes = self.figure.add_subplot()
         self.axes.grid(axis="x", color=_FAINT, linewidth=0.6)
         self.axes.set_axisbelow(True)
 
     def svg(self, name: str, description: str) -> str:
         """The figure as an element whose ids begin with ``name``."""
+        from matplotlib import rc_context
+
         out = io.StringIO()
-        with self._context({**self._style, "svg.hashsalt": name}):
+        with rc_context({"svg.hashsalt": name}):
             self.figure.patch.set_alpha(0)
             self.axes.patch.set_alpha(0)
             self.figure.savefig(
@@ -200,7 +204,8 @@ def _by_activity(record: Record) -> Picture | None:
     for start, group in zip(starts, own, strict=True):
         text = f"{_range(start)}\n{group['users']:,} {people(record)}"
         groups.append((text, {name: of[start] for name, of in every.items() if start in of}))
-    known = max(own, key=lambda group: group["value"])
+    large = [group for group in own if group["users"] >= _LARGE] or own
+    known = max(large, key=lambda group: group["value"])
     title = f"It finds most for {people(record)} of whom {_range(int(known['from']))} {unit(record)} are known"
     label = f"of 100 held-out {unit(record)}"
     return Picture(
@@ -252,7 +257,7 @@ def _by_popularity(record: Record) -> Picture | None:
 def _shown(record: Record) -> Picture:
     models = record["models"]
     sheet = _Sheet(0.9 + 0.42 * len(models))
-    shades = {"head": _OURS, "middle": _SECOND, "tail": _THIRD, "cold": _GREY}
+    shades = {"head": _OURS, "middle": _SECOND, "tail": _THIRD, "cold": _INK}
     for row, figures in enumerate(models.values()):
         left = 0.0
         for bucket, text in BUCKET_NAMES.items():
@@ -304,6 +309,7 @@ def _learning(record: Record) -> Picture | None:
     sheet = _Sheet(2.6)
     sheet.axes.grid(color=_FAINT, linewidth=0.6)
     sheet.axes.set_xlabel("epoch")
+    sheet.axes.xaxis.get_major_locator().set_params(integer=True)
     if len(valid) < 2:
         sheet.axes.plot(range(1, len(loss) + 1), loss, color=_OURS, linewidth=1.6)
         sheet.axes.set_ylabel("training loss")

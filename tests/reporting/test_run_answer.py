@@ -52,7 +52,7 @@ def test_the_answer_is_on_the_terminal_in_the_checkpoint_in_the_output_and_in_th
     # the headline is made of the figures, and the figures are RecBole's own
     own = record["models"]["LLMTwoTower"]
     assert re.search(
-        rf"^Of 100 held-out ratings {100 * own['found']['value']:.0f} are in the first ten; bestsellers reach ",
+        rf"^Of 100 held-out purchases {100 * own['found']['value']:.0f} are in the first ten; bestsellers reach ",
         out,
         re.M,
     )
@@ -77,7 +77,7 @@ def test_the_answer_is_on_the_terminal_in_the_checkpoint_in_the_output_and_in_th
     assert read_checkpoint(checkpoint)["report"] == record
     assert run("export", checkpoint, "--output", "ex", *given_again(run_config)) == 0
     card = next((tmp_path / "ex").glob("*.md")).read_text()
-    assert "## Quality" in card and "Of 100 held-out ratings" in card and "| bestsellers |" in card
+    assert "## Quality" in card and "Of 100 held-out purchases" in card and "| bestsellers |" in card
     # every command that is proposed runs
     capfd.readouterr()
     import shlex
@@ -88,7 +88,7 @@ def test_the_answer_is_on_the_terminal_in_the_checkpoint_in_the_output_and_in_th
     for words in proposed[:2]:
         assert run(*words) == 0, capfd.readouterr().err
     text = (tmp_path / "report.html").read_text()
-    assert "Of 100 held-out ratings" in text and len(text) < 2_000_000
+    assert "Of 100 held-out purchases" in text and len(text) < 2_000_000
     assert text.count('class="customer"') == 10
     # ids of users are not in it
     assert not re.search(r"\bu\d+\b", re.sub(r"<svg.*?</svg>", "", text, flags=re.S))
@@ -99,7 +99,7 @@ def test_verbose_shows_the_log_and_a_stock_model_gets_words_too(quick, capfd):
     plain = [each for each in quick if not each.startswith(("--encoder", "--feature_cache_dir", "--embedding_size"))]
     assert run("run", "-m", "BPR", *plain, "--verbose") == 0
     out, err = capfd.readouterr()
-    assert "train loss" in err and "Of 100 held-out ratings" in out and "next:" not in out
+    assert "train loss" in err and "Of 100 held-out purchases" in out and "next:" not in out
 
 
 @pytest.mark.filterwarnings("ignore")
