@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.atomic import atomic_path
-from recbole_llm.bridge.checkpoint_settings import add_path_arguments, given_paths
+from recbole_llm.bridge.checkpoint_settings import TAKEN, add_path_arguments, given_paths
 from recbole_llm.checkpoints import newest_checkpoint
 
 DEFAULT_OUTPUT = "report.html"
@@ -83,12 +83,21 @@ def write_report(
         trained = of_loaded(load_run(checkpoint, **paths))
         record = record or checked(measure(trained))
         people = sample_customers(trained, customers) if customers else []
-    given = state.get("settings", {})
-    settings = given.get("given", {}) if isinstance(given, Mapping) else {}
-    text = page(record, pictures(record), people, settings if isinstance(settings, Mapping) else {}, versions())
+    text = page(record, pictures(record), people, _settings(state), versions())
     content = text.encode("utf-8", "replace")
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)
     return len(content)
+
+
+def _settings(state: Mapping[str, Any]) -> dict[str, str]:
+    """What was given to the run; of paths the last part, since a report is passed on and a home folder names its owner."""
+    settings = state.get("settings")
+    given = settings.get("given") if isinstance(settings, Mapping) else None
+    if not isinstance(given, Mapping):
+        return {}
+    shown = {str(key): str(value) for key, value in given.items() if key in TAKEN}
+    encoder = shown.get("encoder", "")
+    return shown | ({"encoder": Path(encoder).name} if encoder.count("/") > 1 or encoder.startswith((".", "~")) else {})

@@ -42,7 +42,7 @@ class Trained:
         model: in evaluation mode, its best state loaded.
         training: dataset of the training split.
         test: RecBole's loader of the test split.
-        dataset: all interactions.
+        interactions: how many there are in all splits.
         history: what was seen while it trained: ``loss`` and ``valid`` by epoch, ``search``, ``stages``; may be empty.
         metrics: ``valid`` and ``test`` results by name, where they are at hand.
     """
@@ -51,7 +51,7 @@ class Trained:
     model: Any
     training: Any
     test: Any
-    dataset: Any
+    interactions: int
     history: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
@@ -98,7 +98,7 @@ def measure(trained: Trained, say: Callable[[str], None] = lambda text: None) ->
     if (why := reason_without(trained.test)) is not None:
         raise ValueError(f"no report: {why}.")
     every = ranked_rows(trained.test)
-    n_items = trained.dataset.item_num
+    n_items = trained.training.item_num
     rows = every
     if len(every) > (most := max(1000, MAX_SCORES // n_items)):
         rows = some_rows(every, evenly(torch.arange(len(every)), most))
@@ -125,9 +125,9 @@ def measure(trained: Trained, say: Callable[[str], None] = lambda text: None) ->
         "rated": trained.config["RATING_FIELD"] in trained.training.inter_feat,
         "split": _split(trained.config),
         "data": {
-            "users": trained.dataset.user_num - 1,
+            "users": trained.training.user_num - 1,
             "items": n_items - 1,
-            "interactions": len(trained.dataset.inter_feat),
+            "interactions": trained.interactions,
             "training": len(trained.training.inter_feat),
             "test": len(of.inter_feat),
         },

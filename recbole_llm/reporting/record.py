@@ -103,7 +103,7 @@ def checked(record: Any) -> dict[str, Any]:
         ValueError: if it has another form; names the place.
     """
     if not isinstance(record, Mapping) or record.get("version") != VERSION:
-        raise ValueError("the figures are of another version of recbole-llm; measure anew.")
+        raise ValueError("the figures are of another version of recbole-llm; 'report --measure' measures anew.")
     budget = [_MOST]
     found = _checked(record, _FORM, "record", budget)
     models = found["models"]

@@ -20,7 +20,8 @@ def of_watch(watch: Any, metrics: Mapping[str, Any]) -> Trained:
     """
     training, _, test = watch.splits
     model = watch.trainer.model.eval()
-    return Trained(watch.config, model, training._dataset, test, training._dataset, watch.history, metrics)
+    number = sum(len(split._dataset.inter_feat) for split in watch.splits if split)
+    return Trained(watch.config, model, training._dataset, test, number, watch.history, metrics)
 
 
 def of_checkpoint(
@@ -57,7 +58,8 @@ def of_loaded(
     if test is not None and len(test.inter_feat):
         *_, sampler = create_samplers(config, loaded.dataset, loaded.splits)
         loader = get_dataloader(config, "test")(config, test, sampler, shuffle=False)
-    return Trained(config, loaded.model, loaded.splits[0], loader, loaded.dataset, history or {}, metrics or {})
+    number = sum(len(split.inter_feat) for split in loaded.splits)
+    return Trained(config, loaded.model, loaded.splits[0], loader, number, history or {}, metrics or {})
 
 
 def keep(checkpoint: str | Path, record: Mapping[str, Any], config: Any) -> None:

@@ -63,6 +63,8 @@ def test_the_answer_is_on_the_terminal_in_the_checkpoint_in_the_output_and_in_th
     assert (
         record["measured"]["targets"] == record["data"]["test"] == sum(group["targets"] for group in own["by_activity"])
     )
+    # 60 users of 14 interactions
+    assert record["data"]["interactions"] == 840 and record["data"]["users"] == 60 and record["data"]["items"] == 44
     assert sum(part["targets"] for part in own["by_popularity"].values()) == record["data"]["test"]
     assert len(record["history"]["loss"]) == 3 and record["history"]["valid_metric"] == "NDCG@10"
     assert [each["stage"] for each in record["history"]["stages"]][:2] == ["data", "model and texts"]
@@ -90,7 +92,8 @@ def test_the_answer_is_on_the_terminal_in_the_checkpoint_in_the_output_and_in_th
     text = (tmp_path / "report.html").read_text()
     assert "Of 100 held-out purchases" in text and len(text) < 2_000_000
     assert text.count('class="customer"') == 10
-    # ids of users are not in it
+    # neither ids of users nor paths are in it
+    assert str(tmp_path) not in text and "embedding_size" in text
     assert not re.search(r"\bu\d+\b", re.sub(r"<svg.*?</svg>", "", text, flags=re.S))
 
 
