@@ -373,19 +373,6 @@ class _Lines:
         self._file.close()
 
 
-class _Excel:
-    """A workbook, whose ids stay texts."""
-
-    def __init__(self, path: Path) -> None:
-        self._book = Workbook(path, list(Row.__annotations__))
-
-    def write(self, row: Row) -> None:
-        self._book.append(list(vars(row).values()))
-
-    def close(self) -> None:
-        self._book.close()
-
-
 class _Parquet:
     """Parquet, a row group for every 2^16 rows."""
 
@@ -450,10 +437,10 @@ def write_rows(rows: Iterable[Row], path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         sink: _Sink
-        if path.suffix in (".parquet", ".xlsx"):
-            sink = _Parquet(temporary) if path.suffix == ".parquet" else _Excel(temporary)
+        if path.suffix == ".xlsx":
+            sink = Workbook(temporary, list(Row.__annotations__))
         else:
-            sink = _Lines(temporary, path.suffix == ".csv")
+            sink = _Parquet(temporary) if path.suffix == ".parquet" else _Lines(temporary, path.suffix == ".csv")
         try:
             for row in rows:
                 sink.write(row)

@@ -4,9 +4,11 @@ CSV opened by a double click loses leading zeros, reads ``;`` or ``,`` by the co
 ``=``. A workbook has none of that. The format is that of ECMA-376, with texts inline.
 """
 
+import math
 import re
 import zipfile
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,6 +64,10 @@ class Workbook:
         self._rows += 1
         self._write(f"<row>{''.join(map(_cell, cells))}</row>")
 
+    def write(self, row: Any) -> None:
+        """Add the values of an object's fields as a row."""
+        self.append(list(vars(row).values()))
+
     def close(self) -> None:
         """End the worksheet and the file."""
         self._write("</sheetData></worksheet>")
@@ -83,8 +89,9 @@ def _cell(value: Any) -> str:
         return "<c/>"
     if isinstance(value, bool):
         return f'<c t="b"><v>{int(value)}</v></c>'
-    if isinstance(value, (int, float)):
-        return f"<c><v>{value!r}</v></c>"
+    if isinstance(value, Real):
+        number = int(value) if isinstance(value, int) else float(value)
+        return f"<c><v>{number!r}</v></c>" if math.isfinite(number) else "<c/>"
     text = str(value)
     if len(text) > MOST_CHARACTERS:
         raise ValueError(

@@ -1,11 +1,13 @@
 """The surface of the command line: help, examples, both spellings of options, ids without their zeros, files for Excel."""
 
 import argparse
+import math
 import re
 import shlex
 import zipfile
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from recbole_llm import cli, spreadsheet
@@ -122,12 +124,14 @@ def test_a_worksheet_keeps_zeros_texts_and_numbers(tmp_path):
         book.append(["=HYPERLINK(1)&<b>", -3])
         book.append(["\x00ä\ud800𝄞\n", None])
         book.append([True, 1e-30])
+        book.append([np.float32(0.5), math.nan])
     assert cells(file) == [
         [("user", "inlineStr"), ("score", "inlineStr")],
         [("000505", "inlineStr"), ("0.125", "n")],
         [("=HYPERLINK(1)&<b>", "inlineStr"), ("-3", "n")],
         [("�ä�𝄞\n", "inlineStr"), ("", "n")],
         [("1", "b"), ("1e-30", "n")],
+        [("0.5", "n"), ("", "n")],
     ]
 
 
