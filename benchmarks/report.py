@@ -465,7 +465,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         lines = render(options.results, output, options.plots)
     except ImportError as error:
-        print(f"plots need matplotlib ({error}): pip install 'recbole-llm[bench]', or add --no-plots")
+        print(f"plots need matplotlib ({error}): pip install -e '.[bench]' in the checkout, or add --no-plots")
         return 1
     output.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     print(f"written to {output}")

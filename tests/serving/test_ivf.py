@@ -140,5 +140,5 @@ def test_without_faiss_everything_is_scored(folder, monkeypatch, caplog):
 
     monkeypatch.setitem(sys.modules, "faiss", None)
     recommender = Recommender(load_export(folder))
-    assert recommender._retriever is None and "recbole-llm[ann]" in caplog.text
+    assert recommender._retriever is None and "pip install -e '.[ann]'" in caplog.text
     assert len(recommender.recommend(Request(user="u1")).items) == 10
