@@ -31,13 +31,7 @@ CLIENT = Path(__file__).with_name("attack_clients.py")
 SETTLE_SECONDS = 10.0
 # /health: at most this many times as long as beside honest load, and never longer than a second
 MAX_RATIO, MAX_HEALTH_MS = 5.0, 1000.0
-SERVER = """
-import argparse, sys
-from recbole_llm.commands import serve as command
-parser = argparse.ArgumentParser()
-command.add_serve_arguments(parser)
-sys.exit(command.run_serve(parser.parse_args()))
-"""
+COMMAND = "import sys; from recbole_llm.cli import main; sys.exit(main())"  # of whichever checkout
 
 
 class Server:
@@ -52,7 +46,7 @@ class Server:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(source / "kernels")])}
         for name in SLOWS_NUMPY:
             environment.pop(name, None)
-        command = [sys.executable, "-c", SERVER, str(folder), "--port", str(self.port)]
+        command = [sys.executable, "-c", COMMAND, "serve", str(folder), "--port", str(self.port)]
         command += ["--no-encoder", "--no-access-log", *options]
         self.log = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log)

@@ -38,7 +38,7 @@ def kernel_speed(data: Json) -> Section:
     for e in entries:
         for name, v in e["variants"].items():
             rows.append([e["operator"], shape_of(e), e["threads"], name, v["ms"], v["gflop_per_s"], v["gb_per_s"],
-                         f"{100 * v['share_of_roofline']:.0f}%", v["ours_is_faster_by"]])  # fmt: skip
+                         _share(v["share_of_roofline"]), v["ours_is_faster_by"]])  # fmt: skip
     head = ["operator", "shape", "threads", "", "ms", "GFLOP/s", "GB/s", "roofline", "ours is faster by"]
     lines += table(head, rows)
     measured = [e for e in entries if "mib" in e["variants"]["ours"]]
@@ -61,6 +61,10 @@ def kernel_speed(data: Json) -> Section:
     plots.append(_ratios(f"kernel_memory_{data['device']}", measured, f"Peak memory on {data['device']}, allocated in a step",
                          "ours takes less by", lambda v: v["ours_takes_less_memory_by"]["allocated"]))  # fmt: skip
     return Section(lines, plots)
+
+
+def _share(of_roofline: float | None) -> str:
+    return "in cache" if of_roofline is None else f"{of_roofline:.0%}"
 
 
 def _ratios(name: str, entries: list[Json], title: str, axis: str, value: Callable[[Json], float]) -> Bars:

@@ -41,7 +41,8 @@ def load_trained(
             one trained on.
     """
     from recbole_llm.bridge.checkpoint import MODEL_PARTS, WRONG_CONTENTS, as_given, data_fingerprint, read_checkpoint
-    from recbole_llm.bridge.checkpoint_settings import MODEL, take_settings
+    from recbole_llm.bridge.checkpoint_settings import take_settings
+    from recbole_llm.bridge.register import is_ours, registered, resolve
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of files that are not ours
@@ -53,16 +54,17 @@ def load_trained(
         "feature_cache_dir": feature_cache_dir,
     }
     own = {key: str(value) for key, value in paths.items() if value is not None}
-    settings = take_settings(state.get("settings"), str(checkpoint), own)
+    settings = take_settings(state.get("settings"), str(checkpoint), own, is_ours)
+    registration = registered(settings.model)
+    assert registration is not None
+    assert registration.dataset is not None
+    model_class, dataset_class = resolve(registration.model), resolve(registration.dataset)
     dataset_name, given = settings.dataset, as_given(settings.given | own)
     from recbole.config import Config
     from recbole.utils import init_seed
 
-    from recbole_llm.bridge.dataset import LLMTwoTowerDataset
-    from recbole_llm.model import LLMTwoTower
-
     with _no_command_line():
-        config = Config(MODEL, dataset_name, config_dict=given)
+        config = Config(settings.model, dataset_name, config_dict=given)
     _require_files(config, checkpoint)
     for name in ("user_inter_num_interval", "item_inter_num_interval"):
         if config[name] == "[0,inf)":  # counts everybody and drops nobody: 1.2 s of a million interactions
@@ -71,7 +73,7 @@ def load_trained(
         init_seed(config["seed"], config["reproducibility"])
         try:
             with _csv_parser(parser):
-                train = LLMTwoTowerDataset(config).build()[0]
+                train = dataset_class(config).build()[0]
         except ValueError:
             if parser == PARSERS[-1]:
                 raise
@@ -84,7 +86,7 @@ def load_trained(
             f"checkpoint: {str(checkpoint)!r} was trained on other interactions than {config['data_path']} gives now. "
             "Put the files back as they were, name their folder with --data_path FOLDER, or train again."
         )
-    model = LLMTwoTower(config, train).to(config["device"])
+    model = model_class(config, train).to(config["device"])
     try:
         model.load_state_dict(state["state_dict"])
         model.load_other_parameter(state["other_parameter"])
@@ -97,15 +99,18 @@ def load_trained(
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint of LLMTwoTower in ``folder`` that was written last; those of a run's last epoch do not count.
+    """Return the checkpoint in ``folder`` that was written last; those of a run's last epoch do not count.
 
     Args:
-        folder: such as RecBole's ``checkpoint_dir``.
+        folder: such as RecBole's ``checkpoint_dir``. Checkpoints of LLMTwoTower and of its registered subclasses count.
 
     Returns:
         ``None`` where there is none.
     """
-    found = [path for path in Path(folder).glob("LLMTwoTower-*.pth") if not path.stem.endswith("-last")]
+    from recbole_llm.bridge.register import our_models
+
+    paths = [path for name in our_models() for path in Path(folder).glob(f"{name}-*.pth")]
+    found = [path for path in paths if not path.stem.endswith("-last")]
     return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 

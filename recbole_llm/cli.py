@@ -125,6 +125,12 @@ COMMANDS: dict[str, Command] = {
         "add_similar_arguments",
         "run_similar",
     ),
+    "vectors": Command(
+        "the vectors of items or users with their ids, as a file",
+        "recbole_llm.commands.vectors",
+        "add_arguments",
+        "run_vectors",
+    ),
     "serve": Command(
         "an export online: HTTP service with new items live from their text",
         "recbole_llm.commands.serve",
@@ -182,6 +188,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: error: {error}\n(set {TRACEBACK_VARIABLE}=1 for the traceback)", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
+        if error.name == "recbole_llm_kernels":
+            print(
+                f"{PROGRAM}: error: the files of recbole_llm_kernels are gone; uninstalling recbole-llm-kernels takes them "
+                "away. Install recbole-llm again with pip's --force-reinstall --no-deps.",
+                file=sys.stderr,
+            )
+            return 2
         if error.name not in _EXTRAS:
             raise
         extra = _EXTRAS[error.name]

@@ -10,8 +10,9 @@ the service give the same items.
 
 import csv
 import json
+from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from recbole_llm.export.manifest import MANIFEST
 from recbole_llm.export.reader import Export, load_export
 from recbole_llm.retrieval.exact import MARGIN, ExactRetriever, Hits
 from recbole_llm.retrieval.recommender import Recommendation, Recommender, Request
+from recbole_llm.retrieval.rules import NO_RULES, Rules
 
 BATCH = 256  # users scored in one pass over the catalogue
 # from so many scores on the kernel makes up for the 2.4 s of its first call, which imports torch._dynamo; with 200,000
@@ -46,6 +48,7 @@ class Row:
         score: by which items are ranked.
         probability: P(i|u).
         cold: whether the item is known by its text alone.
+        rules: what lifted, moved or admitted the item beside its score, separated by semicolons.
     """
 
     user: str
@@ -55,6 +58,7 @@ class Row:
     score: float
     probability: float | None
     cold: bool
+    rules: str = ""
 
 
 @dataclass
@@ -66,12 +70,14 @@ class Counts:
         rows: items written.
         unknown: ids that no user has, skipped.
         short: users with fewer items than asked for, since no more may be recommended to them.
+        notes: what was said of answers, with the number of users.
     """
 
     users: int = 0
     rows: int = 0
     unknown: int = 0
     short: int = 0
+    notes: Tally[str] = field(default_factory=Tally)
 
 
 # ------------------------------------------------------------------ answers
@@ -142,6 +148,7 @@ def recommend_users(
     exclude_seen: bool = True,
     skip_unknown: bool = False,
     counts: Counts | None = None,
+    rules: Rules = NO_RULES,
 ) -> Iterator[Row]:
     """The best items of many users, in bounded memory.
 
@@ -152,6 +159,7 @@ def recommend_users(
         exclude_seen: whether the items of a user's history have no place.
         skip_unknown: count unknown users instead of raising.
         counts: where to count.
+        rules: what decides about the lists beside the scores.
 
     Yields:
         Rows, user after user in the order given, best item first.
@@ -159,7 +167,7 @@ def recommend_users(
     Raises:
         UnknownUserError: naming the unknown users, unless ``skip_unknown``: all of a sequence, those of the first batch
             that holds some of any other iterable.
-        ValueError: if ``users`` is a string.
+        ValueError: if ``users`` is a string, or a rule does not fit the items' attributes.
     """
     if isinstance(users, str):
         raise ValueError(f"users is the string {users!r}; give a list of ids.")
@@ -172,7 +180,9 @@ def recommend_users(
     large = n_users * len(export.item_ids) >= KERNEL_FROM and export.index is None
     recommender = Recommender(export, _kernel_retriever if large else None)
     for batch in _batches(export.user_ids if users is None else users):
-        answers = recommender.recommend_many([Request(user=u, k=k, exclude_seen=exclude_seen) for u in batch])
+        answers = recommender.recommend_many(
+            [Request(user=u, k=k, exclude_seen=exclude_seen, rules=rules) for u in batch]
+        )
         unknown = [u for u, a in zip(batch, answers, strict=True) if isinstance(a, UnknownUserError)]
         if unknown and not skip_unknown:
             raise UnknownUserError(names(unknown))
@@ -185,11 +195,19 @@ def recommend_users(
             counts.users += 1
             counts.rows += len(answer.items)
             counts.short += len(answer.items) < k
+            if answer.note:
+                counts.notes[answer.note] += 1
             yield from rows_of(answer, user)
 
 
 def recommend_items(
-    export: Export, items: Sequence[str], *, k: int = 10, exclude_seen: bool = True, skip_unknown: bool = False
+    export: Export,
+    items: Sequence[str],
+    *,
+    k: int = 10,
+    exclude_seen: bool = True,
+    skip_unknown: bool = False,
+    rules: Rules = NO_RULES,
 ) -> Recommendation:
     """The best items for somebody who likes ``items``: a user that the model has never seen.
 
@@ -199,6 +217,7 @@ def recommend_items(
         k: how many.
         exclude_seen: whether ``items`` have no place.
         skip_unknown: leave ids that no item has out; they are the answer's ``unknown``.
+        rules: as for :func:`recommend_users`.
 
     Raises:
         UnknownItemError: naming the unknown ids, unless ``skip_unknown``; in any case where none is known.
@@ -207,16 +226,17 @@ def recommend_items(
     unknown = [item for item in items if item not in recommender.catalog.row_of]
     if unknown and (not skip_unknown or len(unknown) == len(items)):
         raise UnknownItemError(names(unknown))
-    return recommender.recommend(Request(items=items, k=k, exclude_seen=exclude_seen))
+    return recommender.recommend(Request(items=items, k=k, exclude_seen=exclude_seen, rules=rules))
 
 
-def recommend_text(export: Export, text: str, *, k: int = 10) -> Recommendation:
+def recommend_text(export: Export, text: str, *, k: int = 10, rules: Rules = NO_RULES) -> Recommendation:
     """The best items for a free text, as if it described an item that the user likes.
 
     Args:
         export: of :func:`open_model`.
         text: what the user asks for.
         k: how many.
+        rules: as for :func:`recommend_users`.
 
     Raises:
         ValueError: if the model places no texts, its encoder is not to be had or was not named, or the text is empty.
@@ -230,7 +250,7 @@ def recommend_text(export: Export, text: str, *, k: int = 10) -> Recommendation:
             "text: this model has no encoder or places no items by their texts (cold_map none); recommend by users or items."
         )
     vectors, _ = TransformerEncoder(export.folder, export.manifest, export.encoders).encode([text])
-    return Recommender(export).recommend(Request(text_vector=vectors[0], k=k))
+    return Recommender(export).recommend(Request(text_vector=vectors[0], k=k, rules=rules))
 
 
 def similar_items(export: Export, item: str, *, k: int = 10) -> Recommendation:
@@ -255,7 +275,9 @@ def rows_of(answer: Recommendation, user: str) -> Iterator[Row]:
         user: what to call them.
     """
     for rank, item in enumerate(answer.items, 1):
-        yield Row(user, rank, item.id, item.title, item.score, item.probability, item.cold)
+        yield Row(
+            user, rank, item.id, item.title, item.score, item.probability, item.cold, "; ".join(map(str, item.rules))
+        )
 
 
 class _KernelRetriever(ExactRetriever):
@@ -268,7 +290,9 @@ class _KernelRetriever(ExactRetriever):
         exclude: Sequence[np.ndarray],
         allow: Sequence[np.ndarray | None],
     ) -> list[Hits]:
-        """As :meth:`ExactRetriever.search`, for one segment and no mask."""
+        """As :meth:`ExactRetriever.search`; for one segment."""
+        if any(mask is not None for mask in allow):
+            return super().search(query, k, exclude, allow)
         import torch
 
         from recbole_llm_kernels import score_topk

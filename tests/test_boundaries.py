@@ -23,6 +23,7 @@ ROOMS = {
         "export",
         "importer",
         "importing",
+        "loaded",
         "progress",
         "recommend",
         "retrieval",
@@ -30,6 +31,7 @@ ROOMS = {
         "serving",
         "text_files",
     },
+    "loaded": {"atomic", "export", "recommend"},
     "recommend": {"atomic", "checkpoints", "export", "progress", "retrieval", "serving"},
     "checkpoints": {"bridge", "model"},
     "importer": {"atomic", "importing", "progress"},
@@ -185,6 +187,7 @@ MUST_NOT_LOAD = {
     "recbole_llm.serving.recommend": ("torch", "recbole"),
     "recbole_llm.checkpoints": ("torch", "recbole"),
     "recbole_llm.recommend": ("torch", "recbole"),
+    "recbole_llm.loaded": ("torch", "recbole", "pandas"),
 }
 
 

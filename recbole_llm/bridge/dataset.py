@@ -45,14 +45,14 @@ class LLMTwoTowerDataset(Dataset):
         return {key: value for key, value in self.__dict__.items() if key not in _CONTENT}
 
     def copy(self, new_inter_feat: Any) -> "LLMTwoTowerDataset":
-        """The same dataset with other interactions; shares the content."""
+        """Return a dataset with other interactions and the same content, which is shared."""
         content = {key: self.__dict__[key] for key in _CONTENT if key in self.__dict__}
         twin = super().copy(new_inter_feat)
         twin.__dict__.update(content)
         return twin
 
     def build(self) -> list["LLMTwoTowerDataset"]:
-        """The splits, as RecBole's ``Dataset.build``.
+        """Split the dataset, as RecBole's ``Dataset.build`` does.
 
         Raises:
             ValueError: if they are to be ordered by a time column that was not read.
@@ -98,7 +98,7 @@ class LLMTwoTowerDataset(Dataset):
         return self._user_features
 
     def training_rows(self, decay: float | None = None) -> Rows:
-        """The items of every user in this split, ``user_num`` rows in CSR form.
+        """Return the items of every user in this split, ``user_num`` rows in CSR form.
 
         Args:
             decay: tau of :func:`recbole_llm.scoring.rows.rows_from_pairs`, in positions; needs interactions ordered by time.
@@ -123,7 +123,7 @@ class LLMTwoTowerDataset(Dataset):
         return rows_from_pairs(users, items, self.user_num, time, decay)
 
     def training_ranks(self, *later: Any) -> Rows | None:
-        """The items of every user in this split with their ranks, 0 the newest.
+        """Return the items of every user in this split with their ranks; 0 is the newest.
 
         Args:
             later: interactions of later splits, which join the histories.

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from recbole_llm.bridge import option_values as values
-from recbole_llm.content.encoder_settings import DTYPES, OVERFLOWS, POOLINGS
+from recbole_llm.content.encoder_settings import DTYPES, OVERFLOWS, POOLINGS, is_function
 
 LOSS_TYPES = ("catalog_bce", "catalog_ce", "sampled_bce", "pair_bce")
 CATALOG_LOSSES = ("catalog_bce", "catalog_ce")
@@ -97,7 +97,8 @@ class Options:
         "sentence-transformers/all-MiniLM-L6-v2",
         "Text and features",
         "str",
-        "Hugging Face name or a local folder. Empty: no text, IDs only.",
+        "Hugging Face name or a local folder; module:function runs a function of yours, if you name it on the command line or in a "
+        "program. Empty: no text, IDs only.",
         of_dataset=True,
     )
     encoder_revision: str | None = _key(
@@ -316,6 +317,7 @@ class Options:
         external = getattr(config, "external_config_dict", None)
         if external is not None:
             reject_misspelt_keys(external)
+            _reject_functions_of_files(config)
         given: dict[str, Any] = {  # a checkpoint may be older than a key
             name: key.read(name, config[name] if name in config else key.default)  # noqa: SIM401
             for name, key in KEYS.items()
@@ -354,9 +356,19 @@ RECBOLE_KEYS: dict[str, tuple[Any, str]] = {
 
 
 def default_values() -> dict[str, Any]:
-    """Every default of the model: ours, and those of RecBole's keys that differ from RecBole's."""
+    """Return every default of the model: ours, and those of RecBole's keys that differ from RecBole's."""
     own = {name: key.default for name, key in KEYS.items()}
     return own | {name: value for name, (value, _) in RECBOLE_KEYS.items()}
+
+
+def _reject_functions_of_files(config: Any) -> None:
+    """Raise where a configuration file, and nothing that the caller wrote himself, names a function to run."""
+    named = config.file_config_dict.get("encoder")
+    if is_function(named) and "encoder" not in config.cmd_config_dict | config.variable_config_dict:
+        raise ValueError(
+            f"encoder {named!r} is a function, which a configuration file may not name: reading a file runs no code. Give it on "
+            f"the command line, --encoder={named}, or in config_dict."
+        )
 
 
 @dataclass(frozen=True)
@@ -369,7 +381,7 @@ class PreloadedVectors:
 
 
 def preloaded_vectors(config: Any) -> PreloadedVectors | None:
-    """The item vectors that ``preload_weight`` names, if it names some."""
+    """Return the item vectors that ``preload_weight`` names, if any."""
     preload = config["preload_weight"]
     if not preload:
         return None
@@ -383,7 +395,7 @@ def preloaded_vectors(config: Any) -> PreloadedVectors | None:
 
 
 def _reject_what_shards_lack(given: Mapping[str, Any], config: Any) -> None:
-    """Raise where ``shard_items`` meets what needs every item in one process."""
+    """Raise if ``shard_items`` is combined with what needs every item in one process."""
     blocks, loss, backend = given["blocks"], given["loss_type"], given["kernel_backend"]
     modes = (config["eval_args"] or {}).get("mode") or "full"
     modes = sorted(set(modes.values())) if isinstance(modes, Mapping) else [modes]
@@ -402,7 +414,7 @@ def _reject_what_shards_lack(given: Mapping[str, Any], config: Any) -> None:
 
 @lru_cache(maxsize=1)
 def stock_keys() -> frozenset[str]:
-    """Every key that RecBole's argument lists and the YAML files in its wheel name."""
+    """Return every key that RecBole's argument lists and the YAML files in its wheel name."""
     import recbole
     from recbole.utils import argument_list
 

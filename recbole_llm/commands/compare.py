@@ -16,7 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, default=1, help="trainings per model on the same split")
     parser.add_argument("--metric", default=None, help="test metric to order and test by, such as ndcg@10")
-    parser.add_argument("--reference", default=None, help="the model the others are tested against; default the first")
+    parser.add_argument(
+        "--reference",
+        default=None,
+        help="the model the others are tested against; default: the best stock model by validation",
+    )
     parser.add_argument("--config_files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
     parser.add_argument("--output", default=None, metavar="DIR", help="write comparison.json, .md, .tex and .png")
 

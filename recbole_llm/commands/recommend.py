@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from recbole_llm.bridge.checkpoint_settings import add_path_arguments, given_paths
+from recbole_llm.commands.rule_arguments import add_rule_arguments, rules_of
 from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.reader import Export
 from recbole_llm.recommend import (
@@ -25,24 +26,31 @@ from recbole_llm.recommend import (
     similar_items,
     write_rows,
 )
+from recbole_llm.retrieval.rules import Rules
 from recbole_llm.text_files import lines_of, separated
+
+SHOWN_NOTES = 5
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-    """Rows of one user as lines; on a terminal, titles end where it does, and no character of theirs commands it."""
+    """Format one user's recommendations as text lines.
+
+    Titles are cut to the terminal's width; control characters are replaced.
+    """
     titles = ["".join(c if c.isprintable() else " " for c in row.title) for row in rows]
     width = max([*map(len, titles), 5])
     chances = all(row.probability is not None for row in rows)
     numbers = [f"{row.score:.3f}" if row.probability is None else f"{row.probability:.2%}" for row in rows]
     number = max([*map(len, numbers), 6])
-    ids = max([len(row.item) + (6 if row.cold else 0) for row in rows] + [2])
+    ids = max([len(row.item) + (6 if row.cold else 0) + len(row.rules) + 4 * bool(row.rules) for row in rows] + [2])
     if sys.stdout.isatty():
         width = max(min(width, shutil.get_terminal_size().columns - number - ids - 9), 5)
     shown = [title if len(title) <= width else title[: width - 1] + "…" for title in titles]
     lines = [f"{'':>3}  {'title':{width}}  {'chance' if chances else 'score':>{number}}  id"]
     for row, title, value in zip(rows, shown, numbers, strict=True):
         cold = " (new)" if row.cold else ""
-        lines.append(f"{row.rank:>3}  {title:{width}}  {value:>{number}}  {row.item}{cold}")
+        rules = f"  [{row.rules}]" if row.rules else ""
+        lines.append(f"{row.rank:>3}  {title:{width}}  {value:>{number}}  {row.item}{cold}{rules}")
     return lines
 
 
@@ -106,6 +114,20 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--include-seen", action="store_true", help="items of the history may be recommended again")
     parser.add_argument("--skip-unknown", action="store_true", help="count unknown ids instead of stopping")
     parser.add_argument("--output", metavar="FILE", help=".jsonl, .csv or .parquet; without it a table on the terminal")
+    add_rule_arguments(parser)
+
+
+def _rules(options: argparse.Namespace, model: Export) -> Rules:
+    """The rules; ids that no item has are an error, or with ``--skip-unknown`` named."""
+    rules = rules_of(options, model.manifest.attributes, _ids)
+    known = set(model.item_ids) if rules.exclude or rules.only else set()
+    for name, ids in (("exclude", rules.exclude), ("only", rules.only or ())):
+        strangers = [item for item in ids if item not in known]
+        if strangers and not options.skip_unknown:
+            raise ValueError(f"--{name}: no item has the id {names(strangers)}. --skip-unknown leaves them out.")
+        if strangers:
+            _note(f"unknown items of --{name} skipped: {len(strangers)} ({names(strangers)})")
+    return rules
 
 
 def run_recommend(options: argparse.Namespace) -> int:
@@ -131,8 +153,9 @@ def run_recommend(options: argparse.Namespace) -> int:
     for name, ids in (("users", users), ("items", items)):
         if ids is not None and not ids:
             raise ValueError(f"--{name} names no id.")
+    rules = _rules(options, model)
     if items is not None or options.text is not None:
-        return _answer_one(options, model, items)
+        return _answer_one(options, model, items, rules)
     counts = Counts()
     rows = recommend_users(
         model,
@@ -141,6 +164,7 @@ def run_recommend(options: argparse.Namespace) -> int:
         exclude_seen=not options.include_seen,
         skip_unknown=options.skip_unknown,
         counts=counts,
+        rules=rules,
     )
     if options.output:
         _known(lambda: write_rows(_with_progress(rows, counts, len(users or model.user_ids)), options.output))
@@ -150,25 +174,30 @@ def run_recommend(options: argparse.Namespace) -> int:
             print(f"user {user}", *_table(list(of_user)), sep="\n")
     if counts.short:
         _note(f"users with fewer than {options.k} items, since no more may be recommended to them: {counts.short}")
+    for note, n in counts.notes.most_common(SHOWN_NOTES):
+        _note(f"{note} ({n} user{'s' if n > 1 else ''})")
     if counts.unknown:
         _note(f"unknown users skipped: {counts.unknown}")
     return 0
 
 
-def _answer_one(options: argparse.Namespace, model: Export, items: Sequence[str] | None) -> int:
+def _answer_one(options: argparse.Namespace, model: Export, items: Sequence[str] | None, rules: Rules) -> int:
     if items is None:
-        answer = recommend_text(model, options.text, k=options.k)
+        answer = recommend_text(model, options.text, k=options.k, rules=rules)
     else:
-        seen, skip = not options.include_seen, options.skip_unknown
-        answer = _known(lambda: recommend_items(model, items, k=options.k, exclude_seen=seen, skip_unknown=skip))
+        asked = {"k": options.k, "exclude_seen": not options.include_seen, "skip_unknown": options.skip_unknown}
+        answer = _known(lambda: recommend_items(model, items, rules=rules, **asked))
     rows = list(rows_of(answer, options.text if items is None else ",".join(items)))
     if options.output:
         write_rows(rows, options.output)
         print(f"{len(rows)} items written to {options.output}")
     else:
         print(*_table(rows), sep="\n")
-    if answer.unknown:
-        _note(f"unknown items skipped: {len(answer.unknown)} ({names(answer.unknown)})")
+    if answer.note:
+        _note(answer.note)
+    unknown = [item for item in answer.unknown if items is not None and item in items]  # those of rules are told above
+    if unknown:
+        _note(f"unknown items skipped: {len(unknown)} ({names(unknown)})")
     return 0
 
 

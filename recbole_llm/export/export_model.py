@@ -1,4 +1,6 @@
-"""From a trained model to an export: the one module of serving that loads torch.
+"""Make an export from a trained model.
+
+This module and ``model_tables`` load torch; the reader and the arithmetic do not.
 
 A model is anything with the methods and attributes of ``LLMTwoTower`` that are read here; RecBole is not imported.
 """
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 
+from recbole_llm.content.encoders.function import FunctionEncoder
 from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, encode_texts
 from recbole_llm.content.store.feature_table import fit_transform
@@ -104,7 +107,7 @@ def contents_of(
     overlay_seq: int = 0,
     build_index: IndexBuilder | None = None,
 ) -> ExportContents:
-    """What an export of a trained model holds, without its card.
+    """Collect what an export of a trained model holds, without its card.
 
     Args:
         model: as for :func:`export_model`, like the rest.
@@ -201,6 +204,11 @@ def _encoder_spec(encoder: Any, options: Any, bundled: bool) -> EncoderSpec:
 
 
 def _encoder_files(encoder: Any) -> dict[str, Path]:
+    if isinstance(encoder, FunctionEncoder):
+        raise ValueError(
+            f"bundle_encoder: the encoder {encoder.name!r} is a function, and an export holds no code. Leave bundle_encoder out, "
+            f"and name the function where the export is read: --encoder {encoder.name}."
+        )
     folder = Path(encoder.files.folder)
     kept = {".safetensors", ".json", ".txt", ".model"}
     return {

@@ -1,4 +1,4 @@
-"""What an export's items are called, described and filtered by, from the dataset's item file."""
+"""Read an item file once: titles, texts and attributes of an export's items."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,10 +1,10 @@
-"""The model card of an export: what a person reads before putting it online."""
+"""The model card of an export, for the person who puts it online."""
 
 from recbole_llm.export.writer import ExportContents
 
 
 def model_card(contents: ExportContents, dataset: str) -> str:
-    """Markdown about the data (counts, no ids), the model, its limits and its use."""
+    """Write Markdown about the data (counts, no ids), the model, its limits and its use."""
     trained = int(contents.trained.sum())
     lines = [
         f"# LLMTwoTower export{f': {dataset}' if dataset else ''}",

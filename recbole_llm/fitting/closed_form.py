@@ -19,7 +19,7 @@ from recbole_llm.fitting.hyperparameters import (
     Candidates,
     Search,
     Spectral,
-    Trial,
+    TriedSetting,
     choose_setting,
     kernel_candidates,
     search,
@@ -66,7 +66,7 @@ class ClosedForm:
     setting: Setting
     form: str
     value: float | None
-    trials: tuple[Trial, ...] = field(default=(), repr=False)
+    trials: tuple[TriedSetting, ...] = field(default=(), repr=False)
 
     @property
     def dim(self) -> int:
@@ -74,7 +74,7 @@ class ClosedForm:
         return self.source.shape[1]
 
     def block(self) -> LinearBlock:
-        """The vectors as a block of a score."""
+        """Return the vectors as a block of a score."""
         return LinearBlock("closed_form", self.source, self.target)
 
 
@@ -215,7 +215,7 @@ def _fit_spectral(
     searched = dims[-1] if subset is None else min(dims[-1], search_dim)
     base = base.linear()
     form = Spectral(items, metric, popularity, subset, searched)
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[TriedSetting, ...] = ()
     chosen = base
     if subset is None:
         log.info(f"closed form: no validation data, so the documented constants apply ({base})")

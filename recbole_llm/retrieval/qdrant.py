@@ -111,7 +111,7 @@ class QdrantRetriever(RemoteRetriever):
         return ef if recall >= RECALL else None
 
     def ranked(self, query: np.ndarray, n: int, hidden: np.ndarray) -> np.ndarray:
-        """As :meth:`RemoteRetriever.ranked`."""
+        """Rank as :meth:`RemoteRetriever.ranked` says."""
         with self._errors():
             return self._ranked(query, n, hidden)
 

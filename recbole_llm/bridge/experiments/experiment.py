@@ -1,4 +1,4 @@
-"""One model trained and tested through RecBole with its per-user results kept; what ``compare`` and ``tune`` are made of."""
+"""Train and test one model through RecBole and keep its per-user results; the base of ``compare`` and ``tune``."""
 
 import multiprocessing
 import os
@@ -173,7 +173,7 @@ def run_isolated(experiment: Experiment) -> Outcome:
 
 
 def _end_with_parent() -> None:
-    """Wait for the process that asked for the experiment, and end this one: nobody is left to be answered."""
+    """Exit when the parent process dies, since no one will read the result."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -211,7 +211,7 @@ _NO_USERS: PerUser = (None, {}, None)
 
 
 def _per_user(config: Any, test: Any, structs: Sequence[Any]) -> PerUser:
-    """Ids, metrics and numbers of targets of the users, from the places of the hits that RecBole's evaluator was given."""
+    """Compute each user's id, metrics and number of targets from the hits that RecBole's evaluator was given."""
     if not structs or "rec.topk" not in structs[-1] or not hasattr(test, "uid_list"):
         return _NO_USERS
     places = structs[-1].get("rec.topk").cpu()
@@ -229,7 +229,7 @@ def _topk_metrics(config: Any) -> list[TopKMetric]:
 
 
 def _by_popularity(config: Any, train: Any, test: Any, structs: Sequence[Any]) -> dict[str, BucketQuality]:
-    """Quality by popularity from the items that RecBole's evaluator was given."""
+    """Compute quality by popularity from the items that RecBole's evaluator was given."""
     if not structs or "rec.topk" not in structs[-1] or "rec.items" not in structs[-1]:
         return {}
     from recbole_llm.bridge.evaluation.rows import ranked_rows

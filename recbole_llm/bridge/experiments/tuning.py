@@ -77,7 +77,12 @@ class _Log:
 
 
 def name_of(params: Mapping[str, Any]) -> str:
-    """A setting as a key, whatever the order of its values."""
+    """Turn a setting into a key that does not depend on the order of its values.
+
+    Example:
+        >>> name_of({"b": 1, "a": 2}) == name_of({"a": 2, "b": 1})
+        True
+    """
     return json.dumps(params, sort_keys=True, default=str)
 
 
@@ -168,7 +173,7 @@ def tune(
 
 
 def _proposals(space: str, algorithm: str, max_evals: int, seed: int) -> list[dict[str, Any]]:
-    """The settings that a search would try whatever their results."""
+    """List the settings that a search would try whatever their results."""
     found: dict[str, dict[str, Any]] = {}
 
     def note(params: Mapping[str, Any]) -> Trial:
@@ -232,7 +237,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as JSON keeps them, so that a setting read back is the same setting."""
+    """Convert values to what JSON keeps, so that a setting read back is equal."""
     return json.loads(json.dumps(dict(params), default=lambda v: v.item() if hasattr(v, "item") else str(v)))
 
 
@@ -244,13 +249,13 @@ def _trial(params: dict[str, Any], outcome: Outcome) -> Trial:
 
 
 def line_of(trial: Trial) -> str:
-    """A trial as a line of the log."""
+    """Format a trial as a line of the log."""
     setting = ", ".join(f"{key}={value}" for key, value in trial.params.items())
     return f"{setting}: {'failed: ' + trial.error if trial.score is None else f'valid {trial.score:.4f}'} ({trial.seconds:.1f} s)"
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials, best validation score first, failed ones last."""
+    """Sort the trials, best validation score first, failed ones last."""
     return sorted(
         trials, key=lambda t: (t.score is None, -(t.score or 0.0) if t.larger_is_better else (t.score or 0.0))
     )

@@ -55,7 +55,7 @@ class _RepairingLoader:
 
 
 def find_spec(own: Any, name: str, path: Any, target: ModuleType | None) -> ModuleSpec | None:
-    """The specification of a RecBole module that we repair, or of a registered model's module; else ``None``.
+    """Find the specification of a RecBole module that we repair, or of a registered model's module; else ``None``.
 
     Args:
         own: the finder that asks, which is left out when the others are asked.
@@ -89,7 +89,7 @@ def apply_to_loaded_modules() -> None:
 
 
 def require_recbole() -> ModuleType:
-    """RecBole itself.
+    """Return the module of RecBole.
 
     Raises:
         ImportError: if RecBole is missing or of a version that we do not support; says how to get one.
@@ -107,7 +107,7 @@ def require_recbole() -> ModuleType:
 
 @lru_cache(maxsize=1)
 def steps() -> dict[str, list[Callable[[ModuleType], None]]]:
-    """Module name -> what is done to it, in order."""
+    """Return what is done to each module by name, in order."""
     steps: dict[str, list[Callable[[ModuleType], None]]] = {"recbole": [_check_version]}
     for repair in REPAIRS:
         for name in repair.modules:

@@ -1,4 +1,4 @@
-"""Vectors made elsewhere: ``item_features_file``."""
+"""Read vectors made elsewhere (``item_features_file``)."""
 
 import json
 import re
