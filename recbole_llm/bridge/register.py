@@ -164,7 +164,7 @@ def take_over(name: str, kind: type) -> None:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a registered model is LLMTwoTower or a subclass of it."""
+    """Return whether a registered model is LLMTwoTower or a subclass of it."""
     if name in _BUILT_IN or name not in _registrations:
         return name in _BUILT_IN
     model = resolve(_registrations[name].model)
