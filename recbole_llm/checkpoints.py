@@ -45,7 +45,7 @@ def load_trained(
     item_features_file: str | Path | None = None,
     feature_cache_dir: str | Path | None = None,
 ) -> tuple[Any, Any]:
-    """Model in evaluation mode, on the device of its configuration, and the dataset of its training split.
+    """Load a model in evaluation mode, on the device of its configuration, with the dataset of its training split.
 
     Args:
         checkpoint: as for :func:`load_run`, like the rest.

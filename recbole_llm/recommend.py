@@ -94,7 +94,7 @@ def open_model(
     item_features_file: str | Path | None = None,
     feature_cache_dir: str | Path | None = None,
 ) -> Export:
-    """A trained model, ready to recommend.
+    """Open a trained model, ready to recommend.
 
     Args:
         path: the folder of an export, or a checkpoint (``.pth``) of LLMTwoTower, or a folder of checkpoints, of which the
@@ -152,7 +152,7 @@ def recommend_users(
     counts: Counts | None = None,
     rules: Rules = NO_RULES,
 ) -> Iterator[Row]:
-    """The best items of many users, in bounded memory.
+    """Find the best items of many users, in bounded memory.
 
     Args:
         export: of :func:`open_model`.
@@ -211,7 +211,7 @@ def recommend_items(
     skip_unknown: bool = False,
     rules: Rules = NO_RULES,
 ) -> Recommendation:
-    """The best items for somebody who likes ``items``: a user that the model has never seen.
+    """Find the best items for somebody who likes ``items``: a user that the model has never seen.
 
     Args:
         export: of :func:`open_model`.
@@ -232,7 +232,7 @@ def recommend_items(
 
 
 def recommend_text(export: Export, text: str, *, k: int = 10, rules: Rules = NO_RULES) -> Recommendation:
-    """The best items for a free text, as if it described an item that the user likes.
+    """Find the best items for a free text, as if it described an item that the user likes.
 
     Args:
         export: of :func:`open_model`.
@@ -256,7 +256,7 @@ def recommend_text(export: Export, text: str, *, k: int = 10, rules: Rules = NO_
 
 
 def similar_items(export: Export, item: str, *, k: int = 10) -> Recommendation:
-    """The items whose vectors point the same way as one's, with the cosines as scores.
+    """Find the items whose vectors point the same way as one's, with the cosines as scores.
 
     Args:
         export: of :func:`open_model`.
@@ -270,7 +270,7 @@ def similar_items(export: Export, item: str, *, k: int = 10) -> Recommendation:
 
 
 def rows_of(answer: Recommendation, user: str) -> Iterator[Row]:
-    """An answer as rows for :func:`write_rows`.
+    """Turn an answer into rows for :func:`write_rows`.
 
     Args:
         answer: to a user, a list of items or a text.
@@ -341,7 +341,7 @@ def _batches(users: Iterable[str]) -> Iterator[list[str]]:
 
 
 def names(ids: Sequence[str]) -> str:
-    """Ids for a message: the first few, and how many more there are."""
+    """List ids for a message: the first few, and how many more there are."""
     more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
     return ", ".join(map(repr, ids[:NAMED])) + more
 
@@ -409,7 +409,7 @@ class _Parquet:
 
 
 def check_output(path: str | Path) -> Path:
-    """The path, if its ending is a format that :func:`write_rows` knows.
+    """Return the path, if its ending is a format that :func:`write_rows` knows.
 
     Raises:
         ValueError: on another ending.

@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
 
 
 def kernels() -> dict[str, str]:
-    """The kernel package that is imported: its file, its version and the distributions that hold it.
+    """Describe the kernel package that is imported: its file, its version and the distributions that hold it.
 
     recbole-llm ships the package, and recbole-llm-kernels is the package alone. Where both are installed the files are the same,
     and the one installed last wrote them.

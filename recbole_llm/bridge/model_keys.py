@@ -28,7 +28,7 @@ _MODELS = tuple(
 
 
 def keys_read_by(model: str) -> frozenset[str] | None:
-    """The configuration keys that a model reads: RecBole's own of every model, and those of its code and its YAML file.
+    """List the configuration keys that a model reads: RecBole's own of every model, and those of its code and its YAML file.
 
     Args:
         model: its name.
@@ -48,7 +48,7 @@ def keys_read_by(model: str) -> frozenset[str] | None:
 
 
 def unread_keys(model: str, given: Iterable[str]) -> list[str]:
-    """The keys among ``given`` that the model does not read, sorted.
+    """List the keys among ``given`` that the model does not read, sorted.
 
     Keys of ours are none of them, whatever the model: one file is often given to several models.
     """
@@ -59,7 +59,7 @@ def unread_keys(model: str, given: Iterable[str]) -> list[str]:
 
 
 def near_key(key: str, known: Iterable[str]) -> str | None:
-    """The key of ``known`` that ``key`` looks like; ``None`` if there is none."""
+    """Find the key of ``known`` that ``key`` looks like; ``None`` if there is none."""
     names = sorted(known)
     near = [name for name in names if name.lower() == key.lower()]
     near = near or difflib.get_close_matches(key, names, n=1, cutoff=MISSPELLING_RATIO)

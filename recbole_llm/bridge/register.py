@@ -1,4 +1,4 @@
-"""Makes models of ours known to every place where RecBole looks a model up by its name."""
+"""Register models by name; :mod:`recbole_llm.bridge.lookups` lets RecBole find them."""
 
 import importlib.util
 import sys
@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
-from recbole_llm.bridge.evaluation import hooks
 from recbole_llm.bridge.repairs.registry import override
 
 # RecBole's get_model finds a class in the module of its lower-case name in one of five packages; this is the first it
@@ -155,8 +154,17 @@ def registered(name: str) -> Registration | None:
     return registration
 
 
+def take_over(name: str, kind: type) -> None:
+    """Register a class that a ``Config`` was given, in the place of another class of its name."""
+    known = _registrations.get(name)
+    if known is None:
+        register_model(kind)
+    elif resolve(known.model) is not kind:  # such as a cell of a notebook that ran again
+        _set(replace(known, model=kind))
+
+
 def is_ours(name: str) -> bool:
-    """Whether a registered model is LLMTwoTower or a subclass of it."""
+    """Return whether a registered model is LLMTwoTower or a subclass of it."""
     if name in _BUILT_IN or name not in _registrations:
         return name in _BUILT_IN
     model = resolve(_registrations[name].model)
@@ -197,9 +205,6 @@ def resolve(target: Target) -> Any:
         raise ImportError(f"{target} cannot be imported: {error}") from error
 
 
-# ---------------------------------------------------------------- lookups
-
-
 class _ModelLoader:
     """Loads the module in which get_model expects a registered model."""
 
@@ -226,136 +231,15 @@ def find_model_spec(module_name: str) -> ModuleSpec | None:
     return None
 
 
-def _serve(module: ModuleType, suffix: str, target_of: Callable[[Registration], Target | None]) -> None:
-    """Make ``module.<name><suffix>`` available for every registered model that brings one."""
-    stock = vars(module).get("__getattr__")
-    if getattr(stock, "__module__", None) == __name__:
-        return
-
-    def __getattr__(attribute: str) -> Any:  # noqa: N807
-        found = registered(attribute.removesuffix(suffix)) if attribute.endswith(suffix) else None
-        target = None if found is None else target_of(found)
-        if target is not None:
-            return resolve(target)
-        if stock is not None:
-            return stock(attribute)
-        raise AttributeError(f"module {module.__name__!r} has no attribute {attribute!r}")
-
-    module.__dict__["__getattr__"] = __getattr__
-
-
-def _trainers(module: ModuleType) -> None:
-    """get_trainer (utils/utils.py:88) asks ``recbole.trainer`` for <name>Trainer."""
-    _serve(module, "Trainer", lambda registration: registration.trainer)
-
-
-def _datasets(module: ModuleType) -> None:
-    """create_dataset (data/utils.py:41) asks ``recbole.data.dataset`` for <name>Dataset."""
-    _serve(module, "Dataset", lambda registration: registration.dataset)
-
-
-def _models(module: ModuleType) -> None:
-    """``from recbole.model.general_recommender import <name>``, as for stock models."""
-    _serve(module, "", lambda registration: registration.model)
-
-
-def _defaults(module: ModuleType) -> None:
-    """Config (configurator.py:238) reads overall.yaml, then the model's YAML, then the dataset's: ours comes second."""
-
-    def make(stock: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-        def _update_internal_config_dict(self: Any, file: str) -> Any:
-            result = stock(self, file)
-            registration = registered(self.model)
-            if registration is not None and registration.yaml is not None and Path(file).name == "overall.yaml":
-                own = stock(self, str(registration.yaml)) or {}
-                _reject_overwritten(registration, own, Path(file).parent / "dataset" / "sample.yaml", self.yaml_loader)
-            return result
-
-        return _update_internal_config_dict
-
-    override(module.Config, "_update_internal_config_dict", make)
-
-
-def _classes(module: ModuleType) -> None:
-    """Config (configurator.py:202) takes a class, and run_recbole (quick_start.py:137) looks it up by its name."""
-
-    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
-        def _get_model_and_dataset(self: Any, model: Any, dataset: Any) -> Any:
-            found = stock(self, model, dataset)
-            name, kind, _ = found
-            if not kind.__module__.startswith("recbole."):
-                known = _registrations.get(name)
-                if known is None:
-                    register_model(kind)
-                elif resolve(known.model) is not kind:  # such as a cell of a notebook that ran again
-                    _set(replace(known, model=kind))
-            return found
-
-        return _get_model_and_dataset
-
-    override(module.Config, "_get_model_and_dataset", make)
-
-
-def _configuration(module: ModuleType) -> None:
-    _defaults(module)
-    _classes(module)
-
-
-def _reject_overwritten(registration: Registration, own: dict[str, Any], sample: Path, loader: Any) -> None:
-    import yaml
-
-    lost = sorted(set(own) & set(yaml.load(sample.read_text(encoding="utf-8"), Loader=loader)))
-    if lost:
-        raise ValueError(
-            f"{registration.yaml} sets {', '.join(lost)}, which RecBole's properties/dataset/sample.yaml overwrites. "
-            "Set it in a configuration file, or let the model's dataset class see to it."
-        )
-
-
-def _dataset_keys(module: ModuleType) -> None:
-    """A saved dataset is used again if no key of this list changed (data/utils.py:63): ours belong to it."""
-    from recbole_llm.bridge.options import DATASET_KEYS
-
-    module.dataset_arguments.extend(key for key in DATASET_KEYS if key not in module.dataset_arguments)
-
-
-def _dataloaders(module: ModuleType) -> None:
-    """get_dataloader (data/utils.py:241) has a table inside the function; a registered model's choice comes first."""
-
-    def make(stock: Callable[[Any, str], type]) -> Callable[[Any, str], type]:
-        def get_dataloader(config: Any, phase: str) -> type:
-            registration = registered(config["model"])
-            if phase == "train" and registration is not None and registration.train_dataloader is not None:
-                choose = registration.train_dataloader
-                if isinstance(choose, str):
-                    choose = resolve(choose)
-                own = choose(config)
-                if own is not None:
-                    return own
-            return stock(config, phase)
-
-        return get_dataloader
-
-    override(module, "get_dataloader", make)
-
-
-def _flops(module: ModuleType) -> None:
-    """get_flops (utils/utils.py:250) deep-copies the model, feature tables included."""
-
-    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
-        def get_flops(model: Any, *args: Any, **kwargs: Any) -> Any:
-            known = (registered(kind.__name__) for kind in type(model).__mro__ if kind.__name__ in _registrations)
-            registration = next(known, None)
-            if registration is not None and registration.count_flops is False:
-                return float("nan")
-            return stock(model, *args, **kwargs)
-
-        return get_flops
-
-    override(module, "get_flops", make)
-
-
 # ---------------------------------------------------------------- other processes
+
+
+def put_entry_points(module: ModuleType) -> None:
+    """Replace the functions of RecBole's quick start that other processes begin with."""
+    for own in (run_recboles, objective_function):
+        if getattr(module, own.__name__) is not own:
+            _stock_functions[own.__name__] = getattr(module, own.__name__)
+        override(module, own.__name__, lambda stock, own=own: own, keep_name=False)  # type: ignore[misc]
 
 
 def run_recboles(rank: int, *args: Any) -> None:
@@ -379,26 +263,6 @@ def _stock(name: str) -> Callable[..., Any]:
         importlib.import_module("recbole.quick_start.quick_start")
     return _stock_functions[name]
 
-
-def _entry_points(module: ModuleType) -> None:
-    for own in (run_recboles, objective_function):
-        if getattr(module, own.__name__) is not own:
-            _stock_functions[own.__name__] = getattr(module, own.__name__)
-        override(module, own.__name__, lambda stock, own=own: own, keep_name=False)  # type: ignore[misc]
-
-
-HOOKS: dict[str, Callable[[ModuleType], None]] = {
-    "recbole.trainer": _trainers,
-    "recbole.trainer.trainer": hooks.evaluation,
-    "recbole.evaluator.collector": hooks.collector,
-    "recbole.data.dataset": _datasets,
-    MODEL_PACKAGE: _models,
-    "recbole.config.configurator": _configuration,
-    "recbole.utils.argument_list": _dataset_keys,
-    "recbole.data.utils": _dataloaders,
-    "recbole.utils.utils": _flops,
-    "recbole.quick_start.quick_start": _entry_points,
-}
 
 _BUILT_IN = ("LLMTwoTower",)
 _registrations["LLMTwoTower"] = Registration(

@@ -10,7 +10,7 @@ from recbole_llm.bridge.experiments.latex import as_latex
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``recbole-llm compare``."""
+    """Add the options of ``recbole-llm compare``."""
     parser.add_argument("--models", "-m", required=True, help="names separated by commas: EASE,LightGCN,LLMTwoTower")
     parser.add_argument(
         "--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data-path"
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_compare(options: argparse.Namespace, config_files: Sequence[str], overrides: Sequence[str]) -> int:
-    """The command; 1 if no model finished."""
+    """Run the command; 1 if no model finished."""
     models = [name.strip() for name in options.models.split(",") if name.strip()]
     quiet = [value for value in ("--show_progress=False", "--state=WARNING") if _key(value) not in map(_key, overrides)]
     found = compare(

@@ -18,7 +18,7 @@ from recbole_llm.reporting.words import quality_of
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``recbole-llm export``."""
+    """Add the arguments of ``recbole-llm export``."""
     parser.add_argument(
         "checkpoint", help="what 'recbole-llm run' saved (saved/LLMTwoTower-....pth), or its folder for the newest one"
     )
@@ -88,7 +88,7 @@ def _metrics(file: str | None) -> dict[str, Any]:
 
 
 def build_index(tables: ModelTables, history: Any) -> tuple[Mapping[str, Any], bytes]:
-    """An IVF index of the items, its probes chosen by queries of the training users.
+    """Build an IVF index of the items, its probes chosen by queries of the training users.
 
     Args:
         tables: of the model.

@@ -7,7 +7,7 @@ from recbole_llm.commands.output import json_ready
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``recbole-llm info``."""
+    """Add the arguments of ``recbole-llm info``."""
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     parser.add_argument("--cache", action="store_true", help="only the stored vectors, encoder by encoder")
     parser.add_argument("--prune", type=float, metavar="DAYS", help="remove vectors that no run used for so many days")

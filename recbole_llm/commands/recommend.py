@@ -90,7 +90,7 @@ def _not_of_training(record: logging.LogRecord) -> bool:
 
 
 def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``recbole-llm recommend``."""
+    """Add the options of ``recbole-llm recommend``."""
     _add_model(parser)
     who = parser.add_mutually_exclusive_group()
     who.add_argument(
@@ -140,7 +140,7 @@ def _rules(options: argparse.Namespace, model: Export) -> Rules:
 
 
 def run_recommend(options: argparse.Namespace) -> int:
-    """The command.
+    """Run the command.
 
     Raises:
         ValueError: as the functions above, on unknown ids, or where all users are asked for without an output.
@@ -238,7 +238,7 @@ def _known(answer: Callable[[], Any]) -> Any:
 
 
 def add_similar_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``recbole-llm similar``."""
+    """Add the options of ``recbole-llm similar``."""
     _add_model(parser)
     parser.add_argument("--item", required=True, metavar="ID", help="an item")
     parser.add_argument("--k", type=int, default=10, help="how many (default: 10)")
@@ -250,7 +250,7 @@ def add_similar_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_similar(options: argparse.Namespace) -> int:
-    """The command.
+    """Run the command.
 
     Raises:
         ValueError: as :func:`open_model`, or if no item has the id.

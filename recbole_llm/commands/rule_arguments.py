@@ -14,7 +14,7 @@ _STEP = re.compile(r"(?P<sign>[+-]|x)(?P<number>.+)")
 
 
 def add_rule_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the options."""
     rules = parser.add_argument_group(
         "rules", "which items may appear, and what moves them; docs/recommending.md says how"
     )
@@ -49,7 +49,7 @@ def rules_of(
     kinds: Mapping[str, str],
     ids_of: Callable[[Sequence[str] | None, str | None], list[str] | None],
 ) -> Rules:
-    """The rules that the options name.
+    """Collect the rules that the options name.
 
     Args:
         options: parsed.

@@ -17,7 +17,7 @@ OURS = "LLMTwoTower"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``recbole-llm run``."""
+    """Add the arguments of ``recbole-llm run``."""
     parser.add_argument("--model", "-m", default=OURS, help="LLMTwoTower or any model of RecBole")
     parser.add_argument(
         "--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data-path"

@@ -25,7 +25,7 @@ log = logging.getLogger("recbole_llm.serving")
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``recbole-llm serve``."""
+    """Add the arguments of ``recbole-llm serve``."""
     limits = Limits()
     parser.add_argument(
         "export", metavar="DIR", help="an export, a link to one, or a folder of exports (newest served)"
@@ -107,7 +107,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """Settings of the command's options.
+    """Read the settings off the command's options.
 
     Raises:
         ValueError: on options that do not go together, or an export that is not there.

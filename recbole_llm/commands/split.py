@@ -8,7 +8,7 @@ from recbole_llm.importing.cold_split import split_dataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``recbole-llm split``."""
+    """Add the options of ``recbole-llm split``."""
     parser.add_argument("dataset", help="ml-100k, or a folder of atomic files in --data-path")
     parser.add_argument("--cold-items", type=float, default=0.15, help="share of the items hidden from training")
     parser.add_argument("--seed", type=int, default=0, help="of the choice and of the split")
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_split(options: argparse.Namespace) -> int:
-    """The command: write the files and print the report and what to run next."""
+    """Run the command: write the files and print the report and what to run next."""
     report = split_dataset(
         options.dataset,
         options.output,

@@ -10,7 +10,7 @@ from recbole_llm.bridge.experiments.tuning import ALGORITHMS, line_of, name_of, 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``recbole-llm tune``."""
+    """Add the options of ``recbole-llm tune``."""
     parser.add_argument("--model", "-m", default="LLMTwoTower", help="LLMTwoTower or any model of RecBole")
     parser.add_argument(
         "--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data-path"
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_tune(options: argparse.Namespace, config_files: Sequence[str], overrides: Sequence[str]) -> int:
-    """The command; 1 if no trial finished."""
+    """Run the command; 1 if no trial finished."""
     output = Path(options.output or f"tuning/{options.dataset}-{options.model}-{options.algo}")
     quiet = [v for v in ("--show_progress=False", "--state=WARNING") if not any(o.startswith(v[:8]) for o in overrides)]
     trials = tune(

@@ -17,7 +17,10 @@ _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def is_function(encoder: str | None) -> bool:
-    """Whether the name of an encoder is that of a function, ``module:function``: loading it runs the user's code."""
+    """Return whether the name of an encoder is that of a function, ``module:function``.
+
+    Loading it runs the user's code.
+    """
     return encoder is not None and _FUNCTION.fullmatch(encoder) is not None
 
 

@@ -31,7 +31,7 @@ class SplitReport:
     cold_rows: dict[str, int]
 
     def lines(self) -> list[str]:
-        """The report as lines."""
+        """Format the report as lines."""
         parts = ", ".join(f"{part} {self.rows[part]} ({self.cold_rows[part]} cold)" for part in self.rows)
         return [
             f"{self.cold_items} of {self.items} items have no training interaction",

@@ -38,23 +38,23 @@ class InteractionColumns:
     others: dict[str, str] = field(default_factory=dict)
 
     def used(self) -> list[str]:
-        """The columns that are there, in the order of the atomic file."""
+        """List the columns that are there, in the order of the atomic file."""
         return [name for name in (self.user, self.item, self.rating, self.label, self.time) if name]
 
 
 def simple_name(name: str) -> str:
-    """A column's name in lower case, letters and digits of any script only."""
+    """Reduce a column's name to lower case, letters and digits of any script."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
 def by_name(names: Iterable[str], known: Sequence[str]) -> list[str]:
-    """Those of ``names`` that are known, in the order of ``known``."""
+    """Find those of ``names`` that are known, in the order of ``known``."""
     ranked = [(known.index(simple_name(name)), name) for name in names if simple_name(name) in known]
     return [name for _, name in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def require(source: Source, flag: str, name: str) -> str:
-    """``name`` if it is a column of ``source``.
+    """Return ``name`` if it is a column of ``source``.
 
     Raises:
         ValueError: naming the flag and the columns there are.
@@ -68,7 +68,7 @@ def require(source: Source, flag: str, name: str) -> str:
 
 
 def listed(source: Source) -> str:
-    """The columns of a table for a message; of very many the first."""
+    """List the columns of a table for a message; of very many the first."""
     shown = [repr(name) for name in source.names[:50]] + (["..."] if len(source.names) > 50 else [])
     unreadable = "".join(f"; not usable: {name} ({why})" for name, why in list(source.unused.items())[:10])
     return ", ".join(shown) + unreadable
@@ -206,7 +206,9 @@ def _is_moment(first: Batch, name: str, notation: Notation) -> bool:
 
 
 def field_names(columns: Sequence[str], taken: Iterable[str], prefix: str, source: Source) -> dict[str, str]:
-    """Names for RecBole: letters (with their marks), digits and underscores, none of ``taken`` (those get ``prefix`` in front).
+    """Make names for RecBole: letters (with their marks), digits and underscores.
+
+    A name among ``taken`` gets ``prefix`` in front.
 
     Raises:
         ValueError: if two columns get the same name.
@@ -226,7 +228,7 @@ def field_names(columns: Sequence[str], taken: Iterable[str], prefix: str, sourc
 
 
 def is_amount(name: str, sample: Sequence[str]) -> bool:
-    """Whether numbers are amounts, to be stored as float, and neither codes (ids, postal codes) nor years."""
+    """Return whether numbers are amounts, to be stored as float, and neither codes (ids, postal codes) nor years."""
     simple = simple_name(name)
     coded = simple.endswith(("id", "code", "zip", "isbn", "phone", "sku", "ean", "upc", "gtin"))
     years = "year" in simple and all(map(_YEAR.fullmatch, sample))

@@ -21,7 +21,9 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
 
 @contextmanager
 def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A hidden folder beside ``folder`` that takes its name when the block ends well, and is removed when it does not.
+    """Open a hidden folder beside ``folder``.
+
+    It takes that name when the block ends well, and is removed when it does not.
 
     A process that is killed leaves the hidden folder; the next import of this dataset removes it, told by its lock that
     nobody works in it any more.

@@ -52,7 +52,7 @@ class DateFormat:
 
     @classmethod
     def of(cls, form: str) -> "DateFormat":
-        """The notation that a format of ``strptime`` describes.
+        """Parse a format of ``strptime``.
 
         Raises:
             ValueError: if it holds an unknown directive, one twice, or no year, month and day.
@@ -144,7 +144,7 @@ def _wrong(form: str, why: str) -> ValueError:
 
 
 def day_and_month(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The first and second number of dates such as 5/31/2024, int64 ``[rows]`` each; 0 for other strings."""
+    """Read the first and second number of dates such as 5/31/2024, int64 ``[rows]`` each; 0 for other strings."""
     found = pc.extract_regex(values, NUMERIC_DATE)
     first, second = (
         pc.cast(pc.struct_field(found, name), pa.int64()).fill_null(0).to_numpy(zero_copy_only=False) for name in "ab"
@@ -153,7 +153,7 @@ def day_and_month(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def numeric_format(day_first: bool) -> DateFormat:
-    """Dates such as 31/05/2024 12:00, with slashes, points or hyphens and with or without a clock."""
+    """Build the format of dates such as 31/05/2024 12:00, with slashes, points or hyphens and with or without a clock."""
     day, month = ("a", "b") if day_first else ("b", "a")
     pattern = NUMERIC_DATE.replace("(?P<sep>", "(?:")
     for group, name in ((day, "d"), (month, "m")):
@@ -162,7 +162,7 @@ def numeric_format(day_first: bool) -> DateFormat:
 
 
 def compact_format(with_clock: bool) -> DateFormat:
-    """Dates such as 20240531, or 20240531120000."""
+    """Build the format of dates such as 20240531, or 20240531120000."""
     date = r"(?P<Y>\d{4})(?P<m>\d{2})(?P<d>\d{2})"
     clock = r"(?P<H>\d{2})(?P<M>\d{2})(?P<S>\d{2})"
     return DateFormat(f"^{date}{clock}$" if with_clock else f"^{date}$", "year, month and day without separators")

@@ -46,7 +46,7 @@ class IdColumn:
         self._chunks: list[pa.DictionaryArray] = []
 
     def problems(self, values: pa.Array) -> tuple[np.ndarray, pa.DictionaryArray]:
-        """What is wrong with ids.
+        """Say what is wrong with ids.
 
         Args:
             values: ``string`` array ``[rows]``.
@@ -64,7 +64,7 @@ class IdColumn:
         self._chunks.append(encoded if alive.all() else encoded.filter(pa.array(alive)))
 
     def finish(self) -> np.ndarray:
-        """A code per row, int32: the place of its id in ``ids``, which is set.
+        """Set ``ids``, and return a code per row, int32: the place of its id there.
 
         Raises:
             ValueError: if the distinct ids are longer than 2 GiB together.
@@ -105,7 +105,7 @@ def _true(mask: pa.Array) -> np.ndarray:
 
 
 def look_alikes(ids: pa.Array) -> list[tuple[str, str]]:
-    """Pairs of different ids that are equal without the white space around them and in Unicode's form NFC."""
+    """Find pairs of different ids that are equal without the white space around them and in Unicode's form NFC."""
     usual = pc.and_(pc.string_is_ascii(ids), pc.equal(pc.utf8_trim_whitespace(ids), ids))
     unusual = {value: _plain(value) for value in ids.filter(pc.invert(usual)).to_pylist()}
     unusual = {value: plain for value, plain in unusual.items() if value != plain}

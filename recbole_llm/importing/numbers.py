@@ -14,7 +14,7 @@ _SURE_COMMA = r"^[+-]?(?:\d{4,},\d+|\d*,(?:\d{1,2}|\d{4,})|\d{1,3}(?:\.\d{3})+,\
 
 
 def cast_or_null(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Strings as numbers or times; null for those that are none."""
+    """Cast strings to numbers or times; null for those that are none."""
     try:
         return pc.cast(values, kind)
     except pa.ArrowInvalid:
@@ -25,7 +25,10 @@ def cast_or_null(values: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def numbers(values: pa.Array) -> np.ndarray:
-    """Float64 ``[rows]``; NaN where a trimmed string is missing or no finite number with a decimal point."""
+    """Parse strings to float64 ``[rows]``.
+
+    NaN stands where a trimmed string is missing or no finite number with a decimal point.
+    """
     try:
         found = pc.cast(values, pa.float64())
     except pa.ArrowInvalid:
@@ -76,7 +79,7 @@ class NumberReader:
         return found
 
     def strings(self, values: pa.Array) -> tuple[np.ndarray, pa.Array]:
-        """As :meth:`read`, and the numbers as an atomic file holds them: as written, if RecBole reads that."""
+        """Read as :meth:`read`, and return the numbers as an atomic file holds them: as written, if RecBole reads that."""
         found = self.read(values)
         return found, number_strings(found) if self.rewrites else values
 
@@ -142,7 +145,7 @@ class LabelReader:
 
 
 def number_strings(values: np.ndarray) -> pa.Array:
-    """Float64 ``[rows]`` as the shortest decimal strings that read back the same; null for NaN."""
+    """Write float64 ``[rows]`` as the shortest decimal strings that read back the same; null for NaN."""
     array = pa.array(values, from_pandas=True)
     whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), 2.0**53))
     integers = pc.cast(pc.cast(pc.if_else(whole, array, None), pa.int64()), pa.string())

@@ -149,7 +149,7 @@ class ParquetSource(Source):
         return self.error(f"column {name!r} holds a text of {length:,} bytes; at most {limits.MAX_RECORD:,} are read.")
 
     def batches(self, names: Sequence[str] | None = None, progress: bool = False) -> Iterator[Batch]:
-        """See :meth:`Source.batches`."""
+        """Read as :meth:`Source.batches` says."""
         wanted = self.names if names is None else list(names)
         most = ROWS if names is not None else ROWS // 16
         size = min([most, *(self._limits.get(name, most) for name in wanted)])
@@ -217,7 +217,7 @@ def _longest_of(probe: pq.ParquetFile, group: int, paths: Sequence[str]) -> dict
 
 
 def as_strings(array: pa.Array) -> pa.Array:
-    """Any flat Arrow array as strings: whole floats without a decimal point, NaN as null, lists joined."""
+    """Convert any flat Arrow array to strings: whole floats without a decimal point, NaN as null, lists joined."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         return as_strings(array.cast(kind.value_type))

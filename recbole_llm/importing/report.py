@@ -80,7 +80,7 @@ class TableReport:
         self.drop(reason, count, places)
 
     def lines(self) -> list[str]:
-        """The report as text."""
+        """Format the report as text."""
         lines = [
             f"{self.file}: {self.rows_read:,} rows read, {self.rows_kept:,} kept, "
             f"{sum(self.dropped.values()):,} dropped"
@@ -126,7 +126,7 @@ class EntityReport(TableReport):
     text_length: dict[str, float] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """The report as text."""
+        """Format the report as text."""
         lines = super().lines()
         if self.added:
             lines.append(
@@ -154,7 +154,7 @@ class EntityReport(TableReport):
 
 
 def share(part: int, whole: int) -> str:
-    """A share for people: what is neither none nor all is not rounded to 0% or 100%."""
+    """Format a share for people; what is neither none nor all is not rounded to 0% or 100%."""
     percent = 100 * part / max(whole, 1)
     if part and percent < 1:
         return "less than 1%"
@@ -195,7 +195,7 @@ class ImportReport:
     seconds: float = 0.0
 
     def lines(self) -> list[str]:
-        """The report as text."""
+        """Format the report as text."""
         lines = self.interactions.lines()
         lines.append(f"  {self.n_users:,} users, {self.n_items:,} items")
         for table in (self.items, self.users):
@@ -206,5 +206,5 @@ class ImportReport:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """The report for JSON."""
+        """Convert the report for JSON."""
         return {**asdict(self), "folder": str(self.folder), "config_file": str(self.config_file)}

@@ -9,12 +9,12 @@ from recbole_llm.importing.report import ImportReport
 
 
 def run_command(report: ImportReport) -> str:
-    """The command to run next, quoted for a shell where a path holds blanks."""
+    """Write the command to run next, quoted for a shell if a path holds blanks."""
     return shlex.join(["recbole-llm", "run", "--dataset", report.dataset, "--config_files", str(report.config_file)])
 
 
 def settings(report: ImportReport, data_path: str | Path, fields: Sequence[str]) -> str:
-    """The YAML to run RecBole with, in the form of recbole_llm/properties/LLMTwoTower.yaml."""
+    """Write the YAML to run RecBole with, in the form of recbole_llm/properties/LLMTwoTower.yaml."""
     import yaml
 
     def show(value: Any) -> str:

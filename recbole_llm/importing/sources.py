@@ -16,7 +16,7 @@ QUOTING = ("auto", "csv", "none")
 def open_source(
     path: str | Path, *, separator: str | None = None, quoting: str = "auto", encoding: str = "utf-8"
 ) -> Source:
-    """A table, its format told by its name and first bytes.
+    """Open a table, its format told by its name and first bytes.
 
     Args:
         path: ``.csv``, ``.tsv``, ``.txt``, RecBole atomic files, ``.jsonl``, ``.ndjson``, ``.json`` (an object a

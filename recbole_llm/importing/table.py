@@ -72,14 +72,14 @@ class Source(ABC):
         """Read from the start; ``names`` limits the columns."""
 
     def error(self, message: str) -> ValueError:
-        """A ``ValueError`` of one line that names the file."""
+        """Build a ``ValueError`` of one line that names the file."""
         text = "".join(c if c.isprintable() else "?" for c in f"{self.path.name}: {message}")
         if len(text) > limits.MAX_MESSAGE:
             text = f"{text[: limits.MAX_MESSAGE // 2]} ... {text[-limits.MAX_MESSAGE // 2 :]}"
         return ValueError(text)
 
     def is_typed(self, batch: Batch, name: str) -> bool:
-        """Whether a column holds numbers that the format itself wrote, so that their decimal sign is a point."""
+        """Return whether a column holds numbers that the format itself wrote, so that their decimal sign is a point."""
         kinds = batch.kinds.get(name, set())
         return name in self.numeric or (Number in kinds and kinds <= {Number, type(None)})
 
@@ -124,10 +124,10 @@ class OneKind:
 
 
 def is_nameless(name: str) -> bool:
-    """Whether a column has no name of its own: its header cell is empty, or pandas made one up for its index."""
+    """Return whether a column has no name of its own: its header cell is empty, or pandas made one up for its index."""
     return name.startswith("unnamed ") or INDEX_NAME.fullmatch(name) is not None
 
 
 def joined(cells: Sequence[Any]) -> str:
-    """The parts of a list as one text; missing and empty parts are left out."""
+    """Join the parts of a list to one text; missing and empty parts are left out."""
     return ", ".join(str(cell) for cell in cells if cell is not None and str(cell).strip())

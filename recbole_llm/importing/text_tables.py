@@ -172,7 +172,7 @@ class CsvSource(_TextSource):
         )
 
     def batches(self, names: Sequence[str] | None = None, progress: bool = False) -> Iterator[Batch]:
-        """See :meth:`Source.batches`."""
+        """Read as :meth:`Source.batches` says."""
         self.blank_lines = self.multiline_cells = 0
         wanted = self.names if names is None else list(names)
         with _cell_limit(), self._stream(progress) as (stream, advance):
@@ -309,7 +309,7 @@ class JsonSource(_TextSource):
         self.names = list(seen)
 
     def batches(self, names: Sequence[str] | None = None, progress: bool = False) -> Iterator[Batch]:
-        """See :meth:`Source.batches`."""
+        """Read as :meth:`Source.batches` says."""
         self.blank_lines = 0
         wanted = self.names if names is None else list(names)
         size, self._line = FIRST_ROWS, 0

@@ -97,7 +97,10 @@ class TimeReader:
         return int(telling[0])
 
     def seconds(self, values: pa.Array) -> np.ndarray:
-        """Float64 ``[rows]`` of trimmed strings; NaN where one is missing, no time, or of another unit's size."""
+        """Parse trimmed strings to float64 ``[rows]``.
+
+        NaN stands where one is missing, no time, or of another unit's size.
+        """
         if self.unit == "iso":
             return self._dates(values)
         if self.unit == "format":

@@ -19,7 +19,7 @@ NA_STRINGS = frozenset(
 
 
 def trimmed(values: pa.Array) -> pa.Array:
-    """Strings without white space around them; null where nothing or a word for a missing value is left."""
+    """Trim strings; null where nothing or a word for a missing value is left."""
     values = pc.utf8_trim_whitespace(values)
     absent = pc.or_(pc.equal(values, ""), pc.is_in(values, value_set=pa.array(sorted(NA_STRINGS))))
     return pc.if_else(absent, None, values)
@@ -46,7 +46,7 @@ _SPACE = re.compile(r"\s+")
 
 
 def clean_text(text: str, keep_html: bool = False) -> str:
-    """A text in one line: no HTML tags and entities, control characters and runs of white space; Unicode's form NFC.
+    """Clean a text to one line: no HTML tags and entities, control characters and runs of white space; Unicode's form NFC.
 
     Args:
         text: any string.
@@ -113,7 +113,7 @@ def _character(entity: re.Match[str]) -> str:
 
 
 def protected(cell: str) -> str:
-    """A cell that RecBole's reader keeps: a space goes before a leading quote, or before a word read as missing.
+    """Change a cell so that RecBole's reader keeps it: a space goes before a leading quote, or before a word read as missing.
 
     RecBole splits ``token_seq`` at spaces and drops empty parts; our reader strips cells: to both it is the same text.
     """
@@ -121,7 +121,7 @@ def protected(cell: str) -> str:
 
 
 def quantiles(values: Iterable[int] | Any) -> dict[str, float]:
-    """Smallest, mean, median, 95th percentile and largest value; empty for none."""
+    """Compute smallest, mean, median, 95th percentile and largest value; empty for none."""
     array = np.asarray(values, dtype=np.float64)
     if not array.size:
         return {}

@@ -24,7 +24,7 @@ class TradeOff(Protocol):
     """Gains of candidates, given those chosen so far."""
 
     def gains(self) -> np.ndarray:
-        """``[n]`` float32 or float64, -inf for closed candidates."""
+        """Compute what each candidate would add, ``[n]`` float32 or float64, -inf for closed candidates."""
 
     def close(self, at: int) -> None:
         """Take a candidate out of the choice."""
@@ -66,15 +66,15 @@ class MarginalRelevance:
         self._vectors = np.concatenate([self._vectors, vectors])
 
     def gains(self) -> np.ndarray:
-        """As :meth:`TradeOff.gains`."""
+        """Compute what :meth:`TradeOff.gains` says."""
         return self._value - self._nearest
 
     def close(self, at: int) -> None:
-        """As :meth:`TradeOff.close`."""
+        """Close as :meth:`TradeOff.close` says."""
         self._value[at] = -np.inf
 
     def choose(self, at: int) -> None:
-        """As :meth:`TradeOff.choose`."""
+        """Choose as :meth:`TradeOff.choose` says."""
         likeness = self._vectors @ (np.float32(self.weight) * self._vectors[at])
         if self._chosen:
             np.maximum(self._nearest, likeness, out=self._nearest)
@@ -127,7 +127,10 @@ class Calibrated:
         self._value = np.concatenate([self._value, (1 - self.weight) * relevance])
 
     def gains(self) -> np.ndarray:
-        """As :meth:`TradeOff.gains`; only the values of a candidate change the logarithms of the list without it."""
+        """Compute what :meth:`TradeOff.gains` says.
+
+        Only the values of a candidate change the logarithms of the list without it.
+        """
         step = (1 - ALPHA) / (self._size + 1)
         before = step * self._counts + ALPHA * self._p
         logs = np.log(before)
@@ -138,11 +141,11 @@ class Calibrated:
         return gains
 
     def close(self, at: int) -> None:
-        """As :meth:`TradeOff.close`."""
+        """Close as :meth:`TradeOff.close` says."""
         self._value[at] = -np.inf
 
     def choose(self, at: int) -> None:
-        """As :meth:`TradeOff.choose`."""
+        """Choose as :meth:`TradeOff.choose` says."""
         own = self._of == at
         np.add.at(self._counts, self._which[own], self._share[own])
         self._size += 1
@@ -150,7 +153,7 @@ class Calibrated:
 
 
 def mix_of(values: Sequence[Sequence[str]], weights: np.ndarray) -> dict[str, float]:
-    """Shares of values in a history; empty where no item of positive weight has one.
+    """Compute the shares of values in a history; empty if no item of positive weight has one.
 
     Args:
         values: of each item, each once.

@@ -84,7 +84,7 @@ class AttributeIndex:
         return result
 
     def having(self, name: str, values: list[Any], n_rows: int) -> np.ndarray:
-        """Rows with any of these values of a declared attribute, ``[n_rows]`` bool."""
+        """Mark the rows with any of these values of a declared attribute, ``[n_rows]`` bool."""
         return (
             self._numbers(name, values, n_rows) if self.kinds[name] == "number" else self._tokens(name, values, n_rows)
         )

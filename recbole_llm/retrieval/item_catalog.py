@@ -150,22 +150,22 @@ class Catalog:
         return self._rows(self._base_bias, self._bias, rows)
 
     def live(self) -> np.ndarray:
-        """Which rows can be recommended, ``[N]`` bool."""
+        """Mark the rows that can be recommended, ``[N]`` bool."""
         return np.concatenate([segment.bias > -np.inf for segment in self.segments()])
 
     def values(self, row: int, name: str) -> Sequence[Any]:
-        """The values of a row's attribute, each once; none where it has none."""
+        """List the values of a row's attribute, each once; none if it has none."""
         value = self.records[row].attributes.get(name)
         if isinstance(value, list):
             return value if len(value) < 2 else list(dict.fromkeys(value))
         return () if value is None else (value,)
 
     def rows_with(self, name: str, values: list[Any]) -> np.ndarray:
-        """Rows with any of these values of a declared attribute, ``[N]`` bool."""
+        """Mark the rows with any of these values of a declared attribute, ``[N]`` bool."""
         return self._attributes.having(name, values, len(self))
 
     def content(self, rows: np.ndarray) -> np.ndarray:
-        """Content vectors of rows, by whose cosine items are alike, ``[n, F]`` float32 of length 1.
+        """Return the content vectors of rows, by whose cosine items are alike, ``[n, F]`` float32 of length 1.
 
         Zero where an item has none, as items added since the export: the vectors are centred, so that 0 is the likeness of
         two items drawn at random. With several modalities the cosine is their mean. Of an export without content it is the

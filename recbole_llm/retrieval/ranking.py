@@ -27,7 +27,7 @@ class Chance(NamedTuple):
     log_length: float
 
     def relevance(self, scores: np.ndarray) -> np.ndarray:
-        """P(i|u) of scores, ``[n]`` float64."""
+        """Turn scores into P(i|u), ``[n]`` float64."""
         return 0.5 + 0.5 * np.tanh(0.5 * self.map.logit(scores, self.log_length))
 
 
@@ -55,7 +55,7 @@ class Boosting:
         self._order = sorted(range(len(boosts)), key=lambda b: boosts[b].odds is not None)
 
     def steps(self, rows: np.ndarray, scores: np.ndarray) -> list[tuple[str, np.ndarray]]:
-        """What each boost adds to each score, ``[n]`` float64 by its label; the sum over all is what is added in all."""
+        """Compute what each boost adds to each score, ``[n]`` float64 by its label; the sum over all is what is added in all."""
         found, before = [], scores
         for b in self._order:
             boost = self.boosts[b]
@@ -66,7 +66,7 @@ class Boosting:
         return found
 
     def adjusted(self, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Scores with all boosts, ``[n]`` float64."""
+        """Add all boosts to scores, ``[n]`` float64."""
         result = scores
         for b in self._order:
             boost = self.boosts[b]
@@ -138,7 +138,7 @@ class Ranking:
         self._waiting = Ranked(_NO_ROWS, np.zeros(0), np.zeros(0))
 
     def searches(self) -> list[tuple[int, np.ndarray | None]]:
-        """The first fetches, for one batch with those of others: how many, and the allowed rows."""
+        """List the first fetches, for one batch with those of others: how many, and the allowed rows."""
         return [(part.n, part.allow) for part in self._parts]
 
     def feed(self, hits: Sequence[Hits]) -> None:
@@ -167,7 +167,7 @@ class Ranking:
         self._waiting = Ranked(*(values[order] for values in merged))
 
     def take(self, n: int) -> Ranked:
-        """The next n candidates; fewer only where no more are allowed."""
+        """Take the next n candidates; fewer only if no more are allowed."""
         while True:
             open_parts = [part for part in self._parts if not part.done]
             ready = len(self._waiting.rows)
@@ -200,7 +200,7 @@ class Ranking:
 
 
 def allowed_rows(live: np.ndarray, hidden: np.ndarray, allow: np.ndarray | None) -> np.ndarray:
-    """Rows that conditions leave, ascending ``[n]`` int64.
+    """Select the rows that conditions leave, ascending ``[n]`` int64.
 
     Args:
         live: ``[N]`` bool.

@@ -55,7 +55,7 @@ class Chosen(NamedTuple):
     note: str
 
     def told(self, items: Sequence[X]) -> tuple[X, ...]:
-        """The items of an answer (:class:`Recommended`) with their boosted scores, and what rules did to them."""
+        """Describe the items of an answer (:class:`Recommended`) with their boosted scores, and what rules did to them."""
         if not any(self.applied):
             return tuple(items)
         return tuple(
@@ -156,11 +156,11 @@ class Reranking:
         self._ranking = Ranking(search, hidden, allow, self._boosting, self._first)
 
     def searches(self) -> list[tuple[int, np.ndarray | None]]:
-        """The first searches: how many items, and the allowed rows."""
+        """List the first searches: how many items, and the allowed rows."""
         return self._ranking.searches()
 
     def chosen(self, hits: Sequence[Hits]) -> Chosen:
-        """The list, from the results of :meth:`searches`."""
+        """Choose the list from the results of :meth:`searches`."""
         self._ranking.feed(hits)
         draw, explored = self._draw()
         if self._rules.diversity is None:
@@ -326,7 +326,7 @@ def reranked(
     allow: np.ndarray | None,
     subject: Subject,
 ) -> Chosen:
-    """The list of one request whose search is no part of a batch; arguments and errors as :class:`Reranking`."""
+    """Choose the list of one request whose search is no part of a batch; arguments and errors as :class:`Reranking`."""
     reranking = Reranking(rules, k, catalog, search, hidden, allow, subject)
     return reranking.chosen([search(n, hidden, mask) for n, mask in reranking.searches()])
 
@@ -356,7 +356,7 @@ def short_note(n: int, k: int, allowed: int | None = None) -> str:
 
 
 def subject_name(user: str | None, items: Sequence[str] | None = None, text_vector: np.ndarray | None = None) -> bytes:
-    """What exploration draws by for a subject: the same for the same one."""
+    """Name what exploration draws by for a subject: the same for the same one."""
     if text_vector is not None:
         return text_vector.tobytes()
     told = user if user is not None else "\n".join(items or ())

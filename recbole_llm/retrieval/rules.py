@@ -106,7 +106,7 @@ class Diversity:
             _check_count("diversity: candidates", self.candidates, 1)
 
     def pool(self, k: int) -> int:
-        """How many candidates a list of k is chosen from."""
+        """Return how many candidates a list of k is chosen from."""
         return max(k, self.candidates or max(CANDIDATES_PER_ITEM * k, MIN_CANDIDATES))
 
 
@@ -199,11 +199,11 @@ class Rules:
     # ------------------------------------------------------------------ what they cost
 
     def scans(self) -> int:
-        """Passes over the catalogue that may be needed beside the first."""
+        """Count the passes over the catalogue that may be needed beside the first."""
         return int(bool(self.boosts)) + 2 * bool(self.caps or self.boosts) + bool(self.explore)
 
     def comparisons(self, k: int) -> int:
-        """Pairs of items that diversity compares for a list of k."""
+        """Count the pairs of items that diversity compares for a list of k."""
         return 0 if self.diversity is None else k * self.diversity.pool(k)
 
 

@@ -173,7 +173,7 @@ def check_budget(bodies: Sequence[Any]) -> None:
 
 
 def rules_of(body: Any) -> Rules:
-    """The rules of a body.
+    """Read the rules of a body.
 
     Raises:
         Problem: 422 for a boost without exactly one step.

@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from recbole_llm.bridge import register
+from recbole_llm.bridge import lookups, register
 from recbole_llm.bridge.repairs import (  # noqa: F401  (they enter their repairs into REPAIRS)
     configuration,
     defects,
@@ -112,7 +112,7 @@ def steps() -> dict[str, list[Callable[[ModuleType], None]]]:
     for repair in REPAIRS:
         for name in repair.modules:
             steps.setdefault(name, []).append(repair)
-    for name, hook in register.HOOKS.items():
+    for name, hook in lookups.HOOKS.items():
         steps.setdefault(name, []).append(hook)
     return steps
 

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from recbole_llm.bridge.repairs.registry import always, override, repair
-from recbole_llm.content.atomic_files import atomic_header
+from recbole_llm.content.text import atomic_header
 from recbole_llm.text_files import read_text
 
 _BLOCK = 1 << 24

@@ -78,11 +78,11 @@ class FunctionEncoder:
         self.fingerprint = _fingerprint(name, self._function, self.dim)
 
     def prepare(self, raw: Sequence[str]) -> list[FunctionText]:
-        """Texts as they are."""
+        """Return texts as they are."""
         return [FunctionText(text, len(text)) for text in raw]
 
     def encode(self, batch: Sequence[FunctionText]) -> Tensor:
-        """Vectors ``[len(batch), dim]`` float32 on the CPU.
+        """Encode texts to vectors ``[len(batch), dim]`` float32 on the CPU.
 
         Raises:
             ValueError: if the function gives another shape.

@@ -231,7 +231,7 @@ def _ids_and_others(table: Any, path: Path) -> tuple[list[str], Any]:
 
 
 def _read_atomic(path: Path, form: AtomicForm) -> tuple[list[str], np.ndarray]:
-    from recbole_llm.content.atomic_files import atomic_header, read_atomic_table
+    from recbole_llm.content.text import atomic_header, read_atomic_table
 
     try:
         types = atomic_header(path, separator=form.separator, encoding=form.encoding)

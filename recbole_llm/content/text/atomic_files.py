@@ -37,7 +37,10 @@ class AtomicTable:
     seq_separator: str = " "
 
     def words(self, name: str, cells: Sequence[str] | None = None) -> Sequence[str]:
-        """Cells of a column, all if none are given, as texts: the words of a ``token_seq`` have spaces between them."""
+        """Return cells of a column as texts, all if none are given.
+
+        The words of a ``token_seq`` have spaces between them.
+        """
         cells = self.columns[name] if cells is None else cells
         separator = self.seq_separator.strip()
         if self.types[name] != "token_seq" or not separator:
@@ -45,7 +48,7 @@ class AtomicTable:
         return [" ".join(filter(None, map(str.strip, cell.split(separator)))) for cell in cells]
 
     def describe_columns(self) -> str:
-        """``name:type`` of every column, for messages."""
+        """Write ``name:type`` of every column, for messages."""
         return ", ".join(f"{name}:{kind}" for name, kind in self.types.items())
 
 
