@@ -130,7 +130,11 @@ def parse_json(content: bytes | memoryview, name: str) -> Any:
 
     try:
         return json.loads(
-            str(content, "utf-8"), object_pairs_hook=unique, parse_constant=refuse, parse_float=number, parse_int=integer
+            str(content, "utf-8"),
+            object_pairs_hook=unique,
+            parse_constant=refuse,
+            parse_float=number,
+            parse_int=integer,
         )
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{name} is not valid JSON ({error}).") from None

@@ -171,18 +171,15 @@ class Recommender:
                     [mask for _, _, mask in searches],
                 )
             )
-<<<<<<< HEAD
         for at, prepared, reranking in ready:
-            if reranking is None:
-                answers[at] = self._answer(requests[at], prepared, next(found))
+            hits = [next(found) for _ in ([0] if reranking is None else reranking.searches())]
+            if not all(np.isfinite(one.scores).all() for one in hits):
+                answers[at] = ValueError(NOT_FINITE)
+            elif reranking is None:
+                answers[at] = self._answer(requests[at], prepared, hits[0])
             else:
-                chosen = reranking.chosen([next(found) for _ in reranking.searches()])
+                chosen = reranking.chosen(hits)
                 answers[at] = self._answer(requests[at], prepared, Hits(chosen.rows, chosen.scores), chosen)
-=======
-            for (at, prepared), hit in zip(ready, hits, strict=True):
-                finite = np.isfinite(hit.scores).all()
-                answers[at] = self._answer(requests[at], prepared, hit) if finite else ValueError(NOT_FINITE)
->>>>>>> 236fe15 (A damaged checkpoint is refused whatever torch's unpickler makes of it; scores that are not finite are said, not answered)
         return answers  # type: ignore[return-value]
 
     def _reranking(self, request: Request, prepared: _Prepared) -> Reranking | None:
@@ -229,13 +226,9 @@ class Recommender:
             rows, times, kind = _NO_ROWS, np.ones(1, np.float32), "text"
             source = self._text_map_of(request.text_vector[None])[1]
         query = self._pooling.query(source, times, part, ranks)
-<<<<<<< HEAD
-        hidden, mask, unnamed = self._conditions(request)
-=======
         if not (np.isfinite(query.vector).all() and np.isfinite(query.weights).all()):
             raise ValueError(NOT_FINITE)
-        hidden, unknown_exclusions = self._rows_of(request.exclude)
->>>>>>> 236fe15 (A damaged checkpoint is refused whatever torch's unpickler makes of it; scores that are not finite are said, not answered)
+        hidden, mask, unnamed = self._conditions(request)
         if request.exclude_seen:
             hidden = np.concatenate([hidden, self._with_successors(rows)])
         return _Prepared(query, rows, times, hidden, mask, kind, (*unknown, *unnamed))
