@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from tests.fuzz import checkpoints, exports, requests
 
-FOLDER = Path(__file__).parents[1] / "tests" / "compatibility" / "0.1.0"
+FOLDER = Path(__file__).parents[1] / "compatibility" / "0.1.0"
 MOST_BYTES = 1 << 16  # of an input; longer ones reach nothing else
 
 
