@@ -127,7 +127,7 @@ def test_values_that_look_like_code_survive(tmp_path):
         (["--dataset=toy", "--epochs", "5"], "write values as --key=value"),
         (["--model=LLMTwoTowr", "--dataset=ml-100k"], "LLMTwoTower"),
         (["--config_files=absent.yaml"], "'absent.yaml' does not exist"),
-        (["--dataset=ml-100k", "--loss_type=bce"], "loss_type must be one of"),
+        (["--dataset=ml-100k", "--loss_type=softmax"], "loss_type must be one of"),
         (["--dataset=ml-100k", "--embeding_size=8"], "did you mean 'embedding_size'"),
     ],
 )

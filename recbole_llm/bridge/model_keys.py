@@ -165,7 +165,7 @@ def _keys_of(tree: ast.AST) -> frozenset[str]:
         key: ast.AST | None = None
         if isinstance(node, ast.Subscript) and _is_config(node.value):
             key = node.slice
-        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.In, ast.NotIn)):
+        elif isinstance(node, ast.Compare):
             key = node.left if _is_config(node.comparators[0]) else None
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
             key = node.args[0] if node.args and _is_config(node.func.value) else None
