@@ -51,7 +51,7 @@ def begin(source: str, folder: Path, arguments: list[str]) -> "subprocess.Popen[
     """Start a command in a group of its own."""
     path = os.pathsep.join([source, str(Path(source) / "kernels")])
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with (folder / "log").open("ab") as log:
+    with (folder / "output.txt").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-c", COMMAND, *arguments],
             cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True,
@@ -129,7 +129,7 @@ def killed(command: str, source: str, place: Path, times: int, say: Callable[...
         half += whole(folder)
         before = trials_of(folder)
         if begin(source, folder, arguments_of(command, folder)).wait():
-            lost.append((folder / "log").read_text()[-500:])
+            lost.append((folder / "output.txt").read_text()[-500:])
         elif left_of(command, folder) != expected or not set(before) <= set(trials_of(folder)):
             lost.append(f"{folder.name} ended otherwise")
         say(command, number, f"half {len(half)}, lost {len(lost)}", flush=True)

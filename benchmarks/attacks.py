@@ -254,12 +254,12 @@ def main() -> None:
         parser.error("the part speed needs --against DIR, the checkout to compare with.")
     parts = {"load": load, "fuzz": fuzz, "kills": partial(kills, make_server=Server), "speed": speed}
     output = Path(options.output) if options.output else None
-    report: Result = json.loads(output.read_text()) if output is not None and output.exists() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "export"
         write_catalogue(folder, options.items, options.dim)
         for part in options.parts.split(","):
             found = parts[part](folder, options)
+            report: Result = json.loads(output.read_text()) if output is not None and output.exists() else {}
             report[part] = {**report.get("kills", {}), **facts(), **found} if part == "kills" else found
             print(part, json.dumps(report[part]), flush=True)
             if output is not None:
