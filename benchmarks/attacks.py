@@ -199,7 +199,7 @@ def load(folder: Path, options: argparse.Namespace) -> Result:
 
 def fuzz(folder: Path, options: argparse.Namespace) -> Result:
     """What became of exports that are wrong and signed, of damaged checkpoints, and of requests that are none."""
-    from fuzz import checkpoints, exports, requests
+    from tests.fuzz import checkpoints, exports, requests
 
     logging.disable(logging.CRITICAL)  # of files that are not ours, thousands of times
     seen: dict[str, Counter[str]] = {"exports": Counter(), "checkpoints": Counter(), "requests": Counter()}
@@ -247,18 +247,20 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=500)
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--kills", type=int, default=8, help="of each command")
+    parser.add_argument("--commands", default="run,compare,tune,import,reload", metavar="A,B", help="that are killed")
     parser.add_argument("--output", default=None, metavar="FILE", help="a report that is there keeps its other parts")
     options = parser.parse_args()
     if "speed" in options.parts and not options.against:
         parser.error("the part speed needs --against DIR, the checkout to compare with.")
-    parts = {"load": load, "fuzz": fuzz, "kills": kills, "speed": speed}
+    parts = {"load": load, "fuzz": fuzz, "kills": partial(kills, make_server=Server), "speed": speed}
     output = Path(options.output) if options.output else None
-    report: Result = json.loads(output.read_text()) if output is not None and output.exists() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "export"
         write_catalogue(folder, options.items, options.dim)
         for part in options.parts.split(","):
-            report[part] = parts[part](folder, options)
+            found = parts[part](folder, options)
+            report: Result = json.loads(output.read_text()) if output is not None and output.exists() else {}
+            report[part] = {**report.get("kills", {}), **facts(), **found} if part == "kills" else found
             print(part, json.dumps(report[part]), flush=True)
             if output is not None:
                 output.write_text(json.dumps(report, indent=1) + "\n")

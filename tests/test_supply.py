@@ -50,7 +50,7 @@ def test_actions_are_pinned_by_commit_and_workflows_may_only_read(path):
 
 def test_the_workflow_runs_every_target_of_the_fuzzer():
     targets = re.search(r"target: \[(.*)\]", (ROOT / ".github/workflows/fuzz.yml").read_text())[1].split(", ")
-    tree = ast.parse((ROOT / "fuzz" / "targets.py").read_text())
+    tree = ast.parse((ROOT / "tests" / "fuzz" / "targets.py").read_text())
     (table,) = [node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == "TARGETS"]
     assert targets == [key.value for key in table.keys]
 

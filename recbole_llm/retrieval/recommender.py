@@ -172,13 +172,10 @@ class Recommender:
                 )
             )
         for at, prepared, reranking in ready:
-            hits = [next(found) for _ in ([0] if reranking is None else reranking.searches())]
-            if not all(np.isfinite(one.scores).all() for one in hits):
-                answers[at] = ValueError(NOT_FINITE)
-            elif reranking is None:
-                answers[at] = self._answer(requests[at], prepared, hits[0])
+            if reranking is None:
+                answers[at] = self._answer(requests[at], prepared, next(found))
             else:
-                chosen = reranking.chosen(hits)
+                chosen = reranking.chosen([next(found) for _ in reranking.searches()])
                 answers[at] = self._answer(requests[at], prepared, Hits(chosen.rows, chosen.scores), chosen)
         return answers  # type: ignore[return-value]
 

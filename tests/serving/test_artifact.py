@@ -181,6 +181,17 @@ MANIFEST_DAMAGE = {
     "similar": (lambda m: m.update(similar_by="code"), "similar_by"),
     "probability that falls": (lambda m: m.update(probability={"slopes": [-1.0]}), "wrong form.*slopes are"),
     "probability field": (lambda m: m.update(probability={"code": "x"}), "wrong form"),
+    "block's exponent": (lambda m: m["blocks"][0].update(exponent=17), "exponent is beyond 16"),
+    "block's exponent, no float": (lambda m: m["blocks"][0].update(exponent=10**400), "not valid JSON|wrong form"),
+    "block's name": (lambda m: m["blocks"][0].update(name=["x"]), "name is no string"),
+    "probability's exponent": (lambda m: m.update(probability={"exponent": -17.0}), "exponent is beyond 16"),
+    "item text": (lambda m: m["item_text"].update(template=3), "item_text holds what is no string"),
+    "text map": (lambda m: m.update(text_map=[]), "wrong form"),
+    "text map's kind": (lambda m: m["text_map"].update(kind=1), "text_map holds no kind"),
+    "overlay_seq": (lambda m: m.update(overlay_seq=2**53 + 1), "overlay_seq is no count"),
+    "metrics": (lambda m: m.update(metrics=[]), "metrics is no object"),
+    "created_at": (lambda m: m.update(created_at=0), "created_at is no string"),
+    "index without nprobe": (lambda m: m.update(index={"kind": "ivf"}), "no nprobe"),
     "sum": (lambda m: m["files"]["README.md"].update(sha256="0"), None),
 }
 
@@ -204,7 +215,18 @@ def test_a_wrong_manifest_is_refused(export_folder, case):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{", b"\xff", b'{"schema": NaN}', b'{"schema": 1, "schema": 1}', b"[" * 10**5]
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"\xff",
+        b'{"schema": NaN}',
+        b'{"schema": 1e999}',
+        b'{"schema": -%d}' % 10**400,
+        b'{"schema": 1, "schema": 1}',
+        b"[" * 10**5,
+    ],
 )
 def test_a_manifest_that_is_no_json_object_is_refused(export_folder, content):
     (export_folder / "manifest.json").write_bytes(content)

@@ -320,3 +320,15 @@ def test_serving_loads_neither_torch_nor_recbole():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
+
+
+def test_a_query_that_is_not_finite_is_the_error_of_its_request_alone(tmp_path):
+    """Finite numbers of a model may give infinite scores; those who ask beside it are answered."""
+    contents = make_contents(user_part=True)
+    contents.user_part[3] = 3e38
+    write_artifact(tmp_path / "e", contents)
+    recommender = Recommender(load_export(tmp_path / "e"))
+    with np.errstate(over="ignore", invalid="ignore"):
+        wrong, right = recommender.recommend_many([Request(user="u3"), Request(user="u1")])
+    assert isinstance(wrong, ValueError) and "no finite score" in str(wrong)
+    assert right.items == recommender.recommend(Request(user="u1")).items and len(right.items) == 10
