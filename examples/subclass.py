@@ -1,9 +1,8 @@
 """A model of your own from LLMTwoTower: python examples/subclass.py [--epochs=5]."""
 
+import recbole_llm  # before RecBole, which it repairs
 import torch
 from recbole.quick_start import run_recbole
-
-import recbole_llm
 
 
 class HuberTower(recbole_llm.LLMTwoTower):

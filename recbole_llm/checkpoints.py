@@ -9,12 +9,32 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 # of pandas: RecBole's is "python"; "c" takes a quarter of its time, and the digest of the interactions tells whether both
 # read alike
 PARSERS = ("c", "python")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """A trained model with the data it was made of.
+
+    Attributes:
+        config: RecBole's ``Config``, made anew.
+        model: in evaluation mode, on the device of its configuration.
+        dataset: all interactions.
+        splits: training, validation and test data; as RecBole's ``Dataset.build`` gives them.
+        state: what else the checkpoint holds, plain values and tensors.
+    """
+
+    config: Any
+    model: Any
+    dataset: Any
+    splits: list[Any]
+    state: dict[str, Any]
 
 
 def load_trained(
@@ -26,6 +46,36 @@ def load_trained(
     feature_cache_dir: str | Path | None = None,
 ) -> tuple[Any, Any]:
     """Load a model in evaluation mode, on the device of its configuration, with the dataset of its training split.
+
+    Args:
+        checkpoint: as for :func:`load_run`, like the rest.
+        data_path: as there.
+        encoder: as there.
+        item_features_file: as there.
+        feature_cache_dir: as there.
+
+    Raises:
+        ValueError: as there.
+    """
+    found = load_run(
+        checkpoint,
+        data_path=data_path,
+        encoder=encoder,
+        item_features_file=item_features_file,
+        feature_cache_dir=feature_cache_dir,
+    )
+    return found.model, found.splits[0]
+
+
+def load_run(
+    checkpoint: str | Path,
+    *,
+    data_path: str | Path | None = None,
+    encoder: str | None = None,
+    item_features_file: str | Path | None = None,
+    feature_cache_dir: str | Path | None = None,
+) -> LoadedRun:
+    """Load a trained model with all its splits.
 
     Texts are encoded where the feature store lacks their vectors.
 
@@ -73,12 +123,13 @@ def load_trained(
         init_seed(config["seed"], config["reproducibility"])
         try:
             with _csv_parser(parser):
-                train = dataset_class(config).build()[0]
+                dataset = dataset_class(config)
+                splits = dataset.build()
         except ValueError:
             if parser == PARSERS[-1]:
                 raise
             continue
-        history = train.training_rows()
+        history = splits[0].training_rows()
         if state["data"] == data_fingerprint(history.offsets, history.ids):
             break
     else:
@@ -86,7 +137,7 @@ def load_trained(
             f"checkpoint: {str(checkpoint)!r} was trained on other interactions than {config['data_path']} gives now. "
             "Put the files back as they were, name their folder with --data_path FOLDER, or train again."
         )
-    model = model_class(config, train).to(config["device"])
+    model = model_class(config, splits[0]).to(config["device"])
     try:
         model.load_state_dict(state["state_dict"])
         model.load_other_parameter(state["other_parameter"])
@@ -95,7 +146,7 @@ def load_trained(
             f"checkpoint: {str(checkpoint)!r} holds another model than this version of recbole-llm makes of its settings "
             f"({error}). Use the version that wrote it, or train again."
         ) from error
-    return model.eval(), train
+    return LoadedRun(config, model.eval(), dataset, splits, state)
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:

@@ -101,7 +101,7 @@ def import_dataset(
     if time_unit is not None and time_format is not None:
         raise ValueError("time_unit and time_format both say what times are: give one of them.")
     if importlib.util.find_spec("pyarrow") is None:
-        raise ValueError("import needs pyarrow: pip install 'recbole-llm[import]'.")
+        raise ValueError("import needs pyarrow: pip install -e '.[import]' in the checkout.")
     from recbole_llm.importing.columns import Notation
     from recbole_llm.importing.dates import DateFormat
     from recbole_llm.importing.entities import EntityRules, import_entities

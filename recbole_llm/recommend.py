@@ -24,15 +24,17 @@ from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.manifest import MANIFEST
 from recbole_llm.export.reader import Export, load_export
 from recbole_llm.retrieval.exact import MARGIN, ExactRetriever, Hits
+from recbole_llm.retrieval.near_ids import unknown_ids
 from recbole_llm.retrieval.recommender import Recommendation, Recommender, Request
 from recbole_llm.retrieval.rules import NO_RULES, Rules
+from recbole_llm.spreadsheet import Workbook
 
 BATCH = 256  # users scored in one pass over the catalogue
 # from so many scores on the kernel makes up for the 2.4 s of its first call, which imports torch._dynamo; with 200,000
 # items of 64 dimensions and one thread of an AMD EPYC NumPy makes 98 million scores a second and the kernel 170 million,
 # and the kernel takes all threads
 KERNEL_FROM = 10**9
-FORMATS = (".jsonl", ".csv", ".parquet")
+FORMATS = (".jsonl", ".csv", ".parquet", ".xlsx")
 NAMED = 10  # unknown ids that a message names
 
 
@@ -176,7 +178,7 @@ def recommend_users(
     if isinstance(users, Sequence) and not skip_unknown:
         known = set(export.user_ids)
         if strangers := [user for user in users if user not in known]:
-            raise UnknownUserError(names(strangers))
+            raise UnknownUserError(unknown_ids(strangers, export.user_ids))
     large = n_users * len(export.item_ids) >= KERNEL_FROM and export.index is None
     recommender = Recommender(export, _kernel_retriever if large else None)
     for batch in _batches(export.user_ids if users is None else users):
@@ -185,7 +187,7 @@ def recommend_users(
         )
         unknown = [u for u, a in zip(batch, answers, strict=True) if isinstance(a, UnknownUserError)]
         if unknown and not skip_unknown:
-            raise UnknownUserError(names(unknown))
+            raise UnknownUserError(unknown_ids(unknown, export.user_ids))
         counts.unknown += len(unknown)
         for user, answer in zip(batch, answers, strict=True):
             if isinstance(answer, UnknownUserError):
@@ -225,7 +227,7 @@ def recommend_items(
     recommender = Recommender(export)
     unknown = [item for item in items if item not in recommender.catalog.row_of]
     if unknown and (not skip_unknown or len(unknown) == len(items)):
-        raise UnknownItemError(names(unknown))
+        raise UnknownItemError(unknown_ids(unknown, recommender.catalog.row_of))
     return recommender.recommend(Request(items=items, k=k, exclude_seen=exclude_seen, rules=rules))
 
 
@@ -426,7 +428,7 @@ def write_rows(rows: Iterable[Row], path: str | Path) -> None:
 
     Args:
         rows: what to write.
-        path: its ending tells the format: .jsonl, .csv or .parquet.
+        path: its ending tells the format: .jsonl, .csv, .parquet or .xlsx.
 
     Raises:
         ValueError: on another ending.
@@ -434,7 +436,11 @@ def write_rows(rows: Iterable[Row], path: str | Path) -> None:
     path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        sink: _Sink = _Parquet(temporary) if path.suffix == ".parquet" else _Lines(temporary, path.suffix == ".csv")
+        sink: _Sink
+        if path.suffix == ".xlsx":
+            sink = Workbook(temporary, list(Row.__annotations__))
+        else:
+            sink = _Parquet(temporary) if path.suffix == ".parquet" else _Lines(temporary, path.suffix == ".csv")
         try:
             for row in rows:
                 sink.write(row)

@@ -109,12 +109,14 @@ REPAIRS = (
     "ksr", "pop", "anomaly_mode", "dgcf", "kgat", "tree_defaults", "gloo", "wrapper", "progress_lock",
 )  # fmt: skip
 COMMANDS = (
+    "quickstart",
     "run",
     "compare",
     "tune",
     "import",
     "encode",
     "split",
+    "report",
     "export",
     "recommend",
     "similar",

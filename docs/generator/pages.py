@@ -51,7 +51,8 @@ def command_line() -> str:
         rows = [row for action in parser._actions if (row := _row(action)) is not None]
         more = ["", "Any configuration key may follow as `--key=value`."] if command.configures else []
         text = command.summary[0].upper() + command.summary[1:]
-        parts += [f"## {name}", "", f"{text}.", "", "| option | meaning |", "|---|---|", *rows, *more, ""]
+        examples = ["```bash", *(f"recbole-llm {example}" for example in command.examples), "```", ""]
+        parts += [f"## {name}", "", f"{text}.", "", *examples, "| option | meaning |", "|---|---|", *rows, *more, ""]
     return "\n".join(parts)
 
 

@@ -190,7 +190,7 @@ def catalog_bce_backward(grad: Tensor, state: list[Tensor], *given: Any) -> tupl
     query, item, item_bias, *targets, weight, neg_weight, reduction, need, backend = given
     run = launchers("catalog", query, backend)
     if not all(run.catalog_bce_forms(reduction)):  # otherwise the forward has used them up
-        *targets, _ = _targets(run, item, item_bias, *targets, again=True)
+        *targets, _ = _targets(run, item, item_bias, *targets, again=True)  # type: ignore[misc]  # of a longer tuple
     options = (weight, neg_weight, reduction)
     with as_given(query):
         grads = run.catalog_bce_bwd(grad, query, item, *targets, item_bias, *options, present_grads(*state), need)
@@ -235,7 +235,7 @@ def catalog_ce_backward(grad: Tensor, state: list[Tensor], *given: Any) -> tuple
     """Gradients of query, item and item_bias; ``state`` is what the forward returned after the loss."""
     query, item, item_bias, *targets, weight, reduction, need, backend = given
     run = launchers("catalog", query, backend)
-    *targets, _ = _targets(run, item, item_bias, *targets, again=True)
+    *targets, _ = _targets(run, item, item_bias, *targets, again=True)  # type: ignore[misc]  # of a longer tuple
     log_z, slope, *formed = state
     args = (query, item, *targets, item_bias, weight, reduction, log_z, slope[: len(targets[1])])
     with as_given(query):

@@ -142,7 +142,7 @@ def take_settings(
 def add_path_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of :data:`PATHS`."""
     for name, (metavar, text) in PATHS.items():
-        parser.add_argument(f"--{name}", default=None, metavar=metavar, help=text)
+        parser.add_argument(f"--{name.replace('_', '-')}", default=None, metavar=metavar, help=text)
 
 
 def given_paths(options: argparse.Namespace) -> dict[str, str | None]:

@@ -12,7 +12,6 @@ from recbole_llm.bridge.register import (
     MODEL_PACKAGE,
     Registration,
     Target,
-    is_ours,
     put_entry_points,
     registered,
     registered_models,
@@ -72,26 +71,6 @@ def _defaults(module: ModuleType) -> None:
     override(module.Config, "_update_internal_config_dict", make)
 
 
-def _own_settings(module: ModuleType) -> None:
-    """Config (configurator.py:332) checks every value of LLMTwoTower before anything is read."""
-
-    def make(stock: Callable[[Any], None]) -> Callable[[Any], None]:
-        def _set_default_parameters(self: Any) -> None:
-            if not is_ours(self.model):
-                return stock(self)
-            from recbole_llm.bridge.options import Options
-            from recbole_llm.bridge.run_settings import settle_loss
-
-            settle_loss(self.final_config_dict)
-            stock(self)
-            Options.from_config(self)
-            return None
-
-        return _set_default_parameters
-
-    override(module.Config, "_set_default_parameters", make)
-
-
 def _classes(module: ModuleType) -> None:
     """Config (configurator.py:202) takes a class, and run_recbole (quick_start.py:137) looks it up by its name."""
 
@@ -111,7 +90,6 @@ def _classes(module: ModuleType) -> None:
 def _configuration(module: ModuleType) -> None:
     _defaults(module)
     _classes(module)
-    _own_settings(module)
 
 
 def _reject_overwritten(registration: Registration, own: dict[str, Any], sample: Path, loader: Any) -> None:

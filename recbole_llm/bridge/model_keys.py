@@ -22,8 +22,9 @@ _OF_STARTING = frozenset(
 )
 MOST_OWNERS = 2  # of a key of other models, named in the warning
 # modules of one model each; what the others read, every model reads
-_MODELS = ("general_recommender", "sequential_recommender", "context_aware_recommender", "knowledge_aware_recommender")
-_MODELS += ("exlib_recommender",)
+_MODELS = tuple(
+    f"{kind}_recommender" for kind in ("general", "sequential", "context_aware", "knowledge_aware", "exlib")
+)
 
 
 def keys_read_by(model: str) -> frozenset[str] | None:

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from logging import getLogger
 from typing import Any
 
+from recbole_llm.bridge.register import is_ours
+
 _MODE = re.compile(r"full|labeled|(uni|pop)[1-9][0-9]*")
 # RecBole's names of losses that LLMTwoTower has under another name
 LOSSES_OF_RECBOLE = {"CE": "catalog_ce", "BCE": "pair_bce"}
@@ -28,7 +30,7 @@ def settle_evaluation(values: MutableMapping[str, Any], given: Collection[str]) 
     if "valid_metric" not in given:
         valid_metric = _following(valid_metric, metrics, topk)
     _check_valid_metric(valid_metric, metrics, topk)
-    values |= {"metrics": metrics, "topk": topk, "valid_metric": valid_metric}
+    values.update(metrics=metrics, topk=topk, valid_metric=valid_metric)
 
 
 def tell_of_settings(config: Any) -> None:
@@ -39,7 +41,7 @@ def tell_of_settings(config: Any) -> None:
             "valid_metric is %s: metrics and topk do not hold its default, %s.", config["valid_metric"], stock
         )
     loss = config.external_config_dict.get("loss_type")
-    if config["model"] == "LLMTwoTower" and loss is not None and loss != config["loss_type"]:
+    if is_ours(config["model"]) and loss is not None and loss != config["loss_type"]:
         getLogger().info("loss_type: %s is RecBole's name of LLMTwoTower's %s.", loss, config["loss_type"])
 
 

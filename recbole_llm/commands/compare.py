@@ -5,14 +5,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_llm.bridge.experiments.comparison import about_tests, as_json, as_latex, as_markdown, compare, draw
+from recbole_llm.bridge.experiments.comparison import about_tests, as_json, as_markdown, compare, draw
+from recbole_llm.bridge.experiments.latex import as_latex
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``recbole-llm compare``."""
     parser.add_argument("--models", "-m", required=True, help="names separated by commas: EASE,LightGCN,LLMTwoTower")
     parser.add_argument(
-        "--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data_path"
+        "--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data-path"
     )
     parser.add_argument("--seeds", type=int, default=1, help="trainings per model on the same split")
     parser.add_argument("--metric", default=None, help="test metric to order and test by, such as ndcg@10")
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="the model the others are tested against; default: the best stock model by validation",
     )
-    parser.add_argument("--config_files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
+    parser.add_argument("--config-files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
     parser.add_argument("--output", default=None, metavar="DIR", help="write comparison.json, .md, .tex and .png")
 
 

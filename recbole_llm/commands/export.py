@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.bridge.checkpoint_settings import add_path_arguments, given_paths
-from recbole_llm.checkpoints import load_trained, newest_checkpoint
+from recbole_llm.checkpoints import load_run, newest_checkpoint
 from recbole_llm.export.export_model import INDEX_KINDS, export_model
 from recbole_llm.export.model_tables import ModelTables
 from recbole_llm.export.pooling import Pooling
+from recbole_llm.reporting.words import quality_of
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,10 +48,10 @@ def run_export(options: argparse.Namespace) -> int:
             "(saved/LLMTwoTower-....pth), or its folder."
         )
     metrics = _metrics(options.metrics)
-    model, dataset = load_trained(checkpoint, **given_paths(options))
+    loaded = load_run(checkpoint, **given_paths(options))
     manifest = export_model(
-        model,
-        dataset,
+        loaded.model,
+        loaded.splits[0],
         options.output,
         index=options.index,
         attributes=None if options.attributes is None else [part.strip() for part in options.attributes.split(",")],
@@ -60,6 +61,7 @@ def run_export(options: argparse.Namespace) -> int:
         metrics=metrics,
         overlay_seq=options.overlay_seq,
         build_index=build_index,
+        quality=quality_of(loaded.state),
     )
     size = sum(sums.bytes for sums in manifest.files.values())
     spec = manifest.encoder

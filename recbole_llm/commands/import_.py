@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--users", metavar="FILE", help="a row per user")
     add("--dataset", "-d", required=True, help="RecBole's name for the result")
     add(
-        "--data_path", default="dataset", metavar="FOLDER", help="gets a folder named as the dataset (default: dataset)"
+        "--data-path", default="dataset", metavar="FOLDER", help="gets a folder named as the dataset (default: dataset)"
     )
     columns = parser.add_argument_group(
         "columns", "found by name and content where not given; an empty name says that there is none"
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--quoting", choices=("auto", "csv", "none"), default="auto", help="none: quotes are plain characters"
     )
-    files.add_argument("--encoding", default="utf-8")
+    files.add_argument("--encoding", default="utf-8", help="of text files")
     files.add_argument("--overwrite", action="store_true", help="replace the dataset's folder")
     files.add_argument("--quiet", action="store_true", help="no progress bar")
 

@@ -26,6 +26,7 @@ from recbole_llm.recommend import (
     similar_items,
     write_rows,
 )
+from recbole_llm.retrieval.near_ids import unknown_ids
 from recbole_llm.retrieval.rules import Rules
 from recbole_llm.text_files import lines_of, separated
 
@@ -113,13 +114,21 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=int, default=10, help="items per user (default: 10)")
     parser.add_argument("--include-seen", action="store_true", help="items of the history may be recommended again")
     parser.add_argument("--skip-unknown", action="store_true", help="count unknown ids instead of stopping")
-    parser.add_argument("--output", metavar="FILE", help=".jsonl, .csv or .parquet; without it a table on the terminal")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help=".jsonl, .csv, .parquet or .xlsx (for Excel); without it a table on the terminal",
+    )
     add_rule_arguments(parser)
 
 
 def _rules(options: argparse.Namespace, model: Export) -> Rules:
     """The rules; ids that no item has are an error, or with ``--skip-unknown`` named."""
-    rules = rules_of(options, model.manifest.attributes, _ids)
+    rules = rules_of(
+        options,
+        model.manifest.attributes,
+        lambda given, path: _ids(given, None if path is None else lines_of(path, "a file of items"), model.item_ids),
+    )
     known = set(model.item_ids) if rules.exclude or rules.only else set()
     for name, ids in (("exclude", rules.exclude), ("only", rules.only or ())):
         strangers = [item for item in ids if item not in known]
@@ -233,7 +242,11 @@ def add_similar_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("--item", required=True, metavar="ID", help="an item")
     parser.add_argument("--k", type=int, default=10, help="how many (default: 10)")
-    parser.add_argument("--output", metavar="FILE", help=".jsonl, .csv or .parquet; without it a table on the terminal")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help=".jsonl, .csv, .parquet or .xlsx (for Excel); without it a table on the terminal",
+    )
 
 
 def run_similar(options: argparse.Namespace) -> int:
@@ -250,7 +263,8 @@ def run_similar(options: argparse.Namespace) -> int:
     try:
         answer = similar_items(model, options.item, k=options.k)
     except UnknownItemError as error:
-        raise ValueError(f"--item: no item of the training data has the id {options.item!r}.") from error
+        asked = unknown_ids([options.item], model.item_ids)
+        raise ValueError(f"--item: no item of the training data has the id {asked}.") from error
     rows = list(rows_of(answer, options.item))
     if options.output:
         write_rows(rows, options.output)

@@ -9,11 +9,11 @@ from recbole_llm.importing.cold_split import split_dataset
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``recbole-llm split``."""
-    parser.add_argument("dataset", help="ml-100k, or a folder of atomic files in --data_path")
+    parser.add_argument("dataset", help="ml-100k, or a folder of atomic files in --data-path")
     parser.add_argument("--cold-items", type=float, default=0.15, help="share of the items hidden from training")
     parser.add_argument("--seed", type=int, default=0, help="of the choice and of the split")
     parser.add_argument("--output", required=True, metavar="NAME", help="name of the new dataset")
-    parser.add_argument("--data_path", default="dataset", help="holds DATASET/ and gets NAME/")
+    parser.add_argument("--data-path", default="dataset", help="holds DATASET/ and gets NAME/")
 
 
 def run_split(options: argparse.Namespace) -> int:

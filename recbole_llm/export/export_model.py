@@ -48,6 +48,7 @@ def export_model(
     metrics: Mapping[str, Any] | None = None,
     overlay_seq: int = 0,
     build_index: IndexBuilder | None = None,
+    quality: Sequence[str] = (),
 ) -> Manifest:
     """Write the export of a trained model.
 
@@ -63,6 +64,7 @@ def export_model(
         metrics: for the model card, such as the test result.
         overlay_seq: last change of the service's log that the training data held already.
         build_index: makes the index where there is to be one (``recbole_llm.commands.export.build_index``).
+        quality: lines of the model card's section on quality (``recbole_llm.reporting.words.card``).
 
     Returns:
         The manifest.
@@ -87,7 +89,7 @@ def export_model(
         overlay_seq=overlay_seq,
         build_index=build_index,
     )
-    card = model_card(contents, getattr(dataset, "dataset_name", ""))
+    card = model_card(contents, getattr(dataset, "dataset_name", ""), quality)
     manifest = write_artifact(output, replace(contents, card=card, onnx=onnx))
     counts = manifest.counts
     log.info("Exported %d items and %d users as %s to %s", counts["items"], counts["users"], manifest.export_id, output)

@@ -26,6 +26,7 @@ ENCODER_FOLDER = "encoder"
 REQUIRED = (VECTORS, HISTORY, ITEM_IDS, USER_IDS, ITEMS)
 ATTRIBUTE_KINDS = ("token", "tokens", "number")
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_EXPONENT = 16  # of the length of a history: beyond, scores are zero or infinite
 MAX_WHOLE = 1 << 53  # the whole numbers that JSON readers of any language hold
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -253,8 +254,11 @@ def _check_manifest(manifest: Manifest) -> None:
         claim(isinstance(block.name, str), "a block's name is no string")
         claim(is_count(block.dim) and block.dim > 0, "a block has no columns")
         claim(is_number(block.exponent) and is_number(block.scale), "a block's exponent or scale is no number")
+        claim(abs(block.exponent) <= MAX_EXPONENT, f"a block's exponent is beyond {MAX_EXPONENT}")
         claim(block.scoring in ("dot", "cosine"), f"scoring {block.scoring!r} is unknown")
         claim(block.decay is None or (is_number(block.decay) and block.decay > 0), "a block's decay is not positive")
+    mapped = manifest.probability
+    claim(mapped is None or abs(mapped.exponent) <= MAX_EXPONENT, f"probability's exponent is beyond {MAX_EXPONENT}")
     for name in ("items", "users", "interactions", "trained_items"):
         claim(is_count(manifest.counts.get(name)), f"counts lack {name}")
     claim(is_count(manifest.overlay_seq), "overlay_seq is no count")
@@ -272,7 +276,7 @@ def _check_manifest(manifest: Manifest) -> None:
     claim(manifest.index.get("kind") in ("exact", "ivf"), "index is neither exact nor ivf")
     if manifest.index["kind"] == "ivf":
         nprobe = manifest.index.get("nprobe")
-        claim(is_count(nprobe) and nprobe > 0, "the index has no nprobe")
+        claim(nprobe is not None and is_count(nprobe) and nprobe > 0, "the index has no nprobe")
     for name, sums in manifest.files.items():
         claim(
             name in _PLAIN_FILES or _ENCODER_FILE.fullmatch(name) is not None, f"the file name {name!r} is not allowed"

@@ -33,7 +33,7 @@ def _onnx() -> Any:
     try:
         import onnx
     except ModuleNotFoundError as error:
-        raise ValueError("--onnx needs onnx: pip install 'recbole-llm[onnx]'.") from error
+        raise ValueError("--onnx needs onnx: pip install -e '.[onnx]' in the checkout.") from error
     return onnx
 
 

@@ -75,7 +75,7 @@ class Pooling:
             fades = block.decay is not None and ranks is not None
             weight = np.exp(-ranks / np.float32(block.decay)) if fades else times  # type: ignore[operator,arg-type]
             total = max(float(weight.sum(dtype=np.float64)), TINIEST)
-            pooled = weight * np.float32(total**-block.exponent)
+            pooled = weight * np.float32(np.float64(total) ** -block.exponent)
             x = pooled @ source[:, columns] + self.offset[columns]
             if part is not None:
                 x += part[columns]

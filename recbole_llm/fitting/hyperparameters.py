@@ -152,7 +152,8 @@ def choose_setting(
 
     def evaluate(candidate: Setting) -> float:
         trials.append(_timed(value, candidate, way))
-        log.info(f"closed form, {candidate}: {metric} {trials[-1].value:.4f}")
+        found = {"setting": str(candidate), "metric": metric, "value": trials[-1].value}
+        log.info(f"closed form, {candidate}: {metric} {trials[-1].value:.4f}", extra={"trial": found})
         return trials[-1].value
 
     chosen = search_setting(evaluate, base, candidates)

@@ -22,7 +22,7 @@ from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.decay_search import CLOSED_DECAYS, FOLLOWING_DECAYS, choose_fading
 from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.hyperparameters import DIM, EXACT_ITEMS
-from recbole_llm.fitting.logs import quietly
+from recbole_llm.fitting.logs import quietly, stage
 from recbole_llm.fitting.next_item import choose_decay, fit_next_item
 from recbole_llm.fitting.validation import DEFAULT_METRIC, Validation, evenly, user_metric
 from recbole_llm.scoring.rows import Rows
@@ -104,18 +104,25 @@ def fit(
         The calibrated score.
     """
     if start is None or start.score.block("closed_form") is None:
-        closed = fit_closed_form_block(data, validation, options) if "closed_form" in options.blocks else None
-        following = fit_next_item_block(data, closed, validation) if closed is not None else None
+        with stage("closed form"):
+            closed = fit_closed_form_block(data, validation, options) if "closed_form" in options.blocks else None
+            following = fit_next_item_block(data, closed, validation) if closed is not None else None
         closed, following = _on(data.history.ids.device, agree((closed, following)))
     else:
         closed, following = _blocks_of(start, data.trained)
-    learned = train_towers() if "learned" in options.blocks else None
-    score = weigh(data, validation, closed, following, learned)
-    score = choose_decays(score, data, validation)
-    score = with_weights(score, agree(weights_of(score)))
+    learned = None
+    if "learned" in options.blocks:
+        with stage("towers"):
+            learned = train_towers()
+    with stage("weights of the blocks"):
+        score = weigh(data, validation, closed, following, learned)
+        score = choose_decays(score, data, validation)
+        score = with_weights(score, agree(weights_of(score)))
     setting = None if closed is None else closed.setting
-    score = place_cold_items(score, data, validation, options, setting, rank_all_cold)
-    score = calibrate(score, data, validation)
+    with stage("items without interactions"):
+        score = place_cold_items(score, data, validation, options, setting, rank_all_cold)
+    with stage("probabilities"):
+        score = calibrate(score, data, validation)
     return FittedScore(score, setting)
 
 

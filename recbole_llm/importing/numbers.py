@@ -11,7 +11,6 @@ _POINTS_AND_COMMA = r"^[+-]?\d{1,3}(?:\.\d{3})+,\d+$"
 _COMMAS_AND_POINT = r"^[+-]?\d{1,3}(?:,\d{3})+\.\d+$"
 # no group of three digits: the comma can only stand before decimals
 _SURE_COMMA = r"^[+-]?(?:\d{4,},\d+|\d*,(?:\d{1,2}|\d{4,})|\d{1,3}(?:\.\d{3})+,\d+)(?:[eE][+-]?\d+)?$"
-DECIMALS = (".", ",")
 
 
 def cast_or_null(values: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -34,7 +34,7 @@ def _faiss() -> Any:
     try:
         import faiss
     except ModuleNotFoundError as error:
-        raise ValueError("An IVF index needs faiss: pip install 'recbole-llm[ann]'.") from error
+        raise ValueError("An IVF index needs faiss: pip install -e '.[ann]' in the checkout.") from error
     return faiss
 
 

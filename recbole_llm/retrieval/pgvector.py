@@ -58,7 +58,9 @@ class PgVectorRetriever(RemoteRetriever):
         try:
             import psycopg
         except ModuleNotFoundError as error:
-            raise ValueError("Search in PostgreSQL needs psycopg: pip install 'recbole-llm[postgres]'.") from error
+            raise ValueError(
+                "Search in PostgreSQL needs psycopg: pip install -e '.[postgres]' in the checkout."
+            ) from error
         self._psycopg, self._address, self._connection = psycopg, address, None
         self.width = export.manifest.dim + 1
         if self.width > MAX_STORED:

@@ -58,7 +58,9 @@ class QdrantRetriever(RemoteRetriever):
         try:
             from qdrant_client import QdrantClient, models
         except ModuleNotFoundError as error:
-            raise ValueError("Search in Qdrant needs its client: pip install 'recbole-llm[qdrant]'.") from error
+            raise ValueError(
+                "Search in Qdrant needs its client: pip install -e '.[qdrant]' in the checkout."
+            ) from error
         self._models = models
         with self._errors():
             self._client: Any = (

@@ -27,6 +27,7 @@ from recbole_llm.scoring.probability import ProbabilityMap
 
 FALLBACKS = ("none", "popular")
 log = getLogger(__name__)
+NOT_FINITE = "The numbers of the model give no finite score here; export a model whose training ended well."
 _NO_ROWS = np.zeros(0, np.int64)
 
 
@@ -171,10 +172,13 @@ class Recommender:
                 )
             )
         for at, prepared, reranking in ready:
-            if reranking is None:
-                answers[at] = self._answer(requests[at], prepared, next(found))
+            hits = [next(found) for _ in ([0] if reranking is None else reranking.searches())]
+            if not all(np.isfinite(one.scores).all() for one in hits):
+                answers[at] = ValueError(NOT_FINITE)
+            elif reranking is None:
+                answers[at] = self._answer(requests[at], prepared, hits[0])
             else:
-                chosen = reranking.chosen([next(found) for _ in reranking.searches()])
+                chosen = reranking.chosen(hits)
                 answers[at] = self._answer(requests[at], prepared, Hits(chosen.rows, chosen.scores), chosen)
         return answers  # type: ignore[return-value]
 
@@ -222,6 +226,8 @@ class Recommender:
             rows, times, kind = _NO_ROWS, np.ones(1, np.float32), "text"
             source = self._text_map_of(request.text_vector[None])[1]
         query = self._pooling.query(source, times, part, ranks)
+        if not (np.isfinite(query.vector).all() and np.isfinite(query.weights).all()):
+            raise ValueError(NOT_FINITE)
         hidden, mask, unnamed = self._conditions(request)
         if request.exclude_seen:
             hidden = np.concatenate([hidden, self._with_successors(rows)])
@@ -345,10 +351,10 @@ class Recommender:
             Recommended(self.catalog.ids[row], self.catalog.records[row].title, score, self.catalog.is_cold(row))
             for row, score in zip(hits.rows.tolist(), hits.scores.tolist(), strict=True)
         )
-        unknown = (*unlisted, *unknown)
+        nowhere = (*unlisted, *unknown)
         if chosen is None:
-            return Recommendation(items, "popular", unknown, short_note(len(items), request.k))
-        return Recommendation(chosen.told(items), "popular", unknown, chosen.note)
+            return Recommendation(items, "popular", nowhere, short_note(len(items), request.k))
+        return Recommendation(chosen.told(items), "popular", nowhere, chosen.note)
 
     def _rank(self, scores: np.ndarray, k: int, hidden: np.ndarray, mask: np.ndarray | None) -> Hits:
         """Rank one row of scores over the live catalogue; changes ``scores``."""

@@ -13,9 +13,8 @@ from recbole_llm.retrieval.item_catalog import Catalog
 from recbole_llm.retrieval.ranking import Boosting, Chance, Ranked, Ranking, Search, allowed_rows
 from recbole_llm.retrieval.rules import Rules
 
-SPARE = 32  # candidates that a list with caps looks at beside three times k
+SPARE = 16  # candidates that a list with caps looks at beside twice k
 DRAWN_AT_ONCE = 32
-TIE = np.float32(1e-6)  # gains that differ less are equal: how a product is summed up must not decide
 
 X = TypeVar("X", bound=Any)
 
@@ -153,7 +152,7 @@ class Reranking:
         self._notes: list[str] = []
         self._list: list[tuple[int, float, float, tuple[Applied, ...]]] = []
         self._pool = rules.diversity.pool(k) if rules.diversity is not None else k
-        self._first = max(self._pool, 3 * k + SPARE) if rules.caps else self._pool
+        self._first = max(self._pool, 2 * k + SPARE) if rules.caps else self._pool
         self._ranking = Ranking(search, hidden, allow, self._boosting, self._first)
 
     def searches(self) -> list[tuple[int, np.ndarray | None]]:
@@ -204,8 +203,8 @@ class Reranking:
             for row, score, adjusted in zip(*(values.tolist() for values in taken), strict=True):
                 place += 1
                 if self._caps.take(row):
-                    caps = tuple(Applied(f"cap {name}", place=place if whole else None) for name in self._caps.refused)
-                    self._list.append((row, score, adjusted, caps))
+                    caps = [Applied(f"cap {name}", place=place if whole else None) for name in self._caps.refused]
+                    self._list.append((row, score, adjusted, tuple(caps)))
                     if len(self._list) == k:
                         return
             full = self._caps.full_rows()
@@ -239,19 +238,20 @@ class Reranking:
             is_open += [True] * len(taken.rows)
             while len(self._list) < k:
                 gains = trade_off.gains()
-                highest = gains[gains.argmax()]
-                if highest == -np.inf:
+                at = int(gains.argmax())
+                if gains[at] == -np.inf:
                     break
-                at = int((gains >= highest - TIE).argmax())
                 is_open[at] = False
                 if not self._caps.take(pool[at][0]):
                     trade_off.close(at)
                     continue
-                trade_off.choose(at)
+                if len(self._list) < k - 1:
+                    trade_off.choose(at)
                 place = at + 1 if at < counted else None
                 moved = True in is_open[:at] or len(self._list) > at
-                applied = tuple(Applied(f"cap {name}", place=place) for name in self._caps.refused)
-                applied += (Applied(rule, place=place),) if moved else ()
+                applied = (Applied(rule, place=place),) if moved else ()
+                if self._caps.refused:
+                    applied = (*(Applied(f"cap {name}", place=place) for name in self._caps.refused), *applied)
                 self._list.append((*pool[at], applied))
             full = self._caps.full_rows() if len(self._list) < k else None
             if full is not None:

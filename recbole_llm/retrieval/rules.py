@@ -190,10 +190,10 @@ class Rules:
         for name in self.caps:
             if name not in kinds:
                 raise ValueError(f"caps: unknown attribute {name[:64]!r}; the export declares: {known}.")
-        name = None if self.diversity is None else self.diversity.attribute
-        if name is not None and kinds.get(name) not in ("token", "tokens"):
+        calibrated = None if self.diversity is None else self.diversity.attribute
+        if calibrated is not None and kinds.get(calibrated) not in ("token", "tokens"):
             raise ValueError(
-                f"diversity: attribute is {name[:64]!r}; expected one of kind token or tokens. The export declares: {known}."
+                f"diversity: attribute is {calibrated[:64]!r}; expected one of kind token or tokens. The export declares: {known}."
             )
 
     # ------------------------------------------------------------------ what they cost

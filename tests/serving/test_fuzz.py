@@ -5,8 +5,8 @@ import random
 import pytest
 from made_export import make_contents
 
-from fuzz import requests
 from recbole_llm.export.writer import write_artifact
+from tests.fuzz import requests
 
 
 def attack(server, n, seed):

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from made_export import make_contents
 
-from fuzz import exports
 from recbole_llm.export.errors import ExportError
 from recbole_llm.export.writer import write_artifact
 from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.serving.load_and_swap import build
+from tests.fuzz import exports
 
 FOLDER = Path(__file__).parents[1] / "compatibility" / "0.1.0"
 SOURCES = [FOLDER / f"export-{name}" for name in ("both", "cold", "time")]

@@ -276,34 +276,6 @@ def as_markdown(comparison: Comparison) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def as_latex(comparison: Comparison) -> str:
-    """Format the table as a LaTeX tabular.
-
-    The best figure of each metric is bold; the reference stands in a comment.
-    """
-    header, body = _cells(comparison)
-    best = {n: max((r.mean[n] for r in comparison.rows if n in r.mean), default=None) for n in header}
-    lines = [
-        f"% {about_tests(comparison)}",
-        r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}",
-        r"\hline",
-        " & ".join(map(_latex, header)) + r" \\ \hline",
-    ]
-    for row, cells in zip(comparison.rows, body, strict=True):
-        shown = [
-            rf"\textbf{{{_latex(cell)}}}" if name in row.mean and row.mean[name] == best[name] else _latex(cell)
-            for name, cell in zip(header, cells, strict=True)
-        ]
-        lines.append(" & ".join(shown) + r" \\")
-    return "\n".join([*lines, r"\hline", r"\end{tabular}"])
-
-
-def _latex(text: str) -> str:
-    for character in "&%$#_{}":
-        text = text.replace(character, "\\" + character)
-    return text.replace("±", r"$\pm$")
-
-
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """Return everything but the per-user values, ready for JSON."""
     rows = []
@@ -336,7 +308,7 @@ def draw(comparison: Comparison, path: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ValueError("The picture needs matplotlib: pip install 'recbole-llm[bench]'.") from error
+        raise ValueError("The picture needs matplotlib: pip install -e '.[report]' in the checkout.") from error
     rows = [row for row in reversed(comparison.rows) if not row.error]
     figure = Figure(figsize=(6, 0.4 * len(rows) + 1.2), layout="constrained")
     axes = figure.add_subplot()

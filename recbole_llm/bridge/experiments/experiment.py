@@ -87,6 +87,7 @@ class Outcome:
         larger_is_better: of ``best_valid_score``.
         peak_bytes: the largest resident memory of its process; 0 where the system does not tell.
         error: why it ended early; empty if it did not.
+        split: what was held out, in words.
     """
 
     experiment: Experiment
@@ -95,6 +96,7 @@ class Outcome:
     larger_is_better: bool = True
     peak_bytes: int = 0
     error: str = ""
+    split: str = ""
 
 
 def run_experiment(experiment: Experiment) -> Outcome:
@@ -153,7 +155,25 @@ def run_experiment(experiment: Experiment) -> Outcome:
             )
         )
     bigger = bool(config["valid_metric_bigger"])
-    return Outcome(experiment, tuple(trainings), deterministic, bigger, _peak_bytes())
+    return Outcome(experiment, tuple(trainings), deterministic, bigger, _peak_bytes(), split=split_in_words(config))
+
+
+def split_in_words(config: Any) -> str:
+    """How a configuration splits the interactions, in a few words for a caption.
+
+    Args:
+        config: RecBole's ``Config``.
+    """
+    given = config["eval_args"] or {}
+    way, shares = next(iter((given.get("split") or {}).items()), ("", None))
+    if config["benchmark_filename"]:
+        return "the data set's own split"
+    order = {"TO": "by time", "RO": "at random"}.get(str(given.get("order")), "")
+    whose = "each user's interactions" if given.get("group_by") == "user" else "all interactions"
+    if way == "LS":
+        return f"leave one out of {whose}, {order}"
+    parts = [f"{100 * share / sum(shares):g}" for share in shares] if isinstance(shares, (list, tuple)) else []
+    return f"{'/'.join(parts)} split of {whose} {order}".strip()
 
 
 def run_isolated(experiment: Experiment) -> Outcome:

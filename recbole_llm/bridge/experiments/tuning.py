@@ -196,7 +196,7 @@ def _search(
     try:
         import hyperopt  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ValueError("tune needs hyperopt: pip install 'recbole-llm[tune]'.") from error
+        raise ValueError("tune needs hyperopt: pip install -e '.[tune]' in the checkout.") from error
     from recbole.trainer import HyperTuning
 
     ours = sys.stdout

@@ -16,14 +16,24 @@ from recbole_llm.bridge.repairs.registry import always, override, repair
     condition=always("a typing error in metrics, topk or valid_metric costs an epoch and ends in a traceback"),
 )
 def _evaluation_settings(module: ModuleType) -> None:
-    """Metrics, topk, valid_metric and mode are checked; a valid_metric that nobody has set follows the others."""
+    """Metrics, topk, valid_metric and mode are checked; a valid_metric that nobody has set follows the others.
+
+    All keys of LLMTwoTower are checked at the same time, and RecBole's names of its losses are taken.
+    """
 
     def make(stock: Callable[..., Any]) -> Callable[..., Any]:
         def _set_default_parameters(self: Any) -> None:
-            from recbole_llm.bridge.run_settings import settle_evaluation
+            from recbole_llm.bridge.options import Options
+            from recbole_llm.bridge.register import is_ours
+            from recbole_llm.bridge.run_settings import settle_evaluation, settle_loss
 
+            ours = is_ours(self.model)
+            if ours:
+                settle_loss(self.final_config_dict)
             settle_evaluation(self.final_config_dict, self.external_config_dict)
             stock(self)
+            if ours:
+                Options.from_config(self)
 
         return _set_default_parameters
 

