@@ -164,3 +164,12 @@ def with_exceptions(query: Tensor, exceptions: Exceptions | None) -> Tensor:
     if exceptions is None:
         return query
     return query.index_copy(1, exceptions.ids, query @ exceptions.rows.T)
+
+
+def identity_rows(items: Tensor, n: int, exceptions: Exceptions | None) -> Tensor:
+    """Write out rows of identity targets, ``[C]`` int64 -> ``[C, n]`` float32, the exceptions among them."""
+    rows = F.one_hot(items, n).float()
+    if exceptions is not None:
+        at, exception = (items[:, None] == exceptions.ids).nonzero(as_tuple=True)
+        rows[at] = exceptions.rows[exception].to(rows.dtype)
+    return rows

@@ -18,10 +18,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from recbole_llm.scoring.block import Exceptions, LinearBlock, Scorer, with_exceptions
+from recbole_llm.scoring.block import Exceptions, LinearBlock, Scorer, identity_rows, with_exceptions
 from recbole_llm.scoring.item_rows import AllRows
 from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.scoring.rows import Rows
@@ -93,6 +92,13 @@ class ItemTable:
         if not self.vectors.shape[1]:
             return own + self.bias
         return torch.addmm(self.bias, query[:, n:], self.vectors.T).add_(own)
+
+    def of(self, items: Tensor) -> "ItemTable":
+        """Take the rows of some items, ``[C]`` int64; those of the identity are written out."""
+        vectors = self.vectors[items]
+        if self.identity:
+            vectors = torch.cat([identity_rows(items, len(self.bias), self.exceptions), vectors], 1)
+        return ItemTable(vectors, self.bias[items])
 
     def dense(self) -> Tensor:
         """Return the vectors, ``[n, D]``, the identity's columns included."""
@@ -255,9 +261,13 @@ class Score:
         Returns:
             ``[B, N]`` in a fresh tensor.
         """
-        score = self if not unlisted else replace(self, listed=torch.ones_like(self.listed))
+        score = self.all_listed() if unlisted else self
         found = score.item_table().scores(score.queries(history, part))
         return found if self.rows is None else self.rows.gather(found)
+
+    def all_listed(self) -> "Score":
+        """Return the score with a place for every item."""
+        return replace(self, listed=torch.ones_like(self.listed))
 
     def refreshed(self, block: LinearBlock) -> "Score":
         """Return the score with new tables for the block of this name, whose scale and placed items stay."""
@@ -355,11 +365,7 @@ class Score:
     def _target_rows(self, block: LinearBlock, items: Tensor) -> Tensor:
         if block.target is not None:
             return block.target[items]
-        rows = F.one_hot(items, len(self.listed)).to(self.item_bias.dtype)
-        if block.exceptions is not None:
-            for at, item in enumerate(block.exceptions.ids.tolist()):
-                rows[items == item] = block.exceptions.rows[at]
-        return rows
+        return identity_rows(items, len(self.listed), block.exceptions)
 
     # ------------------------------------------------------------------ items placed by their content
 

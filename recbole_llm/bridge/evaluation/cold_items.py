@@ -104,7 +104,7 @@ def measure(model: Any, rows: Any, trained: Tensor, metrics: list[TopKMetric], d
     for index in torch.arange(len(rows)).split(max(1, SCORES // n_items)):
         scores = model.full_sort_predict(rows.batch(index).to(device)).view(-1, n_items).cpu().float()
         own = scores[:, cold]
-        among_themselves = _cold_scores(model, rows.users[index].to(device), scores)
+        among_themselves = _cold_scores(model, rows.users[index].to(device))
         alike = alike and bool(((own == own[:, :1]) | own.isinf()).all())
         positives = rows.positives.select(index)
         seen = (
@@ -114,15 +114,15 @@ def measure(model: Any, rows: Any, trained: Tensor, metrics: list[TopKMetric], d
         )
         relevant = hide_seen(scores, seen, positives, padding)
         assert relevant is not None
-        if among_themselves is not None:
-            hide_seen(among_themselves, seen, positives, padding)
         targets = {"warm": relevant & trained, "cold": relevant & cold, "all": relevant}
         for group, kind, allowed in zip(
             GROUPS, ("warm", "warm", "cold", "all"), (trained, None, cold, None), strict=True
         ):
             allowed_scores = scores if allowed is None else scores.masked_fill(~allowed, -math.inf)
             if kind == "cold" and among_themselves is not None:
-                allowed_scores = among_themselves.masked_fill(~cold, -math.inf)
+                placed, own_scores = among_themselves
+                allowed_scores[:, placed] = own_scores
+                hide_seen(allowed_scores, seen.keep(cold[seen.ids] & ~relevant[seen.row_of_entry(), seen.ids]))
             top, items = allowed_scores.topk(min(most, n_items), dim=1)
             n_targets = targets[kind].sum(1)
             has = n_targets > 0
@@ -147,15 +147,17 @@ def measure(model: Any, rows: Any, trained: Tensor, metrics: list[TopKMetric], d
     )
 
 
-def _cold_scores(model: Any, users: Tensor, scores: Tensor) -> Tensor | None:
-    """Return scores that rank the cold items a model leaves out among themselves; ``None`` for its usual scores."""
+def _cold_scores(model: Any, users: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Score the cold items that a model leaves out of its ranking: their ids ``[C]`` and ``[B, C]`` float32 on the CPU.
+
+    ``None`` for a model that leaves none out, whose usual scores rank them.
+    """
     placed = model.score.cold if hasattr(model, "cold_remark") else None
     if placed is None or placed.joint:
         return None
-    every = model.score.scores(model.ranking_history.select(users), model.score.user_parts(users), unlisted=True)
-    found = scores.clone()
-    found[:, placed.ids.cpu()] = every[:, placed.ids].cpu().float()
-    return found
+    score = model.score.all_listed()
+    query = score.queries(model.ranking_history.select(users), score.user_parts(users))
+    return placed.ids.cpu(), score.item_table().of(placed.ids).scores(query).cpu().float()
 
 
 def _remark(model: Any, alike: bool) -> str:
