@@ -139,11 +139,17 @@ class ExactRetriever:
                 self._tile(segment, first, step, dense, query, k, exclude, allow, found)
         return [self._finish(query[b], k[b], found[b]) for b in range(len(k))]
 
-    @staticmethod
     def _gather(
-        query: np.ndarray, k: int, exclude: np.ndarray, kept: np.ndarray, found: list[tuple[np.ndarray, np.ndarray]]
+        self,
+        query: np.ndarray,
+        k: int,
+        exclude: np.ndarray,
+        kept: np.ndarray,
+        found: list[tuple[np.ndarray, np.ndarray]],
     ) -> None:
         rows = np.setdiff1d(kept, exclude)
+        # a mask is of the whole catalogue, the segments may be its last part
+        rows = rows[np.searchsorted(rows, self.segments[0].start if self.segments else 0) :]
         # positions are only candidates here; _finish scores them
         found.append((rows, np.zeros(len(rows), np.float32)))
 

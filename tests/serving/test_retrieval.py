@@ -62,6 +62,20 @@ def test_everything_masked_gives_nothing():
     assert len(ExactRetriever([Segment(0, vector, bias)]).search(vector[:1], [3], [NONE], [None])[0].rows) == 0
 
 
+@pytest.mark.parametrize("n_allowed", [3, 60])  # gathered, masked
+def test_a_part_of_the_catalogue_answers_for_its_own_rows(n_allowed):
+    rng = np.random.default_rng(0)
+    vector, bias = rng.standard_normal((100, 4)).astype(np.float32), np.zeros(100, np.float32)
+    allow = np.zeros(100, bool)
+    allow[[*range(n_allowed - 1), 97]] = True
+    last = ExactRetriever([Segment(40, vector[40:], bias[40:])])
+    query = rng.standard_normal((1, 4)).astype(np.float32)
+    (hits,) = last.search(query, [10], [np.array([97])[:0]], [allow])
+    wanted = np.flatnonzero(allow[40:]) + 40
+    scores = vector[wanted].astype(np.float64) @ query[0].astype(np.float64)
+    assert hits.rows.tolist() == wanted[np.argsort(-scores)][:10].tolist()
+
+
 def test_top_rows_keeps_ties():
     scores = np.zeros(2000, np.float32)
     scores[[3, 900, 1999]] = 1

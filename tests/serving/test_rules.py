@@ -358,8 +358,8 @@ def test_costs_of_rules_are_counted(client):
     reader = client.service.reader
     cost = lambda **rules: reader.cost_of(Request(user="u3", rules=Rules(**rules)))  # noqa: E731
     plain = cost()
-    assert cost(diversity=Diversity(0.5)) > plain + 200
-    assert cost(diversity=Diversity(0.5, candidates=1000)) > 2 * cost(diversity=Diversity(0.5))
+    assert cost(diversity=Diversity(0.5)) >= plain + 150  # ten places
+    assert cost(diversity=Diversity(0.5, candidates=1000)) > cost(diversity=Diversity(0.5))
     assert cost(caps={"kind": 2}) > plain and cost(explore=Exploration(0.1)) > plain
     assert cost(only=[f"i{n}" for n in range(100)]) > plain
     wide = [Boost({"kind": [str(n) for n in range(1000)]}, add=1.0)]
