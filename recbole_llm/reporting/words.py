@@ -119,10 +119,11 @@ def left_out_in_words(record: Record) -> list[str]:
             if hidden
             else "they are placed by their content"
         )
-        lines.append(f"{left['items_without_interactions']:,} items have no training interaction; {where}.")
+        lines.append(f"Items without a training interaction: {left['items_without_interactions']:,}; {where}.")
     if left["users_without_history"]:
         lines.append(
-            f"{left['users_without_history']:,} {people(record)} have no training interaction: they get what fits everybody."
+            f"{people(record).capitalize()} without a training interaction: {left['users_without_history']:,}; they get what fits "
+            "everybody."
         )
     return lines
 

@@ -27,6 +27,8 @@ SETTINGS = {
 class Popular(Bestsellers):
     """Bestsellers under the interface of a model that RecBole evaluates."""
 
+    type = None
+
     def eval(self):
         return self
 

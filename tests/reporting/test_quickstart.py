@@ -17,7 +17,7 @@ from recbole_llm import cli
 
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
-    """Orders of 40 customers with times, and 20 products, one with a hostile title."""
+    """Orders of 40 customers with times, and 20 products, one whose title is hostile (the import leaves its markup out)."""
     monkeypatch.chdir(tmp_path)
     rng = random.Random(0)
     with open("my orders.csv", "w", newline="") as file:
@@ -31,7 +31,10 @@ def shop(tmp_path, monkeypatch):
         rows.writerow(["SKU", "Product Name"])
         for item in range(20):
             rows.writerow(
-                [f"{item:05d}", "<script>alert(1)</script> pan" if item == 3 else f"product of kind {item % 2}"]
+                [
+                    f"{item:05d}",
+                    'Pots & "pans" <script>alert(1)</script>' if item == 3 else f"product of kind {item % 2}",
+                ]
             )
     return tmp_path
 
@@ -51,7 +54,7 @@ def test_from_two_tables_to_a_report_in_one_command(shop, tiny_encoder, capfd):
     assert "bestsellers reach" in out and "ItemKNN" in out
     text = (shop / "out" / "r.html").read_text()
     assert text.count('class="customer"') == 10 and "product of kind 1" in text
-    assert "<script>" not in text and "&lt;script&gt;" in text
+    assert "<script" not in text and "Pots &amp; &quot;pans&quot;" in text
     assert not re.search(r"\b0000\d\d\b", text), "ids of customers"
     # the commands that stand for it parse, and the import among them runs
     steps = [shlex.split(line)[1:] for line in out.splitlines() if line.startswith("  recbole-llm ")]

@@ -88,8 +88,8 @@ def test_what_is_left_out_and_what_was_not_fitted_is_said():
     text = "\n".join(words.answer(made_record(not_fitted={"ItemKNN": "its budget is 30,000 items"})))
     assert "ItemKNN was not fitted: its budget is 30,000 items." in text
     assert "350 of 400 items are among somebody's first 10." in text
-    assert "10 items have no training interaction; 4 of them are never shown" in text
-    assert "3 customers have no training interaction" in text
+    assert "Items without a training interaction: 10; 4 of them are never shown" in text
+    assert "Customers without a training interaction: 3;" in text
 
 
 def test_the_card_shows_no_markup_of_the_data():
