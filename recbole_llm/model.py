@@ -6,6 +6,7 @@ RecBole's interface.
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from recbole.utils import EvaluatorType, InputType
 from torch import Tensor
 
 from recbole_llm.bridge import distributed
+from recbole_llm.bridge.checkpoint_settings import HISTORIES
 from recbole_llm.bridge.options import NEG_VALID_FIELD, Options
-from recbole_llm.fitting.data import TrainingData
+from recbole_llm.fitting.data import Known, TrainingData
 from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.pipeline import FittedScore, log_length
 from recbole_llm.scoring.item_rows import AllRows, ShardedRows
@@ -52,7 +54,7 @@ class LLMTwoTower(GeneralRecommender):
         self.LABEL = config["LABEL_FIELD"]
         self.gives_probabilities = config["eval_type"] == EvaluatorType.VALUE
         self.item_rows = rows = item_rows_of(config, options, self.n_items)
-        self._history = FrozenRows(_training_history(dataset, options))
+        self._history = FrozenRows(_history_of(dataset, options))
         self._later: FrozenRows | None = None  # histories at test where interactions are split by time
         self.at_test = False  # whether users are ranked for the test
         history = self.history
@@ -110,6 +112,27 @@ class LLMTwoTower(GeneralRecommender):
         RecBole gives sequential models the same: every interaction before the one to predict.
         """
         self._later = FrozenRows(later.to(self.item_bias.device))
+
+    def known(self, dataset: Any, history: str = "all") -> Known:
+        """What recommendations are made from.
+
+        Args:
+            dataset: the training split, as :meth:`LLMTwoTowerDataset.build` gave it.
+            history: ``all`` interactions of the data set, validation's and test's included, or those of ``train``.
+
+        Raises:
+            ValueError: if ``history`` is neither.
+        """
+        if history not in HISTORIES:
+            raise ValueError(f"history is {history!r}; expected one of {', '.join(HISTORIES)}.")
+        later = dataset.later_splits if history == "all" else ()
+        if later is None:
+            getLogger().warning(
+                "The interactions of validation and test are not at hand: histories are those of the training split."
+            )
+        rows = _history_of(dataset, self.options, *(later or ()))
+        disliked = dataset.negative_rows(*(later or ()))
+        return Known(rows.to(self.item_bias.device), len(self.history.ids), disliked)
 
     def training_data(self) -> TrainingData:
         """What the score is fitted on."""
@@ -224,6 +247,14 @@ class LLMTwoTower(GeneralRecommender):
         cold[0] = False
         return cold
 
+    def never_shown(self) -> tuple[int, int]:
+        """How many items no answer holds: those left out of the ranking, and those that nothing places."""
+        placed = self.score.cold
+        n_cold = int(self.cold.sum())
+        if placed is None:
+            return 0, n_cold
+        return (0 if placed.joint else len(placed.ids)), n_cold - len(placed.ids)
+
     def cold_remark(self) -> str:
         """What the model does about items without a training interaction, in a sentence."""
         if self.item_rows.sharded:
@@ -267,13 +298,13 @@ class LLMTwoTower(GeneralRecommender):
         self._read_off = None
 
 
-def _training_history(dataset: Any, options: Options) -> Rows:
-    """The training items of every user, with ranks where recency is to count."""
+def _history_of(dataset: Any, options: Options, *later: Any) -> Rows:
+    """The items of every user in a split and in later ones, with ranks where recency is to count."""
     if options.use_order and options.history_decay is None:
-        ranked = dataset.training_ranks()
+        ranked: Rows | None = dataset.training_ranks(*later)
         if ranked is not None:
             return ranked
-    return replace(dataset.training_rows(options.history_decay), ranks=None)  # one decay for all blocks
+    return replace(dataset.training_rows(options.history_decay, *later), ranks=None)  # one decay for all blocks
 
 
 def item_rows_of(config: Any, options: Options, n_items: int) -> AllRows:

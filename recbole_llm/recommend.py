@@ -11,7 +11,7 @@ the service give the same items.
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,6 +85,7 @@ def open_model(
     encoder: str | None = None,
     item_features_file: str | Path | None = None,
     feature_cache_dir: str | Path | None = None,
+    history: str | None = None,
 ) -> Export:
     """A trained model, ready to recommend.
 
@@ -97,6 +98,8 @@ def open_model(
             checkpoint that was trained with a folder.
         item_features_file: for a checkpoint that was trained with one.
         feature_cache_dir: for a checkpoint, where vectors of texts are kept.
+        history: for a checkpoint, whether ``all`` interactions of its dataset are histories and what users have seen, as they
+            are where nothing is given, or those of its training split (``train``).
 
     Raises:
         ValueError: if there is nothing at ``path``, or it cannot be read.
@@ -107,6 +110,7 @@ def open_model(
             "data_path": data_path,
             "item_features_file": item_features_file,
             "feature_cache_dir": feature_cache_dir,
+            "history": history,
         }
         for name in (name for name, value in paths.items() if value is not None):
             raise ValueError(f"{name} belongs to a checkpoint; an export holds all it needs.")
@@ -131,7 +135,7 @@ def open_model(
         item_features_file=item_features_file,
         feature_cache_dir=feature_cache_dir,
     )
-    return export_in_memory(contents_of(model, dataset, map_texts=texts))
+    return export_in_memory(contents_of(model, dataset, map_texts=texts, history=history or "all"))
 
 
 def recommend_users(
@@ -142,16 +146,19 @@ def recommend_users(
     exclude_seen: bool = True,
     skip_unknown: bool = False,
     counts: Counts | None = None,
+    include_new: int = 0,
 ) -> Iterator[Row]:
     """The best items of many users, in bounded memory.
 
     Args:
         export: of :func:`open_model`.
-        users: external ids; ``None`` for every user of the training data.
+        users: external ids; ``None`` for every user of the data set.
         k: items per user; fewer where fewer are allowed.
         exclude_seen: whether the items of a user's history have no place.
         skip_unknown: count unknown users instead of raising.
         counts: where to count.
+        include_new: at least so many of a user's items are new ones, that nobody has had yet; where the k best hold fewer, the
+            best others of them take the last places.
 
     Yields:
         Rows, user after user in the order given, best item first.
@@ -172,7 +179,10 @@ def recommend_users(
     large = n_users * len(export.item_ids) >= KERNEL_FROM and export.index is None
     recommender = Recommender(export, _kernel_retriever if large else None)
     for batch in _batches(export.user_ids if users is None else users):
-        answers = recommender.recommend_many([Request(user=u, k=k, exclude_seen=exclude_seen) for u in batch])
+        requests = [Request(user=u, k=k, exclude_seen=exclude_seen) for u in batch]
+        answers = recommender.recommend_many(requests)
+        if include_new:
+            answers = _with_new(recommender, requests, answers, include_new)
         unknown = [u for u, a in zip(batch, answers, strict=True) if isinstance(a, UnknownUserError)]
         if unknown and not skip_unknown:
             raise UnknownUserError(names(unknown))
@@ -186,6 +196,26 @@ def recommend_users(
             counts.rows += len(answer.items)
             counts.short += len(answer.items) < k
             yield from rows_of(answer, user)
+
+
+def _with_new(recommender: Recommender, requests: Sequence[Request], answers: list[Any], least: int) -> list[Any]:
+    """The answers, with new items in the last places where the best hold fewer than ``least``."""
+    lacking = [
+        at
+        for at, answer in enumerate(answers)
+        if isinstance(answer, Recommendation) and sum(item.cold for item in answer.items) < least
+    ]
+    if not lacking:
+        return answers
+    found = recommender.recommend_many([replace(requests[at], k=least, only_new=True) for at in lacking])
+    for at, new in zip(lacking, found, strict=True):
+        if isinstance(new, Exception):
+            raise new
+        known = [item for item in answers[at].items if not item.cold]
+        kept = known[: max(requests[at].k - len(new.items), 0)]
+        both = sorted([*kept, *new.items], key=lambda item: -item.score)
+        answers[at] = replace(answers[at], items=tuple(both))
+    return answers
 
 
 def recommend_items(

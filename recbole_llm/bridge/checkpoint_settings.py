@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MODEL = "LLMTwoTower"
+HISTORIES = ("all", "train")  # interactions that recommendations are made from
 
 _MODEL_KEYS = """
     item_text_fields item_text_template user_text_fields encoder encoder_revision encoder_pooling encoder_prompt
@@ -127,6 +128,17 @@ def add_path_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of :data:`PATHS`."""
     for name, (metavar, text) in PATHS.items():
         parser.add_argument(f"--{name}", default=None, metavar=metavar, help=text)
+
+
+def add_history_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--history``, whose default is ``None``: an export is not asked."""
+    parser.add_argument(
+        "--history",
+        choices=HISTORIES,
+        default=None,
+        help="of a checkpoint: the interactions that are histories and what users have seen: all of the data set, as where "
+        "nothing is given, or those of the training split",
+    )
 
 
 def given_paths(options: argparse.Namespace) -> dict[str, str | None]:

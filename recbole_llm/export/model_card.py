@@ -6,6 +6,8 @@ from recbole_llm.export.writer import ExportContents
 def model_card(contents: ExportContents, dataset: str) -> str:
     """Markdown about the data (counts, no ids), the model, its limits and its use."""
     trained = int(contents.trained.sum())
+    number = contents.fitted_interactions
+    fitted = "" if number is None else f", {number} fitted on"
     lines = [
         f"# LLMTwoTower export{f': {dataset}' if dataset else ''}",
         "",
@@ -16,7 +18,7 @@ def model_card(contents: ExportContents, dataset: str) -> str:
         "## Data",
         "",
         f"{len(contents.item_ids)} items, {trained} of them with a training interaction, the others known by their content; "
-        f"{len(contents.user_ids)} users; {len(contents.history_items)} training interactions.",
+        f"{len(contents.user_ids)} users; {len(contents.history_items)} interactions in their histories{fitted}.",
         "",
         "## Model",
         "",

@@ -39,6 +39,7 @@ class Request:
         exclude_seen: whether the history has no place either.
         filter: attribute conditions, all of which must hold.
         explain: reasons per item.
+        only_new: whether only items have a place that nobody has had yet.
         fallback: ``popular`` answers for an unknown user, or where no item is known; ``none`` raises.
     """
 
@@ -51,6 +52,7 @@ class Request:
     exclude_seen: bool = True
     filter: Mapping[str, Any] = field(default_factory=dict)
     explain: int = 0
+    only_new: bool = False
     fallback: str = "none"
 
     def __post_init__(self) -> None:
@@ -240,8 +242,19 @@ class Recommender:
         hidden, unknown_exclusions = self._rows_of(request.exclude)
         if request.exclude_seen:
             hidden = np.concatenate([hidden, self._with_successors(rows)])
+        hidden = np.concatenate([hidden, self._disliked(request.user)])
         mask = catalog.mask(request.filter)
+        if request.only_new:
+            mask = catalog.new_items() if mask is None else mask & catalog.new_items()
         return _Prepared(query, rows, hidden, mask, kind, (*unknown, *unknown_exclusions))
+
+    def _disliked(self, user_id: str | None) -> np.ndarray:
+        """Rows that a user has seen and not liked; no answer holds them, whether items of the history may come back or not."""
+        bounds, items = self.export.disliked_offsets, self.export.disliked_items
+        row = None if user_id is None else self._user_row.get(user_id)
+        if row is None or bounds is None or items is None:
+            return _NO_ROWS
+        return self._with_successors(items[bounds[row] : bounds[row + 1]].astype(np.int64))
 
     def _listed(
         self, items: Sequence[str], weights: Sequence[float] | None

@@ -20,6 +20,7 @@ from recbole_llm.bridge.repairs import (  # noqa: F401  (they enter their repair
     defects,
     distributed,
     files,
+    labels,
     libraries,
     models,
 )

@@ -34,7 +34,8 @@ from recbole_llm.fitting.logs import quietly
 from recbole_llm.fitting.pipeline import fit
 from recbole_llm.fitting.validation import TopKMetric, Validation
 from recbole_llm.progress import progress_bar
-from recbole_llm.scoring.rows import rows_from_pairs
+from recbole_llm.scoring.never_shown import never_shown
+from recbole_llm.scoring.rows import union
 from recbole_llm.scoring.score import LinearBlock
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
@@ -123,9 +124,9 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self, train_data: Any, valid_data: Any, verbose: bool, saved: bool, show_progress: bool, callback_fn: Any
     ) -> tuple[float, dict[str, float] | None]:
         model = self.model
-        validation = self.validation(valid_data)
+        validation = self.validation(valid_data, train_data._dataset)
         if model.history.ranks is not None and valid_data:
-            model.remember_later(train_data._dataset.training_ranks(valid_data._dataset.inter_feat))
+            model.remember_later(train_data._dataset.training_ranks(valid_data._dataset))
             if verbose:
                 getLogger().info(
                     "order TO: at test a user's history is the training and validation items, as for sequential models"
@@ -152,6 +153,9 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             self.best_valid_result = result
         if saved:
             self._save_whole_model(verbose)
+        if verbose:
+            for line in never_shown(*model.never_shown(), train_data._dataset.unread_items()):
+                getLogger().info(line)
         return score, result
 
     def train_towers(
@@ -212,8 +216,13 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             )
         self.stopping_step = patience
 
-    def validation(self, valid_data: Any) -> Validation | None:
-        """The data that choices are made by; ``None`` without a validation split."""
+    def validation(self, valid_data: Any, train_split: Any = None) -> Validation | None:
+        """The data that choices are made by; ``None`` without a validation split.
+
+        Args:
+            valid_data: the loader of validation.
+            train_split: the dataset of the training split, which says what users have seen beside their histories.
+        """
         if not valid_data:
             return None
         log = getLogger().info
@@ -222,11 +231,11 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         except ValueError:
             metric = TopKMetric("ndcg", 10)
             log("valid_metric %s is no top-k metric: the blocks are chosen by %s", self.config["valid_metric"], metric)
-        split = valid_data._dataset
-        users, items = (split.inter_feat[field].long().to(self.device) for field in (split.uid_field, split.iid_field))
         history = self.model.history
-        targets = rows_from_pairs(users, items, len(history.offsets) - 1)
-        return Validation(history=history, targets=targets, seen=history, metric=metric)
+        targets = valid_data._dataset.training_rows().to(self.device)
+        disliked = None if train_split is None else train_split.negative_rows()
+        seen = history if disliked is None else union(history, disliked.to(self.device))
+        return Validation(history=history, targets=targets, seen=seen, metric=metric)
 
     # ------------------------------------------------------------------ an epoch
 
