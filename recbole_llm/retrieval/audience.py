@@ -149,6 +149,9 @@ def _top_users(export: Export, items: Sequence[AskedItem], k: int, exclude_seen:
             at = at[best(at, own[at], k)]
             parts.append((at + first, own[at], scores[at, m]))
     for parts in found:
+        if not parts:  # an export without users
+            yield []
+            continue
         users, logits, scores = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         at = best(users, logits, k)
         chance = 0.5 + 0.5 * np.tanh(0.5 * logits[at])  # a sigmoid that does not overflow
