@@ -64,6 +64,13 @@ COMMANDS: dict[str, Command] = {
     "run": Command(
         "train, evaluate and print the table", "recbole_llm.commands.run", "add_arguments", "run_model", True
     ),
+    "fit": Command(
+        "a trained model once more, on all rows, with what its validation chose",
+        "recbole_llm.commands.fit",
+        "add_arguments",
+        "run_fit",
+        True,
+    ),
     "compare": Command(
         "several models on one split: spread over seeds, paired significance over users",
         "recbole_llm.commands.compare",

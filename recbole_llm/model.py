@@ -20,6 +20,7 @@ from recbole_llm.bridge.options import NEG_VALID_FIELD, Options
 from recbole_llm.fitting.data import Known, TrainingData
 from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.pipeline import FittedScore, log_length
+from recbole_llm.fitting.refit import Chosen
 from recbole_llm.scoring.item_rows import AllRows, ShardedRows
 from recbole_llm.scoring.losses import LossOptions, TowerLoss
 from recbole_llm.scoring.rows import Rows
@@ -86,6 +87,7 @@ class LLMTwoTower(GeneralRecommender):
             towers, LossOptions(**{each.name: getattr(options, each.name) for each in fields(LossOptions)})
         )
         self.fitted: FittedScore | None = None  # None: the learned block alone
+        self.chosen: Chosen | None = None  # what validation decided, for a fit that repeats it
         self._read_off: tuple[Any, Score] | None = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LLMTwoTower":
@@ -276,10 +278,11 @@ class LLMTwoTower(GeneralRecommender):
         that resumes solves for them again.
         """
         fitted, later = self.fitted, None if self._later is None else vars(self._later.rows)
+        chosen = None if self.chosen is None else self.chosen.to_state()
         if fitted is None:
-            return {"score": None, "setting": None, "later": later}
+            return {"score": None, "setting": None, "later": later, "chosen": chosen}
         setting = None if fitted.setting is None else fitted.setting.to_state()
-        return {"score": score_to_state(self.score), "setting": setting, "later": later}
+        return {"score": score_to_state(self.score), "setting": setting, "later": later, "chosen": chosen}
 
     def load_other_parameter(self, para: Mapping[str, Any] | None) -> None:
         """Take over what :meth:`other_parameter` gave, or that of a checkpoint of version 1."""
@@ -287,7 +290,8 @@ class LLMTwoTower(GeneralRecommender):
             return
         first = "score" not in para
         state = state_of_version_1(para, self.item_rows) if first else para["score"]
-        later, setting = para.get("later"), para.get("setting")
+        later, setting, chosen = para.get("later"), para.get("setting"), para.get("chosen")
+        self.chosen = None if chosen is None else Chosen.from_state(chosen)
         if later is not None:
             ranks = later["weights"] if first else later["ranks"]
             self.remember_later(Rows(later["offsets"], later["ids"], ranks=ranks))

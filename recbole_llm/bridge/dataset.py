@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.dataset import Dataset
+from recbole.data.interaction import cat_interactions
 
 from recbole_llm.bridge.options import Options
 from recbole_llm.bridge.repairs.labels import NEGATIVES
@@ -51,6 +52,19 @@ def _negatives(split: Dataset) -> Iterator[Any]:
         yield inter[inter[label] <= 0]
 
 
+def _joined(splits: list["LLMTwoTowerDataset"], count: int) -> list["LLMTwoTowerDataset"]:
+    """Splits of which the first holds the interactions of the first ``count``, which are empty."""
+    parts = splits[:count]
+    whole = splits[0].copy(cat_interactions([_positives(part) for part in parts]))
+    negatives = [part for split in parts for part in _negatives(split)]
+    if negatives:
+        setattr(whole, NEGATIVES, cat_interactions(negatives))
+    empty = [part.copy(part.inter_feat[:0]) for part in parts[1:]]
+    for part in empty:
+        part.__dict__.pop(NEGATIVES, None)
+    return [whole, *empty, *splits[count:]]
+
+
 class LLMTwoTowerDataset(Dataset):
     """``Dataset`` with ``item_features`` and ``user_features``: one :class:`FeatureTable` per modality.
 
@@ -82,6 +96,9 @@ class LLMTwoTowerDataset(Dataset):
                 f"{read} were read: add it to load_col.inter, or give the time column's name as TIME_FIELD."
             )
         splits = super().build()
+        rows = Options.from_config(self.config).refit_rows
+        if rows is not None:
+            splits = _joined(splits, {"valid": 2, "all": len(splits)}[rows])
         splits[0].__dict__[_LATER] = tuple(splits[1:])
         return splits
 

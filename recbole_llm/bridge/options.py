@@ -287,6 +287,22 @@ class Options:
     resume_from: str | None = _key(
         values.text, None, "Running", "str", "A *-last.pth checkpoint to go on from; recbole-llm run --resume sets it."
     )
+    refit_rows: str | None = _key(
+        values.optional_choice("valid", "all"),
+        None,
+        "Running",
+        "str",
+        "Rows that a fit with given choices takes: valid (training and validation; test is held out) or all. recbole-llm run "
+        "--final and recbole-llm fit set it.",
+        of_dataset=True,
+    )
+    refit_from: str | None = _key(
+        values.text,
+        None,
+        "Running",
+        "str",
+        "The checkpoint whose choices such a fit repeats; the same commands set it.",
+    )
 
     @property
     def trains_on_users(self) -> bool:

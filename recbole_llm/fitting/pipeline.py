@@ -338,12 +338,13 @@ def place_cold_items(
     options: FitOptions,
     setting: Setting | None,
     rank_all: bool = False,
+    given: tuple[float, ColdBoost] | None = None,
 ) -> Score:
     """Give the items without a training interaction vectors from their content, and a place beside the trained ones.
 
     Targets, bias and sources come from a kernel ridge map of content to trained items. ``cold_boost: auto`` chooses ridge, factor
     and offset (:func:`recbole_llm.fitting.cold_start.placement.choose_place`), under a floor for the trained items' quality.
-    Without validation data a documented place does.
+    Without validation data the place is the ``given`` one, or a documented one.
     """
     cold = ~data.trained
     cold[0] = False
@@ -376,10 +377,10 @@ def place_cold_items(
     def refit(left: Rows) -> Fitted:
         return _without_items(score, data, left, options, setting), left
 
-    mu, boost = MU, UNMEASURED
+    mu, boost = given or (MU, UNMEASURED)
     if options.cold_boost != "auto":
         boost = ColdBoost(joint=True, kappa=float(options.cold_boost))
-    elif validation is not None:
+    elif validation is not None and given is None:
         mu, boost = choose_place(evidence, placed, score, refit)
     log.info(str(boost))
     # a value-based metric asks for the score of a pair, wherever a ranking would place it

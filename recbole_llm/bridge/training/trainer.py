@@ -4,6 +4,7 @@ import math
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from logging import getLogger
 from typing import Any, ClassVar
 
@@ -28,10 +29,12 @@ from recbole_llm.bridge.checkpoint import (
 from recbole_llm.bridge.checkpoint_settings import command_to_resume
 from recbole_llm.bridge.options import default_values
 from recbole_llm.bridge.training.advice import advice_of
+from recbole_llm.bridge.training.choices import given_choices
 from recbole_llm.bridge.training.interruption import Interruption
 from recbole_llm.bridge.training.item_tables import tables_of
 from recbole_llm.fitting.logs import quietly
 from recbole_llm.fitting.pipeline import fit
+from recbole_llm.fitting.refit import chosen_of, refit
 from recbole_llm.fitting.validation import TopKMetric, Validation
 from recbole_llm.progress import progress_bar
 from recbole_llm.scoring.never_shown import never_shown
@@ -81,6 +84,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self._random_state: dict[str, Any] | None = None  # to be taken over before the next epoch
         self._interruption = Interruption()
         self._last_written: float | None = None
+        self._best_epochs = 0
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's optimizer, in its fused form where there is one: the update is a third of a sparse model's step."""
@@ -135,16 +139,16 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         if "learned" not in model.options.blocks:
             self.eval_collector.data_collect(train_data)
             model.eval()
+        given, data = given_choices(self.config, model), model.training_data()
         with quietly(not verbose):
-            model.fitted = fit(
-                model.training_data(),
-                validation,
-                model.options,
-                lambda: self.train_towers(train_data, valid_data, verbose, show_progress, callback_fn),
-                start=model.fitted,
-                rank_all_cold=model.gives_probabilities,
-                agree=self._tables.agree,
-            )
+            towers = partial(self.train_towers, train_data, valid_data, verbose, show_progress, callback_fn)
+            always: dict[str, Any] = {"rank_all_cold": model.gives_probabilities, "agree": self._tables.agree}
+            if given is None:
+                model.fitted = fit(data, validation, model.options, towers, start=model.fitted, **always)
+                model.chosen = chosen_of(model.fitted, data, self._best_epochs)
+            else:
+                self.epochs = given.epochs if given.block("learned") else 0
+                model.chosen, model.fitted = given, refit(data, given, model.options, towers, **always)
         score, result = self.best_valid_score, None
         if valid_data:
             score, result = self._valid_epoch(valid_data, show_progress=show_progress)
@@ -175,8 +179,11 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self._restore_random_state()
         self._save_last()
         self._interruption.allow()
+        self._best_epochs = self._epochs_done
         if saved and os.path.isfile(self.saved_model_file):
-            model.load_state_dict(self._tables.read(self.saved_model_file)["state_dict"])
+            best = self._tables.read(self.saved_model_file)
+            model.load_state_dict(best["state_dict"])
+            self._best_epochs = best["epoch"] + 1
         model.eval()
         return model.towers.block()
 

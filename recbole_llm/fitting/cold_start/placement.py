@@ -310,5 +310,6 @@ def place(evidence: Evidence, ids: Tensor, score: Score, boost: ColdBoost, mu: f
         joint=boost.joint,
         kappa=boost.kappa,
         shift=shifts,
+        offset=boost.offset,
     )
     return score.with_cold(cold)

@@ -1,0 +1,53 @@
+"""``recbole-llm fit``: a trained model once more, on more rows, with what its validation chose."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from recbole_llm.bridge.checkpoint_settings import MODEL
+from recbole_llm.checkpoints import newest_checkpoint
+from recbole_llm.commands.output import PROGRAM
+from recbole_llm.commands.run import add_process_arguments, fit_once_more
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``recbole-llm fit``."""
+    parser.add_argument(
+        "checkpoint", help="what 'recbole-llm run' saved (saved/LLMTwoTower-....pth), or its folder for the newest one"
+    )
+    parser.add_argument(
+        "--rows",
+        choices=("all", "valid"),
+        default="all",
+        help="all (default), or valid: training and validation, so that test still measures the model",
+    )
+    parser.add_argument("--config_files", default=None, help=argparse.SUPPRESS)  # its settings are the checkpoint's
+    add_process_arguments(parser)
+
+
+def run_fit(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[str]) -> int:
+    """Run ``recbole-llm fit``; gives the exit code.
+
+    Raises:
+        ValueError: if the checkpoint does not exist, holds no choices, or a path must be given again.
+    """
+    if files:
+        raise ValueError(
+            "--config_files: the fit has its checkpoint's settings; change one, or give a path again, as --key=value."
+        )
+    checkpoint = newest_checkpoint(options.checkpoint) or options.checkpoint
+    sys.argv = [PROGRAM, *overrides]  # where RecBole's Config reads --key=value
+    from recbole.config import Config
+
+    from recbole_llm.bridge.checkpoint import settings_for_refit
+    from recbole_llm.bridge.files import require_dataset
+    from recbole_llm.bridge.training.choices import read_choices
+
+    read_choices(str(checkpoint))  # a mistake is one line, before anything is read
+    own = {argument[2:].partition("=")[0] for argument in overrides}
+    options.model = MODEL
+    options.dataset, settings = settings_for_refit(checkpoint, own)
+    config = Config(MODEL, options.dataset, [], dict(settings))
+    require_dataset(config)
+    fit_once_more(options, (), settings, checkpoint, options.rows, config)
+    return 0
