@@ -94,8 +94,22 @@ REPAIRS = (
     "unpickled_config", "data_and_model", "ray", "numpy", "torch_load", "dok", "agg_len", "fillna", "warnings", "hyper",
     "collector", "ensure_dir", "checkpoint_names", "time_split", "saved_dataset", "saved_dataloaders", "case_study", "flops",
     "ksr", "pop", "anomaly_mode", "dgcf", "kgat", "tree_defaults", "gloo", "wrapper", "progress_lock",
+    "label_zero", "label_zero_histories", "label_zero_seen",
 )  # fmt: skip
-COMMANDS = ("run", "compare", "tune", "import", "encode", "split", "export", "recommend", "similar", "serve", "info")
+COMMANDS = (
+    "run",
+    "fit",
+    "compare",
+    "tune",
+    "import",
+    "encode",
+    "split",
+    "export",
+    "recommend",
+    "similar",
+    "serve",
+    "info",
+)
 NEEDS = {"recbole_llm.serving.app": ("fastapi", "orjson")}  # extras
 
 # reads groups of statements, gives for each the error that it raises or nothing; a group has a fork of its own

@@ -26,7 +26,7 @@ from recbole_llm.fitting.validation import evenly
 from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.scoring.score import LinearBlock, Score
 
-MAX_USERS = 5_000  # over whose scores deviations are taken
+MAX_USERS, MAX_PAIRS = 5_000, 100_000_000  # over whose scores deviations are taken, and pairs of users and items
 
 log = getLogger(__name__)
 
@@ -138,7 +138,8 @@ def chosen_of(fitted: FittedScore, data: TrainingData, epochs: int) -> Chosen:
 
 def deviation(score: Score, block: LinearBlock, data: TrainingData) -> float:
     """Standard deviation of a block's scores of the trained items, with scale 1, over users with a history."""
-    users = evenly(torch.nonzero(data.history.sizes).squeeze(1), MAX_USERS)
+    most = min(MAX_USERS, max(MAX_PAIRS // data.n_items, 1))
+    users = evenly(torch.nonzero(data.history.sizes).squeeze(1), most)
     alone = replace(score, blocks=(replace(block, scale=1.0),), slope=1.0, intercept=0.0)
 
     def scorer(rows: Tensor) -> Tensor:

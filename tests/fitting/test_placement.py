@@ -133,7 +133,8 @@ def test_too_few_interactions_to_tell_a_place_by(world, monkeypatch, caplog):
         mu, boost = choose_place(warm, COLD, score, refuse)
     assert mu == MU and boost.joint and boost.kappa == 1.0 and math.isnan(boost.gain)
     hidden = hide(warm, len(COLD))
-    assert f"{len(hidden.ids)} hidden items have {hidden.events} interactions, and 1000000 are needed" in caplog.text
+    told = f"{len(hidden.ids)} hidden items of 100 have {hidden.events} interactions, and 1000000 are needed"
+    assert told in caplog.text
     alone, present = ranks(score, warm, mu, boost)
     assert present / alone == pytest.approx(boost.warm_share, abs=2e-3) and boost.warm_share >= 0.998
     higher = [offset for offset in OFFSETS if offset > boost.offset]

@@ -170,15 +170,15 @@ def choose_place(evidence: Evidence, ids: Tensor, score: Score, refit: Refit) ->
     cold = torch.zeros_like(evidence.trained)
     cold[ids] = True
     n_targets = int(cold[evidence.targets.ids].sum())
-    few = int((evidence.trained & evidence.present).sum()) <= MAX_ANCHORS_TO_CHOOSE_MU
-    mus = MUS if few else (MU,)
+    n_known = int((evidence.trained & evidence.present).sum())
+    mus = MUS if n_known <= MAX_ANCHORS_TO_CHOOSE_MU else (MU,)
     if n_targets >= ENOUGH_TARGETS:
         mu, trial = _best(
             evidence, validation_trials(evidence, ids, score, mus), f"{n_targets} cold targets of validation"
         )
         return mu, trial.boost(evidence.metric)
     hidden = hide(evidence, len(ids))
-    if hidden.events >= LEAST_EVENTS:
+    if hidden.events >= LEAST_EVENTS and len(hidden.ids) <= MAX_HIDDEN_SHARE * n_known:
         by = f"{len(hidden.ids)} hidden items with {hidden.events} interactions"
         mu, trial = _best(evidence, hidden_trials(evidence, hidden, refit, mus), by)
         boost = trial.boost(evidence.metric, UNTOLD_WARM_FLOOR)
@@ -188,8 +188,8 @@ def choose_place(evidence: Evidence, ids: Tensor, score: Score, refit: Refit) ->
     else:
         mu = MU
         log.info(
-            f"cold items: {len(hidden.ids)} hidden items have {hidden.events} interactions, and {LEAST_EVENTS} are needed to tell "
-            "a place by them; the place is as high as the trained items allow"
+            f"cold items: {len(hidden.ids)} hidden items of {n_known} have {hidden.events} interactions, and {LEAST_EVENTS} are "
+            "needed to tell a place by them; the place is as high as the trained items allow"
         )
     return mu, validation_trials(evidence, ids, score, (mu,))[mu].highest(evidence.metric)
 
