@@ -34,6 +34,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from recbole_llm_kernels.signatures import Sampled
 from recbole_llm_kernels.triton_ops import catalog, pairs, sampled, topk, tuning
 
 
@@ -120,7 +121,9 @@ def launches(arch: str, dtype: torch.dtype, D: int) -> list[Recorded]:
         _, log_z, slope, _, _, _ = catalog.catalog_ce_fwd(user, item, *targets, bias, None, "mean", every)
         nothing = (None, None, None)
         catalog.catalog_ce_bwd(one, user, item, *targets, bias, None, "mean", log_z, slope, nothing, every)
-        sampled.sampled_bce_fwd(user, item, ids, ids, negatives, bias, bias, None, None, 1.0, "mean", every)
+        sampled.sampled_bce_fwd(
+            Sampled(user, item, bias, ids, ids, negatives, bias, None, None, 1.0, "mean", every, "triton")
+        )
         topk.score_topk(user, item, 10, bias, *targets)
     unique: dict[tuple[Any, ...], Recorded] = {}
     for launch in recorded:

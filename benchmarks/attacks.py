@@ -6,10 +6,13 @@ A server of its own process, started as ``recbole-llm serve`` starts it, with it
 Honest clients run alone first and last, and beside each attack in turn; attackers are a third process. Health is asked by
 a fresh connection each time, and its time includes the connecting. Memory is the server's resident set: before, at the
 worst, and ten seconds after. With ``--against`` the processor time of honest requests is compared with another checkout's.
+Files and requests of the fuzzer are counted by what became of them, and commands are killed at random moments
+(``attack_kills.py``). Each part is written into the report as it ends; parts may be measured at different times.
 """
 
 import argparse
 import json
+import logging
 import os
 import signal
 import socket
@@ -19,25 +22,27 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from attack_clients import CLIENTS
 from serving import facts, measure, median_of, ratio
 from serving_servers import ROOT, SLOWS_NUMPY, cpu_seconds_of, write_catalogue
 
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
+from attack_kills import kills
+
 Result = dict[str, Any]
 CLIENT = Path(__file__).with_name("attack_clients.py")
+VERSIONS = ROOT / "tests" / "compatibility" / "0.1.0"
 SETTLE_SECONDS = 10.0
 # /health: at most this many times as long as beside honest load, and never longer than a second
 MAX_RATIO, MAX_HEALTH_MS = 5.0, 1000.0
-SERVER = """
-import argparse, sys
-from recbole_llm.commands import serve as command
-parser = argparse.ArgumentParser()
-command.add_serve_arguments(parser)
-sys.exit(command.run_serve(parser.parse_args()))
-"""
+COMMAND = "import sys; from recbole_llm.cli import main; sys.exit(main())"  # of whichever checkout
 
 
 class Server:
@@ -52,7 +57,7 @@ class Server:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(source / "kernels")])}
         for name in SLOWS_NUMPY:
             environment.pop(name, None)
-        command = [sys.executable, "-c", SERVER, str(folder), "--port", str(self.port)]
+        command = [sys.executable, "-c", COMMAND, "serve", str(folder), "--port", str(self.port)]
         command += ["--no-encoder", "--no-access-log", *options]
         self.log = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log)
@@ -143,6 +148,12 @@ def judge(result: Result, base: Result) -> Result:
     return result
 
 
+def commit_of(checkout: Path) -> str:
+    """Its commit."""
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def speed(folder: Path, options: argparse.Namespace) -> Result:
     """Requests per CPU second of honest load beside those of another checkout's service, in turn, round after round."""
     servers = {"ours": Server(folder, Path(options.source)), "against": Server(folder, Path(options.against))}
@@ -157,6 +168,8 @@ def speed(folder: Path, options: argparse.Namespace) -> Result:
         for server in servers.values():
             server.stop()
     return {
+        **facts(),
+        "against_commit": commit_of(Path(options.against)),
         "clients": options.clients,
         "rounds": options.rounds,
         **{name: median_of(rounds) for name, rounds in results.items()},
@@ -165,9 +178,62 @@ def speed(folder: Path, options: argparse.Namespace) -> Result:
     }
 
 
+def load(folder: Path, options: argparse.Namespace) -> Result:
+    """Every attack in turn, honest load before and after."""
+    report: Result = {**facts(), "items": options.items, "dim": options.dim, "seconds": options.seconds, "attacks": {}}
+    server = Server(folder, Path(options.source))
+    honest(server, 2.0)
+    report["honest"] = honest(server, options.seconds)
+    print("honest", json.dumps(report["honest"]), flush=True)
+    for attack in options.only.split(","):
+        report["attacks"][attack] = judge(under(attack, server, options.seconds), report["honest"])
+        print(attack, json.dumps(report["attacks"][attack]), flush=True)
+        if server.process.poll() is not None:
+            raise SystemExit(f"the server ended: {server.output()}")
+    report["honest_again"] = honest(server, options.seconds)
+    print("honest again", json.dumps(report["honest_again"]), flush=True)
+    report["exit_code"] = server.stop()
+    report["tracebacks"] = server.output().count("Traceback")
+    return report
+
+
+def fuzz(folder: Path, options: argparse.Namespace) -> Result:
+    """What became of exports that are wrong and signed, of damaged checkpoints, and of requests that are none."""
+    from fuzz import checkpoints, exports, requests
+
+    logging.disable(logging.CRITICAL)  # of files that are not ours, thousands of times
+    seen: dict[str, Counter[str]] = {"exports": Counter(), "checkpoints": Counter(), "requests": Counter()}
+    faults: list[str] = []
+    file = folder.parent / "fuzzed"
+
+    def note(kind: str, number: int, outcome: Callable[[], str]) -> None:
+        try:
+            seen[kind][outcome()] += 1
+        except Exception as error:
+            faults.append(f"{kind} {number}: {error!r}"[:300])
+
+    sources = sorted(VERSIONS.glob("export-*"))
+    for number in range(options.exports):
+        exports.mutate(sources[number % len(sources)], file, Random(number))
+        note("exports", number, partial(exports.outcome, file))
+    contents = [path.read_bytes() for path in sorted(VERSIONS.glob("*.pth"))]
+    path = folder.parent / "fuzzed.pth"
+    for number in range(options.checkpoints):
+        path.write_bytes(checkpoints.mutate(contents[number % len(contents)], Random(number)))
+        note("checkpoints", number, partial(checkpoints.outcome, path))
+    server, draw = Server(folder, Path(options.source)), Random(0)
+    sent = [requests.mutated(draw) for _ in range(options.requests)]
+    answers = requests.attack(server.port, sent)
+    for status, count in sorted(answers.items()):
+        seen["requests"]["no answer" if status == 0 else str(status)] += count
+    report = {**facts(), **{kind: dict(counts) for kind, counts in seen.items()}, "other": faults}
+    return report | {"exit_code": server.stop(), "tracebacks": server.output().count("Traceback")}
+
+
 def main() -> None:
-    """Run the attacks and write the report."""
+    """Run the parts that were asked for and write them into the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default="load,fuzz,kills", metavar="A,B", help="of load, fuzz, kills, speed")
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=15.0)
@@ -177,29 +243,25 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32, help="of that comparison")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--round-seconds", type=float, default=2.5)
-    parser.add_argument("--output", default=None, metavar="FILE")
+    parser.add_argument("--exports", type=int, default=5000)
+    parser.add_argument("--checkpoints", type=int, default=500)
+    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--kills", type=int, default=8, help="of each command")
+    parser.add_argument("--output", default=None, metavar="FILE", help="a report that is there keeps its other parts")
     options = parser.parse_args()
-    report: Result = {**facts(), "items": options.items, "dim": options.dim, "seconds": options.seconds, "attacks": {}}
+    if "speed" in options.parts and not options.against:
+        parser.error("the part speed needs --against DIR, the checkout to compare with.")
+    parts = {"load": load, "fuzz": fuzz, "kills": kills, "speed": speed}
+    output = Path(options.output) if options.output else None
+    report: Result = json.loads(output.read_text()) if output is not None and output.exists() else {}
     with tempfile.TemporaryDirectory() as name:
-        write_catalogue(Path(name) / "export", options.items, options.dim)
-        server = Server(Path(name) / "export", Path(options.source))
-        honest(server, 2.0)
-        report["honest"] = honest(server, options.seconds)
-        print("honest", json.dumps(report["honest"]), flush=True)
-        for attack in options.only.split(","):
-            report["attacks"][attack] = judge(under(attack, server, options.seconds), report["honest"])
-            print(attack, json.dumps(report["attacks"][attack]), flush=True)
-            if server.process.poll() is not None:
-                raise SystemExit(f"the server ended: {server.output()}")
-        report["honest_again"] = honest(server, options.seconds)
-        print("honest again", json.dumps(report["honest_again"]), flush=True)
-        report["exit_code"] = server.stop()
-        report["tracebacks"] = server.output().count("Traceback")
-        if options.against:
-            report["speed"] = speed(Path(name) / "export", options)
-            print("speed", json.dumps(report["speed"]), flush=True)
-    if options.output:
-        Path(options.output).write_text(json.dumps(report, indent=1) + "\n")
+        folder = Path(name) / "export"
+        write_catalogue(folder, options.items, options.dim)
+        for part in options.parts.split(","):
+            report[part] = parts[part](folder, options)
+            print(part, json.dumps(report[part]), flush=True)
+            if output is not None:
+                output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,28 @@ the same bytes.
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from report_parts import Bars, Json, Section, facts, number, records, table
-from report_quality import calibration, cold, quality, robustness, sharing, subsets, svd_form, temporal
+import report_quality
+from report_parts import Json, Section, facts, number, records, table
+from report_plots import Dot, Dots, Panel, Plot, Row, draw, short, span
+from report_quality import (
+    calibration,
+    cold,
+    gains,
+    gains_by_time,
+    quality,
+    robustness,
+    sharing,
+    stages,
+    subsets,
+    svd_form,
+    temporal,
+)
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -30,7 +45,7 @@ def shape_of(entry: Json) -> str:
 
 def kernel_speed(data: Json) -> Section:
     """How many times as fast, and how many times less memory, ours is than each other way to compute the same."""
-    lines, plots = [], []
+    lines = []
     entries = data["entries"]
     for machine in {json.dumps(e["machine"]["versions"] | {"cpu": e["machine"]["cpu"]}): e for e in entries}.values():
         lines += facts(machine)
@@ -38,7 +53,7 @@ def kernel_speed(data: Json) -> Section:
     for e in entries:
         for name, v in e["variants"].items():
             rows.append([e["operator"], shape_of(e), e["threads"], name, v["ms"], v["gflop_per_s"], v["gb_per_s"],
-                         f"{100 * v['share_of_roofline']:.0f}%", v["ours_is_faster_by"]])  # fmt: skip
+                         _share(v["share_of_roofline"]), v["ours_is_faster_by"]])  # fmt: skip
     head = ["operator", "shape", "threads", "", "ms", "GFLOP/s", "GB/s", "roofline", "ours is faster by"]
     lines += table(head, rows)
     measured = [e for e in entries if "mib" in e["variants"]["ours"]]
@@ -53,20 +68,53 @@ def kernel_speed(data: Json) -> Section:
     lines += ["Peak memory of one step, one thread:", "", *table(head, rows)]
     reasons = {f"{name}: {reason}" for e in entries for name, reason in e["unavailable"].items()}
     lines += [f"- not measured, {reason}" for reason in sorted(reasons)] + [""] * bool(reasons)
-    for threads in sorted({e["threads"] for e in entries}):
-        chosen = [e for e in entries if e["threads"] == threads]
-        plots.append(_ratios(f"kernel_speed_{data['device']}_{threads}", chosen,
-                             f"Speed on {data['device']}, {threads} thread{'s' * (threads > 1)}", "ours is faster by",
-                             lambda v: v["ours_is_faster_by"]))  # fmt: skip
-    plots.append(_ratios(f"kernel_memory_{data['device']}", measured, f"Peak memory on {data['device']}, allocated in a step",
-                         "ours takes less by", lambda v: v["ours_takes_less_memory_by"]["allocated"]))  # fmt: skip
-    return Section(lines, plots)
+    return Section(lines, [_speed(data["device"], entries), *([_memory(data["device"], measured)] if measured else [])])
 
 
-def _ratios(name: str, entries: list[Json], title: str, axis: str, value: Callable[[Json], float]) -> Bars:
-    others = list(dict.fromkeys(v for e in entries for v in e["variants"] if v != "ours"))
-    series = {o: [value(e["variants"][o]) if o in e["variants"] else None for e in entries] for o in others}
-    return Bars(name, title, axis, [f"{e['operator']} {shape_of(e)}" for e in entries], series, log=True, line=1.0)
+def _share(of_roofline: float | None) -> str:
+    return "in cache" if of_roofline is None else f"{of_roofline:.0%}"
+
+
+def _ratios(entries: list[Json], names: list[str], value: Callable[[Json], float], named: bool = True) -> list[Row]:
+    """A row for each name: a dot for every other way to compute the same."""
+    found = {f"{entry['operator']} {shape_of(entry)}": entry for entry in entries}
+    rows = []
+    for name in names:
+        others = found[name]["variants"].items() if name in found else ()
+        dots = [Dot(value(variant), series=other) for other, variant in others if other != "ours"]
+        rows.append(Row(name if named else "", dots))
+    return rows
+
+
+def _names(entries: list[Json]) -> list[str]:
+    return list(dict.fromkeys(f"{entry['operator']} {shape_of(entry)}" for entry in entries))
+
+
+def _speed(device: str, entries: list[Json]) -> Dots:
+    threads = sorted({e["threads"] for e in entries})
+    panels = []
+    for n in threads:
+        chosen = [e for e in entries if e["threads"] == n]
+        rows = _ratios(chosen, _names(entries), lambda v: v["ours_is_faster_by"], named=not panels)
+        panels.append(Panel(f"{n} thread{'s' * (n > 1)}", rows, log=True, line=1.0))
+    faster = [v["ours_is_faster_by"] for e in entries for name, v in e["variants"].items() if name != "ours"]
+    slower = sum(ratio < 1 for ratio in faster)
+    eager = [e["variants"]["eager"]["ours_is_faster_by"] for e in entries if "eager" in e["variants"]]
+    where = device.upper() if device == "cpu" else device
+    told = f"; {slower} of {len(faster)} comparisons {'is' if slower == 1 else 'are'} lost" if slower else ""
+    finding = f"{where}: ours is {span(eager)} times as fast as eager PyTorch{told}" if eager else f"Speed on {where}"
+    note = "time of the other over ours, medians of paired rounds; 1: as fast as ours"
+    return Dots(f"kernel_speed_{device}", finding, note, panels)
+
+
+def _memory(device: str, entries: list[Json]) -> Dots:
+    rows = _ratios(entries, _names(entries), lambda v: v["ours_takes_less_memory_by"]["allocated"])
+    eager = [
+        e["variants"]["eager"]["ours_takes_less_memory_by"]["allocated"] for e in entries if "eager" in e["variants"]
+    ]
+    finding = f"Eager PyTorch allocates {span(eager)} times as much in a step" if eager else f"Memory on {device}"
+    note = "peak memory allocated in a step, the other over ours; 1: as much as ours"
+    return Dots(f"kernel_memory_{device}", finding, note, [Panel("", rows, log=True, line=1.0)])
 
 
 def aot_report(data: Json) -> Section:
@@ -113,8 +161,42 @@ def import_speed(data: Json) -> Section:
     rows = data["measurements"]
     cells = [[r["name"], r.get("library"), r.get("rows_out"), r["seconds"], r.get("peak_mib")] for r in rows]
     lines = [f"{number(data['rows'])} rows:", "", *table(["", "library", "rows out", "seconds", "peak MiB"], cells)]
-    series = {"seconds": [r["seconds"] for r in rows]}
-    return Section(lines, [Bars("import_speed", "Reading and importing", "seconds", [r["name"] for r in rows], series)])
+    imports = {r["name"]: r["seconds"] for r in rows if r["name"].startswith("import csv, ")}
+    ours = imports.get("import csv, ours")
+    others = [seconds for name, seconds in imports.items() if name != "import csv, ours"]
+    finding = (
+        f"From CSV to RecBole's files in {short(ours)} s; the same written with other libraries takes {span(others)} s"
+        if ours and others
+        else "Reading and importing"
+    )
+    plot = Dots(
+        "import_speed",
+        finding,
+        f"seconds for {number(data['rows'])} rows",
+        [Panel("", [Row(r["name"], [Dot(r["seconds"], ours=r["name"].endswith("ours"))]) for r in rows])],
+    )
+    return Section(lines, [plot])
+
+
+def hostile_imports(data: Json) -> Section:
+    """What became of hostile files, and the most memory that an import of each kind took."""
+    parts = data["parts"]
+    good, refused = (sum(part["counts"][name] for part in parts) for name in ("good", "refused"))
+    odd = [f"{name}: {what}" for part in parts for name, what in part["odd"].items()]
+    kinds: Json = {}
+    for part in parts:
+        for kind, counts in part["by_kind"].items():
+            row = kinds.setdefault(kind, {"good": 0, "refused": 0, "peak_mib": 0.0, "file_mib": 0.0})
+            row |= {name: row[name] + counts[name] for name in ("good", "refused")}
+            most = part["most_memory"][kind]
+            if most["peak_mib"] > row["peak_mib"]:
+                row |= {name: most[name] for name in ("peak_mib", "file_mib")}
+    head = ["kind", "good", "refused", "most MiB beyond what was resident", "MiB of that file"]
+    rows = [[kind, *row.values()] for kind, row in sorted(kinds.items())]
+    said = (
+        f"{good + refused + len(odd)} files: {good} good imports, {refused} clean refusals, {len(odd)} anything else."
+    )
+    return Section([*facts(data), said, *odd, "", *table(head, rows)], [])
 
 
 def import_time(data: Json) -> Section:
@@ -201,16 +283,40 @@ def end_to_end(data: Json) -> Section:
          best[name][1]["peak_mib"], best[name][0]] for name, c in alone.items()
     ]  # fmt: skip
     lines += table(head, rows) if alone else []
-    sizes = list(dict.fromkeys(f"{c['items']:,} items" for c in sorted(alone.values(), key=lambda c: c["items"])))
-    systems = list(dict.fromkeys(name.rsplit(", ", 1)[0] for name in alone))
-    plots = []
-    drawn = (("epoch_s", "seconds per epoch"), ("process_peak_mib", "MiB of the process at its largest"))
-    for field, title in drawn if alone else ():
-        series: dict[str, list[float | None]] = {system: [None] * len(sizes) for system in systems}
-        for name, cell in alone.items():
-            series[name.rsplit(", ", 1)[0]][sizes.index(f"{cell['items']:,} items")] = cell[field]
-        plots.append(Bars(f"end_to_end_{field}", f"Catalogues by size: {title}", title, sizes, series, log=True))
+    plots = [_alone(field, title, alone) for field, title in ALONE] if alone else []
     return Section(lines, plots)
+
+
+ALONE = (("epoch_s", "seconds an epoch"), ("process_peak_mib", "MiB of the process at its largest"))
+
+
+def _alone(field: str, title: str, cells: dict[str, Json]) -> Dots:
+    """Every system alone, a panel for each size of catalogue."""
+    panels = []
+    least: dict[int, tuple[str, float]] = {}
+    systems: dict[str, dict[int, float]] = {}
+    for name, cell in cells.items():
+        system = re.sub(r", (ml-|syn)[^,]*(, all users)?$", "", name)
+        systems.setdefault(system, {}).setdefault(cell["items"], cell[field])
+    sizes = sorted({cell["items"] for cell in cells.values()})
+    order = sorted(systems, key=lambda system: ("LLMTwoTower" not in system, min(systems[system].values())))
+    for size in sizes:
+        found = {system: systems[system].get(size) for system in order}
+        least[size] = min(((n, v) for n, v in found.items() if v is not None), key=lambda entry: entry[1])
+        rows = [
+            Row(name.replace("LLMTwoTower", "ours") if size == sizes[0] else "",
+                [] if value is None else [Dot(value, ours="LLMTwoTower" in name)])
+            for name, value in found.items()
+        ]  # fmt: skip
+        panels.append(Panel(f"{size:,} items", rows, log=True))
+    first = sum("LLMTwoTower" in name for name, _ in least.values())
+    finding = f"Ours takes the least at {first} of {len(least)} sizes of catalogue: {title}"
+    return Dots(
+        f"end_to_end_{field}",
+        finding,
+        f"{title}, one run each; systems that are missing at a size were not run there",
+        panels,
+    )
 
 
 RENDERERS: dict[str, Callable[[Json], Section]] = {
@@ -228,7 +334,9 @@ RENDERERS: dict[str, Callable[[Json], Section]] = {
         sharing,
         robustness,
         svd_form,
+        stages,
         import_speed,
+        hostile_imports,
         import_time,
         sequential_speed,
         stock_models,
@@ -252,58 +360,98 @@ def section(file: Path) -> Section:
     if kind is None:
         fields = ", ".join(data) if isinstance(data, dict) else f"a list of {len(data)}"
         found = facts(data) if isinstance(data, dict) else []
-        return Section([*found, f"No renderer for this kind of file. It holds: {fields}.", ""], [])
+        tables = report_quality.records_of(data) if isinstance(data, dict) else []
+        return Section([*found, *(tables or [f"No renderer for this kind of file. It holds: {fields}.", ""])], [])
+    if kind == "quality" and not data.get("part"):  # models of the same dataset in files of their own
+        data["parts"] = [
+            json.loads(other.read_text(encoding="utf-8")) for other in file.parent.glob(f"{file.stem}-*.json")
+        ]
     try:
         return RENDERERS[kind](data)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         return Section([f"Not rendered: {kind} files have changed ({type(error).__name__}: {error}).", ""], [])
 
 
-def draw(bars: Bars, folder: Path) -> Path:
-    """Write the plot as SVG."""
-    import matplotlib
+# what a reader looks for first; kinds that are not named stand between the two
+FIRST_KINDS = ("quality", "temporal", "cold", "subsets", "robustness", "calibration", "stages", "svd_form", "end_to_end",
+               "kernel_speed", "serving")  # fmt: skip
+LAST_KINDS = ("stock_models", "gpu_acceptance", "emulator", "aot_report")
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "recbole-llm", "font.size": 8})
-    count = len(bars.series)
-    figure, axes = plt.subplots(figsize=(9, 0.8 + len(bars.groups) * (0.12 + 0.13 * count)))
-    for place, (name, values) in enumerate(bars.series.items()):
-        drawn = [(g + 0.8 * (place + 0.5) / count - 0.4, v) for g, v in enumerate(values) if v is not None]
-        axes.barh([y for y, _ in drawn], [v for _, v in drawn], height=0.7 / count, label=name)
-        for y, v in drawn:
-            axes.text(v, y, f" {number(float(v))}", va="center", fontsize=6)
-    axes.set_yticks(range(len(bars.groups)), bars.groups)
-    axes.invert_yaxis()
-    axes.set_xlabel(bars.axis)
-    axes.set_title(bars.title)
-    if bars.log:
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    if bars.line is not None:
-        axes.axvline(bars.line, color="black", linewidth=0.8)
-    if count > 1:
-        axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.01, 1))
-    figure.tight_layout()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{bars.name}.svg"
-    figure.savefig(path, metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    return path
+def place_of(file: Path) -> tuple[int, str]:
+    """Where a file's section stands: quality first, lists of registers and models last."""
+    kind = kind_of(file.stem)
+    if kind in FIRST_KINDS:
+        return FIRST_KINDS.index(kind), file.name
+    after = len(FIRST_KINDS)
+    return (after + 1 + LAST_KINDS.index(kind) if kind in LAST_KINDS else after), file.name
 
 
 def render(results: Path, output: Path, plots: bool) -> list[str]:
     """The report's lines; plots go to the folder "plots" beside ``output``."""
     lines = ["# Results", "", "Written by `python benchmarks/report.py` from the JSON files in this folder.", ""]
-    files = sorted(results.glob("*.json"))
-    for file in files:
-        part = section(file)
-        lines += [f"## {file.name}", "", *part.lines]
-        if plots:
-            drawn = [draw(bars, output.parent / "plots") for bars in part.plots]
-            lines += [line for path in drawn for line in (f"![{path.stem}](plots/{path.name})", "")]
+    files = sorted(results.glob("*.json"), key=place_of)
+    drawn: set[str] = set()
+    parts = [(file, section(file)) for file in files]
+    findings = first_findings(results)
+    if findings:
+        lines += ["## Five findings", ""] if len(findings) == 5 else ["## Findings", ""]
+    for plot, told in findings:
+        lines += [f"**{plot.finding if plot else told}.**" + (f" {told}" if plot else ""), ""]
+        lines += _pictures([plot] if plot else [], output, plots, drawn)
+        if not plot and plots:
+            lines += ["![requests a second and latency](../figures/serving.svg)", ""]
+    for file, part in parts:
+        lines += [f"## {file.name}", "", *part.lines, *_pictures(part.plots, output, plots, drawn)]
     return lines if files else [*lines, "There is no result file.", ""]
+
+
+def _pictures(found: list[Plot], output: Path, plots: bool, drawn: set[str]) -> list[str]:
+    """Draw plots and show them; one that stands further up already is not shown again."""
+    lines = []
+    for plot in found if plots else []:
+        if plot.name not in drawn:
+            drawn.add(plot.name)
+            path = draw(plot, output.parent / "plots")
+            lines += [f"![{plot.finding}](plots/{path.name})", ""]
+    return lines
+
+
+def first_findings(results: Path) -> list[tuple[Plot | None, str]]:
+    """What the whole comes to: a plot and a sentence each, or a sentence alone; of files that are there."""
+    found: list[tuple[Plot | None, str]] = []
+    read = lambda name: json.loads(file.read_text()) if (file := results / name).is_file() else None  # noqa: E731
+    random_splits = [
+        {**data, "parts": [json.loads(part.read_text()) for part in results.glob(f"quality-{name}-*.json")]}
+        for name in DATASETS
+        if (data := read(f"quality-{name}.json"))
+    ]
+    by_time = [data for name in DATASETS if (data := read(f"temporal-{name}.json"))]
+    cold, kernels, served = read("cold-ml-100k.json"), read("kernel_speed.json"), read("serving.json")
+    if random_splits:
+        found.append((gains(random_splits), "Random splits, every model at its best of a budget of settings."))
+    if by_time:
+        found.append((gains_by_time(by_time), "The last item of each user, a leave-one-out split."))
+    if cold:
+        found.append((report_quality.cold_plot(cold), "Items without a training interaction, ranked by their text."))
+    if kernels:
+        found.append((section_of_kernels(kernels), "No figure of a GPU has been measured."))
+    if served:
+        small = served["small"]
+        ours, others = small["servers"]["ours"], {n: s for n, s in small["servers"].items() if n != "ours"}
+        best = max(others, key=lambda name: others[name]["rps"])
+        found.append((None, f"The service answers {short(ours['rps'])} requests a second at {small['items']:,} items, "
+                            f"{short(ours['rps'] / others[best]['rps'])} times the next, a {NAMES.get(best, best)}"))  # fmt: skip
+    return found
+
+
+NAMES = {"naive": "plain FastAPI service"}
+DATASETS = ("ml-100k", "amazon-office", "ml-1m-text")
+
+
+def section_of_kernels(data: Json) -> Plot:
+    """The plot of the operators' speed."""
+    return _speed(data["device"], data["entries"])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -317,7 +465,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         lines = render(options.results, output, options.plots)
     except ImportError as error:
-        print(f"plots need matplotlib ({error}): pip install 'recbole-llm[bench]', or add --no-plots")
+        print(f"plots need matplotlib ({error}): pip install -e '.[bench]' in the checkout, or add --no-plots")
         return 1
     output.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     print(f"written to {output}")

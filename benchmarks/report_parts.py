@@ -3,26 +3,16 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from report_plots import Plot
+
 Json = dict[str, Any]
-
-
-class Bars(NamedTuple):
-    """A plot of horizontal bars."""
-
-    name: str  # of the file
-    title: str
-    axis: str
-    groups: list[str]
-    series: dict[str, list[float | None]]  # a value per group; None: no bar
-    log: bool = False
-    line: float | None = None  # where a value is as good as ours
 
 
 class Section(NamedTuple):
     """What one file becomes."""
 
     lines: list[str]
-    plots: list[Bars]
+    plots: list[Plot]
 
 
 def number(x: object) -> str:

@@ -1,6 +1,9 @@
 """Sections of the report that tell how good recommendations are: one function per kind of result file."""
 
-from report_parts import Bars, Json, Section, facts, table
+from statistics import mean
+
+from report_parts import Json, Section, facts, table
+from report_plots import Curve, Curves, Dot, Dots, Panel, Row, percent, short, span
 
 
 def quality(data: Json) -> Section:
@@ -18,11 +21,124 @@ def quality(data: Json) -> Section:
         head = ["model", "seeds", *names, "CPU seconds" if "cpu_seconds" in rows[0] else "seconds", "GiB", "p (Holm)"]
         lines += [f"Split seed {seed}:", "", *table(head, cells)]
         lines += _by_popularity(rows, metric)
-        series = {metric: [r["mean"].get(metric) for r in rows]}
-        if not data.get("part"):  # a further file of the same dataset has no picture of its own
-            plots.append(Bars(f"quality_{data['dataset']}_{seed}", f"{data['dataset']}, split seed {seed}", metric,
-                              [r["model"] for r in rows], series))  # fmt: skip
+    if not data.get("part"):  # a further file of the same dataset has no picture of its own
+        plots.append(ranked_plot(data))
     return Section(lines, plots)
+
+
+OURS = "LLMTwoTower"
+
+
+def ranked_plot(data: Json) -> Dots:
+    """Means of every model over the splits it was measured on, and what it differs from ours by, with intervals."""
+    splits = data["splits"]
+    metric = splits[0]["metric"]
+    further = [split for part in data.get("parts", []) for split in part["splits"]]
+    values: dict[str, list[float]] = {}
+    for part in (splits, further):  # a model that was tuned again in a file of its own is shown at its best
+        found: dict[str, list[float]] = {}
+        for split in part:
+            for row in split["rows"]:
+                found.setdefault(row["model"], []).append(row["mean"][metric])
+        values |= {m: v for m, v in found.items() if m not in values or (m != OURS and mean(v) > mean(values[m]))}
+    order = sorted(values, key=lambda model: -mean(values[model]))
+    first = splits[0]
+    seed = first["split_seed"]
+    differences: dict[str, Json] = {}
+    for row in (row for split in splits + further if split["split_seed"] == seed for row in split["rows"]):
+        d = row.get("difference")
+        if d and (row["model"] not in differences or d["mean"] > differences[row["model"]]["mean"]):
+            differences[row["model"]] = d
+    best = max((model for model in values if model != OURS), key=lambda model: mean(values[model]))
+    both = next(
+        chosen
+        for part in (splits, further)
+        if (chosen := [split for split in part if {OURS, best} <= {row["model"] for row in split["rows"]}])
+        and [_of(split, best, metric) for split in chosen] == values[best]
+    )
+    gain = mean(_of(split, OURS, metric) for split in both) / mean(values[best]) - 1
+    place = order.index(OURS) + 1
+    finding = f"{data['dataset']}: ours is number {place} of {len(order)}, {percent(gain)} beside the best stock model, {best}"
+    seeds = ", ".join(str(split["split_seed"]) for split in splits)
+    note = (
+        f"test {metric.upper()}; line: range over split seeds {seeds}. "
+        f"Right: other minus ours, 95% interval, seed {seed}"
+    )
+    left = [
+        Row(model, [Dot(mean(values[model]), min(values[model]), max(values[model]), model == OURS)]) for model in order
+    ]
+    right = [
+        Row(
+            "",
+            [Dot(d["mean"], d["low"], d["high"])] if (d := differences.get(model)) else [],
+        )
+        for model in order
+    ]
+    return Dots(
+        f"quality_{data['dataset']}", finding, note, [Panel(metric.upper(), left), Panel("difference", right, line=0.0)]
+    )
+
+
+def gains(results: list[Json]) -> Dots:
+    """What ours gains on the best stock model of each dataset, in percent of it, with the paired interval."""
+    rows, places, means = [], [], []
+    for data in results:
+        split = data["splits"][0]
+        metric, seed = split["metric"], split["split_seed"]
+        further = [s for part in data.get("parts", []) for s in part["splits"] if s["split_seed"] == seed]
+        others = [row for s in [split, *further] for row in s["rows"] if row["model"] != OURS]
+        best = max(others, key=lambda row: row["mean"][metric])
+        d, base = best["difference"], best["mean"][metric]
+        means.append(-100 * d["mean"] / base)
+        dot = Dot(means[-1], -100 * d["high"] / base, -100 * d["low"] / base, True)
+        rows.append(Row(f"{data['dataset']}, against {best['model']}", [dot]))
+        places.append(d["high"] < 0)
+    finding = f"Significantly above the best stock model on {sum(places)} of {len(places)} datasets, by {span(means)}%"
+    note = "test NDCG@10 beside the best of RecBole's models, each at its best setting; percent, 95% interval"
+    return Dots("gains", finding, note, [Panel("", rows, line=0.0, unit="%")])
+
+
+def gains_by_time(results: list[Json]) -> Dots:
+    """The same where interactions are split by time."""
+    rows, surely = [], 0
+    for data in results:
+        models = {name: m for name, m in data["models"].items() if m.get("difference_of_ours")}
+        best = max(models, key=lambda name: models[name]["masked"]["ndcg@10"])
+        d, base = models[best]["difference_of_ours"], models[best]["masked"]["ndcg@10"]
+        surely += d["low"] > 0
+        dot = Dot(100 * d["mean"] / base, 100 * d["low"] / base, 100 * d["high"] / base, True)
+        rows.append(Row(f"{data['dataset']}, against {best}", [dot]))
+    finding = f"By time ours is significantly above the best other model on {surely} of {len(rows)} datasets"
+    return Dots(
+        "gains_by_time", finding, "test NDCG@10, percent of the other, 95% interval", [Panel("", rows, line=0.0)]
+    )
+
+
+def stages(data: Json) -> Section:
+    """What each stage of a fit gains."""
+    return Section([*facts(data), *records_of(data)], [])
+
+
+def records_of(data: Json) -> list[str]:
+    """Tables of every list or mapping of records in a result."""
+    lines: list[str] = []
+    for name, part in data.items():
+        rows = part if isinstance(part, list) else list(part.values()) if isinstance(part, dict) else []
+        rows = [row for row in rows if isinstance(row, dict)]
+        fields = list(dict.fromkeys(f for row in rows for f, v in row.items() if not isinstance(v, dict | list)))
+        if rows and fields and name != "machine":
+            names = list(part) if isinstance(part, dict) else [""] * len(rows)
+            lines += [
+                f"{name}:",
+                "",
+                *table(["", *fields], [[n, *(r.get(f) for f in fields)] for n, r in zip(names, rows, strict=False)]),
+            ]
+    return lines
+
+
+def _of(split: Json, model: str, metric: str) -> float:
+    value: float = next(row for row in split["rows"] if row["model"] == model)["mean"][metric]
+    return value
 
 
 def _by_popularity(rows: list[Json], metric: str) -> list[str]:
@@ -49,7 +165,18 @@ def subsets(data: Json) -> Section:
                       f"{-d['mean']:+.4f} [{-d['high']:+.4f}, {-d['low']:+.4f}]",
                       rows["LLMTwoTower"].get("cpu_seconds")])  # fmt: skip
     head = ["", "cut from", "LLMTwoTower", "EASE", "difference [95%]", "CPU seconds"]
-    return Section([*facts(data), *table(head, cells)], [])
+    found = {
+        name: next(r for r in part["rows"] if r["model"] == "EASE")["difference"]
+        for name, part in data["subsets"].items()
+    }
+    above = sum(-d["high"] > 0 for d in found.values())
+    plot = Dots(
+        "subsets",
+        f"Defaults are significantly above tuned EASE on {above} of {len(found)} cuts of the datasets",
+        "ours minus EASE, test NDCG@10, 95% interval",
+        [Panel("", [Row(n, [Dot(-d["mean"], -d["high"], -d["low"], True)]) for n, d in found.items()], line=0.0)],
+    )
+    return Section([*facts(data), *table(head, cells)], [plot])
 
 
 def _spread(row: Json, name: str) -> str:
@@ -65,7 +192,28 @@ def cold(data: Json) -> Section:
         for d in data["draws"] for protocol in ("test", "launch")
     ]  # fmt: skip
     head = ["draw", "protocol", "cold only: ours", "content kNN", "chance", "all items", "against leaving out", "warm"]
-    return Section([*facts(data), f"{data['metric']}, {data['share_hidden']:.0%} hidden.", "", *table(head, rows)], [])
+    return Section(
+        [*facts(data), f"{data['metric']}, {data['share_hidden']:.0%} hidden.", "", *table(head, rows)],
+        [cold_plot(data)],
+    )
+
+
+def cold_plot(data: Json) -> Dots:
+    """Cold items among themselves: ours, by neighbours in content, by chance."""
+    names = {"ours": "ours, by text", "content_knn": "content kNN", "chance": "chance"}
+    panels = []
+    for protocol, title in (("test", "users of the test split"), ("launch", "a launch: all who chose the item")):
+        found = {key: [draw[protocol]["cold_only"][key] for draw in data["draws"]] for key in names}
+        rows = [Row(names[key], [Dot(mean(v), min(v), max(v), key == "ours")]) for key, v in found.items()]
+        panels.append(Panel(title, rows))
+    launch = {key: mean(draw["launch"]["cold_only"][key] for draw in data["draws"]) for key in names}
+    cost = mean(draw["launch"]["warm_cost"] for draw in data["draws"])
+    finding = (
+        f"{data['dataset']}: items nobody chose yet reach {short(launch['ours'])}, content kNN {short(launch['content_knn'])}; "
+        f"warm items give {cost:.1%}"
+    )
+    note = f"{data['metric'].upper()} among {data['share_hidden']:.0%} hidden items; line: range over {len(data['draws'])} draws"
+    return Dots(f"cold_{data['dataset']}", finding, note, panels)
 
 
 def temporal(data: Json) -> Section:
@@ -83,7 +231,26 @@ def temporal(data: Json) -> Section:
               t["stopped_by"], t.get("stopping_step"), t["seconds"]] for name, found in data["trials"].items()
              for t in found if t["setting"]]  # fmt: skip
     head = ["model", "setting", "valid", "epochs", "stopped by", "patience", "seconds"]
-    return Section([*lines, *table(head, tried)], [])
+    return Section([*lines, *table(head, tried)], [_temporal(data)])
+
+
+def _temporal(data: Json) -> Dots:
+    order = sorted(data["models"], key=lambda name: -data["models"][name]["masked"]["ndcg@10"])
+    value = {name: data["models"][name]["masked"]["ndcg@10"] for name in order}
+    difference = {name: data["models"][name].get("difference_of_ours") for name in order}
+    best = next(name for name in order if name != OURS)
+    surely = "significantly" if difference[best]["low"] > 0 else "not significantly"
+    place = order.index(OURS) + 1
+    finding = (
+        f"{data['dataset']} by time: ours is number {place} of {len(order)}, {surely} apart from {best} "
+        f"({short(value[OURS])}, {short(value[best])})"
+    )
+    left = [Row(name, [Dot(value[name], ours=name == OURS)]) for name in order]
+    right = [Row("", [Dot(d["mean"], d["low"], d["high"])] if (d := difference[name]) else []) for name in order]
+    note = "test NDCG@10, the last item of each user held out. Right: ours minus the other, 95% interval"
+    return Dots(
+        f"temporal_{data['dataset']}", finding, note, [Panel("NDCG@10", left), Panel("difference", right, line=0.0)]
+    )
 
 
 def calibration(data: Json) -> Section:
@@ -106,25 +273,41 @@ def calibration(data: Json) -> Section:
         [p["block"], p["d"], f"{p['valid']:.4f}", f"{p['test']:.4f}", p["cpu_seconds"], p["peak_mib"]] for p in dims
     ]
     lines += table(["block", "d", "valid", "test", "CPU seconds", "peak MiB"], rows) if rows else []
-    ds, plots = list(dict.fromkeys(p["d"] for p in dims)), []
-    measured = (
-        ("", "test", "ndcg@10"),
-        ("_seconds", "cpu_seconds", "CPU seconds"),
-        ("_memory", "peak_mib", "peak MiB"),
-    )
-    for suffix, key, unit in measured if dims else ():
-        series: dict[str, list[float | None]] = {
-            b: [next((p[key] for p in dims if p["block"] == b and p["d"] == d), None) for d in ds]
-            for b in dict.fromkeys(p["block"] for p in dims)
-        }
-        title = f"{data['dataset']}, d dimensions"
-        plots.append(Bars(f"dimensions_{data['dataset']}{suffix}", title, unit, [str(d) for d in ds], series))
-    reliable: dict[str, list[float | None]] = {
-        "P(i|u)": [p for _, p, _ in filled], "share that happens": [y for _, _, y in filled]
-    }  # fmt: skip
-    plots.append(Bars(f"reliability_{data['dataset']}", f"{data['dataset']}, each user's ten best", "probability",
-                      [f"{n:,} pairs" for n, _, _ in filled], reliable))  # fmt: skip
+    plots: list[Dots | Curves] = [_dimensions(data["dataset"], dims)] if dims else []
+    plots.append(_reliability(data))
     return Section(lines, plots)
+
+
+def _dimensions(dataset: str, dims: list[Json]) -> Dots:
+    """Quality, time and memory of the blocks by their number of dimensions."""
+    ds = sorted({p["d"] for p in dims})
+    best = max(dims, key=lambda p: p["valid"])
+    panels = []
+    for key, title in (("test", "test NDCG@10"), ("cpu_seconds", "CPU seconds"), ("peak_mib", "peak MiB")):
+        rows = [
+            Row(f"{p['block']}, d {p['d']}", [Dot(p[key], ours=p is best)])
+            for p in sorted(dims, key=lambda p: (p["block"], ds.index(p["d"])))
+        ]
+        panels.append(Panel(title, [row if not panels else Row("", row.dots) for row in rows], log=key != "test"))
+    finding = f"{dataset}: validation is highest for the {best['block']} block with d = {best['d']}"
+    return Dots(f"dimensions_{dataset}", finding, "one run each; coloured: the highest validation NDCG@10", panels)
+
+
+def _reliability(data: Json) -> Curves:
+    """Stated probabilities against what happens, for each user's ten best."""
+    found = data["calibration"]
+    plain = found.get("sigmoid_of_the_score", found)["ten_best_of_each_user"]
+    best = found["ten_best_of_each_user"]
+    curves = []
+    for name, part, ours in (("sigmoid of the score", plain, False), ("ours", best, True)):
+        points = [(p, y) for n, p, y in zip(part["pairs"], part["probability"], part["positives"], strict=True) if n]
+        if points:
+            curves.append(Curve(name, [p for p, _ in points], [y for _, y in points], ours))
+    finding = (
+        f"{data['dataset']}: stated chances are off by {short(best['ece'])}, a plain sigmoid's by {short(plain['ece'])}"
+    )
+    return Curves(f"reliability_{data['dataset']}", finding, "each user's ten best items, in bins", "stated probability",
+                  "share that happens", curves, diagonal=True)  # fmt: skip
 
 
 def sharing(data: Json) -> Section:
@@ -154,8 +337,23 @@ def robustness(data: Json) -> Section:
         rows.append([name, p["what"], f"{p['ours']:.4f}", f"{p['ease']:.4f}",
                      f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]", p["setting"]])  # fmt: skip
     head = ["", "what", "ours", "EASE", "difference [95%]", "setting chosen"]
-    series: dict[str, list[float | None]] = {k: [p[k] for p in data["points"].values()] for k in ("ours", "ease")}
-    plot = Bars(f"robustness_{data['dataset']}", f"{data['dataset']}, test", "ndcg@10", list(data["points"]), series)
+    points = data["points"]
+    above = sum(p["difference"]["low"] > 0 for p in points.values())
+    left = [
+        Row(name, [Dot(p["ease"], series="EASE"), Dot(p["ours"], ours=True, series="ours")])
+        for name, p in points.items()
+    ]
+    right = [
+        Row("", [Dot(p["difference"]["mean"], p["difference"]["low"], p["difference"]["high"], True)])
+        for p in points.values()
+    ]
+    least = min(p["difference"]["mean"] for p in points.values())
+    plot = Dots(
+        f"robustness_{data['dataset']}",
+        f"{data['dataset']}: under {above} of {len(points)} kinds of bad data ours stays above EASE, by {short(least)} at least",
+        f"{data['metric']}. Right: ours minus EASE, 95% interval",
+        [Panel("NDCG@10", left), Panel("difference", right, line=0.0)],
+    )
     return Section([*facts(data), f"{data['metric']}.", "", *table(head, rows)], [plot])
 
 

@@ -98,7 +98,8 @@ SPECIAL: dict[str, dict[str, Any] | list[dict[str, Any]]] = {
 ASSESSED = {
     "Pop": "wrong, repaired (pop): counted the batches that hold an item, drawn negatives included",
     "BERT4Rec": "wrong, repaired (bert4rec): ranked without the oldest item of a history that left room for the mask;"
-    " known difference: the newest training item of each user trains nothing, nor does a masked first place",
+    " known difference: each user's newest training item trains nothing, nor does a mask in the first place (1,600 users of"
+    " amazon-office split by time, a layer of 32: NDCG@10 .0183, ranking repaired .0189, training too .0228)",
     "EASE": "right",
     "ItemKNN": "right; which of equally near items are kept is left open",
     "ADMMSLIM": "right; noise of 1e-5 breaks ties",

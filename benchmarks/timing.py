@@ -201,6 +201,37 @@ def ceilings(device: str, dtype: torch.dtype) -> dict[str, float]:
     }
 
 
+CACHE = 64 * 2**20  # bytes of a last-level cache whose size the system does not tell
+
+
+def cache_bytes(device: str) -> int:
+    """The size of the cache nearest to main memory."""
+    if device == "cuda":
+        return torch.cuda.get_device_properties(0).L2_cache_size
+    try:
+        return os.sysconf("SC_LEVEL3_CACHE_SIZE") or CACHE
+    except (OSError, ValueError):
+        return CACHE
+
+
+def least_seconds(moved: float, flops: float, limits: Mapping[str, float], device: str) -> float | None:
+    """The roofline: the least seconds that one call can take.
+
+    Args:
+        moved: bytes that the call reads and writes at least.
+        flops: its multiplications and additions.
+        limits: of :func:`ceilings`.
+        device: "cpu" or "cuda".
+
+    Returns:
+        None where the bytes would be the limit and fit into the cache, whose bandwidth is not measured.
+    """
+    memory, arithmetic = moved / limits["bytes_per_s"], flops / limits["flop_per_s"]
+    if memory > arithmetic and moved <= cache_bytes(device):
+        return None
+    return max(memory, arithmetic)
+
+
 def machine(device: str) -> dict[str, Any]:
     """Processor or card, threads, versions and commit; nothing that names the host."""
     model = platform.processor() or platform.machine()
@@ -214,7 +245,7 @@ def machine(device: str) -> dict[str, Any]:
         "vector": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "load_average": os.getloadavg()[0],
-        "versions": {name: _version(name) for name in ("torch", "triton", "recbole-llm")}
+        "versions": {name: _version(name) for name in ("torch", "triton", "recbole-llm", "recbole-llm-kernels")}
         | {"python": platform.python_version()},
         "commit": commit(),
     }

@@ -2,8 +2,9 @@
 
     python benchmarks/tower_features.py --data_path FOLDER --datasets ml-100k,amazon-office,ml-1m-text,amazon-beauty
 
-Each run trains with the defaults but for that key, in a process of its own. ml-100k needs no folder. Runs in the result file
-are not repeated. docs/decisions/tower-features.md says what was decided.
+Each run trains with the defaults but for that key, in a process of its own. ml-100k needs no folder. amazon-beauty is cut to its
+7-core (users and items with at least 7 interactions left), a fifth of its items. Runs in the result file are not repeated.
+docs/decisions/tower-features.md says what was decided.
 """
 
 import argparse
@@ -21,6 +22,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 from timing import machine
 
 RESULT = ROOT / "benchmarks" / "results" / "tower_features.json"
+CUT = {
+    "amazon-beauty": {"user_inter_num_interval": "[7,inf)", "item_inter_num_interval": "[7,inf)"}
+}  # 60,276 interactions
 
 
 def run(dataset: str, data_path: str | None, value: bool, seed: int) -> dict[str, Any]:
@@ -31,11 +35,13 @@ def run(dataset: str, data_path: str | None, value: bool, seed: int) -> dict[str
         command = [sys.executable, "-m", "recbole_llm", "run", "-d", dataset, "--output", str(output)]
         command += [f"--tower_features={value}", f"--seed={seed}", "--show_progress=False", "--state=WARNING"]
         command += [f"--checkpoint_dir={folder}"]
+        command += [f"--{key}={given}" for key, given in CUT.get(dataset, {}).items()]
         command += [f"--data_path={data_path}"] if data_path and dataset != "ml-100k" else []
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
         found = json.loads(output.read_text())
     return {
         "dataset": dataset,
+        "cut": CUT.get(dataset, {}),
         "tower_features": value,
         "seed": seed,
         "valid": found["best_valid_result"],

@@ -14,12 +14,27 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "LLMTwoTower",
+    "LoadedModel",
+    "__version__",
+    "import_dataset",
+    "load",
+    "objective_function",
+    "register_model",
+    "repair_report",
+]
+
 _LAZY = {
     "LLMTwoTower": "recbole_llm.model",
-    "repair_report": "recbole_llm.bridge.repairs.report",
+    "LoadedModel": "recbole_llm.loaded",
+    "import_dataset": "recbole_llm.importer",
+    "load": "recbole_llm.loaded",
     "objective_function": "recbole_llm.bridge.register",
     "register_model": "recbole_llm.bridge.register",
+    "repair_report": "recbole_llm.bridge.repairs.report",
 }
+_WITHOUT_RECBOLE = ("LoadedModel", "import_dataset", "load")
 
 
 class _RecBoleFinder:
@@ -41,6 +56,11 @@ if not any(type(finder).__qualname__ == "_RecBoleFinder" for finder in sys.meta_
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        import_module("recbole_llm.bridge.repairs.activation").require_recbole()
+        if name not in _WITHOUT_RECBOLE:
+            import_module("recbole_llm.bridge.repairs.activation").require_recbole()
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,12 +13,12 @@ NAME_CHARACTERS = 200  # of the final name in a temporary one, which must stay a
 
 
 def temporary_beside(target: Path) -> Path:
-    """A name beside ``target`` that no other process takes."""
+    """Make a name beside ``target`` that no other process takes."""
     return target.with_name(f".{target.name[:NAME_CHARACTERS]}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether the name is one of :func:`temporary_beside`, or of an earlier version's."""
+    """Return whether the name is one of :func:`temporary_beside`, or of an earlier version's."""
     return ".tmp-" in path.name or path.suffix == ".tmp"
 
 

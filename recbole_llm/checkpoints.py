@@ -9,12 +9,32 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 # of pandas: RecBole's is "python"; "c" takes a quarter of its time, and the digest of the interactions tells whether both
 # read alike
 PARSERS = ("c", "python")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """A trained model with the data it was made of.
+
+    Attributes:
+        config: RecBole's ``Config``, made anew.
+        model: in evaluation mode, on the device of its configuration.
+        dataset: all interactions.
+        splits: training, validation and test data; as RecBole's ``Dataset.build`` gives them.
+        state: what else the checkpoint holds, plain values and tensors.
+    """
+
+    config: Any
+    model: Any
+    dataset: Any
+    splits: list[Any]
+    state: dict[str, Any]
 
 
 def load_trained(
@@ -25,7 +45,37 @@ def load_trained(
     item_features_file: str | Path | None = None,
     feature_cache_dir: str | Path | None = None,
 ) -> tuple[Any, Any]:
-    """Model in evaluation mode, on the device of its configuration, and the dataset of its training split.
+    """Load a model in evaluation mode, on the device of its configuration, with the dataset of its training split.
+
+    Args:
+        checkpoint: as for :func:`load_run`, like the rest.
+        data_path: as there.
+        encoder: as there.
+        item_features_file: as there.
+        feature_cache_dir: as there.
+
+    Raises:
+        ValueError: as there.
+    """
+    found = load_run(
+        checkpoint,
+        data_path=data_path,
+        encoder=encoder,
+        item_features_file=item_features_file,
+        feature_cache_dir=feature_cache_dir,
+    )
+    return found.model, found.splits[0]
+
+
+def load_run(
+    checkpoint: str | Path,
+    *,
+    data_path: str | Path | None = None,
+    encoder: str | None = None,
+    item_features_file: str | Path | None = None,
+    feature_cache_dir: str | Path | None = None,
+) -> LoadedRun:
+    """Load a trained model with all its splits.
 
     Texts are encoded where the feature store lacks their vectors.
 
@@ -41,7 +91,8 @@ def load_trained(
             one trained on.
     """
     from recbole_llm.bridge.checkpoint import MODEL_PARTS, WRONG_CONTENTS, as_given, data_fingerprint, read_checkpoint
-    from recbole_llm.bridge.checkpoint_settings import MODEL, take_settings
+    from recbole_llm.bridge.checkpoint_settings import take_settings
+    from recbole_llm.bridge.register import is_ours, registered, resolve
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of files that are not ours
@@ -53,16 +104,17 @@ def load_trained(
         "feature_cache_dir": feature_cache_dir,
     }
     own = {key: str(value) for key, value in paths.items() if value is not None}
-    settings = take_settings(state.get("settings"), str(checkpoint), own)
+    settings = take_settings(state.get("settings"), str(checkpoint), own, is_ours)
+    registration = registered(settings.model)
+    assert registration is not None
+    assert registration.dataset is not None
+    model_class, dataset_class = resolve(registration.model), resolve(registration.dataset)
     dataset_name, given = settings.dataset, as_given(settings.given | own)
     from recbole.config import Config
     from recbole.utils import init_seed
 
-    from recbole_llm.bridge.dataset import LLMTwoTowerDataset
-    from recbole_llm.model import LLMTwoTower
-
     with _no_command_line():
-        config = Config(MODEL, dataset_name, config_dict=given)
+        config = Config(settings.model, dataset_name, config_dict=given)
     _require_files(config, checkpoint)
     for name in ("user_inter_num_interval", "item_inter_num_interval"):
         if config[name] == "[0,inf)":  # counts everybody and drops nobody: 1.2 s of a million interactions
@@ -71,12 +123,13 @@ def load_trained(
         init_seed(config["seed"], config["reproducibility"])
         try:
             with _csv_parser(parser):
-                train = LLMTwoTowerDataset(config).build()[0]
+                dataset = dataset_class(config)
+                splits = dataset.build()
         except ValueError:
             if parser == PARSERS[-1]:
                 raise
             continue
-        history = train.training_rows()
+        history = splits[0].training_rows()
         if state["data"] == data_fingerprint(history.offsets, history.ids):
             break
     else:
@@ -84,7 +137,7 @@ def load_trained(
             f"checkpoint: {str(checkpoint)!r} was trained on other interactions than {config['data_path']} gives now. "
             "Put the files back as they were, name their folder with --data_path FOLDER, or train again."
         )
-    model = LLMTwoTower(config, train).to(config["device"])
+    model = model_class(config, splits[0]).to(config["device"])
     try:
         model.load_state_dict(state["state_dict"])
         model.load_other_parameter(state["other_parameter"])
@@ -93,19 +146,22 @@ def load_trained(
             f"checkpoint: {str(checkpoint)!r} holds another model than this version of recbole-llm makes of its settings "
             f"({error}). Use the version that wrote it, or train again."
         ) from error
-    return model.eval(), train
+    return LoadedRun(config, model.eval(), dataset, splits, state)
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint of LLMTwoTower in ``folder`` that was written last; those of a run's last epoch do not count.
+    """Return the checkpoint in ``folder`` that was written last; those of a run's last epoch do not count.
 
     Args:
-        folder: such as RecBole's ``checkpoint_dir``.
+        folder: such as RecBole's ``checkpoint_dir``. Checkpoints of LLMTwoTower and of its registered subclasses count.
 
     Returns:
         ``None`` where there is none.
     """
-    found = [path for path in Path(folder).glob("LLMTwoTower-*.pth") if not path.stem.endswith("-last")]
+    from recbole_llm.bridge.register import our_models
+
+    paths = [path for name in our_models() for path in Path(folder).glob(f"{name}-*.pth")]
+    found = [path for path in paths if not path.stem.endswith("-last")]
     return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 

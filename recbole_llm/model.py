@@ -137,7 +137,7 @@ class LLMTwoTower(GeneralRecommender):
         return Known(rows.to(self.item_bias.device), len(self.history.ids), disliked)
 
     def training_data(self) -> TrainingData:
-        """What the score is fitted on."""
+        """Return what the score is fitted on."""
         content = {name: (vectors.value, present.value) for name, (vectors, present) in self._features.items()}
         return TrainingData(self.history, self.item_rows, content)
 
@@ -164,7 +164,7 @@ class LLMTwoTower(GeneralRecommender):
     # ------------------------------------------------------------------ training
 
     def calculate_loss(self, interaction: Any) -> Tensor:
-        """Training loss of a batch in nats, a float32 scalar.
+        """Compute the training loss of a batch in nats, a float32 scalar.
 
         Under a catalogue loss the batch is users, each with all its training items as targets, and the loss is per target.
         Under ``sampled_bce`` and ``pair_bce`` it is interactions, and the loss is the mean over them.
@@ -184,13 +184,13 @@ class LLMTwoTower(GeneralRecommender):
 
     @torch.no_grad()
     def user_vectors(self, users: Tensor) -> Tensor:
-        """Queries x_u of known users, ``[B]`` int64 -> ``[B, D]``; every factor of the score is in them."""
+        """Compute queries x_u of known users, ``[B]`` int64 -> ``[B, D]``; every factor of the score is in them."""
         score = self.score
         return score.queries(self.ranking_history.select(users), score.user_parts(users))
 
     @torch.no_grad()
     def item_vectors(self) -> tuple[Tensor, Tensor]:
-        """Target vectors w_i ``[n, D]`` and biases b_i ``[n]``; the padding item's bias is -inf."""
+        """Return target vectors w_i ``[n, D]`` and biases b_i ``[n]``; the padding item's bias is -inf."""
         table = self.score.item_table()
         return table.dense(), table.bias
 
@@ -201,7 +201,7 @@ class LLMTwoTower(GeneralRecommender):
 
     @torch.no_grad()
     def scores(self, users: Tensor) -> Tensor:
-        """Scores of every item, ``[B, N]`` in a fresh tensor; -inf for padding."""
+        """Compute scores of every item, ``[B, N]`` in a fresh tensor; -inf for padding."""
         return self.score.of_users(users, self.ranking_history)
 
     def _log_length(self, users: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ class LLMTwoTower(GeneralRecommender):
 
     @torch.no_grad()
     def probabilities(self, users: Tensor) -> Tensor:
-        """P(i|u) of every item for each user, ``[B, N]``, in the order of the scores; 0 for padding.
+        """Compute P(i|u) of every item for each user, ``[B, N]``, in the order of the scores; 0 for padding.
 
         The event is that of :func:`recbole_llm.fitting.pipeline.calibrate`.
         """
@@ -217,7 +217,7 @@ class LLMTwoTower(GeneralRecommender):
 
     @torch.no_grad()
     def predict(self, interaction: Any) -> Tensor:
-        """Scores of (user, item) pairs, ``[P]``: probabilities where the metric is value-based, logits where it ranks.
+        """Compute scores of (user, item) pairs, ``[P]``: probabilities for a value-based metric, logits for a ranking one.
 
         A sigmoid is exactly 1 from a logit of 17 on in float32, so ranking by probabilities would tie.
 
@@ -237,7 +237,7 @@ class LLMTwoTower(GeneralRecommender):
 
     @torch.no_grad()
     def full_sort_predict(self, interaction: Any) -> Tensor:
-        """Logits of every item for each user, flattened, ``[B * N]``; the padding item scores -inf."""
+        """Compute logits of every item for each user, flattened, ``[B * N]``; the padding item scores -inf."""
         return self.scores(interaction[self.USER_ID]).view(-1)
 
     # ------------------------------------------------------------------ cold-start items
@@ -258,7 +258,7 @@ class LLMTwoTower(GeneralRecommender):
         return (0 if placed.joint else len(placed.ids)), n_cold - len(placed.ids)
 
     def cold_remark(self) -> str:
-        """What the model does about items without a training interaction, in a sentence."""
+        """Say in a sentence what the model does about items without a training interaction."""
         if self.item_rows.sharded:
             return "cold items are ranked by the map of their content with the lowest bias: shard_items leaves cold_map out."
         placed = self.score.cold
@@ -272,7 +272,7 @@ class LLMTwoTower(GeneralRecommender):
     # ------------------------------------------------------------------ checkpoints
 
     def other_parameter(self) -> dict[str, Any]:
-        """What was fitted and is no parameter, as plain tensors and numbers for the checkpoint.
+        """Return what was fitted and is no parameter, as plain tensors and numbers for the checkpoint.
 
         While the towers train there is nothing: the solved blocks would be written again with every improvement, and a run
         that resumes solves for them again.
@@ -312,7 +312,7 @@ def _history_of(dataset: Any, options: Options, *later: Any) -> Rows:
 
 
 def item_rows_of(config: Any, options: Options, n_items: int) -> AllRows:
-    """All items, or a part of them where ``shard_items`` meets several processes.
+    """Choose all items, or a part of them if ``shard_items`` meets several processes.
 
     Raises:
         ValueError: if there are fewer items than processes.

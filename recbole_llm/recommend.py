@@ -10,8 +10,10 @@ the service give the same items.
 
 import csv
 import json
+from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,14 +25,18 @@ from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.manifest import MANIFEST
 from recbole_llm.export.reader import Export, load_export
 from recbole_llm.retrieval.exact import MARGIN, ExactRetriever, Hits
+from recbole_llm.retrieval.near_ids import unknown_ids
+from recbole_llm.retrieval.new_items import with_new
 from recbole_llm.retrieval.recommender import Recommendation, Recommender, Request
+from recbole_llm.retrieval.rules import NO_RULES, Rules
+from recbole_llm.spreadsheet import Workbook
 
 BATCH = 256  # users scored in one pass over the catalogue
 # from so many scores on the kernel makes up for the 2.4 s of its first call, which imports torch._dynamo; with 200,000
 # items of 64 dimensions and one thread of an AMD EPYC NumPy makes 98 million scores a second and the kernel 170 million,
 # and the kernel takes all threads
 KERNEL_FROM = 10**9
-FORMATS = (".jsonl", ".csv", ".parquet")
+FORMATS = (".jsonl", ".csv", ".parquet", ".xlsx")
 NAMED = 10  # unknown ids that a message names
 
 
@@ -46,6 +52,7 @@ class Row:
         score: by which items are ranked.
         probability: P(i|u).
         cold: whether the item is known by its text alone.
+        rules: what lifted, moved or admitted the item beside its score, separated by semicolons.
     """
 
     user: str
@@ -55,6 +62,7 @@ class Row:
     score: float
     probability: float | None
     cold: bool
+    rules: str = ""
 
 
 @dataclass
@@ -66,12 +74,14 @@ class Counts:
         rows: items written.
         unknown: ids that no user has, skipped.
         short: users with fewer items than asked for, since no more may be recommended to them.
+        notes: what was said of answers, with the number of users.
     """
 
     users: int = 0
     rows: int = 0
     unknown: int = 0
     short: int = 0
+    notes: Tally[str] = field(default_factory=Tally)
 
 
 # ------------------------------------------------------------------ answers
@@ -87,7 +97,7 @@ def open_model(
     feature_cache_dir: str | Path | None = None,
     history: str | None = None,
 ) -> Export:
-    """A trained model, ready to recommend.
+    """Open a trained model, ready to recommend.
 
     Args:
         path: the folder of an export, or a checkpoint (``.pth``) of LLMTwoTower, or a folder of checkpoints, of which the
@@ -98,8 +108,7 @@ def open_model(
             checkpoint that was trained with a folder.
         item_features_file: for a checkpoint that was trained with one.
         feature_cache_dir: for a checkpoint, where vectors of texts are kept.
-        history: for a checkpoint, whether ``all`` interactions of its dataset are histories and what users have seen, as they
-            are where nothing is given, or those of its training split (``train``).
+        history: for a checkpoint, the interactions that are histories and seen: ``all`` (also ``None``), or ``train``.
 
     Raises:
         ValueError: if there is nothing at ``path``, or it cannot be read.
@@ -147,8 +156,9 @@ def recommend_users(
     skip_unknown: bool = False,
     counts: Counts | None = None,
     include_new: int = 0,
+    rules: Rules = NO_RULES,
 ) -> Iterator[Row]:
-    """The best items of many users, in bounded memory.
+    """Find the best items of many users, in bounded memory.
 
     Args:
         export: of :func:`open_model`.
@@ -157,8 +167,8 @@ def recommend_users(
         exclude_seen: whether the items of a user's history have no place.
         skip_unknown: count unknown users instead of raising.
         counts: where to count.
-        include_new: at least so many of a user's items are new ones, that nobody has had yet; where the k best hold fewer, the
-            best others of them take the last places.
+        include_new: at least so many of a user's items are new ones, that nobody has had yet, in the last places if need be.
+        rules: what decides about the lists beside the scores.
 
     Yields:
         Rows, user after user in the order given, best item first.
@@ -166,7 +176,7 @@ def recommend_users(
     Raises:
         UnknownUserError: naming the unknown users, unless ``skip_unknown``: all of a sequence, those of the first batch
             that holds some of any other iterable.
-        ValueError: if ``users`` is a string.
+        ValueError: if ``users`` is a string, or a rule does not fit the items' attributes.
     """
     if isinstance(users, str):
         raise ValueError(f"users is the string {users!r}; give a list of ids.")
@@ -175,17 +185,15 @@ def recommend_users(
     if isinstance(users, Sequence) and not skip_unknown:
         known = set(export.user_ids)
         if strangers := [user for user in users if user not in known]:
-            raise UnknownUserError(names(strangers))
+            raise UnknownUserError(unknown_ids(strangers, export.user_ids))
     large = n_users * len(export.item_ids) >= KERNEL_FROM and export.index is None
     recommender = Recommender(export, _kernel_retriever if large else None)
     for batch in _batches(export.user_ids if users is None else users):
-        requests = [Request(user=u, k=k, exclude_seen=exclude_seen) for u in batch]
-        answers = recommender.recommend_many(requests)
-        if include_new:
-            answers = _with_new(recommender, requests, answers, include_new)
+        requests = [Request(user=u, k=k, exclude_seen=exclude_seen, rules=rules) for u in batch]
+        answers = with_new(recommender, requests, recommender.recommend_many(requests), include_new)
         unknown = [u for u, a in zip(batch, answers, strict=True) if isinstance(a, UnknownUserError)]
         if unknown and not skip_unknown:
-            raise UnknownUserError(names(unknown))
+            raise UnknownUserError(unknown_ids(unknown, export.user_ids))
         counts.unknown += len(unknown)
         for user, answer in zip(batch, answers, strict=True):
             if isinstance(answer, UnknownUserError):
@@ -195,33 +203,21 @@ def recommend_users(
             counts.users += 1
             counts.rows += len(answer.items)
             counts.short += len(answer.items) < k
+            if answer.note:
+                counts.notes[answer.note] += 1
             yield from rows_of(answer, user)
 
 
-def _with_new(recommender: Recommender, requests: Sequence[Request], answers: list[Any], least: int) -> list[Any]:
-    """The answers, with new items in the last places where the best hold fewer than ``least``."""
-    lacking = [
-        at
-        for at, answer in enumerate(answers)
-        if isinstance(answer, Recommendation) and sum(item.cold for item in answer.items) < least
-    ]
-    if not lacking:
-        return answers
-    found = recommender.recommend_many([replace(requests[at], k=least, only_new=True) for at in lacking])
-    for at, new in zip(lacking, found, strict=True):
-        if isinstance(new, Exception):
-            raise new
-        known = [item for item in answers[at].items if not item.cold]
-        kept = known[: max(requests[at].k - len(new.items), 0)]
-        both = sorted([*kept, *new.items], key=lambda item: -item.score)
-        answers[at] = replace(answers[at], items=tuple(both))
-    return answers
-
-
 def recommend_items(
-    export: Export, items: Sequence[str], *, k: int = 10, exclude_seen: bool = True, skip_unknown: bool = False
+    export: Export,
+    items: Sequence[str],
+    *,
+    k: int = 10,
+    exclude_seen: bool = True,
+    skip_unknown: bool = False,
+    rules: Rules = NO_RULES,
 ) -> Recommendation:
-    """The best items for somebody who likes ``items``: a user that the model has never seen.
+    """Find the best items for somebody who likes ``items``: a user that the model has never seen.
 
     Args:
         export: of :func:`open_model`.
@@ -229,6 +225,7 @@ def recommend_items(
         k: how many.
         exclude_seen: whether ``items`` have no place.
         skip_unknown: leave ids that no item has out; they are the answer's ``unknown``.
+        rules: as for :func:`recommend_users`.
 
     Raises:
         UnknownItemError: naming the unknown ids, unless ``skip_unknown``; in any case where none is known.
@@ -236,17 +233,18 @@ def recommend_items(
     recommender = Recommender(export)
     unknown = [item for item in items if item not in recommender.catalog.row_of]
     if unknown and (not skip_unknown or len(unknown) == len(items)):
-        raise UnknownItemError(names(unknown))
-    return recommender.recommend(Request(items=items, k=k, exclude_seen=exclude_seen))
+        raise UnknownItemError(unknown_ids(unknown, recommender.catalog.row_of))
+    return recommender.recommend(Request(items=items, k=k, exclude_seen=exclude_seen, rules=rules))
 
 
-def recommend_text(export: Export, text: str, *, k: int = 10) -> Recommendation:
-    """The best items for a free text, as if it described an item that the user likes.
+def recommend_text(export: Export, text: str, *, k: int = 10, rules: Rules = NO_RULES) -> Recommendation:
+    """Find the best items for a free text, as if it described an item that the user likes.
 
     Args:
         export: of :func:`open_model`.
         text: what the user asks for.
         k: how many.
+        rules: as for :func:`recommend_users`.
 
     Raises:
         ValueError: if the model places no texts, its encoder is not to be had or was not named, or the text is empty.
@@ -260,11 +258,11 @@ def recommend_text(export: Export, text: str, *, k: int = 10) -> Recommendation:
             "text: this model has no encoder or places no items by their texts (cold_map none); recommend by users or items."
         )
     vectors, _ = TransformerEncoder(export.folder, export.manifest, export.encoders).encode([text])
-    return Recommender(export).recommend(Request(text_vector=vectors[0], k=k))
+    return Recommender(export).recommend(Request(text_vector=vectors[0], k=k, rules=rules))
 
 
 def similar_items(export: Export, item: str, *, k: int = 10) -> Recommendation:
-    """The items whose vectors point the same way as one's, with the cosines as scores.
+    """Find the items whose vectors point the same way as one's, with the cosines as scores.
 
     Args:
         export: of :func:`open_model`.
@@ -278,14 +276,16 @@ def similar_items(export: Export, item: str, *, k: int = 10) -> Recommendation:
 
 
 def rows_of(answer: Recommendation, user: str) -> Iterator[Row]:
-    """An answer as rows for :func:`write_rows`.
+    """Turn an answer into rows for :func:`write_rows`.
 
     Args:
         answer: to a user, a list of items or a text.
         user: what to call them.
     """
     for rank, item in enumerate(answer.items, 1):
-        yield Row(user, rank, item.id, item.title, item.score, item.probability, item.cold)
+        yield Row(
+            user, rank, item.id, item.title, item.score, item.probability, item.cold, "; ".join(map(str, item.rules))
+        )
 
 
 class _KernelRetriever(ExactRetriever):
@@ -298,7 +298,9 @@ class _KernelRetriever(ExactRetriever):
         exclude: Sequence[np.ndarray],
         allow: Sequence[np.ndarray | None],
     ) -> list[Hits]:
-        """As :meth:`ExactRetriever.search`, for one segment and no mask."""
+        """As :meth:`ExactRetriever.search`; for one segment."""
+        if any(mask is not None for mask in allow):
+            return super().search(query, k, exclude, allow)
         import torch
 
         from recbole_llm_kernels import score_topk
@@ -334,18 +336,13 @@ def _tensor(array: np.ndarray) -> Any:
 
 
 def _batches(users: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for user in users:
-        batch.append(user)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
+    rest = iter(users)
+    while batch := list(islice(rest, BATCH)):
         yield batch
 
 
 def names(ids: Sequence[str]) -> str:
-    """Ids for a message: the first few, and how many more there are."""
+    """List ids for a message: the first few, and how many more there are."""
     more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
     return ", ".join(map(repr, ids[:NAMED])) + more
 
@@ -413,7 +410,7 @@ class _Parquet:
 
 
 def check_output(path: str | Path) -> Path:
-    """The path, if its ending is a format that :func:`write_rows` knows.
+    """Return the path, if its ending is a format that :func:`write_rows` knows.
 
     Raises:
         ValueError: on another ending.
@@ -432,7 +429,7 @@ def write_rows(rows: Iterable[Row], path: str | Path) -> None:
 
     Args:
         rows: what to write.
-        path: its ending tells the format: .jsonl, .csv or .parquet.
+        path: its ending tells the format: .jsonl, .csv, .parquet or .xlsx.
 
     Raises:
         ValueError: on another ending.
@@ -440,7 +437,11 @@ def write_rows(rows: Iterable[Row], path: str | Path) -> None:
     path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        sink: _Sink = _Parquet(temporary) if path.suffix == ".parquet" else _Lines(temporary, path.suffix == ".csv")
+        sink: _Sink
+        if path.suffix == ".xlsx":
+            sink = Workbook(temporary, list(Row.__annotations__))
+        else:
+            sink = _Parquet(temporary) if path.suffix == ".parquet" else _Lines(temporary, path.suffix == ".csv")
         try:
             for row in rows:
                 sink.write(row)

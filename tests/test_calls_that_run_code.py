@@ -164,6 +164,7 @@ RECBOLE = {
 
 OWN_NAME = "a module and a name that stand in our own source"
 SAFELY = "read without running code: "
+NAMED_FUNCTION = "the encoder that the caller names; of files none is taken (test_function_encoder.py)"
 OURS = {
     "__init__.py, <module>: importlib.import_module": OWN_NAME,
     "__init__.py, __getattr__: importlib.import_module": OWN_NAME,
@@ -178,8 +179,8 @@ OURS = {
     "interruption.py, Interruption.__enter__: getattr(signal, name)": OWN_NAME,
     "register.py, _entry_points: getattr(module, own.__name__)": OWN_NAME,
     "register.py, _stock: importlib.import_module": OWN_NAME,
-    "register.py, _resolve: importlib.import_module": "what the caller of register_model names",
-    "register.py, _resolve: getattr(importlib.import_module(module), attribute)": "what the caller of register_model names",
+    "register.py, resolve: importlib.import_module": "what the caller of register_model names",
+    "register.py, resolve: getattr(importlib.import_module(module), attribute)": "what the caller of register_model names",
     "register.py, _reject_overwritten: yaml.load": OF_PACKAGE,
     "activation.py, _RepairingLoader.exec_module: .exec_module": "the import of a module of RecBole's",
     "script.py, _execute: compile": "the script that the command is given",
@@ -194,6 +195,9 @@ OURS = {
     "files.py, _plain_yaml.load: yaml.load": SAFELY + "a SafeLoader",
     "vector_files.py, _read_npy: numpy.load": SAFELY + "allow_pickle=False",
     "sentence_modules.py, _read_weights: torch.load": SAFELY + "weights_only=True",
+    "function.py, _load: importlib.import_module": NAMED_FUNCTION,
+    "function.py, _load: getattr(module, attribute)": NAMED_FUNCTION,
+    "function.py, _from_here: importlib.import_module": NAMED_FUNCTION,
     "transformer.py, TextEncoder._model: .from_pretrained": "trust_remote_code is an argument that no file and no key reaches",
     "transformer.py, TextEncoder._tokenizer: .from_pretrained": "trust_remote_code is an argument that no file and no key reaches",
     "static.py, StaticEncoder._model: .from_pretrained": "model2vec reads safetensors, a tokenizer and JSON",

@@ -73,6 +73,40 @@ def test_config_files_are_read_and_the_command_line_wins(command, quick, tmp_pat
     assert (config["epochs"], config["embedding_size"], config["learning_rate"]) == (2, 8, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("value", "files"),
+    [
+        ("a.yaml", ["a.yaml"]),
+        ("a.yaml  b.yaml", ["a.yaml", "b.yaml"]),
+        ("my data/c.yaml", ["my data/c.yaml"]),
+        ("'my data/c.yaml' a.yaml", ["my data/c.yaml", "a.yaml"]),
+        ('a.yaml "my data/c.yaml"', ["a.yaml", "my data/c.yaml"]),
+        ("it's.yaml", ["it's.yaml"]),
+        (None, []),
+        ("", []),
+    ],
+)
+def test_names_of_config_files_may_hold_blanks(tmp_path, monkeypatch, value, files):
+    from recbole_llm import cli
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my data").mkdir()
+    for name in ("a.yaml", "b.yaml", "my data/c.yaml", "it's.yaml"):
+        (tmp_path / name).write_text("epochs: 1\n")
+    assert cli._config_files(value) == files
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [("my data/d.yaml", "'my' does not exist"), ("'a.yaml", "does not close")]
+)
+def test_config_files_that_are_not_there(tmp_path, monkeypatch, value, message):
+    from recbole_llm import cli
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        cli._config_files(value)
+
+
 def test_values_that_look_like_code_survive(tmp_path):
     values = ["Qwen/Qwen3-Embedding-0.6B", "map.npy", "re.bin"]
     code = (

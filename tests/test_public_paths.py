@@ -15,10 +15,20 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLIC = {
-    "recbole_llm": ("LLMTwoTower", "objective_function", "register_model", "repair_report", "__version__"),
+    "recbole_llm": (
+        "LLMTwoTower",
+        "LoadedModel",
+        "__version__",
+        "import_dataset",
+        "load",
+        "objective_function",
+        "register_model",
+        "repair_report",
+    ),
     "recbole_llm.cli": ("main",),
     # named by pickles
     "recbole_llm.model": ("LLMTwoTower",),
@@ -48,6 +58,7 @@ PUBLIC = {
         "Counts",
     ),
     "recbole_llm.importer": ("import_dataset",),
+    "recbole_llm.loaded": ("LoadedModel", "Vectors", "load", "write_vectors"),
     "recbole_llm_kernels": (
         "TopK",
         "catalog_bce",
@@ -88,6 +99,8 @@ SAME = {
     "recbole_llm.repair_report": "recbole_llm.bridge.compat.repair_report",
     "recbole_llm.recommend.load_export": "recbole_llm.serving.artifact.load_export",
     "recbole_llm.recommend.Request": "recbole_llm.serving.recommend.Request",
+    "recbole_llm.load": "recbole_llm.loaded.load",
+    "recbole_llm.import_dataset": "recbole_llm.importer.import_dataset",
 }
 REPAIRS = (
     "literals", "command_line", "model_name", "search_space", "teacher", "plain_yaml", "item_embeddings", "unnamed_pickles",
@@ -97,6 +110,7 @@ REPAIRS = (
     "label_zero", "label_zero_histories", "label_zero_seen",
 )  # fmt: skip
 COMMANDS = (
+    "quickstart",
     "run",
     "fit",
     "compare",
@@ -104,9 +118,11 @@ COMMANDS = (
     "import",
     "encode",
     "split",
+    "report",
     "export",
     "recommend",
     "similar",
+    "vectors",
     "serve",
     "info",
 )
@@ -181,6 +197,16 @@ def command_statement(command):
 LISTED = (
     f"import recbole_llm_kernels as k\nassert sorted(k.__all__) == sorted({PUBLIC['recbole_llm_kernels']!r}), k.__all__"
 )
+# RecBole and our own modules; test_boundaries.py looks for torch in a fresh interpreter
+OWN = f"""
+import sys
+before = set(sys.modules)
+import recbole_llm
+assert sorted(recbole_llm.__all__) == sorted({PUBLIC["recbole_llm"]!r})
+assert set(recbole_llm.__all__) <= set(dir(recbole_llm))
+loaded = [name for name in set(sys.modules) - before if name.startswith("recbole")]
+assert loaded == ["recbole_llm"], loaded
+"""
 REPORTED = (
     "import recbole_llm\nnames = [record.name for record in recbole_llm.repair_report()]\n"
     f"assert set({REPAIRS!r}) <= set(names), set({REPAIRS!r}) - set(names)"
@@ -190,6 +216,7 @@ GROUPS = [
     *({what: statement} for what, statement in pickle_statements().items()),
     same_statements(),
     {"all of the kernels": LISTED},
+    {"all and dir of the package": OWN},
     {"repairs": REPORTED},
     {f"command {command}": command_statement(command) for command in COMMANDS},
 ]
@@ -211,7 +238,7 @@ def told():
         capture_output=True,
         text=True,
         env=environment,
-        timeout=300,
+        timeout=4 * LIMIT,
     )
     assert out.returncode == 0, out.stderr[-3000:]
     return json.loads(out.stdout.splitlines()[-1])

@@ -39,6 +39,25 @@ def test_the_warm_interactions_are_split_as_recbole_does_by_default(data):
     assert counts["train"] / sum(counts.values()) == pytest.approx(0.8, abs=0.03)
 
 
+def test_a_byte_order_mark_and_blanks_in_the_path(data, capsys):
+    import argparse
+    import shlex
+
+    from recbole_llm.commands.split import add_arguments, run_split
+
+    folder = data.rename(data.with_name("my data"))
+    plain = (folder / "toy" / "toy.inter").read_bytes()
+    (folder / "toy" / "toy.inter").write_bytes(b"\xef\xbb\xbf" + plain)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    run_split(parser.parse_args(["toy", "--output", "x", "--data_path", str(folder)]))
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(printed.removeprefix("next: "))[4:] == [
+        f"--data_path={folder}", "--config_files", str(folder / "x" / "x.yaml")
+    ]  # fmt: skip
+    assert rows(folder, "x", "train")[0] == plain.decode().splitlines()[0]
+
+
 def test_the_seed_decides(data):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         split_dataset("toy", name, seed=seed, data_path=data)

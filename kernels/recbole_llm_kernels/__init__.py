@@ -28,6 +28,8 @@ from recbole_llm_kernels.tower_ops import (
     scaled_sampled_bce,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "TopK",
     "catalog_bce",

@@ -40,7 +40,7 @@ def pair_dot(
     item_bias: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Logits of (user, item) pairs.
+    """Compute the logits of (user, item) pairs.
 
     Computes, without allocating a ``[P, D]`` tensor, ``(user[user_id] * item[item_id]).sum(-1) + item_bias[item_id]``.
 
@@ -58,6 +58,11 @@ def pair_dot(
     Raises:
         ValueError: an argument's shape, dtype or device does not fit; names it, what was given and what is expected.
         IndexError: an id is out of range (CPU, or debug mode).
+
+    Example:
+        >>> user, item = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 5.0], [3.0, 5.0]])
+        >>> pair_dot(user, item, torch.tensor([0, 0]), torch.tensor([0, 1])).tolist()
+        [2.0, 3.0]
     """
     user, item, item_bias = arguments.matrices("user", user, item, item_bias)
     arguments.check_backend(backend)
@@ -74,7 +79,7 @@ def pair_sigmoid(
     item_bias: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Probabilities P(i|u) = sigma(<user_u, item_i> + bias_i) of (user, item) pairs.
+    """Compute the probabilities P(i|u) = sigma(<user_u, item_i> + bias_i) of (user, item) pairs.
 
     As ``torch.sigmoid(pair_dot(...))``, but a confident pair's slope keeps its relative precision: sigma(s) sigma(-s)
     instead of p (1 - p), which is 0 from s = 17 on.
@@ -93,6 +98,11 @@ def pair_sigmoid(
     Raises:
         ValueError: an argument's shape, dtype or device does not fit.
         IndexError: an id is out of range (CPU, or debug mode).
+
+    Example:
+        >>> user, item = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 5.0]])
+        >>> pair_sigmoid(user, item, torch.tensor([0]), torch.tensor([0])).tolist()
+        [0.5]
     """
     user, item, item_bias = arguments.matrices("user", user, item, item_bias)
     arguments.check_backend(backend)
@@ -112,7 +122,7 @@ def pair_bce(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    """Binary cross-entropy of (user, item) pairs, fused from lookup to loss.
+    """Compute the binary cross-entropy of (user, item) pairs, fused from lookup to loss.
 
     Computes, without allocating a ``[P, D]`` tensor::
 
@@ -137,6 +147,12 @@ def pair_bce(
         ValueError: an argument's shape, dtype or device does not fit; or a pair with a label above 0 names an item
             that is not in the catalogue (CPU, or debug mode).
         IndexError: an id is out of range (CPU, or debug mode).
+
+    Example:
+        >>> user, item = torch.tensor([[0.0]]), torch.tensor([[1.0], [1.0]])
+        >>> loss = pair_bce(user, item, torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([1.0, 0.0]))
+        >>> round(float(loss), 4)
+        0.6931
     """
     user, item, item_bias = arguments.matrices("user", user, item, item_bias)
     arguments.options(reduction, backend)
@@ -161,7 +177,7 @@ def sampled_bce(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    """Binary cross-entropy of one positive against sampled negatives.
+    """Compute the binary cross-entropy of one positive against sampled negatives.
 
     Row loss: softplus(-s_pos) + neg_weight * sum over live k of softplus(s_k), without a ``[B, K, D]`` tensor, nor, for
     shared negatives, a ``[B, M]`` one. A negative equal to its row's positive is never live.
@@ -188,6 +204,12 @@ def sampled_bce(
         ValueError: an argument's shape, dtype or device does not fit; or a positive is not in the catalogue (CPU, or
             debug mode).
         IndexError: an id is out of range (CPU, or debug mode).
+
+    Example:
+        >>> user, item = torch.tensor([[1.0]]), torch.tensor([[2.0], [-2.0]])
+        >>> loss = sampled_bce(user, item, torch.tensor([0]), torch.tensor([0]), torch.tensor([[1]]))
+        >>> round(float(loss), 4)  # 2 log(1 + exp(-2))
+        0.2539
     """
     user, item, item_bias = arguments.matrices("user", user, item, item_bias)
     arguments.options(reduction, backend)
@@ -233,7 +255,7 @@ def catalog_bce(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    """Binary cross-entropy of every query against the whole catalogue.
+    """Compute the binary cross-entropy of every query against the whole catalogue.
 
     Row loss: sum over its targets of softplus(-s) + neg_weight * sum over all other items of softplus(s). Computes,
     without allocating the ``[B, N]`` logits, for ``neg_weight=1``::
@@ -259,6 +281,11 @@ def catalog_bce(
         ValueError: an argument's shape, dtype or device does not fit; or (CPU, or debug mode) offsets or targets are
             not in order, or a target is not in the catalogue.
         IndexError: a target is out of range (CPU, or debug mode).
+
+    Example:
+        >>> query, item = torch.tensor([[1.0]]), torch.tensor([[0.0], [0.0], [0.0]])
+        >>> round(float(catalog_bce(query, item, torch.tensor([0, 1]), torch.tensor([2]))), 4)  # 3 log 2
+        2.0794
     """
     query, item, item_bias = arguments.matrices("query", query, item, item_bias)
     arguments.options(reduction, backend)
@@ -281,7 +308,7 @@ def catalog_ce(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    """Softmax cross-entropy of every query against the whole catalogue.
+    """Compute the softmax cross-entropy of every query against the whole catalogue.
 
     Row loss: -sum over its targets of log softmax(s); equals ``F.cross_entropy(query @ item.T + item_bias, multi_hot)``
     without allocating the ``[B, N]`` logits. A row without targets gives 0.
@@ -303,6 +330,11 @@ def catalog_ce(
         ValueError: an argument's shape, dtype or device does not fit; or (CPU, or debug mode) offsets or targets are
             not in order, or a target is not in the catalogue.
         IndexError: a target is out of range (CPU, or debug mode).
+
+    Example:
+        >>> query, item = torch.tensor([[1.0]]), torch.tensor([[0.0], [0.0], [0.0]])
+        >>> round(float(catalog_ce(query, item, torch.tensor([0, 1]), torch.tensor([2]))), 4)  # log 3
+        1.0986
     """
     query, item, item_bias = arguments.matrices("query", query, item, item_bias)
     arguments.options(reduction, backend)
@@ -322,7 +354,7 @@ def score_topk(
     seen_ids: Tensor | None = None,
     backend: str = "auto",
 ) -> TopK:
-    """The ``k`` best unseen items of every query, exactly.
+    """Find the ``k`` best unseen items of every query, exactly.
 
     As masking seen items in ``query @ item.T + item_bias`` and ``torch.topk``, without allocating the ``[B, N]``
     scores; equal scores are ordered by the smaller id. Not differentiable.
@@ -343,6 +375,12 @@ def score_topk(
     Raises:
         ValueError: an argument's shape, dtype or device does not fit; or (CPU, or debug mode) seen ids are not in order.
         IndexError: a seen id is out of range (CPU, or debug mode).
+
+    Example:
+        >>> query, item = torch.tensor([[1.0]]), torch.tensor([[1.0], [3.0], [2.0]])
+        >>> best = score_topk(query, item, 2, seen_offsets=torch.tensor([0, 1]), seen_ids=torch.tensor([1]))
+        >>> best.ids.tolist(), best.scores.tolist()
+        ([[2, 0]], [[2.0, 1.0]])
     """
     query, item, item_bias = arguments.matrices("query", query, item, item_bias)
     arguments.check_backend(backend)

@@ -28,6 +28,7 @@ from recbole_llm_kernels.registration import (
     present_grads,
     registered,
 )
+from recbole_llm_kernels.signatures import Sampled, takes, takes_back
 
 _functions: dict[CustomOpDef, Callable[..., Any]] = {}
 _eager: dict[CustomOpDef, type[torch.autograd.Function]] = {}
@@ -55,98 +56,52 @@ def loss(operator: CustomOpDef, *inputs: Any) -> Tensor:
 
 
 @_operator
-def sampled_bce(
-    user: Tensor,
-    item: Tensor,
-    item_bias: Tensor | None,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    log_q: Tensor | None,
-    neg_valid: Tensor | None,
-    weight: Tensor | None,
-    neg_weight: float,
-    reduction: str,
-    need: list[bool],
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+@takes(Sampled)
+def sampled_bce(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Loss [] or [B]; slopes [B, 1 + K]; gradient of the gathered queries [B, D]. neg_id is [B, K]."""
-    run = launchers("sampled", user, backend)
-    user_id, pos_id, neg_id, poison = _sampled_ids(run, user, item, item_bias, user_id, pos_id, neg_id)
-    options = (log_q, neg_valid, weight, neg_weight, reduction)
-    with as_given(user):
-        loss, slope, query = run.sampled_bce_fwd(user, item, user_id, pos_id, neg_id, item_bias, *options, need)
+    run, args, poison = _sampled(Sampled(*given))
+    with as_given(args.user):
+        loss, slope, query = run.sampled_bce_fwd(args)
     return poisoned(loss, poison), slope, formed_grads(slope, query)[0]
 
 
 @sampled_bce.register_fake
-def _(user: Tensor, item: Tensor, item_bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    _, _, neg_id, _, _, _, _, reduction, need, _ = rest
-    (B, K), dtype = neg_id.shape, accumulator(user)
-    grad_query = user.new_empty((B, user.shape[1]) if need[0] else 0, dtype=dtype)
-    return fake_loss(B, reduction, user), user.new_empty(B, K + 1, dtype=dtype), grad_query
+def _(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    args = Sampled(*given)
+    user, (B, K), dtype = args.user, args.neg_id.shape, accumulator(args.user)
+    grad_query = user.new_empty((B, user.shape[1]) if args.need[0] else 0, dtype=dtype)
+    return fake_loss(B, args.reduction, user), user.new_empty(B, K + 1, dtype=dtype), grad_query
 
 
 @_operator
-def sampled_bce_backward(
-    grad: Tensor,
-    state: list[Tensor],
-    user: Tensor,
-    item: Tensor,
-    item_bias: Tensor | None,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    log_q: Tensor | None,
-    neg_valid: Tensor | None,
-    weight: Tensor | None,
-    neg_weight: float,
-    reduction: str,
-    need: list[bool],
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+@takes_back(_functions[sampled_bce])
+def sampled_bce_backward(grad: Tensor, state: list[Tensor], *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of user, item and item_bias; ``state`` is what the forward returned after the loss."""
-    run = launchers("sampled", user, backend)
-    user_id, pos_id, neg_id, _ = _sampled_ids(run, user, item, item_bias, user_id, pos_id, neg_id, again=True)
-    slope, query = state[0], present_grads(state[1])[0]
-    with as_given(user):
-        grads = run.sampled_bce_bwd(grad, slope, query, user, item, user_id, pos_id, neg_id, item_bias, need)
-    return filled_grads(grads, need, (user, item, item_bias))
+    run, args, _ = _sampled(Sampled(*given), again=True)
+    with as_given(args.user):
+        grads = run.sampled_bce_bwd(grad, state[0], present_grads(state[1])[0], args)
+    return filled_grads(grads, args.need, (args.user, args.item, args.item_bias))
 
 
 @_operator
-def shared_bce(
-    user: Tensor,
-    item: Tensor,
-    item_bias: Tensor | None,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    log_q: Tensor | None,
-    neg_valid: Tensor | None,
-    weight: Tensor | None,
-    neg_weight: float,
-    reduction: str,
-    need: list[bool],
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+@takes(Sampled)
+def shared_bce(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss [] or [B]; slopes of the positives [B]; gradients of queries [B, D], negatives [M, D] and their bias [M]."""
-    run = launchers("sampled", user, backend)
-    user_id, pos_id, neg_id, poison = _sampled_ids(run, user, item, item_bias, user_id, pos_id, neg_id)
-    options = (log_q, neg_valid, weight, neg_weight, reduction)
-    with as_given(user):
-        loss, slope, *grads = run.shared_bce_fwd(user, item, user_id, pos_id, neg_id, item_bias, *options, need)
+    run, args, poison = _sampled(Sampled(*given))
+    with as_given(args.user):
+        loss, slope, *grads = run.shared_bce_fwd(args)
     grad_query, grad_vectors, grad_shift = formed_grads(slope, *grads)
     return poisoned(loss, poison), slope, grad_query, grad_vectors, grad_shift
 
 
 @shared_bce.register_fake
-def _(user: Tensor, item: Tensor, item_bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    user_id, _, neg_id, _, _, _, _, reduction, need, backend = rest
-    query, columns = launchers("sampled", user, backend).shared_bce_forms(reduction)
-    (B, D), M, dtype = (len(user_id), user.shape[1]), len(neg_id), accumulator(user)
+def _(*given: Any) -> tuple[Tensor, ...]:
+    args = Sampled(*given)
+    user, need = args.user, args.need
+    query, columns = launchers("sampled", user, args.backend).shared_bce_forms(args.reduction)
+    (B, D), M, dtype = (len(args.user_id), user.shape[1]), len(args.neg_id), accumulator(user)
     return (
-        fake_loss(B, reduction, user),
+        fake_loss(B, args.reduction, user),
         user.new_empty(B, dtype=dtype),
         user.new_empty((B, D) if query and need[0] else 0, dtype=dtype),
         user.new_empty((M, D) if columns and need[1] else 0, dtype=dtype),
@@ -155,49 +110,23 @@ def _(user: Tensor, item: Tensor, item_bias: Tensor | None, *rest: Any) -> tuple
 
 
 @_operator
-def shared_bce_backward(
-    grad: Tensor,
-    state: list[Tensor],
-    user: Tensor,
-    item: Tensor,
-    item_bias: Tensor | None,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    log_q: Tensor | None,
-    neg_valid: Tensor | None,
-    weight: Tensor | None,
-    neg_weight: float,
-    reduction: str,
-    need: list[bool],
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+@takes_back(_functions[shared_bce])
+def shared_bce_backward(grad: Tensor, state: list[Tensor], *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of user, item and item_bias; ``state`` is what the forward returned after the loss."""
-    run = launchers("sampled", user, backend)
-    user_id, pos_id, neg_id, _ = _sampled_ids(run, user, item, item_bias, user_id, pos_id, neg_id, again=True)
-    ids, options = (user_id, pos_id, neg_id), (log_q, neg_valid, weight, neg_weight, reduction)
-    with as_given(user):
-        grads = run.shared_bce_bwd(
-            grad, state[0], user, item, *ids, item_bias, *options, present_grads(*state[1:]), need
-        )
-    return filled_grads(grads, need, (user, item, item_bias))
+    run, args, _ = _sampled(Sampled(*given), again=True)
+    with as_given(args.user):
+        grads = run.shared_bce_bwd(grad, state[0], present_grads(*state[1:]), args)
+    return filled_grads(grads, args.need, (args.user, args.item, args.item_bias))
 
 
-def _sampled_ids(
-    run: ModuleType,
-    user: Tensor,
-    item: Tensor,
-    item_bias: Tensor | None,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    again: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    named = ("user_id", user_id, user), ("pos_id", pos_id, item), ("neg_id", neg_id, item)
-    (user_id, pos_id, neg_id), poison = checked(user, run, *named, again=again)
-    if not again and synchronising_checks(user.device):
-        check_inside("pos_id", pos_id, item_bias)
-    return user_id, pos_id, neg_id, poison
+def _sampled(args: Sampled, again: bool = False) -> tuple[ModuleType, Sampled, Tensor | None]:
+    """Choose the launchers and check the ids; ``again`` in a backward, whose forward has checked them."""
+    run = launchers("sampled", args.user, args.backend)
+    named = ("user_id", args.user_id, args.user), ("pos_id", args.pos_id, args.item), ("neg_id", args.neg_id, args.item)
+    (user_id, pos_id, neg_id), poison = checked(args.user, run, *named, again=again)
+    if not again and synchronising_checks(args.user.device):
+        check_inside("pos_id", pos_id, args.item_bias)
+    return run, args._replace(user_id=user_id, pos_id=pos_id, neg_id=neg_id), poison
 
 
 @_operator
@@ -255,25 +184,13 @@ def _(query: Tensor, item: Tensor, item_bias: Tensor | None, *rest: Any) -> tupl
 
 
 @_operator
-def catalog_bce_backward(
-    grad: Tensor,
-    state: list[Tensor],
-    query: Tensor,
-    item: Tensor,
-    item_bias: Tensor | None,
-    target_offsets: Tensor,
-    target_ids: Tensor,
-    weight: Tensor | None,
-    neg_weight: float,
-    reduction: str,
-    need: list[bool],
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+@takes_back(_functions[catalog_bce])
+def catalog_bce_backward(grad: Tensor, state: list[Tensor], *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, item and item_bias; ``state`` is what the forward returned after the loss."""
+    query, item, item_bias, *targets, weight, neg_weight, reduction, need, backend = given
     run = launchers("catalog", query, backend)
-    targets: list[Any] = [target_offsets, target_ids]
     if not all(run.catalog_bce_forms(reduction)):  # otherwise the forward has used them up
-        *targets, _ = _targets(run, item, item_bias, target_offsets, target_ids, again=True)
+        *targets, _ = _targets(run, item, item_bias, *targets, again=True)  # type: ignore[misc]  # of a longer tuple
     options = (weight, neg_weight, reduction)
     with as_given(query):
         grads = run.catalog_bce_bwd(grad, query, item, *targets, item_bias, *options, present_grads(*state), need)
@@ -313,22 +230,12 @@ def _(query: Tensor, item: Tensor, item_bias: Tensor | None, *rest: Any) -> tupl
 
 
 @_operator
-def catalog_ce_backward(
-    grad: Tensor,
-    state: list[Tensor],
-    query: Tensor,
-    item: Tensor,
-    item_bias: Tensor | None,
-    target_offsets: Tensor,
-    target_ids: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    need: list[bool],
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+@takes_back(_functions[catalog_ce])
+def catalog_ce_backward(grad: Tensor, state: list[Tensor], *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, item and item_bias; ``state`` is what the forward returned after the loss."""
+    query, item, item_bias, *targets, weight, reduction, need, backend = given
     run = launchers("catalog", query, backend)
-    *targets, _ = _targets(run, item, item_bias, target_offsets, target_ids, again=True)
+    *targets, _ = _targets(run, item, item_bias, *targets, again=True)  # type: ignore[misc]  # of a longer tuple
     log_z, slope, *formed = state
     args = (query, item, *targets, item_bias, weight, reduction, log_z, slope[: len(targets[1])])
     with as_given(query):

@@ -1,26 +1,26 @@
 """What all operators share: registration, gradients that are not there, shapes of results, no second derivative."""
 
 from collections.abc import Callable
-from typing import Any, List, get_args, get_origin  # noqa: UP035
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
+from recbole_llm_kernels.signatures import schema_type
+
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
-_list_of: Any = List  # noqa: UP006
 
 
 def registered(function: Callable[..., Any]) -> CustomOpDef:
-    """The operator ``recbole_llm_kernels::<the function's name>``; PyTorch 2.6 knows typing.List, and not list, in one."""
+    """Register ``recbole_llm_kernels::<the function's name>``."""
     for name, kind in function.__annotations__.items():
-        if get_origin(kind) is list:
-            function.__annotations__[name] = _list_of[get_args(kind)[0]]
+        function.__annotations__[name] = schema_type(kind)
     return torch.library.custom_op(f"recbole_llm_kernels::{function.__name__}", mutates_args=())(function)
 
 
 def poisoned(loss: Tensor, by: Tensor | None) -> Tensor:
-    """NaN where ids were out of range or out of order (``checked``, ``checked_rows``), without reading a value.
+    """Make the loss NaN where ids were out of range or out of order (``checked``, ``checked_rows``), without reading a value.
 
     Args:
         loss: ``[]`` or ``[B]``.
@@ -35,7 +35,7 @@ def poisoned(loss: Tensor, by: Tensor | None) -> Tensor:
 
 
 def filled_grads(grads: Grads, need: list[bool], inputs: Grads) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients as an operator returns them: zeros where one is wanted and nothing contributed, else empty."""
+    """Fill in missing gradients: zeros where one is wanted and nothing contributed, else empty."""
     filled = []
     for grad, wanted, like in zip(grads, need, inputs, strict=True):
         if grad is None:
@@ -45,40 +45,43 @@ def filled_grads(grads: Grads, need: list[bool], inputs: Grads) -> tuple[Tensor,
 
 
 def formed_grads(like: Tensor, *grads: Tensor | None) -> tuple[Tensor, ...]:
-    """Gradients formed in a forward: empty where one is not."""
+    """Replace gradients that the forward did not form by empty tensors."""
     return tuple(absent((like,), accumulator(like)) if g is None else g for g in grads)
 
 
 def present_grads(*grads: Tensor) -> tuple[Tensor | None, ...]:
-    """The inverse of ``formed_grads``; a matrix without rows is present."""
+    """Invert ``formed_grads``; a matrix without rows is present."""
     return tuple(None if g.ndim == 1 and g.numel() == 0 else g for g in grads)
 
 
 def absent(inputs: tuple[Tensor | None, ...], dtype: torch.dtype | None = None) -> Tensor:
-    """What stands for a gradient that is not there, ``[0]``, on the device of the first input and in its dtype or this one."""
+    """Return an empty tensor that stands in for a missing gradient.
+
+    Device and (by default) dtype follow ``inputs[0]``.
+    """
     assert inputs[0] is not None
     return inputs[0].new_empty(0, dtype=dtype)
 
 
 def accumulator(like: Tensor) -> torch.dtype:
-    """The dtype of losses, logits and sums: float64 of float64, else float32."""
+    """Return the dtype of losses, logits and sums: float64 of float64, else float32."""
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
 def fake_grads(need: list[bool], inputs: Grads) -> tuple[Tensor, Tensor, Tensor]:
-    """Shapes and dtypes of the three gradients that a backward returns."""
+    """Make fake tensors of the three gradients that a backward returns."""
     wanted = zip(need, inputs, strict=True)
     a, b, c = (torch.empty_like(x) if n and x is not None else absent(inputs) for n, x in wanted)
     return a, b, c
 
 
 def fake_loss(rows: int | torch.SymInt, reduction: str, like: Tensor) -> Tensor:
-    """Shape and dtype of a loss: ``[rows]`` for "none", else a scalar."""
+    """Make a fake loss: ``[rows]`` for "none", else a scalar."""
     return like.new_empty(rows if reduction == "none" else (), dtype=accumulator(like))
 
 
 def no_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    """The autograd formula of a backward: it has none, and says what has."""
+    """Refuse a second derivative, and name the functions that have one."""
     raise NotImplementedError(
         "recbole_llm_kernels has first derivatives only, and something differentiates a gradient (create_graph=True, "
         "a gradient penalty, a Hessian product); the functions of recbole_llm_kernels.reference take the same "

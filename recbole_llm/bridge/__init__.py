@@ -1,1 +1,1 @@
-"""The only code that knows RecBole's internals."""
+"""RecBole's side of the model: options, dataset, trainer, evaluation, experiments, repairs of RecBole."""

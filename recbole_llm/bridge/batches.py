@@ -27,7 +27,7 @@ GOLDEN = 0x1E3779B97F4A7C15  # odd, near 2**63 / golden ratio
 
 
 def train_dataloader_class(config: Any) -> type[AbstractDataLoader]:
-    """The loader of training rows for ``loss_type``: users, or interactions with sampled negatives."""
+    """Choose the loader of training rows for ``loss_type``: users, or interactions with sampled negatives."""
     return UserRowsDataLoader if config["loss_type"] in CATALOG_LOSSES else InteractionRowsDataLoader
 
 
@@ -73,7 +73,7 @@ class NegativeSampler:
             )
 
     def to(self, device: torch.device) -> "NegativeSampler":
-        """The same sampler on another device; itself where it is there already."""
+        """Return the same sampler on another device; itself if it is there already."""
         if self.candidates.device == device:
             return self
         other = copy.copy(self)
@@ -83,7 +83,7 @@ class NegativeSampler:
         return other
 
     def draw(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """``[n]`` int64 items of the catalogue, independent of any user."""
+        """Draw items of the catalogue independently of any user, ``[n]`` int64."""
         device = self.candidates.device
         if self._cumulative is None:
             at = torch.randint(len(self.candidates), (n,), generator=generator, device=device)
@@ -93,7 +93,7 @@ class NegativeSampler:
         return self.candidates.index_select(0, at)  # a third of the time of candidates[at]
 
     def sample(self, user_id: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
-        """``[B, k]`` int64: for each user of ``user_id`` (``[B]``), k independent negatives (repeats possible)."""
+        """Draw k independent negatives for each user (repeats possible), ``[B]`` int64 -> ``[B, k]`` int64."""
         base = user_id * self._span
         base = base if k == 1 else base.repeat_interleave(k)
         items = self.draw(len(base), generator)
@@ -109,13 +109,13 @@ class NegativeSampler:
         )
 
     def distinct(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Up to ``n`` items of the catalogue, ascending: of ``n`` draws those that differ, or all items if they are fewer."""
+        """Draw ``n`` items of the catalogue and return the distinct ones, ascending; all items if they are fewer than ``n``."""
         if n >= len(self.candidates):
             return self.candidates
         return torch.unique(self.draw(n, generator))
 
     def positives_among(self, user_id: Tensor, items: Tensor) -> Tensor:
-        """``[B, M]`` bool: whether each of ``items`` (``[M]``) is a training item of each user (``[B]``)."""
+        """Test each of ``items`` (``[M]``) for being a training item of each user (``[B]``); ``[B, M]`` bool."""
         place = torch.full((self._span,), -1, dtype=torch.int32, device=items.device)
         place[items] = torch.arange(len(items), dtype=torch.int32, device=items.device)
         first = user_id * self._span
@@ -129,7 +129,7 @@ class NegativeSampler:
         return found
 
     def _positives(self, key: Tensor) -> Tensor:
-        """Where ``key`` (``[n]``) is a training pair: ascending positions."""
+        """Find the training pairs among ``key`` (``[n]``); returns ascending positions."""
         suspect = self._taken.index_select(0, self._slot(key)).nonzero()[:, 0]
         if self._has_slot_for_each:
             return suspect
@@ -164,7 +164,7 @@ class _RowsDataLoader(AbstractDataLoader, ABC):
     @property
     @abstractmethod
     def _rows_of_batch(self) -> int:
-        """Rows of a batch over all processes."""
+        """Return the number of rows of a batch over all processes."""
 
     def _init_batch_size_and_step(self) -> None:
         self.step = self._rows_of_batch
@@ -190,7 +190,7 @@ class _RowsDataLoader(AbstractDataLoader, ABC):
                 yield self._interaction(*batch)
 
     def _order(self, generator: torch.Generator, device: torch.device) -> Tensor:
-        """The rows of an epoch, ``[sample_size]`` int32 or int64."""
+        """Draw the order of an epoch's rows, ``[sample_size]`` int32 or int64."""
         if not self._is_shuffled:
             return torch.arange(self.sample_size, device=device)
         # on a CPU the same permutation in half the time
@@ -198,7 +198,10 @@ class _RowsDataLoader(AbstractDataLoader, ABC):
         return torch.randperm(self.sample_size, generator=generator, device=device, dtype=dtype)
 
     def _generator_of_epoch(self, device: torch.device) -> torch.Generator:
-        """A stream of its own for each epoch: the loader's generator, which a checkpoint holds, moves by one number."""
+        """Make a random stream of its own for each epoch.
+
+        The loader's generator, which a checkpoint holds, moves by one number.
+        """
         if self.generator is None:  # RecBole takes it away from loaders that it has saved
             self.generator = torch.Generator().manual_seed(self.config["seed"])
         seed = int(torch.randint(2**62, (), generator=self.generator))
@@ -206,15 +209,15 @@ class _RowsDataLoader(AbstractDataLoader, ABC):
 
     @abstractmethod
     def _columns(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """What batches are cut from, for the given rows."""
+        """Return the columns from which the batches of the given rows are cut."""
 
     def _whole_batch(self, *columns: Tensor) -> tuple[Tensor, ...]:
-        """Columns of the batch of all processes, for what they draw together."""
+        """Return the columns of the batch of all processes, for what they draw together."""
         return columns
 
     @abstractmethod
     def _interaction(self, *columns: Tensor) -> Interaction:
-        """The batch made of its part of each column."""
+        """Build the batch from its part of each column."""
 
     def collate_fn(self, index: Any) -> Interaction:
         """The batch of the given rows, as RecBole's loaders give it."""
@@ -236,7 +239,7 @@ class DrawnBatch(Interaction):
         self._version = None if entries.is_inference() else entries._version
 
     def entries(self) -> Tensor | None:
-        """Item and negatives, ``[B, 1 + k]``; ``None`` once one of the two columns was exchanged or written to."""
+        """Return item and negatives, ``[B, 1 + k]``; ``None`` once one of the two columns was exchanged or written to."""
         if self._version is None or self._entries._version != self._version:
             return None
         if any(self.interaction.get(name) is not column for name, column in self._drawn):
@@ -294,7 +297,7 @@ class InteractionRowsDataLoader(_RowsDataLoader):
 
     @staticmethod
     def _groups_of(user_id: Tensor) -> Rows:
-        """Interactions of the same user side by side, at most ``GROUP`` in a group: rows of a batch share their history."""
+        """Group interactions of the same user, at most ``GROUP`` together, so that rows of a batch share their history."""
         of_user = torch.argsort(user_id, stable=True)
         counts = torch.bincount(user_id)
         place = torch.arange(len(of_user)) - (counts.cumsum(0) - counts)[user_id[of_user]]
@@ -309,7 +312,7 @@ class InteractionRowsDataLoader(_RowsDataLoader):
         return self._groups.select(groups).ids
 
     def _shared_of(self, number: Any) -> int:
-        """How many negatives the rows of a batch share; 0 where each has its own."""
+        """Return how many negatives the rows of a batch share; 0 if each has its own."""
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ValueError(f"train_neg_sample_args.shared must be a number of items, or 0 for none, got {number!r}.")
         if number and self.config["loss_type"] != "sampled_bce":

@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written whole or not at all, read without running code, refused when they do not fit.
+"""Checkpoints: written whole or not at all, read without running code, refused when they do not fit.
 
 A checkpoint is RecBole's dictionary (``trainer/trainer.py:289``) with what else a resume needs, in a ``torch.save`` file that
 both sides read: RecBole's ``load_data_and_model`` unpickles the ``Config`` inside, and :func:`read_checkpoint`, which reads
@@ -11,6 +11,7 @@ import os
 import pickle
 import random
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
@@ -23,7 +24,8 @@ import torch
 from torch import Tensor
 
 from recbole_llm.atomic import atomic_file
-from recbole_llm.bridge.checkpoint_settings import MODEL, take_settings
+from recbole_llm.bridge.checkpoint_settings import take_settings
+from recbole_llm.bridge.register import is_ours
 
 FORMAT = "recbole-llm checkpoint"
 VERSION = 1
@@ -50,12 +52,15 @@ _PROCESS_KEYS = ("local_rank", "world_size", "ip", "port", "nproc", "offset", "r
 
 
 def last_file(best: str | os.PathLike[str]) -> str:
-    """The file of the last epoch beside ``best``, the file of the best one."""
+    """Return the path of the last epoch's checkpoint that stands beside ``best``."""
     return str(best).removesuffix(".pth") + LAST_SUFFIX
 
 
 def best_file(path: str | os.PathLike[str]) -> str:
-    """The file of the best epoch that belongs to ``path``, a file of the last epoch or already of the best."""
+    """Return the path of the best epoch's checkpoint that belongs to ``path``.
+
+    ``path`` may be the file of the last epoch or already that of the best one.
+    """
     name = str(path)
     return name.removesuffix(LAST_SUFFIX) + ".pth" if name.endswith(LAST_SUFFIX) else name
 
@@ -74,7 +79,7 @@ class _Pickled:
 
 
 def unpickled(content: Tensor) -> Any:
-    """The object in ``content``, ``[n]`` uint8; checkpoints name this function, so it keeps its place."""
+    """Unpickle ``content``, ``[n]`` uint8. Checkpoints name this function, so it keeps its place."""
     return pickle.loads(content.cpu().numpy().tobytes())
 
 
@@ -83,7 +88,10 @@ def _left_pickled(content: Tensor) -> Tensor:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as what ``weights_only=True`` reads: tensors, numbers, strings, lists, tuples, dictionaries, ``None``."""
+    """Convert ``value`` to what ``weights_only=True`` reads.
+
+    These are tensors, numbers, strings, lists, tuples, dictionaries and ``None``.
+    """
     if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -96,7 +104,7 @@ def plain(value: Any) -> Any:
 
 
 def random_state(loader_generator: torch.Generator | None) -> dict[str, Any]:
-    """The state of every random stream of this process, as plain values."""
+    """Return the state of every random stream of this process, as plain values."""
     name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -108,7 +116,7 @@ def random_state(loader_generator: torch.Generator | None) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], loader_generator: torch.Generator | None) -> None:
-    """Take over what :func:`random_state` gave.
+    """Restore what :func:`random_state` returned.
 
     Raises:
         ValueError: if it is of another form.
@@ -130,7 +138,7 @@ def set_random_state(state: Mapping[str, Any], loader_generator: torch.Generator
 
 
 def data_fingerprint(offsets: Tensor, ids: Tensor) -> str:
-    """A digest of the training interactions, in CSR form."""
+    """Hash the training interactions, given in CSR form."""
     digest = hashlib.sha256()
     for tensor in (offsets, ids):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -138,18 +146,32 @@ def data_fingerprint(offsets: Tensor, ids: Tensor) -> str:
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """What was given to a run over the defaults (files, dictionaries, command line), as plain values."""
+    """Return the settings given to a run beyond the defaults, as plain values.
+
+    They come from files, dictionaries and the command line.
+    """
     given = {key: value for key, value in config.external_config_dict.items() if key not in _PROCESS_KEYS}
     return {"model": config["model"], "dataset": config["dataset"], "given": plain(given)}
 
 
-def _for_one_process(config: Any) -> Any:
-    """The configuration under which one process reads what several have written."""
-    if config["single_spec"]:
-        return config
+def _for_readers(config: Any) -> Any:
+    """Return the configuration under which one process reads what several have written.
+
+    A class of a notebook, a script or a function is found by no other process: its nearest base that is stands for it. Readers
+    look the class up by the model's name.
+    """
     twin = copy.copy(config)
-    twin.final_config_dict = config.final_config_dict | {"single_spec": True, "local_rank": 0}
+    if not config["single_spec"]:
+        twin.final_config_dict = config.final_config_dict | {"single_spec": True, "local_rank": 0}
+    twin.model_class = next(kind for kind in config.model_class.__mro__ if _is_importable(kind))
     return twin
+
+
+def _is_importable(kind: type) -> bool:
+    found: Any = sys.modules.get(kind.__module__)
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is kind and kind.__module__ != "__main__"
 
 
 def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], config: Any) -> None:
@@ -168,7 +190,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], con
         "version": VERSION,
         "settings": settings_of(config),
         **state,
-        "config": _Pickled(_for_one_process(config)),
+        "config": _Pickled(_for_readers(config)),
     }
     try:
         with atomic_file(path) as file:
@@ -178,7 +200,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], con
 
 
 def unwritable(path: str | os.PathLike[str], error: Exception) -> OSError:
-    """What to raise where ``error`` kept a checkpoint from being written."""
+    """Build the error to raise after ``error`` kept a checkpoint from being written."""
     return OSError(
         f"The checkpoint {path} could not be written ({error}). An earlier one of that name is unharmed: "
         "make room, or set checkpoint_dir to another disk, and resume from it."
@@ -221,7 +243,9 @@ def read_checkpoint(
     try:
         with torch.serialization.safe_globals([own]):  # type: ignore[list-item]
             content = torch.load(os.fspath(path), map_location=device, weights_only=True, mmap=mapped)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # the unpickler of torch checks no operand: it raises whatever a wrong one leads to
         raise _foreign(path) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or type(content.get("version")) is not int:
         raise _foreign(path)
@@ -244,10 +268,10 @@ def _foreign(path: str | os.PathLike[str]) -> ValueError:
 
 
 def settings_for_resume(path: str | os.PathLike[str], own: Collection[str] = ()) -> tuple[str, str, dict[str, Any]]:
-    """Model, dataset and configuration dictionary that go on from ``path`` with the settings it was written under.
+    """Return model, dataset and configuration dictionary with which training goes on from ``path``.
 
-    The model is always LLMTwoTower. :mod:`recbole_llm.bridge.checkpoint_settings` says what is taken of the file; the log names
-    what is not.
+    The model is LLMTwoTower or a registered subclass. :mod:`recbole_llm.bridge.checkpoint_settings` says what is taken of the
+    file; the log names what is not.
 
     Args:
         path: the file.
@@ -256,7 +280,7 @@ def settings_for_resume(path: str | os.PathLike[str], own: Collection[str] = ())
     Raises:
         ValueError: see :func:`read_checkpoint` and :func:`~recbole_llm.bridge.checkpoint_settings.take_settings`.
     """
-    settings = take_settings(read_checkpoint(path, parts=RUN_PARTS).get("settings"), str(path), own)
+    settings = take_settings(read_checkpoint(path, parts=RUN_PARTS).get("settings"), str(path), own, is_ours)
     left = [key for key in settings.left if key != "checkpoint_dir"]  # the folder of the file stands for it
     if left:
         getLogger().warning(
@@ -264,7 +288,7 @@ def settings_for_resume(path: str | os.PathLike[str], own: Collection[str] = ())
             ", ".join(left),
         )
     again = {"checkpoint_dir": str(Path(path).resolve().parent), "resume_from": str(path)}
-    return MODEL, settings.dataset, as_given(settings.given) | again
+    return settings.model, settings.dataset, as_given(settings.given) | again
 
 
 def settings_for_refit(path: str | os.PathLike[str], own: Collection[str] = ()) -> tuple[str, dict[str, Any]]:
@@ -282,7 +306,10 @@ def settings_for_refit(path: str | os.PathLike[str], own: Collection[str] = ()) 
 
 
 def as_given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Values for the ``config_dict`` of a ``Config``, which parses strings: one that would change is written as a literal."""
+    """Convert values for the ``config_dict`` of a ``Config``.
+
+    RecBole parses strings there, so a string that would change is written as a literal.
+    """
     from recbole_llm.bridge.repairs.configuration import parse_value
 
     return {

@@ -1,4 +1,4 @@
-"""Which settings a checkpoint may bring along, and which whoever reads it gives again.
+"""Which settings are taken from a checkpoint, and which must be given again.
 
 A checkpoint is a file, and somebody else may have written it. From its settings a run takes the keys of :data:`TAKEN`:
 numbers, choices and names of columns that decide how the data are read and split and how the model is made and trained. It
@@ -7,7 +7,8 @@ again, with the value that the file holds:
 
 - ``data_path`` (but for ml-100k, which ships with RecBole, and where it was left at RecBole's default),
 - ``item_features_file``,
-- ``encoder``, where it is a folder (a name on the hub is no path: it is taken, and loaded without running its code),
+- ``encoder``, where it is a folder or a function, ``module:function`` (a name on the hub is neither: it is taken, and loaded
+  without running its code),
 - ``feature_cache_dir``, where texts are encoded: another folder means that all are encoded once more.
 
 ``checkpoint_dir`` is the folder of the file that was named. Configuration files are not read again: what they said is in the
@@ -17,9 +18,11 @@ settings, and their paths are paths of the file's.
 import argparse
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from recbole_llm.content.encoder_settings import is_function
 
 MODEL = "LLMTwoTower"
 HISTORIES = ("all", "train")  # interactions that recommendations are made from
@@ -73,7 +76,11 @@ NOT_TAKEN: dict[str, str] = {
 # what a command that reads a checkpoint is given again, with the help of its option
 PATHS = {
     "data_path": ("FOLDER", "holds the dataset's folder, as for the training or where it is now"),
-    "encoder": ("NAME", "folder or hub name of the text encoder, where it was a folder or an export does not hold it"),
+    "encoder": (
+        "NAME",
+        "text encoder: a folder, a hub name or module:function; where it was a folder or a function, or an "
+        "export does not hold it",
+    ),
     "item_features_file": ("FILE", "item vectors, as for the training"),
     "feature_cache_dir": ("FOLDER", "where vectors of texts are kept, as for the training"),
 }
@@ -88,27 +95,36 @@ class ResumeSettings(NamedTuple):
         dataset: its name.
         given: configuration values, as they were given to the run that wrote it.
         left: keys of the file that are not taken, sorted.
+        model: LLMTwoTower, or a subclass that the caller has registered.
     """
 
     dataset: str
     given: dict[str, Any]
     left: tuple[str, ...]
+    model: str = MODEL
 
 
-def take_settings(settings: Any, file: str, own: Collection[str] = ()) -> ResumeSettings:
+def take_settings(
+    settings: Any, file: str, own: Collection[str] = (), is_known: Callable[[str], bool] = MODEL.__eq__
+) -> ResumeSettings:
     """Take what may be taken of a checkpoint's settings.
 
     Args:
         settings: ``settings`` of the checkpoint, plain values of any form.
         file: its name, for messages.
         own: the keys that the caller gives a value himself.
+        is_known: whether a name is that of LLMTwoTower or of a subclass that this process has registered. The file chooses
+            among these classes and names none.
 
     Raises:
         ValueError: if it is of another model, its settings are not of our form, or a path must be given again.
     """
     model, dataset, given = _parts_of(settings, file)
-    if model != MODEL:
-        raise ValueError(f"checkpoint: {file!r} is of {model[:64]!r}; {MODEL}'s alone are read.")
+    if not is_known(model):
+        raise ValueError(
+            f"checkpoint: {file!r} is of {model[:64]!r}; {MODEL}'s alone are read, and those of its subclasses that are "
+            "registered: for one of yours, import the module whose class has @recbole_llm.register_model first."
+        )
     names = [dataset, *_names_of_files(given)]
     if wrong := [name for name in names if not isinstance(name, str) or not _is_plain(name)]:
         raise ValueError(
@@ -117,18 +133,18 @@ def take_settings(settings: Any, file: str, own: Collection[str] = ()) -> Resume
     again = [option for key, option in _to_give_again(dataset, given) if key not in own]
     if again:
         raise ValueError(
-            f"checkpoint: {file!r} was trained with {' '.join(again)}. A path is not taken out of a file, which somebody else "
-            "may have written: give it again, on the command line or as an argument."
+            f"checkpoint: {file!r} was trained with {' '.join(again)}. A path is not taken out of a file, and neither is a "
+            "function: somebody else may have written it. Give it again, on the command line or as an argument."
         )
     taken = {key: value for key, value in given.items() if key in TAKEN}
     left = sorted(key for key in given if key not in TAKEN and key not in own and key not in ("model", "dataset"))
-    return ResumeSettings(dataset, taken, tuple(left))
+    return ResumeSettings(dataset, taken, tuple(left), model)
 
 
 def add_path_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of :data:`PATHS`."""
     for name, (metavar, text) in PATHS.items():
-        parser.add_argument(f"--{name}", default=None, metavar=metavar, help=text)
+        parser.add_argument(f"--{name.replace('_', '-')}", default=None, metavar=metavar, help=text)
 
 
 def add_history_argument(parser: argparse.ArgumentParser) -> None:
@@ -143,17 +159,17 @@ def add_history_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def given_paths(options: argparse.Namespace) -> dict[str, str | None]:
-    """The values of the options of :data:`PATHS`, by name."""
+    """Collect the values of the options of :data:`PATHS`, by name."""
     return {name: getattr(options, name) for name in PATHS}
 
 
 def options_to_repeat(config: Any) -> list[str]:
-    """The options, such as ``--data_path=data``, that a command needs beside a checkpoint of this configuration."""
+    """List the options, such as ``--data_path=data``, that a command needs beside a checkpoint of this configuration."""
     return [option for _, option in _to_give_again(config["dataset"], config.external_config_dict)]
 
 
 def command_to_resume(file: str, config: Any) -> str:
-    """The command that goes on from a checkpoint of this configuration."""
+    """Write the command that resumes from a checkpoint of this configuration."""
     return " ".join(["recbole-llm run --resume", shlex.quote(file), *options_to_repeat(config)])
 
 
@@ -184,7 +200,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _to_give_again(dataset: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Keys with the options that give them: the paths without which the run is another one."""
+    """List the keys that must be given again, with the options that give them. They are paths that change the run."""
     encodes = given.get("encoder", True) and not given.get("item_features_file")
     for key in PATHS:
         value = given.get(key)
@@ -193,7 +209,7 @@ def _to_give_again(dataset: str, given: Mapping[str, Any]) -> Iterator[tuple[str
         path = Path(value)
         needed = {
             "data_path": dataset != _SHIPPED and path != Path(_DEFAULT_DATA_PATH),
-            "encoder": _is_folder(str(value)),
+            "encoder": _is_folder(str(value)) or is_function(str(value)),
             "feature_cache_dir": bool(encodes),
         }
         if needed.get(key, True):
@@ -201,7 +217,7 @@ def _to_give_again(dataset: str, given: Mapping[str, Any]) -> Iterator[tuple[str
 
 
 def _is_folder(encoder: str) -> bool:
-    """Whether an encoder is, here, or by its form, a folder and no name on the hub."""
+    """Return whether an encoder is a folder, on this machine or by its form, and no name on the hub."""
     return (
         encoder.startswith((".", "/", "~"))
         or "\\" in encoder

@@ -13,10 +13,11 @@ import torch
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import cat_interactions
 
-from recbole_llm.bridge.options import Options
+from recbole_llm.bridge.options import Options, preloaded_vectors
 from recbole_llm.bridge.repairs.labels import NEGATIVES
 from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, FeatureTable, apply_transform, encode_texts, load_features
+from recbole_llm.content.store.vector_files import AtomicForm
 from recbole_llm.content.text import choose_text_fields, read_atomic_table, texts_of_tokens
 from recbole_llm.scoring.rows import Rows, rows_from_pairs
 
@@ -76,14 +77,14 @@ class LLMTwoTowerDataset(Dataset):
         return {key: value for key, value in self.__dict__.items() if key not in (*_CONTENT, _LATER)}
 
     def copy(self, new_inter_feat: Any) -> "LLMTwoTowerDataset":
-        """The same dataset with other interactions; shares the content."""
+        """Return a dataset with other interactions and the same content, which is shared."""
         content = {key: self.__dict__[key] for key in _CONTENT if key in self.__dict__}
         twin = super().copy(new_inter_feat)
         twin.__dict__.update(content)
         return twin
 
     def build(self) -> list["LLMTwoTowerDataset"]:
-        """The splits, as RecBole's ``Dataset.build``.
+        """Split the dataset, as RecBole's ``Dataset.build`` does.
 
         Raises:
             ValueError: if they are to be ordered by a time column that was not read.
@@ -125,7 +126,8 @@ class LLMTwoTowerDataset(Dataset):
             files = sorted(
                 options.feature_files.items(), key=lambda pair: pair[0] != "text"
             )  # text is the first kernel
-            tables = {name: load_features(path, tokens) for name, path in files}
+            form = self._atomic_form()
+            tables = {name: load_features(path, tokens, form=form) for name, path in files}
             if options.text_encoder:
                 fields, template = options.item_text_fields, options.item_text_template
                 tables = {"text": self._encoded("item", self.iid_field, fields, template, options)} | tables
@@ -147,7 +149,7 @@ class LLMTwoTowerDataset(Dataset):
         return self._user_features
 
     def training_rows(self, decay: float | None = None, *later: Dataset) -> Rows:
-        """The items of every user in this split, ``user_num`` rows in CSR form.
+        """Return the items of every user in this split, ``user_num`` rows in CSR form.
 
         Args:
             decay: tau of :func:`recbole_llm.scoring.rows.rows_from_pairs`, in positions; needs interactions ordered by time.
@@ -173,7 +175,7 @@ class LLMTwoTowerDataset(Dataset):
         return rows_from_pairs(users.long(), items.long(), self.user_num, time, decay)
 
     def training_ranks(self, *later: Dataset) -> Rows | None:
-        """The items of every user in this split with their ranks, 0 the newest.
+        """Return the items of every user in this split with their ranks; 0 is the newest.
 
         Args:
             later: later splits, whose interactions join the histories.
@@ -208,6 +210,18 @@ class LLMTwoTowerDataset(Dataset):
         parts = [_positives(split) for split in (self, *later)]
         return tuple(torch.cat([part[name] for part in parts]) for name in names)
 
+    def _atomic_form(self) -> AtomicForm:
+        """How vectors stand in an atomic file: with RecBole's separators, in the columns that ``preload_weight`` names."""
+        config = self.config
+        named = None if config["item_features_file"] else preloaded_vectors(config)
+        return AtomicForm(
+            config["field_separator"],
+            config["seq_separator"],
+            config["encoding"] or "utf-8",
+            None if named is None else named.id_field,
+            None if named is None else named.vector_field,
+        )
+
     def _tokens(self, field: str) -> list[str | None]:
         """External ids in internal order; ``None`` for padding."""
         return [None, *map(str, self.field2id_token[field][1:])]
@@ -225,7 +239,11 @@ class LLMTwoTowerDataset(Dataset):
             )
         log = getLogger()
         table = read_atomic_table(
-            path, id_field, separator=self.config["field_separator"], encoding=self.config["encoding"] or "utf-8"
+            path,
+            id_field,
+            separator=self.config["field_separator"],
+            encoding=self.config["encoding"] or "utf-8",
+            seq_separator=self.config["seq_separator"],
         )
         texts, report = texts_of_tokens(
             table, self._tokens(id_field), choose_text_fields(table, fields, template), template

@@ -18,7 +18,10 @@ _OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_
 
 
 def settings_of_torchrun() -> dict[str, Any]:
-    """What RecBole's ``run(nproc=...)`` would tell this process, where ``torchrun`` started several; empty elsewhere."""
+    """Return the settings that RecBole's ``run(nproc=...)`` would give this process.
+
+    ``torchrun`` states them in the environment; without it the dictionary is empty.
+    """
     given = {name: os.environ.get(name, "") for name in _OF_TORCHRUN}
     if not all(given.values()) or given["WORLD_SIZE"] == "1":
         return {}
@@ -33,22 +36,22 @@ def settings_of_torchrun() -> dict[str, Any]:
 
 
 def active() -> bool:
-    """Whether this process belongs to a group of more than one."""
+    """Return whether this process belongs to a group of more than one."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def rank() -> int:
-    """This process's number in the group, from 0."""
+    """Return this process's number in the group, from 0."""
     return dist.get_rank() if active() else 0
 
 
 def world_size() -> int:
-    """Processes in the group."""
+    """Return the number of processes in the group."""
     return dist.get_world_size() if active() else 1
 
 
 def own_part(total: int) -> slice:
-    """This process's contiguous part of ``range(total)``; the parts of all processes cover it once."""
+    """Return this process's contiguous part of ``range(total)``; the parts of all processes cover it once."""
     size, number = world_size(), rank()
     return slice(total * number // size, total * (number + 1) // size)
 
@@ -79,7 +82,7 @@ def barrier() -> None:
 
 
 def agreed(value: T) -> T:
-    """Rank 0's ``value``, on every process; it is pickled on the way."""
+    """Return rank 0's ``value`` on every process. It is pickled on the way."""
     if not active():
         return value
     box = [value]
@@ -88,14 +91,14 @@ def agreed(value: T) -> T:
 
 
 def agree_on_random_numbers(device: torch.device) -> None:
-    """Go on with rank 0's random streams on every rank."""
+    """Set every rank's random streams to those of rank 0."""
     torch.set_rng_state(agreed(torch.get_rng_state()))
     if device.type == "cuda":
         torch.cuda.set_rng_state(agreed(torch.cuda.get_rng_state(device)), device)
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every process's ``value``, by rank."""
+    """Collect every process's ``value``, by rank."""
     if not active():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -104,7 +107,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum of every process's tensor, as a new tensor."""
+    """Sum every process's tensor into a new tensor."""
     if not active():
         return value
     total = value.clone()
@@ -113,14 +116,17 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def broadcast_parameters(module: torch.nn.Module) -> None:
-    """Give every process rank 0's parameters."""
+    """Copy rank 0's parameters to every process."""
     if active():
         for parameter in module.parameters():
             dist.broadcast(parameter.data, src=0)
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Add up every process's gradients in place; one that a process has none of counts as 0, if another has it."""
+    """Add up every process's gradients in place.
+
+    A gradient that a process lacks counts as 0 if another process has it.
+    """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     has = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
     has = has.to(parameters[0].device)

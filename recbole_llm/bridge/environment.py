@@ -1,10 +1,10 @@
-"""What a bug report should contain: versions, device, kernel backend, repairs with their reasons, caches."""
+"""Collect what a bug report should contain: versions, device, kernel backend, repairs, caches."""
 
 import os
 import platform
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import Any
 
 import recbole_llm
@@ -29,7 +29,7 @@ PREFIX = "RECBOLE_LLM_"
 
 
 def versions() -> dict[str, str]:
-    """Installed versions by distribution name, ours and Python's included; absent packages are left out."""
+    """Return installed versions by distribution name, ours and Python's included; absent packages are left out."""
     found = {"recbole-llm": recbole_llm.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -39,8 +39,24 @@ def versions() -> dict[str, str]:
     return found
 
 
+def kernels() -> dict[str, str]:
+    """Describe the kernel package that is imported: its file, its version and the distributions that hold it.
+
+    recbole-llm ships the package, and recbole-llm-kernels is the package alone. Where both are installed the files are the same,
+    and the one installed last wrote them.
+    """
+    import recbole_llm_kernels
+
+    holders = sorted(set(packages_distributions().get("recbole_llm_kernels", ())))
+    return {
+        "file": str(recbole_llm_kernels.__file__),
+        "version": recbole_llm_kernels.__version__,
+        "installed by": ", ".join(f"{name} {version(name)}" for name in holders) or "none, found on the path",
+    }
+
+
 def environment() -> dict[str, Any]:
-    """Versions, machine, environment variables, kernel backend, repairs and caches, ready for JSON.
+    """Collect versions, machine, environment variables, kernel backend, repairs and caches, ready for JSON.
 
     Imports RecBole and so applies the repairs that it reports.
     """
@@ -62,14 +78,14 @@ def environment() -> dict[str, Any]:
             "PyTorch's CUDA": torch.version.cuda or "none",
         },
         "environment": {k: v for k, v in sorted(os.environ.items()) if k in VARIABLES or k.startswith(PREFIX)},
-        "kernels": {"backend": default_backend(device)},
+        "kernels": {"backend": default_backend(device), **kernels()},
         "repairs": {r.name: f"{r.state}: {r.reason}" for r in repair_report()},
         "caches": {"features": FeatureStore().describe()},
     }
 
 
 def render(report: Mapping[str, Mapping[str, Any]]) -> str:
-    """The report as aligned text, one section a paragraph."""
+    """Format the report as aligned text, one section a paragraph."""
     blocks = []
     for title, entries in report.items():
         width = max(map(len, entries), default=0)

@@ -8,7 +8,7 @@ from recbole_llm.bridge.options import KEYS, RECBOLE_KEYS
 
 
 def yaml_text() -> str:
-    """The contents of ``properties/LLMTwoTower.yaml``."""
+    """Write the contents of ``properties/LLMTwoTower.yaml``."""
     lines = [
         "# Defaults of LLMTwoTower, written from the table in bridge/options.py. A dataset's own YAML, config"
         " files, dictionaries",
@@ -32,7 +32,7 @@ def _yaml_line(name: str, value: Any, comment: str) -> str:
 
 
 def markdown_table() -> str:
-    """The key reference of the documentation, a table under each heading."""
+    """Write the key reference of the documentation, a table under each heading."""
     lines: list[str] = []
     group = ""
     for name, key in KEYS.items():

@@ -12,17 +12,17 @@ Reader = Callable[[str, Any], Any]
 
 
 def fail(name: str, value: Any, expected: str, hint: str = "") -> ValueError:
-    """The error of a wrong value."""
+    """Build the error of a wrong value."""
     return ValueError(f"{name} must be {expected}, got {value!r}.{' ' + hint if hint else ''}")
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number and no flag."""
+    """Return whether a value is a number and no bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def text(name: str, value: Any) -> str | None:
-    """A string; ``None`` for an empty one."""
+    """Check for a string; an empty one becomes ``None``."""
     if value is None or isinstance(value, str):
         return value or None
     if isinstance(value, Path):
@@ -34,7 +34,7 @@ def text(name: str, value: Any) -> str | None:
 
 
 def names(name: str, value: Any) -> tuple[str, ...] | None:
-    """Names of columns."""
+    """Check for names of columns."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -47,14 +47,14 @@ def names(name: str, value: Any) -> tuple[str, ...] | None:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or false."""
+    """Check for true or false."""
     if isinstance(value, bool):
         return value
     raise fail(name, value, "true or false")
 
 
 def choice(*known: str) -> Reader:
-    """One of these words."""
+    """Check for one of these words."""
 
     def read(name: str, value: Any) -> str:
         if isinstance(value, str) and value in known:
@@ -76,57 +76,57 @@ def optional_choice(*known: str) -> Reader:
 
 
 def count(name: str, value: Any) -> int:
-    """An integer of at least 1."""
+    """Check for an integer of at least 1."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return value
     raise fail(name, value, "an integer of at least 1")
 
 
 def optional_count(name: str, value: Any) -> int | None:
-    """An integer of at least 1, or nothing."""
+    """Check for an integer of at least 1, or ``None``."""
     return None if value is None else count(name, value)
 
 
 def hidden(name: str, value: Any) -> int | None:
-    """Hidden units; ``None`` for 0, false or nothing."""
+    """Check for a number of hidden units; 0, false and ``None`` become ``None``."""
     return None if value in (None, 0, False) else count(name, value)
 
 
 def positive(name: str, value: Any) -> float:
-    """A finite number above 0."""
+    """Check for a finite number above 0."""
     if is_number(value) and 0 < value < float("inf"):
         return float(value)
     raise fail(name, value, "a finite number above 0")
 
 
 def optional_positive(name: str, value: Any) -> float | None:
-    """A finite number above 0, or nothing."""
+    """Check for a finite number above 0, or ``None``."""
     return None if value is None else positive(name, value)
 
 
 def not_negative(name: str, value: Any) -> float:
-    """A finite number of at least 0."""
+    """Check for a finite number of at least 0."""
     if is_number(value) and 0 <= value < float("inf"):
         return float(value)
     raise fail(name, value, "a finite number of at least 0")
 
 
 def share(name: str, value: Any) -> float:
-    """A number in [0, 1)."""
+    """Check for a number in [0, 1)."""
     if is_number(value) and 0 <= value < 1:
         return float(value)
     raise fail(name, value, "a number in [0, 1)")
 
 
 def auto_flag(name: str, value: Any) -> bool | None:
-    """True or false; ``None`` for auto."""
+    """Check for true, false or ``auto``, which becomes ``None``."""
     if value == "auto" or isinstance(value, bool):
         return None if value == "auto" else value
     raise fail(name, value, "auto, true or false")
 
 
 def boost(name: str, value: Any) -> float | str:
-    """A number above 0, or auto."""
+    """Check for a number above 0, or ``auto``."""
     if value == "auto":
         return value
     if is_number(value) and 0 < value < float("inf"):
@@ -135,7 +135,7 @@ def boost(name: str, value: Any) -> float | str:
 
 
 def rank(name: str, value: Any) -> int | str:
-    """An integer of at least 1, auto or full."""
+    """Check for an integer of at least 1, ``auto`` or ``full``."""
     if value in ("auto", "full"):
         return value
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
@@ -144,7 +144,7 @@ def rank(name: str, value: Any) -> int | str:
 
 
 def sum_of(known: tuple[str, ...]) -> Callable[[str, Any], tuple[str, ...]]:
-    """One of these words, or a sum of them."""
+    """Check for one of these words, or a sum of them."""
     expected = f"one of {', '.join(known)}, or a sum such as {'+'.join(known[:2])}"
 
     def read(name: str, value: Any) -> tuple[str, ...]:
@@ -160,7 +160,7 @@ def sum_of(known: tuple[str, ...]) -> Callable[[str, Any], tuple[str, ...]]:
 
 
 def files(name: str, value: Any) -> str | dict[str, str] | None:
-    """A path, or paths by modality."""
+    """Check for a path, or paths by modality."""
     if isinstance(value, Mapping):
         by_modality = {str(modality): text(name, path) for modality, path in value.items()}
         if all(modality.isidentifier() for modality in by_modality):

@@ -10,14 +10,13 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from recbole_llm.bridge import option_values as values
-from recbole_llm.content.encoder_settings import DTYPES, OVERFLOWS, POOLINGS
+from recbole_llm.content.encoder_settings import DTYPES, OVERFLOWS, POOLINGS, is_function
 
 LOSS_TYPES = ("catalog_bce", "catalog_ce", "sampled_bce", "pair_bce")
 CATALOG_LOSSES = ("catalog_bce", "catalog_ce")
@@ -98,7 +97,8 @@ class Options:
         "sentence-transformers/all-MiniLM-L6-v2",
         "Text and features",
         "str",
-        "Hugging Face name or a local folder. Empty: no text, IDs only.",
+        "Hugging Face name or a local folder; module:function runs a function of yours, if you name it on the command line or in a "
+        "program. Empty: no text, IDs only.",
         of_dataset=True,
     )
     encoder_revision: str | None = _key(
@@ -258,7 +258,7 @@ class Options:
         "catalog_bce, catalog_ce (a row is a user); sampled_bce, pair_bce (a row is an interaction). "
         "Negatives of the last two follow RecBole's train_neg_sample_args; one more key in it, shared: 1024, "
         "lets the rows of a batch share so many negatives (sampled_bce), the choice for large catalogues on a"
-        " CPU.",
+        " CPU. RecBole's names: CE stands for catalog_ce, BCE for pair_bce; there is no BPR.",
     )
     neg_weight: float = _key(
         values.not_negative, 1.0, "Loss", "float", "Weight of the negatives; not used by catalog_ce and pair_bce."
@@ -292,16 +292,11 @@ class Options:
         None,
         "Running",
         "str",
-        "Rows that a fit with given choices takes: valid (training and validation; test is held out) or all. recbole-llm run "
-        "--final and recbole-llm fit set it.",
+        "Rows of a fit with given choices: valid (training and validation) or all. recbole-llm fit sets it.",
         of_dataset=True,
     )
     refit_from: str | None = _key(
-        values.text,
-        None,
-        "Running",
-        "str",
-        "The checkpoint whose choices such a fit repeats; the same commands set it.",
+        values.text, None, "Running", "str", "The checkpoint whose choices such a fit repeats."
     )
 
     @property
@@ -333,11 +328,14 @@ class Options:
         external = getattr(config, "external_config_dict", None)
         if external is not None:
             reject_misspelt_keys(external)
+            _reject_functions_of_files(config)
         given: dict[str, Any] = {  # a checkpoint may be older than a key
             name: key.read(name, config[name] if name in config else key.default)  # noqa: SIM401
             for name, key in KEYS.items()
         }
-        given["item_features_file"] = given["item_features_file"] or _preloaded_file(config)
+        preloaded = None if given["item_features_file"] else preloaded_vectors(config)
+        if preloaded is not None:
+            given["item_features_file"] = preloaded.file
         if given["tower_features"] is None:  # the closed form already carries the content
             given["tower_features"] = "closed_form" not in given["blocks"] or not given["use_item_id"]
         if given["shard_items"]:
@@ -360,7 +358,7 @@ RECBOLE_KEYS: dict[str, tuple[Any, str]] = {
         1.0,
         "(float) AdamW: times learning_rate per step, chosen on validation of three datasets.",
     ),
-    "valid_metric": ("NDCG@10", "(str) By it every choice is made."),
+    "valid_metric": ("NDCG@10", "(str) By it every choice is made. Not given, it follows metrics and topk."),
     "stopping_step": (
         15,
         "(int) Validations without a better one; where it is not given, at least 100 steps.",
@@ -369,13 +367,32 @@ RECBOLE_KEYS: dict[str, tuple[Any, str]] = {
 
 
 def default_values() -> dict[str, Any]:
-    """Every default of the model: ours, and those of RecBole's keys that differ from RecBole's."""
+    """Return every default of the model: ours, and those of RecBole's keys that differ from RecBole's."""
     own = {name: key.default for name, key in KEYS.items()}
     return own | {name: value for name, (value, _) in RECBOLE_KEYS.items()}
 
 
-def _preloaded_file(config: Any) -> str | None:
-    """The file of item vectors that RecBole's own ``preload_weight`` names, if it names some."""
+def _reject_functions_of_files(config: Any) -> None:
+    """Raise where a configuration file, and nothing that the caller wrote himself, names a function to run."""
+    named = config.file_config_dict.get("encoder")
+    if is_function(named) and "encoder" not in config.cmd_config_dict | config.variable_config_dict:
+        raise ValueError(
+            f"encoder {named!r} is a function, which a configuration file may not name: reading a file runs no code. Give it on "
+            f"the command line, --encoder={named}, or in config_dict."
+        )
+
+
+@dataclass(frozen=True)
+class PreloadedVectors:
+    """Item vectors that RecBole's own ``preload_weight`` names: the atomic file and its two columns."""
+
+    file: str
+    id_field: str
+    vector_field: str
+
+
+def preloaded_vectors(config: Any) -> PreloadedVectors | None:
+    """Return the item vectors that ``preload_weight`` names, if any."""
     preload = config["preload_weight"]
     if not preload:
         return None
@@ -383,12 +400,13 @@ def _preloaded_file(config: Any) -> str | None:
     for id_field, vector_field in preload.items():
         for suffix, columns in (config["load_col"] or {}).items() if id_field in item_ids else ():
             if vector_field in (columns or ()):
-                return str(Path(config["data_path"]) / f"{config['dataset']}.{suffix}")
+                file = Path(config["data_path"]) / f"{config['dataset']}.{suffix}"
+                return PreloadedVectors(str(file), id_field, vector_field)
     return None
 
 
 def _reject_what_shards_lack(given: Mapping[str, Any], config: Any) -> None:
-    """Raise where ``shard_items`` meets what needs every item in one process."""
+    """Raise if ``shard_items`` is combined with what needs every item in one process."""
     blocks, loss, backend = given["blocks"], given["loss_type"], given["kernel_backend"]
     modes = (config["eval_args"] or {}).get("mode") or "full"
     modes = sorted(set(modes.values())) if isinstance(modes, Mapping) else [modes]
@@ -407,7 +425,7 @@ def _reject_what_shards_lack(given: Mapping[str, Any], config: Any) -> None:
 
 @lru_cache(maxsize=1)
 def stock_keys() -> frozenset[str]:
-    """Every key that RecBole's argument lists and the YAML files in its wheel name."""
+    """Return every key that RecBole's argument lists and the YAML files in its wheel name."""
     import recbole
     from recbole.utils import argument_list
 
@@ -422,14 +440,11 @@ def stock_keys() -> frozenset[str]:
 
 
 def reject_misspelt_keys(given: Iterable[str]) -> None:
-    """Raise on a key that nobody knows and that looks like one of ours; name the other unknown keys in one log line."""
-    unknown = sorted(key for key in given if key not in OWN_KEYS and key not in stock_keys())
-    for key in unknown:
+    """Raise on a key that nobody knows and that looks like one of ours; :mod:`recbole_llm.bridge.model_keys` tells of others."""
+    for key in sorted(key for key in given if key not in OWN_KEYS and key not in stock_keys()):
         near = difflib.get_close_matches(key, OWN_KEYS, n=1, cutoff=MISSPELLING_RATIO)
         if near:
             raise ValueError(
                 f"Unknown configuration key {key!r}: did you mean {near[0]!r}? "
                 "Rename it, or remove it if it belongs to something else."
             )
-    if unknown:
-        getLogger().info("Configuration keys that neither RecBole nor recbole-llm reads: %s", ", ".join(unknown))

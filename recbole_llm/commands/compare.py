@@ -5,24 +5,29 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_llm.bridge.experiments.comparison import about_tests, as_json, as_latex, as_markdown, compare, draw
+from recbole_llm.bridge.experiments.comparison import about_tests, as_json, as_markdown, compare, draw
+from recbole_llm.bridge.experiments.latex import as_latex
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``recbole-llm compare``."""
+    """Add the options of ``recbole-llm compare``."""
     parser.add_argument("--models", "-m", required=True, help="names separated by commas: EASE,LightGCN,LLMTwoTower")
     parser.add_argument(
-        "--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data_path"
+        "--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data-path"
     )
     parser.add_argument("--seeds", type=int, default=1, help="trainings per model on the same split")
     parser.add_argument("--metric", default=None, help="test metric to order and test by, such as ndcg@10")
-    parser.add_argument("--reference", default=None, help="the model the others are tested against; default the first")
-    parser.add_argument("--config_files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
+    parser.add_argument(
+        "--reference",
+        default=None,
+        help="the model the others are tested against; default: the best stock model by validation",
+    )
+    parser.add_argument("--config-files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
     parser.add_argument("--output", default=None, metavar="DIR", help="write comparison.json, .md, .tex and .png")
 
 
 def run_compare(options: argparse.Namespace, config_files: Sequence[str], overrides: Sequence[str]) -> int:
-    """The command; 1 if no model finished."""
+    """Run the command; 1 if no model finished."""
     models = [name.strip() for name in options.models.split(",") if name.strip()]
     quiet = [value for value in ("--show_progress=False", "--state=WARNING") if _key(value) not in map(_key, overrides)]
     found = compare(

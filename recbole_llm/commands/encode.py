@@ -17,9 +17,9 @@ from recbole_llm.content.processes import number_of_processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``recbole-llm encode``."""
-    parser.add_argument("--dataset", "-d", required=True, help="ml-100k, or a folder of atomic files in --data_path")
-    parser.add_argument("--config_files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
+    """Add the options of ``recbole-llm encode``."""
+    parser.add_argument("--dataset", "-d", required=True, help="ml-100k, or a folder of atomic files in --data-path")
+    parser.add_argument("--config-files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
 
 
 def run_encode(options: argparse.Namespace, files: Sequence[str], overrides: Sequence[str]) -> int:

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.bridge.checkpoint_settings import add_history_argument, add_path_arguments, given_paths
-from recbole_llm.checkpoints import load_trained, newest_checkpoint
+from recbole_llm.checkpoints import load_run, newest_checkpoint
 from recbole_llm.export.export_model import INDEX_KINDS, export_model
 from recbole_llm.export.model_tables import ModelTables
 from recbole_llm.export.pooling import Pooling
+from recbole_llm.reporting.words import quality_of
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``recbole-llm export``."""
+    """Add the arguments of ``recbole-llm export``."""
     parser.add_argument(
         "checkpoint", help="what 'recbole-llm run' saved (saved/LLMTwoTower-....pth), or its folder for the newest one"
     )
@@ -48,10 +49,10 @@ def run_export(options: argparse.Namespace) -> int:
             "(saved/LLMTwoTower-....pth), or its folder."
         )
     metrics = _metrics(options.metrics)
-    model, dataset = load_trained(checkpoint, **given_paths(options))
+    loaded = load_run(checkpoint, **given_paths(options))
     manifest = export_model(
-        model,
-        dataset,
+        loaded.model,
+        loaded.splits[0],
         options.output,
         index=options.index,
         attributes=None if options.attributes is None else [part.strip() for part in options.attributes.split(",")],
@@ -61,6 +62,7 @@ def run_export(options: argparse.Namespace) -> int:
         metrics=metrics,
         overlay_seq=options.overlay_seq,
         build_index=build_index,
+        quality=quality_of(loaded.state),
         history=options.history or "all",
     )
     size = sum(sums.bytes for sums in manifest.files.values())
@@ -70,7 +72,7 @@ def run_export(options: argparse.Namespace) -> int:
     print(
         f"export {manifest.export_id}: {manifest.counts['items']} items, {manifest.counts['users']} users, "
         f"{manifest.dim} dimensions, {size / 1e6:.1f} MB in {options.output}\n{told}\n"
-        f"next: recbole-llm serve {options.output}{texts}"
+        f"next: recbole-llm serve {shlex.quote(str(options.output))}{texts}"
     )
     return 0
 
@@ -89,7 +91,7 @@ def _metrics(file: str | None) -> dict[str, Any]:
 
 
 def build_index(tables: ModelTables, history: Any) -> tuple[Mapping[str, Any], bytes]:
-    """An IVF index of the items, its probes chosen by queries of the training users.
+    """Build an IVF index of the items, its probes chosen by queries of the training users.
 
     Args:
         tables: of the model.

@@ -3,6 +3,8 @@
 import argparse
 
 from recbole_llm.importer import import_dataset
+from recbole_llm.importing.settings_file import run_command
+from recbole_llm.text_files import separated
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--users", metavar="FILE", help="a row per user")
     add("--dataset", "-d", required=True, help="RecBole's name for the result")
     add(
-        "--data_path", default="dataset", metavar="FOLDER", help="gets a folder named as the dataset (default: dataset)"
+        "--data-path", default="dataset", metavar="FOLDER", help="gets a folder named as the dataset (default: dataset)"
     )
     columns = parser.add_argument_group(
         "columns", "found by name and content where not given; an empty name says that there is none"
@@ -23,9 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     columns.add_argument("--items-id-column", metavar="NAME", help="in the items' file")
     columns.add_argument("--users-id-column", metavar="NAME", help="in the users' file")
     columns.add_argument(
-        "--text-columns", nargs="+", metavar="NAME", help="that make an item's text; commas separate too"
+        "--text-columns",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="that make an item's text; commas separate too, but for a name in double quotes",
     )
-    columns.add_argument("--user-text-columns", nargs="+", metavar="NAME", help="that make a user's text")
+    columns.add_argument(
+        "--user-text-columns", nargs="+", action="extend", metavar="NAME", help="that make a user's text"
+    )
     rows = parser.add_argument_group("rows")
     rows.add_argument("--threshold", type=float, help="ratings below it are no interactions")
     rows.add_argument("--keep-negatives", action="store_true", help="write them, and label 0, as rows of label 0")
@@ -36,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--order", choices=("auto", "file", "time"), default="auto", help="auto: of time where float32 loses it"
     )
     rows.add_argument("--time-unit", choices=("s", "ms", "us", "ns", "iso"), help="found if not given")
+    rows.add_argument(
+        "--time-format",
+        metavar="FORMAT",
+        help="form of the times, such as '%%d/%%m/%%Y %%H:%%M'; found where rows tell",
+    )
+    rows.add_argument("--decimal", choices=(".", ","), help="sign before decimals; found if not given")
     rows.add_argument("--bad-rows", choices=("error", "drop"), default="error", help="rows that cannot be read")
     rows.add_argument("--keep-html", action="store_true", help="leave HTML in texts")
     files = parser.add_argument_group("files")
@@ -43,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--quoting", choices=("auto", "csv", "none"), default="auto", help="none: quotes are plain characters"
     )
-    files.add_argument("--encoding", default="utf-8")
+    files.add_argument("--encoding", default="utf-8", help="of text files")
     files.add_argument("--overwrite", action="store_true", help="replace the dataset's folder")
     files.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -58,10 +72,10 @@ def run_import(options: argparse.Namespace) -> int:
     named = {name: values[name] for name in import_dataset.__kwdefaults__ or {} if name in values}
     for name in ("text_columns", "user_text_columns"):
         if named[name] is not None:
-            named[name] = [part.strip() for value in named[name] for part in value.split(",") if part.strip()]
+            named[name] = [part.strip() for part in separated(named[name]) if part.strip()]
     if named["separator"] == r"\t":
         named["separator"] = "\t"
     report = import_dataset(options.interactions, options.dataset, progress=not options.quiet, **named)
     print("\n".join(report.lines()))
-    print(f"next: recbole-llm run --dataset {report.dataset} --config_files {report.config_file}")
+    print(f"next: {run_command(report)}")
     return 0

@@ -7,11 +7,11 @@ from recbole_llm.commands.output import json_ready
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``recbole-llm info``."""
+    """Add the arguments of ``recbole-llm info``."""
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     parser.add_argument("--cache", action="store_true", help="only the stored vectors, encoder by encoder")
     parser.add_argument("--prune", type=float, metavar="DAYS", help="remove vectors that no run used for so many days")
-    parser.add_argument("--feature_cache_dir", default=None, metavar="DIR", help="another cache than the user's")
+    parser.add_argument("--feature-cache-dir", default=None, metavar="DIR", help="another cache than the user's")
 
 
 def run_info(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ PROGRAM = "recbole-llm"
 
 
 def json_ready(value: Any) -> Any:
-    """The value as what JSON holds; what it cannot hold becomes a string."""
+    """Convert the value to what JSON holds; what it cannot hold becomes a string."""
     if isinstance(value, Mapping):
         return {str(k): json_ready(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set)):

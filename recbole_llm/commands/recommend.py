@@ -6,11 +6,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from recbole_llm.bridge.checkpoint_settings import add_history_argument, add_path_arguments, given_paths
 from recbole_llm.commands.audience import add_audience_arguments, asks_for_users, needs_texts, run_audience
+from recbole_llm.commands.rule_arguments import add_rule_arguments, rules_of
 from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.reader import Export
 from recbole_llm.recommend import (
@@ -27,33 +27,40 @@ from recbole_llm.recommend import (
     similar_items,
     write_rows,
 )
+from recbole_llm.retrieval.near_ids import unknown_ids
+from recbole_llm.retrieval.rules import Rules
+from recbole_llm.text_files import lines_of, separated
+
+SHOWN_NOTES = 5
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-    """Rows of one user as lines; on a terminal, titles end where it does, and no character of theirs commands it."""
+    """Format one user's recommendations as text lines.
+
+    Titles are cut to the terminal's width; control characters are replaced.
+    """
     titles = ["".join(c if c.isprintable() else " " for c in row.title) for row in rows]
     width = max([*map(len, titles), 5])
     chances = all(row.probability is not None for row in rows)
     numbers = [f"{row.score:.3f}" if row.probability is None else f"{row.probability:.2%}" for row in rows]
     number = max([*map(len, numbers), 6])
-    ids = max([len(row.item) + (6 if row.cold else 0) for row in rows] + [2])
+    ids = max([len(row.item) + (6 if row.cold else 0) + len(row.rules) + 4 * bool(row.rules) for row in rows] + [2])
     if sys.stdout.isatty():
         width = max(min(width, shutil.get_terminal_size().columns - number - ids - 9), 5)
     shown = [title if len(title) <= width else title[: width - 1] + "…" for title in titles]
     lines = [f"{'':>3}  {'title':{width}}  {'chance' if chances else 'score':>{number}}  id"]
     for row, title, value in zip(rows, shown, numbers, strict=True):
         cold = " (new)" if row.cold else ""
-        lines.append(f"{row.rank:>3}  {title:{width}}  {value:>{number}}  {row.item}{cold}")
+        rules = f"  [{row.rules}]" if row.rules else ""
+        lines.append(f"{row.rank:>3}  {title:{width}}  {value:>{number}}  {row.item}{cold}{rules}")
     return lines
 
 
-def _ids(given: Sequence[str] | None, file: str | None) -> list[str] | None:
-    """Ids of an option, separated by commas or spaces, or the lines of a file."""
-    if file is not None:
-        return [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line]
-    if given is None:
-        return None
-    return [part for value in given for part in value.split(",") if part]
+def _ids(given: Sequence[str] | None, file: list[str] | None, known: Sequence[str]) -> list[str] | None:
+    """The lines of a file, or what an option gives: a value that is an id stays whole, another is split at its commas."""
+    if file is not None or given is None:
+        return file
+    return separated(given, set(known))
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -88,17 +95,25 @@ def _not_of_training(record: logging.LogRecord) -> bool:
 
 
 def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``recbole-llm recommend``."""
+    """Add the options of ``recbole-llm recommend``."""
     _add_model(parser)
     who = parser.add_mutually_exclusive_group()
     who.add_argument(
         "--users",
         nargs="+",
+        action="extend",
         metavar="ID",
-        help="users of the data set, commas separate too; without any of these: all of them",
+        help="users of the data set; commas separate too, unless the whole is an id or a part is in double quotes: "
+        "'\"u1,x\",u2'; may be given again; without any of these: all of them",
     )
     who.add_argument("--users-file", metavar="FILE", help="the same, an id a line")
-    who.add_argument("--items", nargs="+", metavar="ID", help="items that a new user likes; commas separate too")
+    who.add_argument(
+        "--items",
+        nargs="+",
+        action="extend",
+        metavar="ID",
+        help="items that a new user likes; written as for --users",
+    )
     who.add_argument("--items-file", metavar="FILE", help="the same, an id a line")
     who.add_argument("--text", help="what a new user asks for, in words")
     add_audience_arguments(parser, who)
@@ -112,11 +127,33 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--include-seen", action="store_true", help="items of the history may be recommended again")
     parser.add_argument("--skip-unknown", action="store_true", help="count unknown ids instead of stopping")
-    parser.add_argument("--output", metavar="FILE", help=".jsonl, .csv or .parquet; without it a table on the terminal")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help=".jsonl, .csv, .parquet or .xlsx (for Excel); without it a table on the terminal",
+    )
+    add_rule_arguments(parser)
+
+
+def _rules(options: argparse.Namespace, model: Export) -> Rules:
+    """The rules; ids that no item has are an error, or with ``--skip-unknown`` named."""
+    rules = rules_of(
+        options,
+        model.manifest.attributes,
+        lambda given, path: _ids(given, None if path is None else lines_of(path, "a file of items"), model.item_ids),
+    )
+    known = set(model.item_ids) if rules.exclude or rules.only else set()
+    for name, ids in (("exclude", rules.exclude), ("only", rules.only or ())):
+        strangers = [item for item in ids if item not in known]
+        if strangers and not options.skip_unknown:
+            raise ValueError(f"--{name}: no item has the id {names(strangers)}. --skip-unknown leaves them out.")
+        if strangers:
+            _note(f"unknown items of --{name} skipped: {len(strangers)} ({names(strangers)})")
+    return rules
 
 
 def run_recommend(options: argparse.Namespace) -> int:
-    """The command.
+    """Run the command.
 
     Raises:
         ValueError: as the functions above, on unknown ids, or where all users are asked for without an output.
@@ -124,15 +161,22 @@ def run_recommend(options: argparse.Namespace) -> int:
     _check_numbers(options)
     if asks_for_users(options):
         return run_audience(options, _open(options, texts=needs_texts(options)))
-    users, items = _ids(options.users, options.users_file), _ids(options.items, options.items_file)
-    if users is None and items is None and options.text is None and not options.output:
+    files = {
+        name: None if path is None else lines_of(path, f"--{name}-file")
+        for name, path in (("users", options.users_file), ("items", options.items_file))
+    }
+    given = [options.users, options.items, options.text, *files.values()]
+    if all(value is None for value in given) and not options.output:
         raise ValueError("for all users give --output FILE; --users ID, --items ID or --text prints a table.")
+    model = _open(options, texts=options.text is not None)
+    users = _ids(options.users, files["users"], model.user_ids)
+    items = _ids(options.items, files["items"], model.item_ids)
     for name, ids in (("users", users), ("items", items)):
         if ids is not None and not ids:
             raise ValueError(f"--{name} names no id.")
-    model = _open(options, texts=options.text is not None)
+    rules = _rules(options, model)
     if items is not None or options.text is not None:
-        return _answer_one(options, model, items)
+        return _answer_one(options, model, items, rules)
     counts = Counts()
     rows = recommend_users(
         model,
@@ -142,6 +186,7 @@ def run_recommend(options: argparse.Namespace) -> int:
         skip_unknown=options.skip_unknown,
         counts=counts,
         include_new=options.include_new,
+        rules=rules,
     )
     if options.output:
         _known(lambda: write_rows(_with_progress(rows, counts, len(users or model.user_ids)), options.output))
@@ -151,6 +196,8 @@ def run_recommend(options: argparse.Namespace) -> int:
             print(f"user {user}", *_table(list(of_user)), sep="\n")
     if counts.short:
         _note(f"users with fewer than {options.k} items, since no more may be recommended to them: {counts.short}")
+    for note, n in counts.notes.most_common(SHOWN_NOTES):
+        _note(f"{note} ({n} user{'s' if n > 1 else ''})")
     if counts.unknown:
         _note(f"unknown users skipped: {counts.unknown}")
     return 0
@@ -167,20 +214,23 @@ def _check_numbers(options: argparse.Namespace) -> None:
         check_output(options.output)
 
 
-def _answer_one(options: argparse.Namespace, model: Export, items: Sequence[str] | None) -> int:
+def _answer_one(options: argparse.Namespace, model: Export, items: Sequence[str] | None, rules: Rules) -> int:
     if items is None:
-        answer = recommend_text(model, options.text, k=options.k)
+        answer = recommend_text(model, options.text, k=options.k, rules=rules)
     else:
-        seen, skip = not options.include_seen, options.skip_unknown
-        answer = _known(lambda: recommend_items(model, items, k=options.k, exclude_seen=seen, skip_unknown=skip))
+        asked = {"k": options.k, "exclude_seen": not options.include_seen, "skip_unknown": options.skip_unknown}
+        answer = _known(lambda: recommend_items(model, items, rules=rules, **asked))
     rows = list(rows_of(answer, options.text if items is None else ",".join(items)))
     if options.output:
         write_rows(rows, options.output)
         print(f"{len(rows)} items written to {options.output}")
     else:
         print(*_table(rows), sep="\n")
-    if answer.unknown:
-        _note(f"unknown items skipped: {len(answer.unknown)} ({names(answer.unknown)})")
+    if answer.note:
+        _note(answer.note)
+    unknown = [item for item in answer.unknown if items is not None and item in items]  # those of rules are told above
+    if unknown:
+        _note(f"unknown items skipped: {len(unknown)} ({names(unknown)})")
     return 0
 
 
@@ -212,15 +262,19 @@ def _known(answer: Callable[[], Any]) -> Any:
 
 
 def add_similar_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``recbole-llm similar``."""
+    """Add the options of ``recbole-llm similar``."""
     _add_model(parser)
     parser.add_argument("--item", required=True, metavar="ID", help="an item")
     parser.add_argument("--k", type=int, default=10, help="how many (default: 10)")
-    parser.add_argument("--output", metavar="FILE", help=".jsonl, .csv or .parquet; without it a table on the terminal")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help=".jsonl, .csv, .parquet or .xlsx (for Excel); without it a table on the terminal",
+    )
 
 
 def run_similar(options: argparse.Namespace) -> int:
-    """The command.
+    """Run the command.
 
     Raises:
         ValueError: as :func:`open_model`, or if no item has the id.
@@ -233,7 +287,8 @@ def run_similar(options: argparse.Namespace) -> int:
     try:
         answer = similar_items(model, options.item, k=options.k)
     except UnknownItemError as error:
-        raise ValueError(f"--item: no item of the data has the id {options.item!r}.") from error
+        asked = unknown_ids([options.item], model.item_ids)
+        raise ValueError(f"--item: no item of the data has the id {asked}.") from error
     rows = list(rows_of(answer, options.item))
     if options.output:
         write_rows(rows, options.output)

@@ -15,7 +15,7 @@ from recbole_llm.serving.load_and_swap import find_export
 from recbole_llm.serving.open_log import open_overlay
 from recbole_llm.serving.settings import LOOPBACK_HOSTS, Limits, Settings, is_loopback, proxies_of, read_keys, state_of
 
-EXTRA = "the service needs FastAPI and uvicorn: pip install 'recbole-llm[serve]'."
+EXTRA = "the service needs FastAPI and uvicorn: pip install -e '.[serve]' in the checkout."
 ACCEPTED_A_TURN = 16  # connections
 OTHER_FILES = 200  # that a process opens beside its connections
 STOP_SECONDS = 10
@@ -25,13 +25,13 @@ log = logging.getLogger("recbole_llm.serving")
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``recbole-llm serve``."""
+    """Add the arguments of ``recbole-llm serve``."""
     limits = Limits()
     parser.add_argument(
         "export", metavar="DIR", help="an export, a link to one, or a folder of exports (newest served)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; beyond this machine it needs a key")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on")
     parser.add_argument(
         "--workers", type=int, default=1, help="processes; each holds the export, with --map once for all"
     )
@@ -82,7 +82,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="folder or hub name of the text encoder, where the export does not hold it; may be repeated",
+        help="folder, hub name or module:function of the text encoder, where the export does not hold it; may be repeated",
     )
     texts.add_argument("--no-encoder", action="store_true", help="do not load the text encoder")
     parser.add_argument("--no-access-log", action="store_true")
@@ -107,7 +107,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """Settings of the command's options.
+    """Read the settings off the command's options.
 
     Raises:
         ValueError: on options that do not go together, or an export that is not there.

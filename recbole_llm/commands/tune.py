@@ -10,23 +10,23 @@ from recbole_llm.bridge.experiments.tuning import ALGORITHMS, line_of, name_of, 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``recbole-llm tune``."""
+    """Add the options of ``recbole-llm tune``."""
     parser.add_argument("--model", "-m", default="LLMTwoTower", help="LLMTwoTower or any model of RecBole")
     parser.add_argument(
-        "--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data_path"
+        "--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data-path"
     )
-    parser.add_argument("--params_file", required=True, help="the space, such as configs/ml-100k/LLMTwoTower.hyper")
+    parser.add_argument("--params-file", required=True, help="the space, such as configs/ml-100k/LLMTwoTower.hyper")
     parser.add_argument("--algo", default="exhaustive", choices=ALGORITHMS, help="how the space is searched")
-    parser.add_argument("--max_evals", type=int, default=20, help="trials of random and bayes")
-    parser.add_argument("--early_stop", type=int, default=10, help="trials without progress that end the search")
+    parser.add_argument("--max-evals", type=int, default=20, help="trials of random and bayes")
+    parser.add_argument("--early-stop", type=int, default=10, help="trials without progress that end the search")
     parser.add_argument("--workers", type=int, default=1, help="trials at a time (random, exhaustive)")
-    parser.add_argument("--search_seed", type=int, default=0, help="of the search")
-    parser.add_argument("--config_files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
+    parser.add_argument("--search-seed", type=int, default=0, help="of the search")
+    parser.add_argument("--config-files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
     parser.add_argument("--output", default=None, metavar="DIR", help="trials; started again, the search goes on there")
 
 
 def run_tune(options: argparse.Namespace, config_files: Sequence[str], overrides: Sequence[str]) -> int:
-    """The command; 1 if no trial finished."""
+    """Run the command; 1 if no trial finished."""
     output = Path(options.output or f"tuning/{options.dataset}-{options.model}-{options.algo}")
     quiet = [v for v in ("--show_progress=False", "--state=WARNING") if not any(o.startswith(v[:8]) for o in overrides)]
     trials = tune(

@@ -1,1 +1,1 @@
-"""From an item row to a sentence, a vector and a store; knows neither RecBole nor the kernels."""
+"""From an item's row to a text, a vector and a store. Neither RecBole nor the kernels are imported."""

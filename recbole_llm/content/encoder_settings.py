@@ -1,8 +1,9 @@
-"""The settings of an encoder that may be written into a file and read back: names, types and ranges.
+"""Allow-list of the encoder settings that a file may hold: names, types and ranges.
 
 No torch here: whoever reads an export checks its settings with this list before anything is loaded.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,16 @@ OVERFLOWS = ("truncate", "chunk_mean", "head_tail")
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_COUNT = 1_000_000  # tokens of a text, or dimensions of a vector: above what any encoder has
 MAX_PROMPT = 10_000  # characters
+
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def is_function(encoder: str | None) -> bool:
+    """Return whether the name of an encoder is that of a function, ``module:function``.
+
+    Loading it runs the user's code.
+    """
+    return encoder is not None and _FUNCTION.fullmatch(encoder) is not None
 
 
 def _is_count(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Raw values to a table of vectors, through the store: each distinct value is encoded once, ever."""
+"""Turn raw values into a table of vectors through the store, so that each distinct value is encoded once."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ def encode_texts(
     batch_size: int = 64,
     show_progress: bool = False,
 ) -> FeatureTable:
-    """Vectors of texts: stored ones are read, the others are encoded and stored.
+    """Look texts up in the store, and encode and store those that it lacks.
 
     Distinct texts are encoded once, in batches of similar length. Batches and shards depend on the texts that are not
     stored yet and on nothing else, so a run that was killed and begun again ends with the same store, bit for bit, on
@@ -248,7 +248,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _group(batches: Iterator[list[int]]) -> Iterator[list[list[int]]]:
-    """Whole batches to shards of at least ``SHARD_ROWS`` rows."""
+    """Group whole batches into shards of at least ``SHARD_ROWS`` rows."""
     shard: list[list[int]] = []
     for batch in batches:
         shard.append(batch)
@@ -260,7 +260,7 @@ def _group(batches: Iterator[list[int]]) -> Iterator[list[list[int]]]:
 
 
 def _shares(shards: list[list[list[int]]], keys: Sequence[bytes]) -> list[list[list[int]]]:
-    """This rank's shards, then those of the others from the end: two ranks meet once.
+    """Order the shards for this rank: its own first, then the others in reverse, so that two ranks overlap on at most one shard.
 
     A shard is a rank's by its first text and not by its place: a rank that starts late plans without the shards that are
     stored by then, and must not take the others' for its own.

@@ -1,10 +1,10 @@
-"""Which of several processes this one is, for sharing the encoding."""
+"""Number this process among several, to share the encoding."""
 
 import os
 
 
 def number_of_processes() -> tuple[int, int]:
-    """This process's number from 0, and how many there are.
+    """Return this process's number from 0, and how many there are.
 
     Of the process group of ``torch.distributed`` where one exists, else what ``torchrun`` says in ``RANK`` and
     ``WORLD_SIZE``, else 0 and 1.

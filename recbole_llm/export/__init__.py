@@ -1,4 +1,4 @@
-"""A trained model as a folder of safe files: the format, a reader that trusts nothing, a writer, and the making of one.
+"""Exports: a trained model as a folder of safe files. Format, reader, writer, and the making of one.
 
 The reader and the arithmetic (``pooling``, ``text_map``) load no torch.
 """

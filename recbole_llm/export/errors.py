@@ -1,4 +1,4 @@
-"""Errors of serving, each with the sentence a user reads."""
+"""Errors of exports and of the service, each with the sentence that a user reads."""
 
 
 class ExportError(ValueError):

@@ -1,4 +1,6 @@
-"""From a trained model to an export: the one module of serving that loads torch.
+"""Make an export from a trained model.
+
+This module and ``model_tables`` load torch; the reader and the arithmetic do not.
 
 A model is anything with the methods and attributes of ``LLMTwoTower`` that are read here; RecBole is not imported.
 """
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 
+from recbole_llm.content.encoders.function import FunctionEncoder
 from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, encode_texts
 from recbole_llm.content.store.feature_table import fit_transform
@@ -46,6 +49,7 @@ def export_model(
     overlay_seq: int = 0,
     build_index: IndexBuilder | None = None,
     history: str = "all",
+    quality: Sequence[str] = (),
 ) -> Manifest:
     """Write the export of a trained model.
 
@@ -62,6 +66,7 @@ def export_model(
         overlay_seq: last change of the service's log that the training data held already.
         build_index: makes the index where there is to be one (``recbole_llm.commands.export.build_index``).
         history: ``all`` interactions of the data set are the users' histories, and what they have seen; or ``train``.
+        quality: lines of the model card's section on quality (``recbole_llm.reporting.words.card``).
 
     Returns:
         The manifest.
@@ -87,7 +92,7 @@ def export_model(
         build_index=build_index,
         history=history,
     )
-    card = model_card(contents, getattr(dataset, "dataset_name", ""))
+    card = model_card(contents, getattr(dataset, "dataset_name", ""), quality)
     manifest = write_artifact(output, replace(contents, card=card, onnx=onnx))
     counts = manifest.counts
     log.info("Exported %d items and %d users as %s to %s", counts["items"], counts["users"], manifest.export_id, output)
@@ -108,7 +113,7 @@ def contents_of(
     build_index: IndexBuilder | None = None,
     history: str = "all",
 ) -> ExportContents:
-    """What an export of a trained model holds, without its card.
+    """Collect what an export of a trained model holds, without its card.
 
     Args:
         model: as for :func:`export_model`, like the rest.
@@ -212,6 +217,11 @@ def _encoder_spec(encoder: Any, options: Any, bundled: bool) -> EncoderSpec:
 
 
 def _encoder_files(encoder: Any) -> dict[str, Path]:
+    if isinstance(encoder, FunctionEncoder):
+        raise ValueError(
+            f"bundle_encoder: the encoder {encoder.name!r} is a function, and an export holds no code. Leave bundle_encoder out, "
+            f"and name the function where the export is read: --encoder {encoder.name}."
+        )
     folder = Path(encoder.files.folder)
     kept = {".safetensors", ".json", ".txt", ".model"}
     return {

@@ -1,4 +1,4 @@
-"""The contents of an export as a reader would give them back, without the files."""
+"""Build the loaded form of an export in memory, without writing files."""
 
 from pathlib import Path
 
@@ -9,7 +9,9 @@ from recbole_llm.export.writer import EXACT_INDEX, ExportContents, manifest_of
 
 
 def export_in_memory(contents: ExportContents) -> Export:
-    """What ``load_export(write_artifact(folder, contents))`` would give, with no folder, file or ``export_id``.
+    """Build what ``load_export(write_artifact(folder, contents))`` would give, without a folder.
+
+    It has no files and no ``export_id``.
 
     Arrays that are float32 already are shared and not copied.
 

@@ -1,4 +1,4 @@
-"""What an export's items are called, described and filtered by, from the dataset's item file."""
+"""Read an item file once: titles, texts and attributes of an export's items."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,10 +76,11 @@ def item_records(
     title = _title_column(table, fields)
     kinds = _attribute_kinds(table, title, attributes)
     separator = dataset.config["seq_separator"]
+    titles = [] if title is None else table.words(title)
     records = []
     for item_id, text in zip(item_ids, texts, strict=True):
         row = table.row_of.get(item_id)
-        name = table.columns[title][row] if row is not None and title is not None else ""
+        name = titles[row] if row is not None and titles else ""
         values = {} if row is None else _attributes(table, row, kinds, separator)
         records.append(ItemRecord(name or item_id, text if keep_text else None, values))
     return ItemRecords(records, kinds, item_text, texts, len(table.row_of.keys() - set(item_ids)))
@@ -88,7 +89,11 @@ def item_records(
 def _item_table(path: Path, dataset: Any) -> AtomicTable:
     config = dataset.config
     return read_atomic_table(
-        path, dataset.iid_field, separator=config["field_separator"], encoding=config["encoding"] or "utf-8"
+        path,
+        dataset.iid_field,
+        separator=config["field_separator"],
+        encoding=config["encoding"] or "utf-8",
+        seq_separator=config["seq_separator"],
     )
 
 

@@ -1,7 +1,8 @@
-"""``manifest.json`` of an export: which files there are, the model's constants, and a reader that checks its form."""
+"""``manifest.json`` of an export: the files, the model's constants, and a reader that checks the form."""
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -28,6 +29,8 @@ REQUIRED = (VECTORS, HISTORY, ITEM_IDS, USER_IDS, ITEMS)
 NEVER_SHOWN = ("left_out_items", "unplaced_items", "unread_items")
 ATTRIBUTE_KINDS = ("token", "tokens", "number")
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_EXPONENT = 16  # of the length of a history: beyond, scores are zero or infinite
+MAX_WHOLE = 1 << 53  # the whole numbers that JSON readers of any language hold
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 # one folder of encoder files may hold one more level (1_Pooling/config.json); nothing executable, nothing pickled
@@ -66,7 +69,7 @@ class FileSum:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """How texts become vectors: arguments of ``load_encoder``, and what they must give.
+    """How texts become vectors: arguments of ``load_encoder``, and the dimension and fingerprint that they must give.
 
     Attributes:
         name: folder or hub name.
@@ -159,14 +162,14 @@ class Manifest:
         return sum(block.dim for block in self.blocks)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Convert to plain JSON."""
         values = asdict(self)
         if self.probability is None:  # as exports were before there was a map, with the export_id that they have
             del values["probability"]
         return values
 
     def identity(self) -> str:
-        """The ``export_id`` that these contents must have."""
+        """Compute the ``export_id`` that these contents must have."""
         part = self.to_json()
         for name in ("export_id", "created_at", "producer", "metrics", "index"):
             del part[name]
@@ -177,7 +180,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest alone, checked for form.
+    """Read the manifest alone and check its form.
 
     Raises:
         ExportError: if there is none, it is damaged, or another version is needed to read it.
@@ -223,7 +226,7 @@ def _manifest_of(raw: dict[str, Any]) -> Manifest:
             raw["item_text"] = ItemText(tuple(raw["item_text"]["fields"]), raw["item_text"]["template"])
         manifest = Manifest(**raw)
         _check_manifest(manifest)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, ExportError):
             raise
         raise ExportError(f"{MANIFEST} has a field of the wrong form ({error}).") from None
@@ -231,7 +234,10 @@ def _manifest_of(raw: dict[str, Any]) -> Manifest:
 
 
 def _check_encoder(manifest: Manifest) -> None:
-    """Nothing but typed settings may reach ``load_encoder``: the export_id is a plain hash, which anybody can make."""
+    """Check that nothing but typed settings reaches ``load_encoder``.
+
+    The ``export_id`` is a plain hash, which anybody can compute, so it protects nothing.
+    """
     spec = manifest.encoder
     if spec is None:
         return
@@ -256,26 +262,41 @@ def _check_manifest(manifest: Manifest) -> None:
         if not holds:
             raise ExportError(f"{MANIFEST}: {what}.")
 
-    is_count = lambda value: type(value) is int and value >= 0  # noqa: E731
-    is_number = lambda value: type(value) in (int, float)  # noqa: E731
-    claim(isinstance(manifest.export_id, str), "export_id is no string")
+    is_count = lambda value: type(value) is int and 0 <= value <= MAX_WHOLE  # noqa: E731
+    is_number = lambda value: type(value) in (int, float) and math.isfinite(value)  # noqa: E731
+    for name in ("export_id", "created_at"):
+        claim(isinstance(getattr(manifest, name), str), f"{name} is no string")
+    for name in ("producer", "counts", "attributes", "index", "metrics", "files"):
+        claim(isinstance(getattr(manifest, name), dict), f"{name} is no object")
     claim(bool(manifest.blocks), "there is no block")
     for block in manifest.blocks:
+        claim(isinstance(block.name, str), "a block's name is no string")
         claim(is_count(block.dim) and block.dim > 0, "a block has no columns")
         claim(is_number(block.exponent) and is_number(block.scale), "a block's exponent or scale is no number")
+        claim(abs(block.exponent) <= MAX_EXPONENT, f"a block's exponent is beyond {MAX_EXPONENT}")
         claim(block.scoring in ("dot", "cosine"), f"scoring {block.scoring!r} is unknown")
         claim(block.decay is None or (is_number(block.decay) and block.decay > 0), "a block's decay is not positive")
-    for name in ("items", "users", "interactions", "trained_items"):
-        claim(is_count(manifest.counts.get(name)), f"counts lack {name}")
-    for name in ("fitted_interactions", *NEVER_SHOWN):
-        claim(is_count(manifest.counts.get(name, 0)), f"{name} is no count")
+    mapped = manifest.probability
+    claim(mapped is None or abs(mapped.exponent) <= MAX_EXPONENT, f"probability's exponent is beyond {MAX_EXPONENT}")
+    optional = dict.fromkeys(("fitted_interactions", *NEVER_SHOWN), 0)
+    for name in ("items", "users", "interactions", "trained_items", *optional):
+        claim(is_count(manifest.counts.get(name, optional.get(name))), f"counts lack {name}")
     claim(is_count(manifest.overlay_seq), "overlay_seq is no count")
     claim(manifest.similar_by in ("vector", "source"), f"similar_by {manifest.similar_by!r} is unknown")
     decay = manifest.history_decay
     claim(decay is None or (is_number(decay) and decay > 0), "history_decay is not positive")
     for name, kind in manifest.attributes.items():
         claim(isinstance(name, str) and kind in ATTRIBUTE_KINDS, f"attribute kind {kind!r} is unknown")
+    if manifest.item_text is not None:
+        parts = (*manifest.item_text.fields, manifest.item_text.template)
+        claim(all(isinstance(part, str) for part in parts), "item_text holds what is no string")
+    if manifest.text_map is not None:
+        form = {name: type(value) for name, value in manifest.text_map.items()}
+        claim(form == {"kind": str, "normalize": bool}, "text_map holds no kind and normalize")
     claim(manifest.index.get("kind") in ("exact", "ivf"), "index is neither exact nor ivf")
+    if manifest.index["kind"] == "ivf":
+        nprobe = manifest.index.get("nprobe")
+        claim(nprobe is not None and is_count(nprobe) and nprobe > 0, "the index has no nprobe")
     for name, sums in manifest.files.items():
         claim(
             name in _PLAIN_FILES or _ENCODER_FILE.fullmatch(name) is not None, f"the file name {name!r} is not allowed"

@@ -1,10 +1,18 @@
-"""The model card of an export: what a person reads before putting it online."""
+"""The model card of an export, for the person who puts it online."""
+
+from collections.abc import Sequence
 
 from recbole_llm.export.writer import ExportContents
 
 
-def model_card(contents: ExportContents, dataset: str) -> str:
-    """Markdown about the data (counts, no ids), the model, its limits and its use."""
+def model_card(contents: ExportContents, dataset: str, quality: Sequence[str] = ()) -> str:
+    """Write Markdown about the data (counts, no ids), the model, its quality, its limits and its use.
+
+    Args:
+        contents: of the export.
+        dataset: its name.
+        quality: lines of the section on quality, such as :func:`recbole_llm.reporting.words.card` gives.
+    """
     trained = int(contents.trained.sum())
     number = contents.fitted_interactions
     fitted = "" if number is None else f", {number} fitted on"
@@ -14,6 +22,9 @@ def model_card(contents: ExportContents, dataset: str) -> str:
         "Recommends items by the score <x_u, w_i> + b_i; a monotone map of it, fitted on validation, gives the probability "
         "P(i|u) that the item is among the user's next interactions, as many as validation held: about an eighth of the "
         "history where RecBole's default split was used.",
+        "",
+        "For: ranking the items of this data set for its users, for a list of items or for a text; finding similar items. "
+        "Not for: decisions about persons, prices or credit; predictions of how much somebody will buy; another catalogue.",
         "",
         "## Data",
         "",
@@ -30,6 +41,7 @@ def model_card(contents: ExportContents, dataset: str) -> str:
         lines += [f"Texts: {contents.encoder.name}, {contents.encoder.feature_dim} dimensions, {where}.", ""]
     if contents.text_map is None:
         lines += ["Items cannot be added by their text: no map from texts to item vectors was fitted.", ""]
+    lines += quality
     if contents.metrics:
         lines += ["## Metrics", "", "| metric | value |", "|---|---|"]
         lines += [f"| {name} | {value} |" for name, value in contents.metrics.items()]

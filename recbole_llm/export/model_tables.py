@@ -72,7 +72,7 @@ class ModelTables:
     content: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def text_map(self, center: Tensor, transform: Tensor | None) -> TextMap | None:
-        """The map from raw text vectors.
+        """Build the map from raw text vectors.
 
         Args:
             center: ``[F]`` of :func:`recbole_llm.content.store.feature_table.fit_transform`.
@@ -83,13 +83,13 @@ class ModelTables:
         D = self.vector.shape[1]
         of_text, anchors, values = self.cold_map.of_modality("text")
         coefficients = _numpy(values)
-        # (f - center) T - centre = (f - center - centre T^-1) T
-        centre = of_text.cpu().double()
+        # (f - center) T - mean = (f - center - mean T^-1) T
+        mean = of_text.cpu().double()
         if transform is not None:
-            centre = torch.linalg.lstsq(transform.T, centre[:, None]).solution[:, 0]
+            mean = torch.linalg.lstsq(transform.T, mean[:, None]).solution[:, 0]
         return TextMap(
             kind="rbf",
-            center=_numpy(center + centre),
+            center=_numpy(center + mean),
             transform=None if transform is None else _numpy(transform),
             normalize=True,
             support=_numpy(anchors),
@@ -111,7 +111,7 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 def tables_of(
     score: Score, data: TrainingData, n_users: int, cold_map: bool, history: Rows | None = None
 ) -> ModelTables:
-    """The arrays of a score.
+    """Lay out a score as the arrays of an export.
 
     Args:
         score: a trained model's, all of whose items are in this process.
@@ -126,14 +126,7 @@ def tables_of(
     blocks = score.counting
     n_items = len(score.listed)
     _refuse_large(n_items, sum(block.dim for block in blocks))
-    targets, sources, offsets, parts = [], [], [], []
-    for block in blocks:  # each has columns of its own: identity targets, which share theirs, get a copy each
-        zero = torch.zeros(n_items, block.dim, device=score.listed.device)
-        targets.append(_targets(block, n_items, score.listed.device))
-        sources.append(zero if block.source is None else block.source)
-        offsets.append(zero[0] if block.offset is None else block.offset)
-        parts.append(zero[:1].expand(n_users, -1) if block.user_part is None else block.user_part)
-    vector, source, part = (torch.cat(tables, 1) for tables in (targets, sources, parts))
+    vector, source, offset, part = score.own_columns(n_users)
     bias, listed = score.item_bias, score.listed
     finite = bias[listed].min() if bool(listed.any()) else bias.new_zeros(())
     new_items = _new_items(score, data, vector, source) if cold_map and data.content else {}
@@ -146,7 +139,7 @@ def tables_of(
         bias=_numpy(torch.where(listed, bias, finite))[1:],
         trained=data.trained.cpu().numpy()[1:].astype(bool),
         listed=listed.cpu().numpy()[1:],
-        offset=_numpy(torch.cat(offsets)),
+        offset=_numpy(offset),
         user_part=_numpy(part)[1:] if bool(part.any()) else None,
         # the full form's targets are the identity: no two of them are similar
         similar_by="vector" if score.has_vectors else "source",
@@ -162,14 +155,17 @@ def tables_of(
 
 
 def block_of(block: LinearBlock, slope: float) -> Block:
-    """A block's fields as an export has them; the scale is the query's whole factor."""
+    """Describe a block as an export does; the scale is the query's whole factor."""
     scoring = "cosine" if block.cosine else "dot"
     scale = slope * block.scale * block.temperature
     return Block(block.name, block.dim, float(block.exponent), scale, scoring, block.decay)
 
 
 def content_blocks(data: TrainingData) -> tuple[LinearBlock, ...]:
-    """Likeness of the items' content, a block for each modality: <direction_j, direction_i> of centred unit vectors."""
+    """Make a block for each modality that measures likeness of content.
+
+    The likeness of two items is <direction_j, direction_i> of their centred unit vectors.
+    """
     blocks = []
     for modality, (vectors, present) in data.content.items():
         directions = content_directions(vectors, present, content_centre(vectors, present))
@@ -177,15 +173,8 @@ def content_blocks(data: TrainingData) -> tuple[LinearBlock, ...]:
     return tuple(blocks)
 
 
-def _targets(block: LinearBlock, n_items: int, device: torch.device) -> Tensor:
-    if block.target is not None:
-        return block.target
-    eye = torch.eye(n_items, device=device)
-    return eye if block.exceptions is None else eye.index_copy(0, block.exceptions.ids, block.exceptions.rows)
-
-
 def _new_items(score: Score, data: TrainingData, vector: Tensor, source: Tensor) -> dict[str, Any]:
-    """The fields of :class:`ModelTables` that place new items."""
+    """Compute the fields of :class:`ModelTables` that place new items."""
     known = data.trained & any_present(data.content)
     if not bool(known.any()):
         return {}
@@ -198,7 +187,7 @@ def _new_items(score: Score, data: TrainingData, vector: Tensor, source: Tensor)
     kappa, shift = 1.0, torch.zeros(vector.shape[1])
     if placed is not None and placed.joint:
         kappa = placed.kappa
-        shift = torch.cat([placed.shift[block.name] for block in score.counting])
+        shift = score.in_own_columns(placed.shift)
     return {
         "cold_map": cold_map,
         "kappa": kappa,

@@ -1,4 +1,4 @@
-"""The export's arithmetic as ONNX, for servers that speak ONNX and no Python.
+"""The export's arithmetic as ONNX, for servers without Python.
 
     recommend.onnx   history int64[h], weight f32[h], part f32[D], exclude int64[e], k int64[1], [rank f32[h]]
                      -> rows int64[k], scores f32[k]                      rows are lines of item_ids.txt
@@ -33,7 +33,7 @@ def _onnx() -> Any:
     try:
         import onnx
     except ModuleNotFoundError as error:
-        raise ValueError("--onnx needs onnx: pip install 'recbole-llm[onnx]'.") from error
+        raise ValueError("--onnx needs onnx: pip install -e '.[onnx]' in the checkout.") from error
     return onnx
 
 

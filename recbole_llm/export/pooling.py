@@ -1,4 +1,4 @@
-"""Users as query vectors, and a query's score taken apart into reasons.
+"""Turn users into query vectors, and take a query's score apart into reasons.
 
 With history weights t_j, block b of the query is (:mod:`recbole_llm.export.reader`)
 
@@ -56,13 +56,18 @@ class Pooling:
         part: np.ndarray | None = None,
         ranks: np.ndarray | None = None,
     ) -> Query:
-        """The query of a history.
+        """Turn a history into a query.
 
         Args:
             source: ``[h, D]`` float32.
             times: ``[h]`` float32, t_j.
             part: ``[D]`` float32 of this user alone, or ``None``.
             ranks: ``[h]`` float32, 0 for the newest, by which blocks with a decay weigh; ``None``: as the others, by ``times``.
+
+        Example:
+            >>> pooling = Pooling([Block("closed_form", dim=2, exponent=0.5, scale=3.0)], np.zeros(2, np.float32))
+            >>> pooling.query(np.eye(2, dtype=np.float32), np.array([2.0, 2.0], np.float32)).vector.tolist()
+            [3.0, 3.0]
         """
         vector = np.empty(source.shape[1], np.float32)
         weights = np.empty((len(source), len(self.blocks)), np.float32)
@@ -70,7 +75,7 @@ class Pooling:
             fades = block.decay is not None and ranks is not None
             weight = np.exp(-ranks / np.float32(block.decay)) if fades else times  # type: ignore[operator,arg-type]
             total = max(float(weight.sum(dtype=np.float64)), TINIEST)
-            pooled = weight * np.float32(total**-block.exponent)
+            pooled = weight * np.float32(np.float64(total) ** -block.exponent)
             x = pooled @ source[:, columns] + self.offset[columns]
             if part is not None:
                 x += part[columns]
@@ -82,7 +87,7 @@ class Pooling:
         return Query(vector, source, weights)
 
     def parts(self, query: Query, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """What each entry of the history adds to each score in each block, ``[n, h]`` float64 by block name.
+        """Compute what each entry of the history adds to each score in each block, ``[n, h]`` float64 by block name.
 
         Args:
             query: of :meth:`query`.
@@ -94,7 +99,10 @@ class Pooling:
         }
 
     def contributions(self, query: Query, vector: np.ndarray) -> np.ndarray:
-        """What each entry of the history adds to each score in all blocks, ``[n, h]`` float64; arguments as :meth:`parts`."""
+        """Compute what each entry of the history adds to each score in all blocks together, ``[n, h]`` float64.
+
+        Arguments are those of :meth:`parts`.
+        """
         return vector.astype(np.float64) @ self._weighted(query).T
 
     def _weighted(self, query: Query) -> np.ndarray:
@@ -129,7 +137,7 @@ class Pooling:
 
 
 def _largest_of_rows(values: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
-    """The m largest of each row of ``[n, h]``, as a stable sort would have them, without sorting h."""
+    """Find the m largest of each row of ``[n, h]``, in the order of a stable sort, without sorting h."""
     n, h = values.shape
     if not m:
         return np.zeros((n, 0), np.int64), np.zeros((n, 0))

@@ -1,4 +1,4 @@
-"""The exported model on disk: what it holds, and a reader that trusts nothing.
+"""Read an export and trust nothing in it.
 
     EXPORT/                  immutable once written
       manifest.json          schema, sizes and sha256 of every other file, the model's constants
@@ -265,7 +265,12 @@ def _read_ids(content: memoryview, name: str, count: int) -> list[str]:
 
 
 def fits_kind(value: Any, kind: str) -> bool:
-    """Whether an attribute's value has its declared kind."""
+    """Return whether an attribute's value has its declared kind.
+
+    Example:
+        >>> fits_kind(["Drama"], "tokens"), fits_kind("1994", "number")
+        (True, False)
+    """
     if kind == "token":
         return isinstance(value, str)
     if kind == "tokens":

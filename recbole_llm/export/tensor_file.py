@@ -1,4 +1,4 @@
-"""Reading safetensors files: the bytes that were hashed are the bytes that score.
+"""Read safetensors files so that the bytes that were hashed are the bytes that score.
 
 A file is read once into memory of the process, checked and hashed there, and its tensors are views of that memory. It may
 be mapped instead, so that several processes share one copy in the page cache; whoever then writes over the file changes
@@ -22,6 +22,7 @@ import numpy as np
 from recbole_llm.export.errors import ExportError
 
 _DTYPES = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "I64": np.int64, "U8": np.uint8, "BOOL": np.bool_}
+_FLOAT_BITS = 1024  # an integer of as many is beyond float64
 _MAX_HEADER_BYTES = 1 << 20
 READ_BYTES = 16 << 20
 
@@ -105,7 +106,10 @@ def _compare(digest: Any, sha256: str, name: str) -> None:
 
 
 def parse_json(content: bytes | memoryview, name: str) -> Any:
-    """Strict JSON: no NaN, no repeated key; whatever is wrong is an :class:`ExportError` naming the file."""
+    """Parse strict JSON: no NaN, no number beyond float64, no repeated key.
+
+    Whatever is wrong is an :class:`ExportError` that names the file.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -114,16 +118,30 @@ def parse_json(content: bytes | memoryview, name: str) -> Any:
         return result
 
     def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
+        raise ValueError(f"{constant} is no number of JSON that a float holds")
+
+    def number(text: str) -> float:
+        value = float(text)
+        return value if math.isfinite(value) else refuse(text[:32])
+
+    def integer(text: str) -> int:
+        value = int(text)
+        return value if value.bit_length() < _FLOAT_BITS else refuse(f"{text[:32]}...")
 
     try:
-        return json.loads(str(content, "utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        return json.loads(
+            str(content, "utf-8"),
+            object_pairs_hook=unique,
+            parse_constant=refuse,
+            parse_float=number,
+            parse_int=integer,
+        )
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{name} is not valid JSON ({error}).") from None
 
 
 def parse_tensors(content: memoryview, name: str) -> dict[str, np.ndarray]:
-    """Tensors of a safetensors file as read-only views of ``content``.
+    """Parse a safetensors file into read-only views of ``content``.
 
     Raises:
         ExportError: if the header, a dtype, a shape or an offset is wrong, or bytes are left over.
@@ -153,7 +171,10 @@ def parse_tensors(content: memoryview, name: str) -> dict[str, np.ndarray]:
         if stop > len(data) or stop - start != math.prod(shape) * dtype.itemsize:
             raise damaged
         spans.append((start, stop))
-        tensors[key] = np.frombuffer(data[start:stop], dtype=dtype).reshape(shape)
+        try:
+            tensors[key] = np.frombuffer(data[start:stop], dtype=dtype).reshape(shape)
+        except ValueError:  # more dimensions, or in a tensor of no number longer ones, than there can be
+            raise damaged from None
     at = 0
     for start, stop in sorted(spans):
         if start != at:

@@ -1,4 +1,4 @@
-r"""From a text vector to an item: the map by which an item is added without training.
+r"""Map a text vector to an item's vectors, so that an item is added without training.
 
     z = (f - center) T [ / |f - center| T | ]          text vector f as the model saw it
     phi(z) = z                                          kind "linear"
@@ -82,10 +82,17 @@ class TextMap:
         return len(self.center)
 
     def apply(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Target vectors ``[n, D]``, source vectors ``[n, D]`` and biases ``[n]``, float32, of text vectors ``[n, F]``.
+        """Map text vectors ``[n, F]`` to target vectors ``[n, D]``, source vectors ``[n, D]`` and biases ``[n]``, float32.
 
         Raises:
             ValueError: if the vectors have another length.
+
+        Example:
+            >>> one = np.eye(2, dtype=np.float32)
+            >>> text_map = TextMap("linear", np.ones(2, np.float32), one, one, one[0], one[0] * 0, one[0] * 0)
+            >>> vector, source, bias = text_map.apply(np.array([[3.0, 1.0]], np.float32))
+            >>> vector.tolist(), bias.tolist()
+            ([[2.0, 0.0]], [2.0])
         """
         if features.ndim != 2 or features.shape[1] != self.feature_dim:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Writing an export: complete or absent, never half."""
+"""Write an export: complete or absent, never half."""
 
 import hashlib
 import json
@@ -235,7 +235,7 @@ def _text_map_tensors(text_map: TextMap) -> dict[str, np.ndarray]:
 
 
 def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: Mapping[str, Any]) -> Manifest:
-    """What the manifest says of ``contents``, still without an ``export_id``.
+    """Write the manifest of ``contents``, still without an ``export_id``.
 
     Args:
         contents: of the export.
@@ -310,7 +310,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _set_modes(folder: Path) -> None:
-    """Give every file the mode of one that was opened as usual: safetensors makes its files readable for the owner alone."""
+    """Set every file's mode to that of an ordinarily opened one: safetensors makes its files readable for the owner alone."""
     mode = (folder / MANIFEST).stat().st_mode & 0o777
     for path in folder.rglob("*"):
         if path.is_file():
@@ -318,6 +318,6 @@ def _set_modes(folder: Path) -> None:
 
 
 def exports_in(folder: Path) -> list[Path]:
-    """The complete exports directly in ``folder``, oldest first by the time of their manifest."""
+    """List the complete exports directly in ``folder``, oldest first by the time of their manifest."""
     found = [path for path in folder.iterdir() if not is_temporary(path) and (path / MANIFEST).is_file()]
     return sorted(found, key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name))

@@ -14,7 +14,7 @@ BLEND_WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
 
 
 def score_deviation(scorer: Scorer, rows: Tensor, n_items: int, columns: Tensor | None = None) -> float:
-    """Population standard deviation of all scores, in chunks, accumulated in float64.
+    """Compute the population standard deviation of all scores, in chunks, accumulated in float64.
 
     Args:
         scorer: scores of rows.

@@ -34,7 +34,7 @@ TOLERANCE = 1e-8  # of the mean loss, in nats
 
 
 def fit_platt(batches: Batches) -> tuple[float, float]:
-    """Slope a > 0 and offset c that make sigmoid(a s + c) a probability of the label.
+    """Find slope a > 0 and offset c that make sigmoid(a s + c) a probability of the label.
 
     Args:
         batches: the data, in pieces.
@@ -137,7 +137,7 @@ def _cells(batches: SizedBatches) -> _Cells:
 
 
 def fit_probability(batches: SizedBatches, origin: float) -> ProbabilityMap:
-    """The map from scores to probabilities that makes validation's labels most likely.
+    """Fit the map from scores to probabilities that makes validation's labels most likely.
 
     Pairs are counted in cells of nearly one score and one history length in a single pass, and g's slopes and offset, the gain
     and the exponent are fitted to these. There are at most ``MAX_KNOTS`` knots, each with ``POSITIVES_PER_KNOT`` positives
@@ -211,7 +211,7 @@ def _most_likely(
 
 
 def expected_calibration_error(probability: Tensor, label: Tensor, bins: int = 15) -> float:
-    """Mean of |share of positives - mean probability| over equally wide bins, weighted by their size (Guo et al., ICML 2017).
+    """Average |share of positives - mean probability| over equally wide bins, weighted by size (Guo et al., ICML 2017).
 
     Args:
         probability: ``[P]`` in [0, 1].

@@ -19,7 +19,7 @@ from recbole_llm.fitting.hyperparameters import (
     Candidates,
     Search,
     Spectral,
-    Trial,
+    TriedSetting,
     choose_setting,
     kernel_candidates,
     search,
@@ -67,7 +67,7 @@ class ClosedForm:
     setting: Setting
     form: str
     value: float | None
-    trials: tuple[Trial, ...] = field(default=(), repr=False)
+    trials: tuple[TriedSetting, ...] = field(default=(), repr=False)
     factors: FactorForm | None = None
 
     @property
@@ -76,7 +76,7 @@ class ClosedForm:
         return self.source.shape[1]
 
     def block(self) -> LinearBlock:
-        """The vectors as a block of a score."""
+        """Return the vectors as a block of a score."""
         constants = {} if self.factors is None else self.factors.constants()
         return LinearBlock("closed_form", self.source, self.target, constants=constants)
 
@@ -222,7 +222,7 @@ def _fit_spectral(
     searched = dims[-1] if subset is None else min(dims[-1], search_dim)
     base = base.linear()
     form = Spectral(items, metric, popularity, subset, searched)
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[TriedSetting, ...] = ()
     chosen = base
     if subset is None:
         log.info(f"closed form: no validation data, so the documented constants apply ({base})")

@@ -85,7 +85,9 @@ def choose_fading(
     metric: TopKMetric,
     excluded: Tensor,
 ) -> Fading:
-    """The best decays and factors of the grid, the first of equals: with each tau fewer blocks first.
+    """Find the best decays and factors of the grid.
+
+    The first of equals wins; with each tau fewer blocks come first.
 
     Args:
         closed: scores of the closed form by tau, rows those of ``targets``; -inf only where ``excluded``.

@@ -73,15 +73,15 @@ class Setting:
 
     @classmethod
     def of_ease(cls, ridge: float) -> "Setting":
-        """Plain EASE with a ridge of ``ridge`` mean diagonals of G."""
+        """Return plain EASE with a ridge of ``ridge`` mean diagonals of G."""
         return cls(ridge, (), user_exponent=0.0, ridge_exponent=0.0, tilt=0.0)
 
     def kernel(self, modality: str) -> Kernel:
-        """The kernel of a modality; weight 0 where it does not enter."""
+        """Return the kernel of a modality; weight 0 if it does not enter."""
         return next((kernel for kernel in self.kernels if kernel.modality == modality), Kernel(modality, 0.0))
 
     def with_kernel(self, kernel: Kernel) -> "Setting":
-        """The same constants with another kernel for its modality."""
+        """Return the same constants with another kernel for its modality."""
         others = [each for each in self.kernels if each.modality != kernel.modality]
         at = next((i for i, each in enumerate(self.kernels) if each.modality == kernel.modality), len(others))
         return replace(self, kernels=(*others[:at], kernel, *others[at:]))
@@ -92,16 +92,16 @@ class Setting:
         return all(kernel.power == 1 for kernel in self.kernels if kernel.weight)
 
     def linear(self) -> "Setting":
-        """The same constants with every kernel at power 1."""
+        """Return the same constants with every kernel at power 1."""
         return replace(self, kernels=tuple(replace(kernel, power=1) for kernel in self.kernels))
 
     def to_state(self) -> dict[str, Any]:
-        """As plain values for a checkpoint."""
+        """Convert to plain values for a checkpoint."""
         return {**vars(self), "kernels": [vars(kernel) for kernel in self.kernels]}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Setting":
-        """What :meth:`to_state` gave, or the flat form of checkpoints before there were several modalities."""
+        """Rebuild from what :meth:`to_state` gave, or from the flat form of checkpoints before there were several modalities."""
         values = dict(state)
         if "text_weight" in values:
             values["kernels"] = [vars(Kernel("text", values.pop("text_weight"), values.pop("text_power")))]
@@ -114,7 +114,7 @@ class Setting:
 
 
 def user_weights(train: Rows, exponent: float) -> Tensor:
-    """w_u of the module docstring, ``[n_users]`` float32; 0 for users without an interaction."""
+    """Compute w_u of the module docstring, ``[n_users]`` float32; 0 for users without an interaction."""
     sizes = train.sizes
     active = sizes > 0
     mean = sizes[active].double().mean()
@@ -122,7 +122,7 @@ def user_weights(train: Rows, exponent: float) -> Tensor:
 
 
 def weighted_gram(train: Rows, weights: Tensor, n_items: int, chunk_bytes: int = 2**28) -> Tensor:
-    """G = X' diag(w) X, ``[n_items, n_items]`` float32, from sparse rows times dense columns of X.
+    """Compute G = X' diag(w) X, ``[n_items, n_items]`` float32, from sparse rows times dense columns of X.
 
     Args:
         train: histories X, of n_users rows; their weights are not read.
@@ -149,12 +149,12 @@ def weighted_gram(train: Rows, weights: Tensor, n_items: int, chunk_bytes: int =
 
 
 def content_centre(features: Tensor, present: Tensor) -> Tensor:
-    """Mean of the rows present, ``[f]`` float32; zero if there is none."""
+    """Average the rows present, ``[f]`` float32; zero if there is none."""
     return features[present].double().mean(0).nan_to_num().float()
 
 
 def content_directions(features: Tensor, present: Tensor, centre: Tensor) -> Tensor:
-    """Content vectors seen from their centre, at unit length.
+    """Subtract the centre from content vectors and scale them to unit length.
 
     Args:
         features: ``[n_items, f]``.
@@ -182,7 +182,7 @@ def _add_kernel(A: Tensor, directions: Tensor, weight: float, power: int) -> Non
 
 
 def solve(gram: Tensor, content: Content, setting: Setting, scale: Tensor | None = None) -> Tensor:
-    """B of the module docstring for one setting.
+    """Solve for B of the module docstring under one setting.
 
     Holds two ``[n, n]`` matrices on a CPU and three elsewhere, ``gram`` included. Float32: with a ridge of the order of the
     mean diagonal A is well conditioned. Where it is not positive definite in float32 (the signed square of a kernel need not
@@ -261,7 +261,7 @@ class Spectrum:
     tilt: Tensor
 
     def factors(self, dim: int) -> tuple[Tensor, Tensor]:
-        """Source and target vectors, ``[n, dim]`` each, from the first ``dim`` directions."""
+        """Compute source and target vectors, ``[n, dim]`` each, from the first ``dim`` directions."""
         V, S = self.vectors[:, :dim], self.values[:dim]
         D = 1 + (self.diagonal - V.square() @ S).clamp(min=0.0)
         scaled = V / D[:, None]
@@ -281,7 +281,7 @@ def spectrum(
     start: Tensor | None = None,
     iterations: int = 4,
 ) -> Spectrum:
-    """The leading ``dim`` directions of Z by subspace iteration, without an ``[n, n]`` matrix.
+    """Find the leading ``dim`` directions of Z by subspace iteration, without an ``[n, n]`` matrix.
 
     Holds about four ``[n, dim]`` matrices.
 

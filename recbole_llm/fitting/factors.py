@@ -105,7 +105,7 @@ def _bag(ids: Tensor, table: Tensor, offsets: Tensor, values: Tensor | None) -> 
 
 
 def gram_product(train: Rows, weights: Tensor, gram: Tensor | None, n_items: int) -> Product:
-    """G @ Y from the dense G, or from the histories where those are sparse enough to be faster.
+    """Compute G @ Y from the dense G, or from the histories if those are sparse enough to be faster.
 
     Args:
         train: the histories X.
@@ -124,7 +124,7 @@ def gram_product(train: Rows, weights: Tensor, gram: Tensor | None, n_items: int
 def factorise(
     matrix: Tensor, dim: int, metric: Product | None = None, free_diagonal: bool = True, steps: int = 6, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Rank-``dim`` factors of ``matrix`` by subspace iteration.
+    """Find rank-``dim`` factors of ``matrix`` by subspace iteration.
 
     Holds a copy of ``matrix`` and a few ``[n, dim]`` matrices. A step is 2 n^2 dim multiply-adds and one ``metric``.
 
@@ -225,7 +225,7 @@ def sharpen(
     sweeps: int = 2,
     steps: int = 3,
 ) -> tuple[Tensor, Tensor]:
-    """Factors of the same rank that keep the first places of the full matrix's rankings.
+    """Improve factors of the same rank so that they keep the first places of the full matrix's rankings.
 
     Holds a few matrices of (users + n) rows and d columns beside its arguments. Users and single items together are
     thinned out evenly to ``MAX_PAIRS`` places.

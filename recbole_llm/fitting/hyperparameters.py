@@ -34,7 +34,7 @@ Candidates = Mapping[str, Sequence[Kernel]]
 
 
 @dataclass(frozen=True)
-class Trial:
+class TriedSetting:
     """One setting with its validation value and the seconds it took.
 
     Attributes:
@@ -51,7 +51,7 @@ class Trial:
 
 
 def kernel_candidates(content: Content) -> dict[str, tuple[Kernel, ...]]:
-    """The kernels to try for each modality, by how many of the items have it.
+    """List the kernels to try for each modality, by how many of the items have it.
 
     Where many items lack a modality, the usual weights lose to leaving it out, and a lighter one does not. Missing content is never
     imputed: it has weight 0 (a mask), not a made-up vector.
@@ -76,7 +76,7 @@ def kernel_candidates(content: Content) -> dict[str, tuple[Kernel, ...]]:
 
 
 def search_setting(value: Callable[[Setting], float], base: Setting, candidates: Candidates) -> Setting:
-    """Best kernel of the first modality, then best ridge by a line search over its powers of two, then further modalities.
+    """Search the kernel of the first modality, then the ridge along its powers of two, then further modalities.
 
     All kernels of the first modality are tried at the ridge of ``base``. The best one's ridge is followed up, else down, while
     the value rises. At the ridge found the second-best kernel gets one more chance. Each further modality then does the same
@@ -146,13 +146,14 @@ def choose_setting(
     candidates: Candidates,
     metric: str,
     way: str,
-) -> tuple[Setting, tuple[Trial, ...]]:
+) -> tuple[Setting, tuple[TriedSetting, ...]]:
     """Search from ``base``; the best setting, and all that were tried in this ``way``."""
-    trials: list[Trial] = []
+    trials: list[TriedSetting] = []
 
     def evaluate(candidate: Setting) -> float:
         trials.append(_timed(value, candidate, way))
-        log.info(f"closed form, {candidate}: {metric} {trials[-1].value:.4f}")
+        found = {"setting": str(candidate), "metric": metric, "value": trials[-1].value}
+        log.info(f"closed form, {candidate}: {metric} {trials[-1].value:.4f}", extra={"trial": found})
         return trials[-1].value
 
     chosen = search_setting(evaluate, base, candidates)
@@ -238,10 +239,10 @@ class Search:
     exact: Exact
     candidates: tuple[Setting, ...]
     value: float
-    trials: tuple[Trial, ...]
+    trials: tuple[TriedSetting, ...]
 
-    def finish(self) -> tuple[Exact, tuple[Trial, ...]]:
-        """Solve for the candidates; every setting tried, these included."""
+    def finish(self) -> tuple[Exact, tuple[TriedSetting, ...]]:
+        """Solve for the candidates; returns the best, and every setting tried, these included."""
         trials = list(self.trials)
         for setting in self.candidates:
             trials.append(_timed(self.exact, setting, "all items"))
@@ -249,10 +250,10 @@ class Search:
         return self.exact, tuple(trials)
 
 
-def _timed(value: Callable[[Setting], float], setting: Setting, way: str) -> Trial:
+def _timed(value: Callable[[Setting], float], setting: Setting, way: str) -> TriedSetting:
     started = time.perf_counter()
     found = value(setting)
-    return Trial(setting, found, time.perf_counter() - started, way)
+    return TriedSetting(setting, found, time.perf_counter() - started, way)
 
 
 def search(
@@ -309,7 +310,7 @@ def search(
 def search_ease(
     items: WarmItems, subset: Validation, rival: Setting, rival_value: float
 ) -> tuple[Search | None, float]:
-    """Plain EASE, its ridge found by a line search that starts at ``rival``'s: what a fit must not fall below.
+    """Search the ridge of plain EASE by a line search that starts at ``rival``'s: what a fit must not fall below.
 
     Args:
         items: the items.

@@ -37,7 +37,7 @@ log = getLogger(__name__)
 
 
 def choose_decay(block: LinearBlock, histories: Rows, value: Callable[[Scorer], float]) -> tuple[float | None, float]:
-    """The tau of ``DECAYS`` that is best on validation, the first of equals, and its value.
+    """Choose the tau of ``DECAYS`` that is best on validation, the first of equals; returns it with its value.
 
     Args:
         block: the block whose histories fade.
@@ -60,7 +60,7 @@ def _steps(ranked: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def next_item_gram(ranked: Rows, n_items: int, tau: float) -> tuple[Tensor, Tensor]:
-    """Z'Z and Z'Y of the module docstring, ``[n_items, n_items]`` float32 each, on the device of ``ranked``.
+    """Compute Z'Z and Z'Y of the module docstring, ``[n_items, n_items]`` float32 each, on the device of ``ranked``.
 
     Args:
         ranked: training histories, with ranks.
@@ -83,7 +83,7 @@ def next_item_gram(ranked: Rows, n_items: int, tau: float) -> tuple[Tensor, Tens
 
 
 def solve_next_item(gram: Tensor, follows: Tensor, ridge: float) -> Tensor:
-    """C of the module docstring, ``[n_items, n_items]``; rows of items that no prefix holds are zero."""
+    """Solve for C of the module docstring, ``[n_items, n_items]``; rows of items that no prefix holds are zero."""
     diagonal = gram.diagonal()
     known = diagonal > 0
     scale = diagonal[known].mean()

@@ -22,7 +22,7 @@ from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.decay_search import CLOSED_DECAYS, FOLLOWING_DECAYS, choose_fading
 from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.hyperparameters import DIM, EXACT_ITEMS
-from recbole_llm.fitting.logs import quietly
+from recbole_llm.fitting.logs import quietly, stage
 from recbole_llm.fitting.next_item import choose_decay, fit_next_item
 from recbole_llm.fitting.validation import DEFAULT_METRIC, Validation, evenly, user_metric
 from recbole_llm.scoring.rows import Rows
@@ -104,18 +104,25 @@ def fit(
         The calibrated score.
     """
     if start is None or start.score.block("closed_form") is None:
-        closed = fit_closed_form_block(data, validation, options) if "closed_form" in options.blocks else None
-        following = fit_next_item_block(data, closed, validation) if closed is not None else None
+        with stage("closed form"):
+            closed = fit_closed_form_block(data, validation, options) if "closed_form" in options.blocks else None
+            following = fit_next_item_block(data, closed, validation) if closed is not None else None
         closed, following = _on(data.history.ids.device, agree((closed, following)))
     else:
         closed, following = _blocks_of(start, data.trained)
-    learned = train_towers() if "learned" in options.blocks else None
-    score = weigh(data, validation, closed, following, learned)
-    score = choose_decays(score, data, validation)
-    score = with_weights(score, agree(weights_of(score)))
+    learned = None
+    if "learned" in options.blocks:
+        with stage("towers"):
+            learned = train_towers()
+    with stage("weights of the blocks"):
+        score = weigh(data, validation, closed, following, learned)
+        score = choose_decays(score, data, validation)
+        score = with_weights(score, agree(weights_of(score)))
     setting = None if closed is None else closed.setting
-    score = place_cold_items(score, data, validation, options, setting, rank_all_cold)
-    score = calibrate(score, data, validation)
+    with stage("items without interactions"):
+        score = place_cold_items(score, data, validation, options, setting, rank_all_cold)
+    with stage("probabilities"):
+        score = calibrate(score, data, validation)
     return FittedScore(score, setting)
 
 
@@ -132,12 +139,12 @@ Weights = list[tuple[str, float, float | None]]
 
 
 def weights_of(score: Score) -> Weights:
-    """What :func:`weigh` and :func:`choose_decays` have chosen."""
+    """Read off what :func:`weigh` and :func:`choose_decays` have chosen."""
     return [(block.name, block.scale, block.decay) for block in score.blocks]
 
 
 def with_weights(score: Score, weights: Weights) -> Score:
-    """The score with these choices; blocks that they do not name are left out."""
+    """Return the score with these choices; blocks that they do not name are left out."""
     blocks = {block.name: block for block in score.blocks}
     return replace(score, blocks=tuple(replace(blocks[name], scale=s, decay=tau) for name, s, tau in weights))
 
@@ -160,7 +167,7 @@ def _bare(block: LinearBlock, trained: Tensor, scale: float) -> LinearBlock:
 
 
 def fit_closed_form_block(data: TrainingData, validation: Validation | None, options: FitOptions) -> FittedBlock:
-    """The closed form, and where interactions are ordered, how fast its histories fade.
+    """Fit the closed form, and if interactions are ordered, how fast its histories fade.
 
     Constants and decay depend on each other. So a decay is chosen for the documented constants, the constants for that decay,
     and the decay once more.
@@ -189,7 +196,7 @@ def _closed_form(
 def fit_next_item_block(
     data: TrainingData, closed: FittedBlock | None, validation: Validation | None
 ) -> LinearBlock | None:
-    """The next-item block beside the closed form, where interactions are ordered; ``None`` where it adds nothing."""
+    """Fit the next-item block beside the closed form, if interactions are ordered; ``None`` if it adds nothing."""
     if closed is None or not data.is_ordered or validation is None:
         return None
     users, value = _users_and_value(data, validation)
@@ -219,7 +226,7 @@ def weigh(
     following: LinearBlock | None,
     learned: LinearBlock | None,
 ) -> Score:
-    """The solved blocks as they were weighed against each other, and the learned one joined to them."""
+    """Start the score from the solved blocks as they were weighed against each other, and join the learned one to them."""
     solved = tuple(block for block in (None if closed is None else closed.block, following) if block is not None)
     blocks = solved or tuple(block for block in (learned,) if block is not None)
     score = Score(blocks, data.rows.listed().to(data.history.ids.device), rows=data.rows)
@@ -229,7 +236,7 @@ def weigh(
 
 
 def join(score: Score, block: LinearBlock, data: TrainingData, validation: Validation | None) -> Score:
-    """The score with one more block, its weight chosen on validation, 0 among the choices.
+    """Return the score with one more block, its weight chosen on validation, 0 among the choices.
 
     Both parts are scaled by the standard deviation of their scores. Without validation data the block gets
     ``DEFAULT_LEARNED_SHARE`` of the whole.
@@ -275,7 +282,7 @@ def _scorer(score: Score, users: Tensor, histories: Rows) -> Scorer:
 
 
 def choose_decays(score: Score, data: TrainingData, validation: Validation | None) -> Score:
-    """Where interactions are ordered: decays and weights of all blocks once more, jointly.
+    """Choose decays and weights of all blocks once more, jointly, if interactions are ordered.
 
     Each block was tuned before the later ones existed. What was chosen block by block stays where the best of the grid is no
     better, both measured by whole rankings.

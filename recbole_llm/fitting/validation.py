@@ -37,6 +37,10 @@ class TopKMetric:
 
         Raises:
             ValueError: if the text is not one of ``METRICS`` with a number of places.
+
+        Example:
+            >>> TopKMetric.parse("NDCG@10")
+            TopKMetric(name='ndcg', k=10)
         """
         match = re.fullmatch(r"\s*([a-z]+)\s*@\s*([1-9]\d*)\s*", text.lower())
         if match is None or match[1] not in METRICS:
@@ -49,7 +53,7 @@ class TopKMetric:
         return f"{self.name.upper()}@{self.k}"
 
     def of(self, hits: Tensor, n_targets: Tensor) -> Tensor:
-        """The metric of each row.
+        """Compute the metric of each row.
 
         Args:
             hits: ``[B, k]`` bool, whether the item at each place is a target.
@@ -57,6 +61,10 @@ class TopKMetric:
 
         Returns:
             ``[B]`` float64 in [0, 1].
+
+        Example:
+            >>> TopKMetric("recall", 2).of(torch.tensor([[True, False]]), torch.tensor([4])).tolist()
+            [0.25]
         """
         hit = hits.double()
         place = torch.arange(1, hit.shape[1] + 1, device=hit.device, dtype=torch.float64)
@@ -105,7 +113,7 @@ def hide_seen(scores: Tensor, seen: Rows, targets: Rows | None = None, excluded:
 def user_metric(
     scorer: Scorer, targets: Rows, seen: Rows, n_items: int, metric: TopKMetric, excluded: Tensor | None = None
 ) -> Tensor:
-    """One metric value for every row that has a target.
+    """Compute one metric value for every row that has a target.
 
     Args:
         scorer: scores of the rows of ``targets``, on its device.
@@ -139,7 +147,7 @@ def user_metric(
 
 
 def evenly(ids: Tensor, most: int) -> Tensor:
-    """``ids`` (``[n]``), or at most so many of them, evenly spaced."""
+    """Return ``ids`` (``[n]``), or at most so many of them, evenly spaced."""
     if len(ids) <= most:
         return ids
     return ids[torch.linspace(0, len(ids) - 1, most, dtype=torch.float64).long()]
@@ -164,12 +172,12 @@ class Validation:
     max_users: int = 20_000
 
     def subset(self) -> "Validation":
-        """The users evaluated, as a selection of their own."""
+        """Return the users evaluated as a selection of their own."""
         users = evenly(torch.nonzero(self.targets.sizes).squeeze(1), self.max_users)
         return Validation(
             self.history.select(users), self.targets.select(users), self.seen.select(users), self.metric, self.max_users
         )
 
     def value(self, scorer: Scorer, n_items: int, excluded: Tensor | None = None) -> float:
-        """Mean of the metric over the users with a target, of scores of the rows of ``history``."""
+        """Average the metric over the users with a target, of scores of the rows of ``history``."""
         return float(user_metric(scorer, self.targets, self.seen, n_items, self.metric, excluded).mean())

@@ -32,25 +32,25 @@ class WarmItems:
     content: Content
 
     def expand(self, rows: Tensor) -> Tensor:
-        """``[n, d]`` -> ``[n_items, d]``, zero for the other items."""
+        """Put rows back into the catalogue, ``[n, d]`` -> ``[n_items, d]``, zero for the other items."""
         full = torch.zeros(len(self.warm), rows.shape[1], device=rows.device)
         full[self.items] = rows
         return full
 
     def compact(self, rows: Rows) -> Rows:
-        """Rows of catalogue ids in ids of 0 .. n - 1, without the items left out."""
+        """Translate rows of catalogue ids into ids of 0 .. n - 1, without the items left out."""
         kept = rows.keep(self.warm[rows.ids])
         return Rows(kept.offsets, (self.warm.cumsum(0) - 1)[kept.ids], kept.weights)
 
     def value(self, subset: Validation, source: Tensor, target: Tensor | None) -> float:
-        """Validation value of vectors of the n items; targets among the others count as missed."""
+        """Compute the validation value of vectors of the n items; targets among the others count as missed."""
         scorer = LinearBlock("closed_form", source, target).scorer(self.compact(subset.history))
         targets, seen = self.compact(subset.targets), self.compact(subset.seen)
         total = user_metric(scorer, targets, seen, len(self.items), subset.metric).sum()
         return float(total) / int((subset.targets.sizes > 0).sum())
 
     def popular(self, count: int) -> tuple["WarmItems", Tensor]:
-        """The ``count`` items that have most interactions, and their places among this one's items, ``[count]`` int64."""
+        """Find the ``count`` items with most interactions, and their places among this one's items, ``[count]`` int64."""
         popularity = torch.bincount(self.train.ids, minlength=len(self.items))
         places = popularity.argsort(descending=True, stable=True)[:count].sort().values
         warm = torch.zeros_like(self.warm)
@@ -63,7 +63,7 @@ class WarmItems:
 
 
 def warm_items(train: Rows, content: ContentTables, n_items: int) -> WarmItems:
-    """All items that have a training interaction.
+    """Select all items that have a training interaction.
 
     Args:
         train: training interactions, one row per user. Their weights are not read.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recbole_llm.atomic import atomic_folder
+from recbole_llm.text_files import read_text
 
 SHARES = (0.8, 0.1, 0.1)  # of a user's interactions with the other items: RecBole's default split
 
@@ -30,7 +31,7 @@ class SplitReport:
     cold_rows: dict[str, int]
 
     def lines(self) -> list[str]:
-        """The report as lines."""
+        """Format the report as lines."""
         parts = ", ".join(f"{part} {self.rows[part]} ({self.cold_rows[part]} cold)" for part in self.rows)
         return [
             f"{self.cold_items} of {self.items} items have no training interaction",
@@ -132,6 +133,6 @@ def _source(dataset: str, data_path: Path) -> Path:
 
 
 def _read(path: Path) -> tuple[str, list[str]]:
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = read_text(path, "dataset:").split("\n")
     header, *rows = (line.rstrip("\r") for line in lines)
     return header, [row for row in rows if row]

@@ -1,39 +1,17 @@
-"""Which column is which: by flag, by name, by content."""
+"""Which column of the interactions is which: by flag, by name, by content."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from recbole_llm.importing.table import Batch, Source
-from recbole_llm.importing.values import TimeReader, labels, numbers, trimmed
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-# names of public datasets and of common exports, in order of preference; in lower case, letters and digits only
-USER_NAMES = _words(
-    "userid user uid reviewerid customerid visitorid memberid accountid clientid profileid playerid readerid buyerid "
-    "customer visitor username reviewer sessionid session"
-)
-ITEM_NAMES = _words(
-    "itemid item iid parentasin asin productid movieid bookid newsid articleid artistid trackid songid videoid gameid "
-    "appid businessid recipeid courseid jobid postid adid contentid isbn sku product movie book news article artist "
-    "track song id"
-)
-RATING_NAMES = _words(
-    "rating ratings overall score stars star ratingvalue reviewrating reviewscore bookrating userrating"
-)
-LABEL_NAMES = _words("label click clicked isclick isclicked liked islike target")
-TIME_NAMES = _words(
-    "timestamp time unixreviewtime datetime eventtime eventtimestamp createdat date ts reviewdate ratedat viewedat "
-    "purchasedat orderdate ratingtimestamp"
-)
+from recbole_llm.importing.names import ITEM_NAMES, LABEL_NAMES, RATING_NAMES, TIME_NAMES, USER_NAMES, WEAK_NAMES
+from recbole_llm.importing.numbers import LabelReader, NumberReader
+from recbole_llm.importing.table import INDEX, Batch, Source
+from recbole_llm.importing.times import TimeReader
+from recbole_llm.importing.values import trimmed
 
 # "shipped_at", "orderTime", "EVENT DATE": of unknown names, those that end in such a word
 _TIME_ENDING = re.compile(
@@ -46,57 +24,102 @@ _YEAR = re.compile(r"(1[5-9]|20|21)\d\d")
 
 @dataclass(frozen=True)
 class InteractionColumns:
-    """Columns of the interactions; an empty string where there is none."""
+    """Columns of the interactions; an empty string where there is none.
+
+    Attributes:
+        others: columns with a known name that were not taken, to why.
+    """
 
     user: str
     item: str
     rating: str = ""
     label: str = ""
     time: str = ""
+    others: dict[str, str] = field(default_factory=dict)
 
     def used(self) -> list[str]:
-        """The columns that are there, in the order of the atomic file."""
+        """List the columns that are there, in the order of the atomic file."""
         return [name for name in (self.user, self.item, self.rating, self.label, self.time) if name]
 
 
 def simple_name(name: str) -> str:
-    """A column's name in lower case, letters and digits only."""
-    return re.sub(r"[^0-9a-z]", "", name.lower())
+    """Reduce a column's name to lower case, letters and digits of any script."""
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
-def _by_name(names: Iterable[str], known: Sequence[str]) -> list[str]:
+def by_name(names: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Find those of ``names`` that are known, in the order of ``known``."""
     ranked = [(known.index(simple_name(name)), name) for name in names if simple_name(name) in known]
     return [name for _, name in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def require(source: Source, flag: str, name: str) -> str:
-    """``name`` if it is a column of ``source``.
+    """Return ``name`` if it is a column of ``source``.
 
     Raises:
         ValueError: naming the flag and the columns there are.
     """
+    if source.unused.get(name) == INDEX:  # nobody's data, unless somebody says so
+        del source.unused[name]
+        source.names.append(name)
     if name not in source.names:
-        raise source.error(f"{flag} names {name!r}, and the columns are {_listed(source)}.")
+        raise source.error(f"{flag} names {name!r}, and the columns are {listed(source)}.")
     return name
 
 
-def _listed(source: Source) -> str:
-    unreadable = "".join(f"; not usable: {name} ({why})" for name, why in source.unused.items())
-    return ", ".join(map(repr, source.names)) + unreadable
+def listed(source: Source) -> str:
+    """List the columns of a table for a message; of very many the first."""
+    shown = [repr(name) for name in source.names[:50]] + (["..."] if len(source.names) > 50 else [])
+    unreadable = "".join(f"; not usable: {name} ({why})" for name, why in list(source.unused.items())[:10])
+    return ", ".join(shown) + unreadable
 
 
-def interaction_columns(source: Source, first: Batch, flags: Mapping[str, str | None]) -> InteractionColumns:
+@dataclass(frozen=True)
+class Notation:
+    """How values are written, where it was told.
+
+    Attributes:
+        decimal: the decimal sign, ``.`` or ``,``.
+        time_unit: ``s``, ``ms``, ``us``, ``ns`` or ``iso``.
+        time_format: a format of ``strptime``.
+    """
+
+    decimal: str | None = None
+    time_unit: str | None = None
+    time_format: str | None = None
+
+
+_KNOWN = {
+    "user": USER_NAMES,
+    "item": ITEM_NAMES,
+    "label": LABEL_NAMES,
+    "rating": RATING_NAMES,
+    "time": TIME_NAMES,
+}
+_EXPECTED = {
+    "label": "1 and 0, 1 and -1, true and false, or yes and no",
+    "rating": "a number (--decimal says which sign stands before its decimals)",
+    "time": "a count since 1970, an ISO date, or a date whose form --time-format gives, such as '%d.%m.%Y %H:%M'",
+}
+
+
+def interaction_columns(
+    source: Source, first: Batch, flags: Mapping[str, str | None], notation: Notation
+) -> InteractionColumns:
     """Find the columns of the interactions.
 
     Args:
         source: the interactions.
         first: their first rows, all columns.
         flags: ``user``, ``item``, ``rating``, ``label``, ``time``: a name, ``None`` to look for it, "" for none.
+        notation: how values are written.
 
     Raises:
-        ValueError: if user or item is not found, a flag names no column, or two flags name the same.
+        ValueError: if user or item is not found, a flag names no column, two flags name the same, or a column with the
+            name of ratings, labels or times holds something else.
     """
     found: dict[str, str] = {}
+    others: dict[str, str] = {}
     for role, name in flags.items():
         if name:
             found[role] = require(source, f"--{role}-column", name)
@@ -104,83 +127,88 @@ def interaction_columns(source: Source, first: Batch, flags: Mapping[str, str | 
         raise source.error(
             f"one column was given for two purposes: {', '.join(f'--{r}-column {n}' for r, n in found.items())}."
         )
-    for role, known in (
-        ("user", USER_NAMES),
-        ("item", ITEM_NAMES),
-        ("label", LABEL_NAMES),
-        ("rating", RATING_NAMES),
-        ("time", TIME_NAMES),
-    ):
+    for role, known in _KNOWN.items():
         if flags.get(role) is not None:
             continue
-        free = [name for name in source.names if name not in found.values()]
-        fitting = [name for name in _by_name(free, known) if role in ("user", "item") or _holds(role, first, name)]
+        named = by_name([name for name in source.names if name not in found.values()], known)
+        if role in ("user", "item"):
+            fitting = [name for name in named if simple_name(name) not in WEAK_NAMES or _repeats(first, name)]
+        else:
+            fitting = _readable(source, role, first, named, notation)
         if fitting:
             found[role] = fitting[0]
+            others |= {name: f"the {role} is read from {fitting[0]}" for name in named if name != fitting[0]}
     if flags.get("time") is None and "time" not in found:
         free = [name for name in source.names if name not in found.values() and _TIME_ENDING.search(name)]
-        fitting = [name for name in free if _is_moment(first, name)]
+        fitting = [name for name in free if _is_moment(first, name, notation)]
         if len(fitting) == 1:  # of several nobody knows which one counts; the report lists them
             found["time"] = fitting[0]
     for role in ("user", "item"):
         if not found.get(role):
-            example = {name: first.columns[name][0].as_py() if len(first.lines) else None for name in source.names}
+            example = {name: first.columns[name][0].as_py() if len(first.lines) else None for name in source.names[:50]}
             raise source.error(
-                f"which column holds the {role}s? Give --{role}-column. The columns are {_listed(source)}; the "
+                f"which column holds the {role}s? Give --{role}-column. The columns are {listed(source)}; the "
                 f"first row is {example}. If that is data and not a header, put a line with the columns' names on top."
             )
-    return InteractionColumns(**found)
+    return InteractionColumns(**found, others={name: why for name, why in others.items() if name not in found.values()})
 
 
-def _holds(role: str, first: Batch, name: str) -> bool:
-    """Whether half of the first values of a column are ratings, labels or times."""
-    values = trimmed(first.columns[name]).drop_null()
-    if not len(values):
-        return False
+def _repeats(first: Batch, name: str) -> bool:
+    """Whether a value occurs twice among the first ones: the number of a row does not."""
+    values = first.columns[name].drop_null()
+    return len(values.unique()) < len(values)
+
+
+def _readable(source: Source, role: str, first: Batch, named: Sequence[str], notation: Notation) -> list[str]:
+    """Those of the columns with the name of a rating, label or time that hold such values.
+
+    Raises:
+        ValueError: if there are such columns and most values of each are something else.
+    """
+    unreadable = {name: _unread(role, first, name, notation) for name in named}
+    fitting = [name for name, place in unreadable.items() if place is None]
+    for name, place in unreadable.items() if not fitting else ():
+        if place is not None and place >= 0:
+            raise source.error(
+                f"{source.unit} {first.lines[place]}: the column {name!r} has the name of a {role}, and "
+                f"{first.columns[name][place].as_py()[:60]!r} is none: expected is {_EXPECTED[role]}. Correct the values, name "
+                f"another column with --{role}-column, or give --{role}-column '' to leave it out."
+            )
+    return fitting
+
+
+def _unread(role: str, first: Batch, name: str, notation: Notation) -> int | None:
+    """The place of the first value that is no rating, label or time, if most are not; -1 if there is no value at all."""
+    values = trimmed(first.columns[name])
+    filled = values.is_valid().to_numpy(zero_copy_only=False)
+    if not filled.any():
+        return -1
     if role == "time":
-        return TimeReader.detect(values) is not None
-    if role == "label":
-        return bool((labels(values) >= 0).all())
-    return 2 * int(np.isfinite(numbers(values)).sum()) >= len(values)
+        reader = TimeReader.detect(values, notation.time_unit, notation.time_format)
+        if reader is not None and reader.is_undecided:
+            reader.settle(values)
+        read = np.zeros(len(values), dtype=bool) if reader is None else np.isfinite(reader.seconds(values))
+    elif role == "label":
+        read = LabelReader().read(values) >= 0
+    else:
+        read = np.isfinite(NumberReader(notation.decimal).read(values))
+    return None if 2 * int(read.sum()) >= int(filled.sum()) else int(np.flatnonzero(filled & ~read)[0])
 
 
-def _is_moment(first: Batch, name: str) -> bool:
+def _is_moment(first: Batch, name: str, notation: Notation) -> bool:
     """Whether the first values of a column are dates, or counts since 1970 that are too large for durations."""
     values = trimmed(first.columns[name]).drop_null()
     reader = TimeReader.detect(values)
-    return reader is not None and (reader.unit == "iso" or float(np.nanmedian(reader.seconds(values))) >= _FIRST_TIME)
-
-
-def id_column(source: Source, first: Batch, known: pa.Array, same_name: str, aliases: Sequence[str], flag: str) -> str:
-    """The id column of items or users: that of the interactions' name, that with the most known ids, or by its name.
-
-    Args:
-        source: the items or users.
-        first: their first rows, all columns.
-        known: ids of the interactions.
-        same_name: the interactions' column.
-        aliases: ``USER_NAMES`` or ``ITEM_NAMES``.
-        flag: the flag that settles it.
-
-    Raises:
-        ValueError: if none is found.
-    """
-    hits = {name: pc.sum(pc.is_in(first.columns[name], value_set=known)).as_py() or 0 for name in source.names}
-    most = max(hits.values())
-    candidates = [
-        name for name in [same_name, *_by_name(source.names, aliases), *source.names] if hits.get(name) == most
-    ]
-    if most == 0:  # only new ids among the first rows, or another form of the ids
-        candidates = [name for name in source.names if name == same_name] or _by_name(source.names, aliases)
-    if not candidates:
-        raise source.error(
-            f"which column holds the ids? None of {_listed(source)} holds ids of the interactions. Give {flag}."
-        )
-    return candidates[0]
+    if reader is None and notation.time_format is not None:
+        reader = TimeReader.detect(values, form=notation.time_format)
+        return reader is not None and 2 * int(np.isfinite(reader.seconds(values)).sum()) >= len(values) > 0
+    return reader is not None and (reader.is_date or float(np.nanmedian(reader.seconds(values))) >= _FIRST_TIME)
 
 
 def field_names(columns: Sequence[str], taken: Iterable[str], prefix: str, source: Source) -> dict[str, str]:
-    """Names for RecBole: letters, digits and underscores, none of ``taken`` (those get ``prefix`` in front).
+    """Make names for RecBole: letters (with their marks), digits and underscores.
+
+    A name among ``taken`` gets ``prefix`` in front.
 
     Raises:
         ValueError: if two columns get the same name.
@@ -188,7 +216,8 @@ def field_names(columns: Sequence[str], taken: Iterable[str], prefix: str, sourc
     used = set(taken)
     found: dict[str, str] = {}
     for column in columns:
-        name = re.sub(r"\W+", "_", column).strip("_") or "column"
+        name = "".join(c if c.isalnum() or unicodedata.category(c).startswith("M") else "_" for c in column)
+        name = re.sub("_+", "_", name).strip("_") or "column"
         if name in used:
             name = prefix + name
         if name in found.values() or name in used:
@@ -199,7 +228,7 @@ def field_names(columns: Sequence[str], taken: Iterable[str], prefix: str, sourc
 
 
 def is_amount(name: str, sample: Sequence[str]) -> bool:
-    """Whether numbers are amounts, to be stored as float, and neither codes (ids, postal codes) nor years."""
+    """Return whether numbers are amounts, to be stored as float, and neither codes (ids, postal codes) nor years."""
     simple = simple_name(name)
     coded = simple.endswith(("id", "code", "zip", "isbn", "phone", "sku", "ean", "upc", "gtin"))
     years = "year" in simple and all(map(_YEAR.fullmatch, sample))

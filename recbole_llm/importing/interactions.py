@@ -8,18 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recbole_llm.importing.columns import interaction_columns
-from recbole_llm.importing.ids import ID_PROBLEMS, UNUSABLE, IdColumn, look_alikes
-from recbole_llm.importing.report import EXAMPLES, TableReport
+from recbole_llm.importing.columns import Notation, interaction_columns
+from recbole_llm.importing.ids import ID_PROBLEMS, REFUSED, IdColumn, look_alikes
+from recbole_llm.importing.numbers import LabelReader, NumberReader, number_strings, numbers
+from recbole_llm.importing.report import EXAMPLES, TableReport, share
 from recbole_llm.importing.rows import RowFile
 from recbole_llm.importing.table import Batch, OneKind, Source
-from recbole_llm.importing.values import (
-    TimeReader,
-    labels,
-    number_strings,
-    numbers,
-    trimmed,
-)
+from recbole_llm.importing.times import TimeReader
+from recbole_llm.importing.values import trimmed
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class InteractionRules:
         duplicates: of one user and item keep the ``last`` row (by time, then place), the ``first``, or ``keep`` all.
         bad_rows: ``error`` or ``drop`` rows that cannot be read.
         order: of the ``file``, of ``time``, or ``auto``: of time where RecBole's float32 cannot tell times apart.
-        time_unit: ``s``, ``ms``, ``us``, ``ns``, ``iso``; found if ``None``.
+        notation: how numbers and times are written, where it was told.
     """
 
     threshold: float | None = None
@@ -40,7 +36,7 @@ class InteractionRules:
     duplicates: str = "last"
     bad_rows: str = "error"
     order: str = "auto"
-    time_unit: str | None = None
+    notation: Notation = field(default_factory=Notation)
 
 
 @dataclass
@@ -89,8 +85,15 @@ class _Check:
         for line, reason in batch.rejected:
             report.refuse(reason, [line], bad_rows)
 
-    def reject(self, mask: np.ndarray, reason: str, refused: str = "") -> None:
-        """Drop rows, or, where ``refused`` names the column with a value that cannot be read, refuse them."""
+    def reject(self, mask: np.ndarray, reason: str, refused: str = "", hint: str = "") -> None:
+        """Drop rows, or, where ``refused`` names the column with a value that cannot be read, refuse them.
+
+        Args:
+            mask: bool ``[rows]``.
+            reason: what is wrong with them.
+            refused: the column.
+            hint: what else than correcting the file helps.
+        """
         hit = np.flatnonzero(mask & self.alive)
         if not len(hit):
             return
@@ -98,7 +101,7 @@ class _Check:
         places = [self.batch.lines[int(at)] for at in hit[:EXAMPLES]]
         if refused:
             value = self.batch.columns[refused][int(hit[0])].as_py()
-            self.report.refuse(reason, places, self.bad_rows, len(hit), value)
+            self.report.refuse(reason, places, self.bad_rows, len(hit), value, hint)
         else:
             self.report.drop(reason, len(hit), places)
 
@@ -113,23 +116,44 @@ class _Importer:
         if not first.columns or not len(first.lines):
             first = Batch({name: pa.array([], pa.string()) for name in source.names}, range(0))
         self.source, self.rules = source, rules
-        self.columns = columns = interaction_columns(source, first, flags)
+        self.columns = columns = interaction_columns(source, first, flags, rules.notation)
         if rules.threshold is not None and not columns.rating:
             raise source.error("a threshold needs ratings, and no column holds them. Give --rating-column.")
+        self.ratings = NumberReader(rules.notation.decimal)
+        self.label = LabelReader()
         self.time: TimeReader | None = None
+        self.told_by = ""
         if columns.time:
-            self.time = TimeReader.detect(trimmed(first.columns[columns.time]), rules.time_unit)
-            if self.time is None and len(first.lines):
-                raise source.error(
-                    f"--time-column {columns.time!r}: most of its first values are neither numbers nor dates such as "
-                    f"2024-05-31T12:00:00 (the first is {first.columns[columns.time][0].as_py()!r})."
-                )
-            self.time = self.time or TimeReader("s")
+            self.time = self._time_reader(first, columns.time)
         self.labelled = bool(columns.label) or rules.threshold is not None
         self.report = TableReport(source.path.name, source.unit)
-        self.ids = {"user": IdColumn(), "item": IdColumn()}
+        self.ids = {kind: IdColumn(kind) for kind in ("user", "item")}
         self.id_kinds = [OneKind(source, column) for column in (columns.user, columns.item)]
         self.without_rating = 0
+
+    def _time_reader(self, first: Batch, name: str) -> TimeReader:
+        """The reader for the times that begin with ``first``; the whole column is read where only it tells day from month."""
+        source, notation = self.source, self.rules.notation
+        reader = TimeReader.detect(trimmed(first.columns[name]), notation.time_unit, notation.time_format)
+        if reader is None and len(first.lines):
+            raise source.error(
+                f"--time-column {name!r}: most of its first values are neither numbers nor dates such as "
+                f"2024-05-31T12:00:00 (the first is {first.columns[name][0].as_py()!r}). Another form is given as "
+                "--time-format '%d.%m.%Y %H:%M'."
+            )
+        reader = reader or TimeReader("s")
+        for batch in source.batches([name]) if reader.is_undecided else ():
+            place = reader.settle(trimmed(batch.columns[name]))
+            if place is not None:
+                shown = batch.columns[name][place].as_py()
+                self.told_by = f"{source.unit} {batch.lines[place]} ({shown!r}) tells the day from the month"
+                return reader
+        if reader.is_undecided:
+            raise source.error(
+                f"the times of {name!r}, such as {first.columns[name][0].as_py()!r}, may begin with the day or with the month, "
+                "and no row tells which. Give --time-format, such as '%d/%m/%Y' or '%m/%d/%Y'."
+            )
+        return reader
 
     def run(self, target: Path, progress: bool) -> Interactions:
         """Read all, then settle duplicates, threshold and order."""
@@ -154,9 +178,9 @@ class _Importer:
             low, time = rows.column("low"), rows.column("time")
             if self.rules.duplicates != "keep":
                 keep &= ~_repeats(user, item, time if self.time else None, self.rules.duplicates == "first")
-                self.report.drop(
-                    f"duplicate user and item ({self.rules.duplicates} one kept)", len(rows) - int(keep.sum())
-                )
+                repeats = len(rows) - int(keep.sum())
+                self.report.drop(f"duplicate user and item ({self.rules.duplicates} one kept)", repeats)
+                self._note_repeats(repeats, len(rows))
             below = keep & low
             self.report.drop(
                 f"rating below {self.rules.threshold:g}" if self.rules.threshold is not None else "", int(below.sum())
@@ -171,6 +195,8 @@ class _Importer:
             self.report.rows_kept = int(keep.sum())
             users, items = (_met(self.ids[role].ids, codes[keep]) for role, codes in (("user", user), ("item", item)))
         self._finish_report()
+        if self.time:
+            self.report.notes.append(f"times lie between {_day(time[keep].min())} and {_day(time[keep].max())}.")
         names = [name.split(":")[0] for name in header]
         notes = [*self._notes(order is not None, time, keep), *_look_alike_notes({"user": users, "item": items})]
         return Interactions(self.report, users, items, names, notes)
@@ -185,7 +211,7 @@ class _Importer:
         for role, column in (("user", columns.user), ("item", columns.item)):
             problems, ids[role] = self.ids[role].problems(batch.columns[column])
             for problem, reason in ID_PROBLEMS.items():
-                check.reject(problems == problem, f"{role} {reason}", column if problem == UNUSABLE else "")
+                check.reject(problems == problem, f"{role} {reason}", column if problem in REFUSED else "")
         cells = [batch.columns[columns.user], batch.columns[columns.item]]
         label, low, seconds = np.ones(n, dtype=np.int8), np.zeros(n, dtype=bool), np.zeros(n)
         if columns.rating:
@@ -200,7 +226,7 @@ class _Importer:
             text = trimmed(batch.columns[columns.time])
             seconds = self.time.seconds(text)
             check.reject(_is_null(text), "time missing")
-            check.reject(np.isnan(seconds), f"time is no {_TIME_WORDS[self.time.unit]}", columns.time)
+            check.reject(np.isnan(seconds), f"time is no {self.time.describe()}", columns.time, _TIME_HINT)
             cells.append(text if self.time.unit == "s" else number_strings(seconds))
         for role, id_column in self.ids.items():
             id_column.append(ids[role], check.alive)
@@ -209,19 +235,23 @@ class _Importer:
     def _ratings(self, check: "_Check") -> tuple[pa.Array, np.ndarray]:
         """Ratings as they are written, and 1 for those not below the threshold."""
         text = trimmed(check.batch.columns[self.columns.rating])
-        value, absent = numbers(text), _is_null(text)
-        check.reject(np.isnan(value) & ~absent, "rating is not a number", self.columns.rating)
+        written, absent = text, _is_null(text)
+        if self.source.is_typed(check.batch, self.columns.rating):
+            value = numbers(text)
+        else:
+            value, written = self.ratings.strings(text)
+        check.reject(np.isnan(value) & ~absent, "rating is not a number", self.columns.rating, _RATING_HINT)
         if self.rules.threshold is None:
             self.without_rating += int((absent & check.alive).sum())
-            return text, np.ones(len(text), dtype=np.int8)
+            return written, np.ones(len(text), dtype=np.int8)
         check.reject(absent, "rating missing")
-        return text, (value >= self.rules.threshold).astype(np.int8)
+        return written, (value >= self.rules.threshold).astype(np.int8)
 
     def _labels(self, check: "_Check") -> np.ndarray:
         text = trimmed(check.batch.columns[self.columns.label])
-        label = labels(text)
+        label = self.label.read(text)
         check.reject(_is_null(text), "label missing")
-        check.reject(label < 0, "label is neither 0 nor 1", self.columns.label)
+        check.reject(label < 0, "label is neither 0 nor 1", self.columns.label, _LABEL_HINT)
         if not self.rules.keep_negatives:
             check.reject(label == 0, "label 0")
         return label
@@ -238,10 +268,19 @@ class _Importer:
         source, report = self.source, self.report
         report.blank_lines, report.multiline_cells = source.blank_lines, source.multiline_cells
         others = [name for name in source.names if name not in self.columns.used()] + sorted(source.late_names)
-        report.unused_columns = {**dict.fromkeys(others, "not an interaction's field"), **source.unused}
+        report.unused_columns = {
+            **dict.fromkeys(others, "not an interaction's field"),
+            **self.columns.others,
+            **source.unused,
+        }
+        report.read_as = dict(source.read_as)
+        if self.ratings.rewrites:
+            report.read_as["decimal sign"] = self.ratings.decimal or "."
+        if self.time and self.time.unit == "format":
+            report.read_as["times"] = self.time.describe()
 
     def _notes(self, sorted_by_time: bool, time: np.ndarray, keep: np.ndarray) -> list[str]:
-        notes = []
+        notes = self._notes_of_reading()
         if self.time and not (time.astype(np.float32) == time)[keep].all():
             step = float(np.spacing(np.float32(np.abs(time[keep]).max())))
             notes.append(
@@ -260,6 +299,35 @@ class _Importer:
             notes.append(f"{self.without_rating:,} ratings are missing; RecBole fills in the mean if it loads them.")
         return notes
 
+    def _note_repeats(self, repeats: int, rows: int) -> None:
+        if repeats:
+            kept = self.rules.duplicates + (" in time" if self.time else " in the file")
+            self.report.notes.append(
+                f"{repeats:,} of {rows:,} rows ({share(repeats, rows)}) name a user and an item that another row names too. Of "
+                f"such rows one is kept, the {kept}; how often an item was taken counts for nothing. --duplicates keep writes "
+                "every row."
+            )
+
+    def _notes_of_reading(self) -> list[str]:
+        notes = []
+        if self.told_by:
+            notes.append(f"times are read as {self.time.describe() if self.time else ''}: {self.told_by}.")
+        if self.columns.label and self.label.describe():
+            notes.append(f"labels of {self.columns.label!r}: {self.label.describe()}.")
+        return notes
+
+
+def _day(seconds: float) -> str:
+    return str(np.datetime64(int(seconds), "s").astype("datetime64[D]"))
+
+
+_RATING_HINT = "--decimal , reads 4,5 as four and a half; --rating-column '' leaves ratings out."
+_LABEL_HINT = (
+    "Labels are 1 and 0, 1 and -1, true and false, or yes and no; if these are ratings give --rating-column, and "
+    "--label-column '' leaves labels out."
+)
+_TIME_HINT = "--time-format gives another form, such as '%d.%m.%Y %H:%M'; --time-column '' leaves times out."
+
 
 def _look_alike_notes(ids: Mapping[str, pa.Array]) -> list[str]:
     notes = []
@@ -271,15 +339,6 @@ def _look_alike_notes(ids: Mapping[str, pa.Array]) -> list[str]:
                 f"stay different ids, such as {pairs[0][0]!a} and {pairs[0][1]!a}."
             )
     return notes
-
-
-_TIME_WORDS = {
-    "iso": "date such as 2024-05-31T12:00:00Z",
-    "s": "number of seconds like the first ones",
-    "ms": "number of milliseconds like the first ones",
-    "us": "number of microseconds like the first ones",
-    "ns": "number of nanoseconds like the first ones",
-}
 
 
 def _met(ids: pa.Array, codes: np.ndarray) -> pa.Array:

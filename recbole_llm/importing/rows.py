@@ -74,11 +74,11 @@ class RowFile:
         self._n += len(lines)
 
     def remember(self, name: str, values: np.ndarray) -> None:
-        """What to keep of rows given to :meth:`write_lines`."""
+        """Choose what to keep of rows given to :meth:`write_lines`."""
         self._columns[name].append(values)
 
     def column(self, name: str) -> np.ndarray:
-        """A remembered column, ``[len(self)]``."""
+        """Return a remembered column, ``[len(self)]``."""
         self._columns[name] = [np.concatenate(self._columns[name])]
         return self._columns[name][0]
 

@@ -1,16 +1,25 @@
 """What every table in a file is to the importer: names, and batches of string columns with the place of each row."""
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from recbole_llm.importing import limits
+
+# pandas writes the index of a table into such a column: a row number, or what is left of a shuffle
+INDEX_NAME = re.compile(r"__index_level_\d+__|Unnamed: \d+(?:_level_\d+|\.\d+)*")
+INDEX = "index of a pandas table"
+
 
 class Number(str):
     """A number of a JSON file, digit for digit as written; a plain ``str`` was in quotes."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,9 @@ class Source(ABC):
         blank_lines: lines without anything, after ``batches`` has run.
         multiline_cells: cells with a line break inside, after ``batches`` has run.
         unused: columns that cannot be read as text, with the reason.
+        read_as: how the file was read, in words: its format, encoding, separator.
+        numeric: columns that hold numbers and no strings, so that no decimal sign is in question.
+        foreign_decimals: whether numbers with a decimal comma are likely, since cells are not separated by commas.
     """
 
     unit = "line"
@@ -51,14 +63,43 @@ class Source(ABC):
         self.unused: dict[str, str] = {}
         self.blank_lines = 0
         self.multiline_cells = 0
+        self.read_as: dict[str, str] = {}
+        self.numeric: set[str] = set()
+        self.foreign_decimals = False
 
     @abstractmethod
     def batches(self, names: Sequence[str] | None = None, progress: bool = False) -> Iterator[Batch]:
         """Read from the start; ``names`` limits the columns."""
 
     def error(self, message: str) -> ValueError:
-        """A ``ValueError`` that names the file."""
-        return ValueError(f"{self.path.name}: {message}")
+        """Build a ``ValueError`` of one line that names the file."""
+        text = "".join(c if c.isprintable() else "?" for c in f"{self.path.name}: {message}")
+        if len(text) > limits.MAX_MESSAGE:
+            text = f"{text[: limits.MAX_MESSAGE // 2]} ... {text[-limits.MAX_MESSAGE // 2 :]}"
+        return ValueError(text)
+
+    def is_typed(self, batch: Batch, name: str) -> bool:
+        """Return whether a column holds numbers that the format itself wrote, so that their decimal sign is a point."""
+        kinds = batch.kinds.get(name, set())
+        return name in self.numeric or (Number in kinds and kinds <= {Number, type(None)})
+
+    def check_columns(self, names: Collection[str]) -> None:
+        """Refuse a table of more columns, or with longer names, than can be meant.
+
+        Raises:
+            ValueError: names their number, or the length.
+        """
+        if len(names) > limits.MAX_COLUMNS:
+            raise self.error(
+                f"{len(names):,} columns, and at most {limits.MAX_COLUMNS:,} are read. Leave out those that are no ids, texts, "
+                "ratings or times; or is the separator wrong (--separator)?"
+            )
+        longest = max(names, key=len, default="")
+        if len(longest) > limits.MAX_NAME:
+            raise self.error(
+                f"a column's name of {len(longest):,} characters begins with {longest[:60]!r}: is that a row of data? Put a line "
+                "with the columns' names on top; or is the separator wrong (--separator)?"
+            )
 
 
 class OneKind:
@@ -82,6 +123,11 @@ class OneKind:
             )
 
 
+def is_nameless(name: str) -> bool:
+    """Return whether a column has no name of its own: its header cell is empty, or pandas made one up for its index."""
+    return name.startswith("unnamed ") or INDEX_NAME.fullmatch(name) is not None
+
+
 def joined(cells: Sequence[Any]) -> str:
-    """The parts of a list as one text; missing and empty parts are left out."""
+    """Join the parts of a list to one text; missing and empty parts are left out."""
     return ", ".join(str(cell) for cell in cells if cell is not None and str(cell).strip())

@@ -1,11 +1,11 @@
-"""Values of cells: ids, numbers, labels, times, texts; what RecBole's reader would lose is told from what it keeps."""
+"""Texts of cells; what RecBole's reader would lose is told from what it keeps."""
 
 import html
 import html.entities
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,109 +18,11 @@ NA_STRINGS = frozenset(
 )
 
 
-def cast_or_null(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Strings as numbers or times; null for those that are none."""
-    try:
-        return pc.cast(values, kind)
-    except pa.ArrowInvalid:
-        if len(values) == 1:
-            return pa.nulls(1, kind)
-        half = len(values) // 2
-        return pa.concat_arrays([cast_or_null(values.slice(0, half), kind), cast_or_null(values.slice(half), kind)])
-
-
 def trimmed(values: pa.Array) -> pa.Array:
-    """Strings without white space around them; null where nothing or a word for a missing value is left."""
+    """Trim strings; null where nothing or a word for a missing value is left."""
     values = pc.utf8_trim_whitespace(values)
     absent = pc.or_(pc.equal(values, ""), pc.is_in(values, value_set=pa.array(sorted(NA_STRINGS))))
     return pc.if_else(absent, None, values)
-
-
-def numbers(values: pa.Array) -> np.ndarray:
-    """Float64 ``[rows]``; NaN where a trimmed string is missing or no finite number."""
-    found = cast_or_null(values, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
-    return np.where(np.isfinite(found), found, np.nan)
-
-
-_LABELS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
-
-
-def labels(values: pa.Array) -> np.ndarray:
-    """Int8 ``[rows]``: 0, 1, or -1 where a trimmed string is neither."""
-    encoded = pc.utf8_lower(values).dictionary_encode()
-    table = np.array([*(_LABELS.get(value, -1) for value in encoded.dictionary.to_pylist()), -1], dtype=np.int8)
-    return table[encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)]
-
-
-TIME_UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
-# a count of seconds is below 1e11 until the year 5138; of milliseconds above it from 1973 on; and so on by 1000
-_UNIT_SIZES = [1e11, 1e14, 1e17]
-_ZONE = r":\d\d(\.\d+)?Z$|:\d\d(\.\d+)?[+-]\d\d(:?\d\d)?$"
-
-
-@dataclass
-class TimeReader:
-    """Times of one column as seconds since 1970-01-01 UTC.
-
-    Attributes:
-        unit: ``iso`` for dates, else a key of ``TIME_UNITS``.
-        fixed: the unit was given: values of other units' size are not doubted.
-        without_zone: dates read as UTC because they name no zone.
-    """
-
-    unit: str
-    fixed: bool = False
-    without_zone: int = 0
-
-    @classmethod
-    def detect(cls, values: pa.Array, unit: str | None = None) -> "TimeReader | None":
-        """A reader for a column that begins with the trimmed strings ``values``; ``None`` if most are no times."""
-        values = values.drop_null()
-        if unit is not None:
-            return cls(unit, fixed=True)
-        if not len(values):
-            return None
-        found = numbers(values)
-        found = found[~np.isnan(found)]
-        if 2 * len(found) >= len(values):
-            units = np.searchsorted(_UNIT_SIZES, np.abs(found[found != 0]), side="right")
-            return cls(list(TIME_UNITS)[np.bincount(units, minlength=1).argmax()])
-        reader = cls("iso")
-        dates = int(np.isfinite(reader.seconds(values)).sum())
-        return cls("iso") if 2 * dates >= len(values) else None
-
-    def seconds(self, values: pa.Array) -> np.ndarray:
-        """Float64 ``[rows]`` of trimmed strings; NaN where one is missing, no time, or of another unit's size."""
-        if self.unit == "iso":
-            return self._dates(values)
-        found = numbers(values)
-        if not self.fixed:
-            unit = np.searchsorted(_UNIT_SIZES, np.abs(found), side="right")
-            found = np.where((unit == list(TIME_UNITS).index(self.unit)) | (found == 0), found, np.nan)
-        return found / TIME_UNITS[self.unit]
-
-    def _dates(self, values: pa.Array) -> np.ndarray:
-        values = pc.replace_substring_regex(values, r"\s*(UTC|GMT|z)$", "Z")
-        values = pc.replace_substring_regex(values, r"(\.\d{6})\d+", r"\1")
-        zoned = pc.match_substring_regex(values, _ZONE)
-        micro = pa.timestamp("us")
-        seconds = np.full(len(values), np.nan)
-        for kind, mask in ((pa.timestamp("us", "UTC"), zoned), (micro, pc.invert(zoned))):
-            rows = mask.fill_null(False).to_numpy(zero_copy_only=False)
-            if rows.any():
-                found = cast_or_null(values.filter(pa.array(rows)), kind).cast(pa.int64())
-                seconds[rows] = found.to_numpy(zero_copy_only=False).astype(np.float64) / 1e6
-                if kind is micro:
-                    self.without_zone += len(found) - found.null_count
-        return seconds
-
-
-def number_strings(values: np.ndarray) -> pa.Array:
-    """Float64 ``[rows]`` as the shortest decimal strings that read back the same; null for NaN."""
-    array = pa.array(values, from_pandas=True)
-    whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), 2.0**53))
-    integers = pc.cast(pc.cast(pc.if_else(whole, array, None), pa.int64()), pa.string())
-    return pc.coalesce(integers, pc.cast(array, pa.string()))
 
 
 _TAG_NAMES = (
@@ -128,17 +30,23 @@ _TAG_NAMES = (
     "footer|form|h[1-6]|head|header|hr|html|i|iframe|img|input|ins|label|li|link|main|mark|meta|nav|object|ol|option|p|param|pre|"
     "q|s|section|select|small|span|strike|strong|sub|sup|table|tbody|td|tfoot|th|thead|title|tr|tt|u|ul|video|wbr"
 )
-_HIDDEN = re.compile(r"<!--.*?-->|<(script|style)\b[^>]*>.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
+_HIDDEN = re.compile(r"<!--|<(script|style)\b[^<>]*>", re.IGNORECASE)
+_ENDS = {
+    "comment": re.compile("-->"),
+    "script": re.compile(r"</script\s*>", re.IGNORECASE),
+    "style": re.compile(r"</style\s*>", re.IGNORECASE),
+}
 # only HTML's own names: "x <y and z> 2" is not a tag
 _TAG = re.compile(rf"</?(?:{_TAG_NAMES})(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _INLINE = re.compile(r"</?(?:a|abbr|b|big|em|font|i|mark|s|small|span|strong|sub|sup|tt|u|wbr)[\s/>]", re.IGNORECASE)
-_ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);")
+# Python refuses to read an integer of thousands of digits
+_ENTITY = re.compile(r"&(?:#\d{1,8}|#[xX][0-9a-fA-F]{1,8}|[a-zA-Z][a-zA-Z0-9]*);")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff\ufffe\uffff\ud800-\udfff]")
 _SPACE = re.compile(r"\s+")
 
 
 def clean_text(text: str, keep_html: bool = False) -> str:
-    """A text in one line: no HTML tags and entities, control characters and runs of white space; Unicode's form NFC.
+    """Clean a text to one line: no HTML tags and entities, control characters and runs of white space; Unicode's form NFC.
 
     Args:
         text: any string.
@@ -147,20 +55,55 @@ def clean_text(text: str, keep_html: bool = False) -> str:
     if not keep_html and ("<" in text or "&" in text):
         text = _without_html(text)
     text = _CONTROL.sub("", text)
-    if not text.isascii():
+    if not text.isascii() and not (len(text) > _LONG and _marks().search(text)):
         text = unicodedata.normalize("NFC", text)
     return _SPACE.sub(" ", text).strip()
 
 
+# characters; in shorter texts the square of a run's length is nothing
+_LONG = 2000
+
+
+@lru_cache(maxsize=1)
+def _marks() -> re.Pattern[str]:
+    """A run of combining marks that no language has: Python takes the square of its length to sort it."""
+    marks = [code for code in range(0x300, 0x110000) if unicodedata.combining(chr(code))]
+    ends = [code for code in marks if not unicodedata.combining(chr(code + 1))]
+    starts = [code for code in marks if not unicodedata.combining(chr(code - 1))]
+    ranges = "".join(f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends, strict=True))
+    return re.compile(f"[{ranges}]{{200}}")
+
+
 def _without_html(text: str) -> str:
     for _ in range(2):  # twice: shops store "&lt;br&gt;" and "&amp;eacute;"
-        text = _HIDDEN.sub(" ", text)
+        text = _without_hidden(text)
         text = _TAG.sub(lambda tag: "" if _INLINE.match(tag.group()) else " ", text)
         plain = _ENTITY.sub(_character, text)
         if plain == text:
             break
         text = plain
     return text
+
+
+def _without_hidden(text: str) -> str:
+    """A text without comments, scripts and styles.
+
+    One regular expression would look for the end of a comment that never ends from each of its beginnings.
+    """
+    parts: list[str] = []
+    endless: set[str] = set()
+    at = 0
+    while begin := _HIDDEN.search(text, at):
+        kind = (begin.group(1) or "comment").lower()
+        end = None if kind in endless else _ENDS[kind].search(text, begin.end())
+        if end is None:
+            endless.add(kind)
+            parts.append(text[at : begin.end()])
+            at = begin.end()
+        else:
+            parts += [text[at : begin.start()], " "]
+            at = end.end()
+    return "".join([*parts, text[at:]])
 
 
 def _character(entity: re.Match[str]) -> str:
@@ -170,7 +113,7 @@ def _character(entity: re.Match[str]) -> str:
 
 
 def protected(cell: str) -> str:
-    """A cell that RecBole's reader keeps: a space goes before a leading quote, or before a word read as missing.
+    """Change a cell so that RecBole's reader keeps it: a space goes before a leading quote, or before a word read as missing.
 
     RecBole splits ``token_seq`` at spaces and drops empty parts; our reader strips cells: to both it is the same text.
     """
@@ -178,7 +121,7 @@ def protected(cell: str) -> str:
 
 
 def quantiles(values: Iterable[int] | Any) -> dict[str, float]:
-    """Smallest, mean, median, 95th percentile and largest value; empty for none."""
+    """Compute smallest, mean, median, 95th percentile and largest value; empty for none."""
     array = np.asarray(values, dtype=np.float64)
     if not array.size:
         return {}

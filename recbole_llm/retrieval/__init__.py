@@ -1,1 +1,1 @@
-"""Recommendations from an export in NumPy: who is asked about, which items are best, and why. No HTTP."""
+"""Recommendations from an export in NumPy, without HTTP: queries, search, reasons."""

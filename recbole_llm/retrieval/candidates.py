@@ -1,4 +1,4 @@
-"""Retrieval through an index of the export's rows that may be approximate, exact in everything else.
+"""Search through an index that may be approximate, with an exact second step.
 
 The index proposes rows; what was added since the export is scored whole; what must not appear is never proposed; proposals
 are scored again in float64. Where an index proposes too few (narrow filters, large k, many exclusions), or cannot be
@@ -33,7 +33,7 @@ class CandidateRetriever(ABC):
 
     @abstractmethod
     def candidates(self, query: np.ndarray, wanted: int, hidden: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-        """Proposals for one query.
+        """Propose rows for one query.
 
         Args:
             query: ``[D]`` float32.
@@ -52,7 +52,7 @@ class CandidateRetriever(ABC):
         exclude: Sequence[np.ndarray],
         allow: Sequence[np.ndarray | None],
     ) -> list[Hits]:
-        """As :meth:`ExactRetriever.search`, as good as the index over the export's rows."""
+        """Find the best rows as :meth:`ExactRetriever.search` does, as good as the index over the export's rows."""
         segments = self.catalog.segments()
         exact = ExactRetriever(segments)
         added = ExactRetriever(segments[1:])
@@ -89,12 +89,15 @@ class CandidateRetriever(ABC):
 
 
 def with_bias(vector: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """``[n, D + 1]`` float32: with a query's 1 as its last column, the inner product is the score."""
+    """Append the bias as a column, ``[n, D + 1]`` float32.
+
+    With a query whose last column is 1 the inner product is the score.
+    """
     return np.ascontiguousarray(np.concatenate([vector, bias[:, None]], 1), dtype=np.float32)
 
 
 def wide_query(query: np.ndarray) -> np.ndarray:
-    """``[D + 1]`` float32 for :func:`with_bias`."""
+    """Append a 1 to a query, ``[D + 1]`` float32, for :func:`with_bias`."""
     return np.append(query, np.float32(1)).astype(np.float32)
 
 
@@ -107,7 +110,10 @@ def sample_queries(
     rank: np.ndarray | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """Queries of up to ``SAMPLED_QUERIES`` users with a history, ``[Q, D]`` float32; of items, where there is no user."""
+    """Make queries of up to ``SAMPLED_QUERIES`` users with a history, ``[Q, D]`` float32.
+
+    Without such users each query has one item as its history.
+    """
     users = np.flatnonzero(np.diff(offsets))
     draw = np.random.default_rng(seed)
     if not len(users):
@@ -121,7 +127,7 @@ def sample_queries(
 
 
 def queries_of(export: Export) -> np.ndarray:
-    """:func:`sample_queries` of an export's users."""
+    """Call :func:`sample_queries` for an export's users."""
     pooling = Pooling(export.manifest.blocks, export.offset)
     return sample_queries(
         pooling, export.source, export.history_offsets, export.history_items, export.history_weight, export.history_rank
@@ -129,7 +135,7 @@ def queries_of(export: Export) -> np.ndarray:
 
 
 def best_rows(vector: np.ndarray, bias: np.ndarray, queries: np.ndarray) -> list[np.ndarray]:
-    """The true ``RECALL_AT`` best rows of every query."""
+    """Find the true ``RECALL_AT`` best rows of every query."""
     Q, none = len(queries), np.zeros(0, np.int64)
     k = min(RECALL_AT, len(vector))
     hits = ExactRetriever([Segment(0, vector, bias)]).search(queries, [k] * Q, [none] * Q, [None] * Q)
@@ -139,7 +145,7 @@ def best_rows(vector: np.ndarray, bias: np.ndarray, queries: np.ndarray) -> list
 def smallest_with_recall(
     settings: Iterable[int], found: Callable[[int], Sequence[np.ndarray]], truth: Sequence[np.ndarray]
 ) -> tuple[int, float]:
-    """The first setting whose recall@10 is at least ``RECALL``, else the last, and its recall.
+    """Find the first setting whose recall@10 is at least ``RECALL``, else the last, and its recall.
 
     Args:
         settings: ascending in effort, at least one.
@@ -156,7 +162,12 @@ def smallest_with_recall(
 
 
 def doublings(first: int, last: int) -> Iterable[int]:
-    """first, 2 first, 4 first, ... and last."""
+    """Yield first, 2 first, 4 first, ... and last.
+
+    Example:
+        >>> list(doublings(4, 20))
+        [4, 8, 16, 20]
+    """
     value = first
     while value < last:
         yield value

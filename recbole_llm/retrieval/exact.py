@@ -13,11 +13,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 BLOCKS = (256, 64, 16)  # scores of a block; the largest that leaves twice as many blocks as results
+FEW = 3  # queries that are multiplied one by one: a product of so few rows first copies the whole table
 TILE = 16_384  # items; 64 queries x 16,384 float32 scores are 4 MiB
 # candidates beyond k that are scored again: float32 products of 600 dimensions reorder near-equal scores only
 MARGIN = 16
 # an allow-list below this share of the catalogue is gathered, not masked
 GATHER_SHARE = 0.05
+MINUS_INFINITY = np.array(-np.inf, np.float32).view(np.int32)[()]  # its bits
 
 
 class Segment(NamedTuple):
@@ -51,11 +53,11 @@ class Retriever(Protocol):
         exclude: Sequence[np.ndarray],
         allow: Sequence[np.ndarray | None],
     ) -> list[Hits]:
-        """The ``k[b]`` best rows for each query ``[B, D]``, without rows ``exclude[b]``, among ``allow[b]`` (bool)."""
+        """Find the ``k[b]`` best rows for each query ``[B, D]``, without rows ``exclude[b]``, among ``allow[b]`` (bool)."""
 
 
 def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
-    """Positions of at least the k largest finite scores, unsorted; more where the k-th is tied."""
+    """Find the positions of at least the k largest finite scores, unsorted; more if the k-th is tied."""
     n = len(scores)
     if k >= n:
         return np.flatnonzero(scores > -np.inf)
@@ -68,8 +70,21 @@ def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
     return np.flatnonzero(scores >= threshold)
 
 
+def _penalty(allowed: np.ndarray) -> np.ndarray:
+    """0 for allowed rows and -inf for the others, ``[n]`` float32: the addition of it is ten times as fast as an assignment."""
+    bits = allowed.astype(np.int32)
+    bits -= 1  # 0, or all bits
+    bits &= MINUS_INFINITY
+    return bits.view(np.float32)
+
+
 def best(rows: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
-    """Positions of the k best, by descending score, ties to the smaller row."""
+    """Find the positions of the k best, by descending score; ties go to the smaller row.
+
+    Example:
+        >>> best(np.array([4, 7, 2]), np.array([1.0, 3.0, 1.0]), 2).tolist()
+        [1, 2]
+    """
     return np.lexsort((rows, -scores))[:k]
 
 
@@ -94,7 +109,7 @@ class ExactRetriever:
         exclude: Sequence[np.ndarray],
         allow: Sequence[np.ndarray | None],
     ) -> list[Hits]:
-        """The best rows for each query.
+        """Find the best rows for each query.
 
         Args:
             query: ``[B, D]`` float32.
@@ -104,13 +119,18 @@ class ExactRetriever:
 
         Returns:
             One :class:`Hits` per query: exact up to scores that float32 cannot tell apart.
+
+        Example:
+            >>> table = Segment(0, np.array([[1.0], [3.0], [2.0]], np.float32), np.zeros(3, np.float32))
+            >>> query, seen = np.ones((1, 1), np.float32), np.array([1])
+            >>> ExactRetriever([table]).search(query, [2], [seen], [None])[0].rows.tolist()
+            [2, 0]
         """
         found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in k]
         dense = []
         for b, mask in enumerate(allow):
-            kept = None if mask is None else np.flatnonzero(mask)
-            if kept is not None and len(kept) < GATHER_SHARE * len(mask):  # type: ignore[arg-type]
-                self._gather(query[b], k[b], exclude[b], kept, found[b])
+            if mask is not None and np.count_nonzero(mask) < GATHER_SHARE * len(mask):
+                self._gather(query[b], k[b], exclude[b], np.flatnonzero(mask), found[b])
             else:
                 dense.append(b)
         for segment in self.segments:
@@ -142,7 +162,12 @@ class ExactRetriever:
         vector, bias = segment.vector[first : first + step], segment.bias[first : first + step]
         start = segment.start + first
         stop = start + len(vector)
-        scores = (vector @ query[dense[0]])[None] if len(dense) == 1 else query[dense] @ vector.T
+        if len(dense) <= FEW:
+            scores = np.empty((len(dense), len(vector)), np.float32)
+            for row, b in zip(scores, dense, strict=True):
+                np.matmul(vector, query[b], out=row)
+        else:
+            scores = query[dense] @ vector.T
         scores += bias
         for row, b in zip(scores, dense, strict=True):
             hidden = exclude[b]
@@ -150,7 +175,7 @@ class ExactRetriever:
                 row[hidden[(hidden >= start) & (hidden < stop)] - start] = -np.inf
             mask = allow[b]
             if mask is not None:
-                row[~mask[start:stop]] = -np.inf
+                row += _penalty(mask[start:stop])
             at = top_rows(row, k[b] + MARGIN)
             found[b].append((at + start, row[at]))
 
@@ -166,7 +191,7 @@ class ExactRetriever:
         return Hits(rows[order], exact[order])
 
     def score(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """<q, w_i> + b_i in float64, ``[n]``, each row summed by itself."""
+        """Compute <q, w_i> + b_i in float64, ``[n]``, each row summed by itself."""
         wide = query.astype(np.float64)
         if len(self.segments) == 1:
             return self._score_in(self.segments[0], rows, wide)

@@ -37,7 +37,7 @@ class AttributeIndex:
         self._changed[row] = attributes
 
     def summary(self, limit: int) -> dict[str, dict[str, Any]]:
-        """What a filter can ask for: the most frequent values, or for a number the least and the largest.
+        """Say what a filter can ask for: the most frequent values, or for a number the least and the largest.
 
         Args:
             limit: values of an attribute.
@@ -58,7 +58,7 @@ class AttributeIndex:
         return result
 
     def mask(self, condition: Mapping[str, Any], n_rows: int) -> np.ndarray:
-        """Rows for which every part of ``condition`` holds, ``[n_rows]`` bool.
+        """Mark the rows for which every part of ``condition`` holds, ``[n_rows]`` bool.
 
         Args:
             condition: attribute to a value, a list of values (any of them), or for numbers bounds such as
@@ -67,6 +67,12 @@ class AttributeIndex:
 
         Raises:
             ValueError: on an undeclared attribute, or a condition that does not fit its kind.
+
+        Example:
+            >>> rows = [{"year": 1994, "genres": ["Drama"]}, {"year": 2001}]
+            >>> index = AttributeIndex({"year": "number", "genres": "tokens"}, rows)
+            >>> index.mask({"year": {"lt": 2000}, "genres": ["Drama", "War"]}, 2).tolist()
+            [True, False]
         """
         result = np.ones(n_rows, bool)
         for name, wanted in condition.items():
@@ -76,6 +82,12 @@ class AttributeIndex:
                 raise ValueError(f"filter: unknown attribute {name[:64]!r}; the export declares: {known}.")
             result &= self._numbers(name, wanted, n_rows) if kind == "number" else self._tokens(name, wanted, n_rows)
         return result
+
+    def having(self, name: str, values: list[Any], n_rows: int) -> np.ndarray:
+        """Mark the rows with any of these values of a declared attribute, ``[n_rows]`` bool."""
+        return (
+            self._numbers(name, values, n_rows) if self.kinds[name] == "number" else self._tokens(name, values, n_rows)
+        )
 
     def _tokens(self, name: str, wanted: Any, n_rows: int) -> np.ndarray:
         values = wanted if isinstance(wanted, list) else [wanted]

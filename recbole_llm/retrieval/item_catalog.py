@@ -1,4 +1,4 @@
-"""The items as they stand: an export plus what was added, changed and taken away since.
+"""The live catalogue: an export plus the items added, changed and deleted since.
 
 The export's tables stay untouched in their mapped file; new rows go into a second, growable segment. A row that may not
 be recommended has bias -inf. One thread writes (the one that scores); every reader on that thread sees whole changes.
@@ -6,7 +6,7 @@ be recommended has bias -inf. One thread writes (the one that scores); every rea
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,7 @@ class Catalog:
         return sum(int((segment.bias > -np.inf).sum()) for segment in self.segments())
 
     def counts(self) -> dict[str, int]:
-        """Items by kind: warm, cold, unlisted (the model does not rank them), deleted."""
+        """Count items by kind: warm, cold, unlisted (the model does not rank them), deleted."""
         live = np.concatenate([segment.bias > -np.inf for segment in self.segments()])
         warm = live & np.concatenate([self._trained, np.zeros(len(self) - self.n_base, bool)])
         unlisted = int((~self.export.listed).sum()) - sum(not self.export.listed[row] for row in self.successor)
@@ -103,13 +103,13 @@ class Catalog:
         }
 
     def segments(self) -> list[Segment]:
-        """The tables a retriever scores."""
+        """Return the tables that a retriever scores."""
         added = len(self) - self.n_base
         base = Segment(0, self.export.vector, self._base_bias)
         return [base, Segment(self.n_base, self._vector[:added], self._bias[:added])] if added else [base]
 
     def row(self, item_id: str) -> int:
-        """The live row of an item.
+        """Return the live row of an item.
 
         Raises:
             UnknownItemError: if there is none.
@@ -120,12 +120,12 @@ class Catalog:
         return row
 
     def is_live(self, row: int) -> bool:
-        """Whether the row can be recommended."""
+        """Return whether the row can be recommended."""
         bias = self._base_bias[row] if row < self.n_base else self._bias[row - self.n_base]
         return bool(bias > -np.inf)
 
     def is_cold(self, row: int) -> bool:
-        """Whether the row's vectors come from text alone."""
+        """Return whether the row's vectors come from text alone."""
         return row >= self.n_base or not self._trained[row]
 
     def new_items(self) -> np.ndarray:
@@ -133,25 +133,61 @@ class Catalog:
         return np.concatenate([~self._trained, np.ones(len(self) - self.n_base, bool)])
 
     def needs_text(self, item_id: str) -> bool:
-        """Whether the item has no vectors of its own to be recommended by: it is new, or the model does not rank it."""
+        """Return whether the item has no vectors of its own: it is new, or the model does not rank it."""
         row = self.row_of.get(item_id)
         return row is None or (row < self.n_base and not self.export.listed[row])
 
     def state(self, row: int) -> ItemState:
-        """What is known of a row."""
+        """Return what is known of a row."""
         return ItemState(self.ids[row], row, self.records[row], self.is_cold(row), self.added_at.get(row))
 
     def vector(self, rows: np.ndarray) -> np.ndarray:
-        """Target vectors of rows, ``[n, D]`` float32."""
+        """Return target vectors of rows, ``[n, D]`` float32."""
         return self._rows(self.export.vector, self._vector, rows)
 
     def source(self, rows: np.ndarray) -> np.ndarray:
-        """Source vectors of rows, ``[n, D]`` float32."""
+        """Return source vectors of rows, ``[n, D]`` float32."""
         return self._rows(self.export.source, self._source, rows)
 
     def bias(self, rows: np.ndarray) -> np.ndarray:
-        """Biases of rows, ``[n]`` float32."""
+        """Return biases of rows, ``[n]`` float32."""
         return self._rows(self._base_bias, self._bias, rows)
+
+    def live(self) -> np.ndarray:
+        """Mark the rows that can be recommended, ``[N]`` bool."""
+        return np.concatenate([segment.bias > -np.inf for segment in self.segments()])
+
+    def values(self, row: int, name: str) -> Sequence[Any]:
+        """List the values of a row's attribute, each once; none if it has none."""
+        value = self.records[row].attributes.get(name)
+        if isinstance(value, list):
+            return value if len(value) < 2 else list(dict.fromkeys(value))
+        return () if value is None else (value,)
+
+    def rows_with(self, name: str, values: list[Any]) -> np.ndarray:
+        """Mark the rows with any of these values of a declared attribute, ``[N]`` bool."""
+        return self._attributes.having(name, values, len(self))
+
+    def content(self, rows: np.ndarray) -> np.ndarray:
+        """Return the content vectors of rows, by whose cosine items are alike, ``[n, F]`` float32 of length 1.
+
+        Zero where an item has none, as items added since the export: the vectors are centred, so that 0 is the likeness of
+        two items drawn at random. With several modalities the cosine is their mean. Of an export without content it is the
+        model's target vectors.
+        """
+        tables = list(self.export.content.values())
+        if not tables:
+            vectors = self.vector(rows)
+            return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+        if len(tables) == 1 and len(self) == self.n_base:
+            return tables[0][rows]
+        base = rows < self.n_base
+        found = np.zeros((len(rows), sum(table.shape[1] for table in tables)), np.float32)
+        if len(tables) == 1:
+            found[base] = tables[0][rows[base]]
+        else:
+            found[base] = np.concatenate([table[rows[base]] for table in tables], 1) / np.float32(len(tables) ** 0.5)
+        return found
 
     def _rows(self, base: np.ndarray, added: np.ndarray, rows: np.ndarray) -> np.ndarray:
         if len(self) == self.n_base:
@@ -256,7 +292,7 @@ class Catalog:
         self._masks.clear()
 
     def mask(self, condition: Mapping[str, Any]) -> np.ndarray | None:
-        """Rows that a filter allows, ``[N]`` bool; ``None`` for an empty filter.
+        """Mark the rows that a filter allows, ``[N]`` bool; ``None`` for an empty filter.
 
         Raises:
             ValueError: on an unknown attribute or a condition that does not fit its kind; lists what is known.
@@ -275,14 +311,17 @@ class Catalog:
         return mask
 
     def attributes(self, limit: int) -> dict[str, dict[str, Any]]:
-        """What filters can ask for, of :meth:`AttributeIndex.summary`; made once for each ``limit``."""
+        """Say what filters can ask for, as :meth:`AttributeIndex.summary`; made once for each ``limit``."""
         summary = self._summaries.get(limit)
         if summary is None:
             summary = self._summaries[limit] = self._attributes.summary(limit)
         return summary
 
     def find(self, text: str, limit: int) -> list[ItemState]:
-        """Live items whose title holds ``text`` (case folded): those that begin with it first, then by row."""
+        """Find live items whose title holds ``text`` (case folded).
+
+        Titles that begin with it come first, then the order is by row.
+        """
         wanted = text.casefold()
         starts: list[int] = []
         holds: list[int] = []

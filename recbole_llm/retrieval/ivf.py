@@ -34,7 +34,7 @@ def _faiss() -> Any:
     try:
         import faiss
     except ModuleNotFoundError as error:
-        raise ValueError("An IVF index needs faiss: pip install 'recbole-llm[ann]'.") from error
+        raise ValueError("An IVF index needs faiss: pip install -e '.[ann]' in the checkout.") from error
     return faiss
 
 
@@ -99,7 +99,7 @@ class IvfRetriever(CandidateRetriever):
         self.nprobe = int(description["nprobe"])
 
     def candidates(self, query: np.ndarray, wanted: int, hidden: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-        """As :meth:`CandidateRetriever.candidates`: the selector keeps the others out of the lists."""
+        """Propose rows as :meth:`CandidateRetriever.candidates` does; the selector keeps hidden rows out of the lists."""
         faiss = self._faiss
         # kept in variables: faiss does not own them
         if mask is None:

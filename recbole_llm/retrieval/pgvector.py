@@ -58,7 +58,9 @@ class PgVectorRetriever(RemoteRetriever):
         try:
             import psycopg
         except ModuleNotFoundError as error:
-            raise ValueError("Search in PostgreSQL needs psycopg: pip install 'recbole-llm[postgres]'.") from error
+            raise ValueError(
+                "Search in PostgreSQL needs psycopg: pip install -e '.[postgres]' in the checkout."
+            ) from error
         self._psycopg, self._address, self._connection = psycopg, address, None
         self.width = export.manifest.dim + 1
         if self.width > MAX_STORED:
@@ -96,7 +98,7 @@ class PgVectorRetriever(RemoteRetriever):
     # ------------------------------------------------------------------ filling
 
     def _described(self) -> tuple[int, int, float] | None:
-        """Lists (0: no index), probes and recall of the export's table, if it is complete."""
+        """Read the stored facts of the export's table, if it is complete: lists (0: no index), probes and recall."""
         if self._run("SELECT to_regclass('vectors_export')")[0][0] is None:
             return None
         rows = self._run(
@@ -156,7 +158,7 @@ class PgVectorRetriever(RemoteRetriever):
             raise SearchError(f"pgvector {version} is too old; expected 0.8: ALTER EXTENSION vector UPDATE.")
 
     def _copy(self, export: Export) -> None:
-        """In PostgreSQL's binary format: a million rows in seconds."""
+        """Copy rows in PostgreSQL's binary format: a million rows in seconds."""
         rows = np.flatnonzero(export.listed)
         layout = [("fields", ">i2"), ("row_bytes", ">i4"), ("row", ">i4"), ("vector_bytes", ">i4")]
         layout += [("width", ">i2"), ("unused", ">i2")]
@@ -196,7 +198,7 @@ class PgVectorRetriever(RemoteRetriever):
     # ------------------------------------------------------------------ searching
 
     def ranked(self, query: np.ndarray, n: int, hidden: np.ndarray) -> np.ndarray:
-        """As :meth:`RemoteRetriever.ranked`."""
+        """Rank as :meth:`RemoteRetriever.ranked` says."""
         with self._errors():
             return self._ranked(query, n, hidden)
 

@@ -58,7 +58,9 @@ class QdrantRetriever(RemoteRetriever):
         try:
             from qdrant_client import QdrantClient, models
         except ModuleNotFoundError as error:
-            raise ValueError("Search in Qdrant needs its client: pip install 'recbole-llm[qdrant]'.") from error
+            raise ValueError(
+                "Search in Qdrant needs its client: pip install -e '.[qdrant]' in the checkout."
+            ) from error
         self._models = models
         with self._errors():
             self._client: Any = (
@@ -111,7 +113,7 @@ class QdrantRetriever(RemoteRetriever):
         return ef if recall >= RECALL else None
 
     def ranked(self, query: np.ndarray, n: int, hidden: np.ndarray) -> np.ndarray:
-        """As :meth:`RemoteRetriever.ranked`."""
+        """Rank as :meth:`RemoteRetriever.ranked` says."""
         with self._errors():
             return self._ranked(query, n, hidden)
 

@@ -5,8 +5,9 @@ recommender.recommend(Request(user="196", k=10, explain=3))
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from logging import getLogger
 from typing import Any
 
@@ -15,13 +16,18 @@ import numpy as np
 from recbole_llm.export.errors import ExportError, UnknownItemError, UnknownUserError
 from recbole_llm.export.pooling import Pooling, Query
 from recbole_llm.export.reader import Export
+from recbole_llm.retrieval.answers import Reason, Recommendation, Recommended
 from recbole_llm.retrieval.exact import ExactRetriever, Hits, Retriever, best, top_rows
 from recbole_llm.retrieval.item_catalog import Catalog, MappedItem
+from recbole_llm.retrieval.ranking import Chance
+from recbole_llm.retrieval.reranking import Applied, Chosen, Reranking, Subject, reranked, short_note, subject_name
+from recbole_llm.retrieval.rules import NO_RULES, Rules
 from recbole_llm.retrieval.users import Users
 from recbole_llm.scoring.probability import ProbabilityMap
 
 FALLBACKS = ("none", "popular")
 log = getLogger(__name__)
+NOT_FINITE = "The numbers of the model give no finite score here; export a model whose training ended well."
 _NO_ROWS = np.zeros(0, np.int64)
 
 
@@ -41,6 +47,7 @@ class Request:
         explain: reasons per item.
         only_new: whether only items have a place that nobody has had yet.
         fallback: ``popular`` answers for an unknown user, or where no item is known; ``none`` raises.
+        rules: what else decides about the list; its conditions hold beside ``exclude`` and ``filter``.
     """
 
     user: str | None = None
@@ -54,6 +61,7 @@ class Request:
     explain: int = 0
     only_new: bool = False
     fallback: str = "none"
+    rules: Rules = NO_RULES
 
     def __post_init__(self) -> None:
         given = [name for name in ("user", "items", "text_vector") if getattr(self, name) is not None]
@@ -70,61 +78,13 @@ class Request:
                 raise ValueError("weights must be finite and not negative.")
 
 
-@dataclass(frozen=True)
-class Reason:
-    """What one item of the history adds to a score."""
-
-    id: str
-    title: str
-    contribution: float
-
-
-@dataclass(frozen=True)
-class Recommended:
-    """One item of an answer.
-
-    Attributes:
-        id: external id.
-        title: its title.
-        score: <q, w_i> + b_i, by which items are ranked; for source ``popular`` the number of training interactions.
-        probability: P(i|u), by the export's map; ``None`` for sources that are no score of a user (``popular``, ``similar``).
-        cold: whether it is known by its text alone.
-        reasons: the largest positive contributions of the history, best first; ``None`` where none were asked for.
-        rest: the contributions that are not among the reasons, and the user's own part.
-        bias: b_i. Reasons, rest and bias add up to the score.
-    """
-
-    id: str
-    title: str
-    score: float
-    cold: bool
-    probability: float | None = None
-    reasons: tuple[Reason, ...] | None = None
-    rest: float | None = None
-    bias: float | None = None
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """An answer.
-
-    Attributes:
-        items: best first.
-        source: ``history``, ``items``, ``text``, or ``popular`` where the fallback answered.
-        unknown: ids of the request that no item has.
-    """
-
-    items: tuple[Recommended, ...]
-    source: str
-    unknown: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A request turned into a query, its hidden rows and its mask; ``rows`` are those of the history."""
+    """A request turned into a query, its hidden rows and its mask; ``rows`` and ``times`` are those of the history."""
 
     query: Query
     rows: np.ndarray
+    times: np.ndarray
     hidden: np.ndarray
     mask: np.ndarray | None
     source: str
@@ -163,7 +123,7 @@ class Recommender:
             close()
 
     def history_length(self, request: Request) -> int:
-        """Entries of the history that a request is answered from, at most; 0 for an unknown user and for a text."""
+        """Return the most history entries that a request is answered from; 0 for an unknown user and for a text."""
         if request.items is not None:
             return len(request.items)
         row = None if request.user is None else self._user_row.get(request.user)
@@ -187,27 +147,56 @@ class Recommender:
     def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation | Exception]:
         """Answer several requests in one pass over the catalogue; what is wrong with one is its own answer."""
         answers: list[Recommendation | Exception | None] = [None] * len(requests)
-        ready: list[tuple[int, _Prepared]] = []
+        ready: list[tuple[int, _Prepared, Reranking | None]] = []
         for at, request in enumerate(requests):
             try:
                 prepared = self._prepare(request)
                 if prepared is None:
                     answers[at] = self._popular(request)
                 else:
-                    ready.append((at, prepared))
+                    ready.append((at, prepared, self._reranking(request, prepared)))
             except (LookupError, ValueError) as error:
                 answers[at] = error
-        if ready:
+        searches = [
+            (prepared, n, mask)
+            for at, prepared, reranking in ready
+            for n, mask in ([(requests[at].k, prepared.mask)] if reranking is None else reranking.searches())
+        ]
+        found: Iterator[Hits] = iter(())
+        if searches:
             retriever = self._retriever or ExactRetriever(self.catalog.segments())
-            hits = retriever.search(
-                np.stack([prepared.query.vector for _, prepared in ready]),
-                [requests[at].k for at, _ in ready],
-                [prepared.hidden for _, prepared in ready],
-                [prepared.mask for _, prepared in ready],
+            found = iter(
+                retriever.search(
+                    np.stack([prepared.query.vector for prepared, _, _ in searches]),
+                    [n for _, n, _ in searches],
+                    [prepared.hidden for prepared, _, _ in searches],
+                    [mask for _, _, mask in searches],
+                )
             )
-            for (at, prepared), hit in zip(ready, hits, strict=True):
-                answers[at] = self._answer(requests[at], prepared, hit)
+        for at, prepared, reranking in ready:
+            hits = [next(found) for _ in ([0] if reranking is None else reranking.searches())]
+            if not all(np.isfinite(one.scores).all() for one in hits):
+                answers[at] = ValueError(NOT_FINITE)
+            elif reranking is None:
+                answers[at] = self._answer(requests[at], prepared, hits[0])
+            else:
+                chosen = reranking.chosen(hits)
+                answers[at] = self._answer(requests[at], prepared, Hits(chosen.rows, chosen.scores), chosen)
         return answers  # type: ignore[return-value]
+
+    def _reranking(self, request: Request, prepared: _Prepared) -> Reranking | None:
+        """The rules of a request that change the order; ``None`` where there are none."""
+        if not request.rules.rerank:
+            return None
+
+        def search(n: int, hidden: np.ndarray, allow: np.ndarray | None) -> Hits:
+            retriever = self._retriever or ExactRetriever(self.catalog.segments())
+            return retriever.search(prepared.query.vector[None], [n], [hidden], [allow])[0]
+
+        chance = Chance(self._probability, math.log(max(len(prepared.query.source), 1)))
+        name = subject_name(request.user, request.items, request.text_vector)
+        subject = Subject(prepared.rows, prepared.times, chance, name)
+        return Reranking(request.rules, request.k, self.catalog, search, prepared.hidden, prepared.mask, subject)
 
     def _prepare(self, request: Request) -> _Prepared | None:
         """``None`` for the fallback."""
@@ -239,14 +228,31 @@ class Recommender:
             rows, times, kind = _NO_ROWS, np.ones(1, np.float32), "text"
             source = self._text_map_of(request.text_vector[None])[1]
         query = self._pooling.query(source, times, part, ranks)
-        hidden, unknown_exclusions = self._rows_of(request.exclude)
+        if not (np.isfinite(query.vector).all() and np.isfinite(query.weights).all()):
+            raise ValueError(NOT_FINITE)
+        hidden, mask, unnamed = self._conditions(request)
         if request.exclude_seen:
             hidden = np.concatenate([hidden, self._with_successors(rows)])
         hidden = np.concatenate([hidden, self._disliked(request.user)])
-        mask = catalog.mask(request.filter)
+        return _Prepared(query, rows, times, hidden, mask, kind, (*unknown, *unnamed))
+
+    def _conditions(self, request: Request) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+        """Rows without a place, a mask of those with one or ``None``, and unknown ids."""
+        rules = request.rules
+        hidden, unknown = self._rows_of([*request.exclude, *rules.exclude] if rules.exclude else request.exclude)
+        mask = self.catalog.mask(request.filter)
+        if rules.filter:
+            own = self.catalog.mask(rules.filter)
+            mask = own if mask is None else mask & own
+        if rules.only is not None:
+            rows, unnamed = self._rows_of(rules.only)
+            unknown += unnamed
+            only = np.zeros(len(self.catalog), bool)
+            only[rows] = True
+            mask = only if mask is None else only & mask
         if request.only_new:
-            mask = catalog.new_items() if mask is None else mask & catalog.new_items()
-        return _Prepared(query, rows, hidden, mask, kind, (*unknown, *unknown_exclusions))
+            mask = self.catalog.new_items() if mask is None else mask & self.catalog.new_items()
+        return hidden, mask, unknown
 
     def _disliked(self, user_id: str | None) -> np.ndarray:
         """Rows that a user has seen and not liked; no answer holds them, whether items of the history may come back or not."""
@@ -259,7 +265,7 @@ class Recommender:
     def _listed(
         self, items: Sequence[str], weights: Sequence[float] | None
     ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Rows of the known items, each once (the last mention counts), their weights, and the unknown ids."""
+        """Return the rows of the known items, each once (the last mention counts), their weights, and the unknown ids."""
         weight_of: dict[int, float] = {}
         unknown = []
         for at, item_id in enumerate(items):
@@ -282,26 +288,34 @@ class Recommender:
         return np.array([row for row in found if row is not None], np.int64), unknown
 
     def _with_successors(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of a history, with the rows that took the place of some of them."""
+        """Return the rows of a history, and the rows that took the place of some of them."""
         moved = self.catalog.successor
         if not moved:
             return rows
         return np.concatenate([rows, np.array([moved[row] for row in rows.tolist() if row in moved], np.int64)])
 
-    def _answer(self, request: Request, prepared: _Prepared, hits: Hits) -> Recommendation:
+    def _answer(
+        self, request: Request, prepared: _Prepared, hits: Hits, chosen: Chosen | None = None
+    ) -> Recommendation:
         catalog = self.catalog
         rows = hits.rows.tolist()
         length = max(len(prepared.query.source), 1)
         logits = self._probability.logit(hits.scores, math.log(length))
         probability = (0.5 + 0.5 * np.tanh(0.5 * logits)).tolist()  # a sigmoid that does not overflow
-        if not request.explain:
-            items = tuple(
-                Recommended(catalog.ids[row], catalog.records[row].title, score, catalog.is_cold(row), p)
-                for row, score, p in zip(rows, hits.scores.tolist(), probability, strict=True)
-            )
-        else:
+        if request.explain:
             items = tuple(self._explained(request.explain, prepared, hits, probability))
-        return Recommendation(items, prepared.source, prepared.unknown)
+            items = items if chosen is None else chosen.told(items)
+        else:
+            scores = hits.scores.tolist()
+            applied: Iterable[tuple[Applied, ...]] = repeat(())
+            if chosen is not None:
+                scores, applied = chosen.adjusted.tolist(), chosen.applied
+            items = tuple(
+                Recommended(catalog.ids[row], catalog.records[row].title, score, catalog.is_cold(row), p, rules=rules)
+                for row, score, p, rules in zip(rows, scores, probability, applied, strict=False)
+            )
+        note = short_note(len(rows), request.k) if chosen is None else chosen.note
+        return Recommendation(items, prepared.source, prepared.unknown, note)
 
     def _explained(
         self, limit: int, prepared: _Prepared, hits: Hits, probability: Sequence[float]
@@ -331,23 +345,32 @@ class Recommender:
     # ------------------------------------------------------------------ popularity, similarity
 
     def _popular(self, request: Request) -> Recommendation:
-        """Items by number of training interactions; new items count 0."""
+        """Rank items by number of training interactions; new items count 0."""
         if self._popularity is None:
             self._popularity = np.bincount(self.export.history_items, minlength=self.catalog.n_base).astype(np.float32)
         scores = np.zeros(len(self.catalog), np.float32)
         scores[: len(self._popularity)] = self._popularity
-        mask = self.catalog.mask(request.filter)
-        hidden, unknown = self._rows_of(request.exclude)
-        hits = self._rank(scores, request.k, hidden, mask)
+        hidden, mask, unknown = self._conditions(request)
         _, _, unlisted = self._listed(request.items or (), None)
+        chosen = None
+        if request.rules.rerank:
+            search = lambda n, hidden, allow: self._rank(scores.copy(), n, hidden, allow)  # noqa: E731
+            subject = Subject(_NO_ROWS, np.zeros(0), None, subject_name(request.user, request.items))
+            chosen = reranked(request.rules, request.k, self.catalog, search, hidden, mask, subject)
+            hits = Hits(chosen.rows, chosen.scores)
+        else:
+            hits = self._rank(scores, request.k, hidden, mask)
         items = tuple(
             Recommended(self.catalog.ids[row], self.catalog.records[row].title, score, self.catalog.is_cold(row))
             for row, score in zip(hits.rows.tolist(), hits.scores.tolist(), strict=True)
         )
-        return Recommendation(items, "popular", (*unlisted, *unknown))
+        nowhere = (*unlisted, *unknown)
+        if chosen is None:
+            return Recommendation(items, "popular", nowhere, short_note(len(items), request.k))
+        return Recommendation(chosen.told(items), "popular", nowhere, chosen.note)
 
     def _rank(self, scores: np.ndarray, k: int, hidden: np.ndarray, mask: np.ndarray | None) -> Hits:
-        """Top of one row of scores over the live catalogue; changes ``scores``."""
+        """Rank one row of scores over the live catalogue; changes ``scores``."""
         for segment in self.catalog.segments():
             scores[segment.start : segment.start + len(segment.bias)][segment.bias == -np.inf] = -np.inf
         if mask is not None:
@@ -358,7 +381,7 @@ class Recommender:
         return Hits(rows, scores[rows].astype(np.float64))
 
     def similar(self, item_id: str, k: int = 10, filter: Mapping[str, Any] | None = None) -> Recommendation:
-        """Items whose vectors point the same way, by cosine.
+        """Find items whose vectors point the same way, by cosine.
 
         Target vectors are compared, or source vectors where the manifest's ``similar_by`` says so.
 
@@ -396,7 +419,7 @@ class Recommender:
     # ------------------------------------------------------------------ texts
 
     def map_text(self, text_vector: np.ndarray) -> MappedItem:
-        """Vectors of an item from the vector of its text, ``[F]`` float32.
+        """Map the vector of a text, ``[F]`` float32, to vectors of an item.
 
         Raises:
             ValueError: if the export holds no text map, or the vector is not of its encoder.

@@ -45,14 +45,17 @@ class RemoteRetriever(CandidateRetriever):
 
     @abstractmethod
     def ranked(self, query: np.ndarray, n: int, hidden: np.ndarray) -> np.ndarray:
-        """About the n best rows without the hidden ones, ``[n]`` int64.
+        """Find about the n best rows without the hidden ones, ``[n]`` int64.
 
         Raises:
             SearchError: if the server does not answer.
         """
 
     def candidates(self, query: np.ndarray, wanted: int, hidden: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-        """As :meth:`CandidateRetriever.candidates`; filters are applied here, on more rows than wanted."""
+        """Propose rows as :meth:`CandidateRetriever.candidates` does.
+
+        Filters are applied here, on more rows than wanted.
+        """
         nothing = np.zeros(0, np.int64)
         if time.monotonic() < self._retry_at:
             return nothing
@@ -74,4 +77,4 @@ class RemoteRetriever(CandidateRetriever):
         return rows
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""

@@ -13,7 +13,7 @@ QDRANT_KEY_VARIABLE = "QDRANT_API_KEY"
 
 
 def remote_retriever(search: str, state: str | None) -> Callable[[Export, Catalog], RemoteRetriever]:
-    """What makes the retriever of an export.
+    """Choose what makes the retriever of an export.
 
     Args:
         search: ``postgres``, or the ``http(s)://`` address of a Qdrant server, whose key is in ``QDRANT_API_KEY``.

@@ -40,7 +40,7 @@ class Users:
         self._bare: dict[str, int] | None = None
 
     def find(self, user_id: str, limit: int) -> UserState | None:
-        """The user of an id, or of the same id with other leading zeros: spreadsheets drop them.
+        """Find the user of an id, or of the same id with other leading zeros, which spreadsheets drop.
 
         Args:
             user_id: as it was typed.

@@ -78,13 +78,13 @@ class LinearBlock:
         return next(table.shape[-1] for table in tables if table is not None)
 
     def weights(self, history: Rows) -> Tensor | None:
-        """Pooling weights of a history's entries in this block, ``[nnz]``; ``None`` for all ones."""
+        """Return the pooling weights of a history's entries in this block, ``[nnz]``; ``None`` for all ones."""
         if self.decay is not None and history.ranks is not None:
             history = history.decayed(self.decay)
         return history_weights(history, self.exponent) if self.exponent else history.weights
 
     def queries(self, history: Rows, part: Tensor | None = None, rows: AllRows | None = None) -> Tensor:
-        """Queries q_u without the block's scale.
+        """Compute the queries q_u without the block's scale.
 
         Args:
             history: B rows.
@@ -108,7 +108,7 @@ class LinearBlock:
         return x if self.temperature == 1.0 else x * self.temperature
 
     def scores(self, history: Rows, part: Tensor | None = None) -> Tensor:
-        """The block's scores, scaled: ``[B, N]`` in a fresh tensor; arguments as of :meth:`queries`."""
+        """Compute the block's scores, scaled: ``[B, N]`` in a fresh tensor; arguments as of :meth:`queries`."""
         query = self.queries(history, part)
         scores = with_exceptions(query, self.exceptions) if self.target is None else query @ self.target.T
         if self.bias is not None:
@@ -116,7 +116,7 @@ class LinearBlock:
         return scores if self.scale == 1.0 else scores.mul_(self.scale)
 
     def scorer(self, history: Rows, users: Tensor | None = None) -> Scorer:
-        """Scores of chosen rows.
+        """Return a function that scores chosen rows.
 
         Args:
             history: R rows.
@@ -130,7 +130,7 @@ class LinearBlock:
         return scores
 
     def with_rows(self, ids: Tensor, source: Tensor | None, target: Tensor, bias: Tensor | None) -> "LinearBlock":
-        """The block with other rows for some items.
+        """Return the block with other rows for some items.
 
         Args:
             ids: ``[C]`` int64.
@@ -150,7 +150,7 @@ class LinearBlock:
         return replace(self, **changed)  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str) -> "LinearBlock":
-        """The same block on another device."""
+        """Return the same block on another device."""
         moved: dict[str, Tensor | Exceptions] = {}
         for name in ("source", "target", "offset", "bias", "user_part"):
             tensor = getattr(self, name)
@@ -162,7 +162,7 @@ class LinearBlock:
 
 
 def with_exceptions(query: Tensor, exceptions: Exceptions | None) -> Tensor:
-    """Scores of identity targets, ``[B, N]``: the query itself, but for the exceptions."""
+    """Compute the scores of identity targets, ``[B, N]``: the query itself, but for the exceptions."""
     if exceptions is None:
         return query
     return query.index_copy(1, exceptions.ids, query @ exceptions.rows.T)

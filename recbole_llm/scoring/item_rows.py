@@ -43,17 +43,17 @@ class AllRows:
         return self.own.stop - self.own.start
 
     def listed(self) -> Tensor:
-        """Items here that a ranking may hold, ``[n]`` bool: all but padding."""
+        """Mark the items here that a ranking may hold, ``[n]`` bool: all but padding."""
         listed = torch.ones(self.n_own, dtype=torch.bool)
         listed[: self.padding_rows] = False
         return listed
 
     def of(self, of_items: Tensor) -> Tensor:
-        """The rows here of ``[N, ...]``: ``[n, ...]``."""
+        """Take the rows here of ``[N, ...]``: ``[n, ...]``."""
         return of_items
 
     def pool(self, vectors: Tensor, history: Rows, weights: Tensor | None) -> Tensor:
-        """Weighted sums over histories of all items, ``[B, D]``.
+        """Sum the vectors of histories with weights, over all items, ``[B, D]``.
 
         Args:
             vectors: ``[n, D]``, the rows here.
@@ -66,11 +66,11 @@ class AllRows:
         return pool(vectors, history, weights)
 
     def gather(self, scores: Tensor) -> Tensor:
-        """Scores of the rows here, ``[B, n]`` -> scores of all items, ``[B, N]``."""
+        """Collect the scores of all items from those of the rows here, ``[B, n]`` -> ``[B, N]``."""
         return scores
 
     def lowest(self, values: Tensor, mask: Tensor) -> Tensor:
-        """The smallest of ``values`` (``[n]``) where ``mask`` (``[n]`` bool) holds, over all items; 0 without any."""
+        """Find the smallest of ``values`` (``[n]``) where ``mask`` (``[n]`` bool) holds, over all items; 0 without any."""
         return values[mask].min() if bool(mask.any()) else values.new_zeros(())
 
     def catalog_loss(self, loss_type: str, *operands: Tensor, bias: Tensor, neg_weight: float, backend: str) -> Tensor:
@@ -88,7 +88,7 @@ class AllRows:
         return catalog_bce(*operands, item_bias=bias, neg_weight=neg_weight, reduction="sum", backend=backend)
 
     def topk(self, query: Tensor, item: Tensor, k: int, **options: Any) -> Any:
-        """:func:`recbole_llm_kernels.score_topk` over all items; ``item`` and the bias are the rows here."""
+        """Call :func:`recbole_llm_kernels.score_topk` over all items; ``item`` and the bias are the rows here."""
         return score_topk(query, item, k, **options)
 
 
@@ -109,11 +109,11 @@ class ShardedRows(AllRows):
         self.own = own
 
     def of(self, of_items: Tensor) -> Tensor:
-        """The rows here of ``[N, ...]``, copied."""
+        """Copy the rows here of ``[N, ...]``."""
         return of_items[self.own].clone()
 
     def pool(self, vectors: Tensor, history: Rows, weights: Tensor | None) -> Tensor:
-        """As :meth:`AllRows.pool`: each rank's part of the sums, added up over the ranks."""
+        """Sum as :meth:`AllRows.pool`: each rank's part of the sums, added up over the ranks."""
         if weights is None:
             weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights
         here = (history.ids >= self.own.start) & (history.ids < self.own.stop)
@@ -123,20 +123,20 @@ class ShardedRows(AllRows):
         return over_ranks.sum_over_ranks(super().pool(vectors, shifted, mine.weights))
 
     def gather(self, scores: Tensor) -> Tensor:
-        """As :meth:`AllRows.gather`, on every rank."""
+        """Collect as :meth:`AllRows.gather`, on every rank."""
         whole = scores.new_zeros(len(scores), self.n_items)
         whole[:, self.own] = scores
         dist.all_reduce(whole)
         return whole
 
     def lowest(self, values: Tensor, mask: Tensor) -> Tensor:
-        """As :meth:`AllRows.lowest`, over all ranks."""
+        """Find the minimum as :meth:`AllRows.lowest`, over all ranks."""
         least = values.masked_fill(~mask, torch.inf).min()
         dist.all_reduce(least, dist.ReduceOp.MIN)
         return torch.where(least.isinf(), 0.0, least)
 
     def catalog_loss(self, loss_type: str, *operands: Tensor, bias: Tensor, neg_weight: float, backend: str) -> Tensor:
-        """As :meth:`AllRows.catalog_loss`, the same number on every rank."""
+        """Compute the loss as :meth:`AllRows.catalog_loss`, the same number on every rank."""
         if loss_type == "catalog_ce":
             return over_ranks.catalog_ce(*operands, item_bias=bias, reduction="sum")
         return over_ranks.catalog_bce(
@@ -144,5 +144,5 @@ class ShardedRows(AllRows):
         )
 
     def topk(self, query: Tensor, item: Tensor, k: int, **options: Any) -> Any:
-        """As :meth:`AllRows.topk`, the same places on every rank."""
+        """Rank as :meth:`AllRows.topk`, the same places on every rank."""
         return over_ranks.score_topk(query, item, k, **options)

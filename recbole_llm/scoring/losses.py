@@ -34,7 +34,7 @@ class TowerLoss:
         self.towers, self.options = towers, options
 
     def of_users(self, users: Tensor, histories: Rows) -> Tensor:
-        """Loss over the whole catalogue, a mean over targets, in nats.
+        """Compute the loss over the whole catalogue, a mean over targets, in nats.
 
         Args:
             users: ``[B]`` int64. All training items of a user are targets.
@@ -70,7 +70,7 @@ class TowerLoss:
         return torch.where(trained, towers.bias if ids is None else towers.bias[ids], NOT_IN_CATALOGUE)
 
     def of_pairs(self, users: Tensor, items: Tensor, label: Tensor, histories: Rows) -> Tensor:
-        """Mean loss of labelled pairs: ``[P]`` int64 users and items, ``[P]`` labels."""
+        """Compute the mean loss of labelled pairs: ``[P]`` int64 users and items, ``[P]`` labels."""
         query = self.towers.queries_of_pairs(users, items, histories)
         candidates, bias, item_row = self._candidates_of(items)
         row = torch.arange(len(users), device=users.device)
@@ -86,7 +86,7 @@ class TowerLoss:
         valid: Tensor | None = None,
         entries: Tensor | None = None,
     ) -> Tensor:
-        """Mean loss of positives against sampled negatives.
+        """Compute the mean loss of positives against sampled negatives.
 
         Args:
             users: ``[B]`` int64.
@@ -122,7 +122,7 @@ class TowerLoss:
     def in_one_pass(
         self, users: Tensor, items: Tensor, negatives: Tensor, histories: Rows, entries: Tensor | None = None
     ) -> Tensor | None:
-        """The same loss from the parts of the queries, where every entry of the batch counts; ``None`` elsewhere."""
+        """Compute the same loss from the parts of the queries, if every entry of the batch counts; ``None`` otherwise."""
         options, towers = self.options, self.towers
         if options.loss_type != "sampled_bce" or options.scoring != "dot":
             return None

@@ -47,7 +47,7 @@ class ProbabilityMap:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ProbabilityMap":
-        """The map that ``dataclasses.asdict`` was taken of.
+        """Build the map from the fields that ``dataclasses.asdict`` gave.
 
         Raises:
             TypeError: if a field is unknown or no list.
@@ -57,18 +57,33 @@ class ProbabilityMap:
         return cls(**{**values, **lists})
 
     def logit(self, score: Any, log_length: Any) -> Any:
-        """Logit of P(i|u).
+        """Compute the logit of P(i|u).
 
         Args:
             score: the model's scores, a tensor or an array; -inf stays.
             log_length: log of the number of items in the history, of the user of each score; a number, or what is
                 broadcast to ``score``. An empty history counts as one of length 1.
+
+        Example:
+            >>> ProbabilityMap(offset=-1.0, slopes=(2.0,)).logit(1.5, 0.0)
+            2.0
         """
         x = (score - self.origin) * math.e ** (-self.exponent * log_length)
         logit = self.slopes[0] * x + (self.offset + self.user_gain * log_length)
         for knot, before, after in zip(self.knots, self.slopes, self.slopes[1:], strict=False):
             logit = logit + (after - before) * (x - knot).clip(min=0)
         return logit
+
+    def score(self, logit: Any, log_length: Any) -> Any:
+        """Return the score of a logit: the inverse of :meth:`logit`, with the same arguments."""
+        y = logit - (self.offset + self.user_gain * log_length)
+        x = y / self.slopes[0]
+        height, last = 0.0, 0.0  # of g without its offset, at the last knot
+        for knot, before, after in zip(self.knots, self.slopes, self.slopes[1:], strict=False):
+            height += before * (knot - last)
+            last = knot
+            x = x + (1 / after - 1 / before) * (y - height).clip(min=0)
+        return x * math.e ** (self.exponent * log_length) + self.origin
 
     def __str__(self) -> str:
         if self == ProbabilityMap():

@@ -42,7 +42,7 @@ class Rows:
         return self.offsets[1:] - self.offsets[:-1]
 
     def row_of_entry(self) -> Tensor:
-        """The row each entry belongs to, ``[nnz]`` int64."""
+        """Return the row each entry belongs to, ``[nnz]`` int64."""
         rows = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
         return torch.repeat_interleave(rows, self.sizes, output_size=len(self.ids))
 
@@ -67,7 +67,7 @@ class Rows:
         return self._at(offsets, entry)
 
     def stretch(self, start: int, stop: int) -> "Rows":
-        """Rows ``start`` to ``stop``, without copying their entries."""
+        """Take rows ``start`` to ``stop``, without copying their entries."""
         offsets = self.offsets[start : stop + 1]
         entries = slice(int(offsets[0]), int(offsets[-1]))
         weights = None if self.weights is None else self.weights[entries]
@@ -75,7 +75,7 @@ class Rows:
         return Rows(offsets - offsets[0], self.ids[entries], weights, ranks)
 
     def keep(self, mask: Tensor) -> "Rows":
-        """The entries where ``mask`` (``[nnz]`` bool) holds. Rows may become empty; ranks stay as they were."""
+        """Keep the entries where ``mask`` (``[nnz]`` bool) holds. Rows may become empty; ranks stay as they were."""
         entry = mask.nonzero()[:, 0]
         return self._at(torch.searchsorted(entry, self.offsets), entry)
 
@@ -86,7 +86,7 @@ class Rows:
         return Rows(offsets, self.ids.index_select(0, entry), weights, ranks)
 
     def decayed(self, tau: float | None) -> "Rows":
-        """The same rows with weights exp(-rank / tau); without weights where ``tau`` is ``None``.
+        """Return the same rows with weights exp(-rank / tau); without weights if ``tau`` is ``None``.
 
         Raises:
             ValueError: if there is a decay and no ranks.
@@ -98,7 +98,7 @@ class Rows:
         return replace(self, weights=torch.exp(-self.ranks / tau))
 
     def to(self, device: torch.device | str) -> "Rows":
-        """The same rows on another device."""
+        """Return the same rows on another device."""
         weights = None if self.weights is None else self.weights.to(device)
         ranks = None if self.ranks is None else self.ranks.to(device)
         return Rows(self.offsets.to(device), self.ids.to(device), weights, ranks)
@@ -156,10 +156,15 @@ def _ranks(entry_of_pair: Tensor, rows: Tensor, offsets: Tensor, time: Tensor) -
 
 
 def history_weights(history: Rows, exponent: float) -> Tensor:
-    """Pooling weights a_uj = t_uj / (sum_k t_uk)^exponent of each history entry, ``[nnz]`` float32.
+    """Compute the pooling weights a_uj = t_uj / (sum_k t_uk)^exponent of each history entry, ``[nnz]`` float32.
 
     Training, prediction, explanations and serving share them: a user's score for item i is the sum over the history of
     a_uj <v_j, w_i>, plus the parts that do not depend on the history.
+
+    Example:
+        >>> rows = Rows(torch.tensor([0, 4]), torch.tensor([1, 2, 5, 7]))
+        >>> history_weights(rows, 0.5).tolist()
+        [0.5, 0.5, 0.5, 0.5]
     """
     weights = torch.ones(len(history.ids), device=history.ids.device) if history.weights is None else history.weights
     row = history.row_of_entry()
@@ -177,6 +182,11 @@ def pool(vectors: Tensor, history: Rows, weights: Tensor | None = None) -> Tenso
 
     Returns:
         ``[B, D]``; 0 for an empty row.
+
+    Example:
+        >>> rows = Rows(torch.tensor([0, 2, 2]), torch.tensor([0, 1]))
+        >>> pool(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), rows).tolist()
+        [[1.0, 2.0], [0.0, 0.0]]
     """
     if weights is None:
         weights = torch.ones_like(history.ids, dtype=torch.float32) if history.weights is None else history.weights

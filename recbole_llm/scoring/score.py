@@ -15,6 +15,7 @@ Shapes: B users, N items with padding row 0 (n of them in this process), D colum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ from recbole_llm_kernels import pair_dot
 NOT_IN_CATALOGUE = float("-inf")  # the kernels' mark for an item that no loss, gradient or ranking may see
 SCORES_AT_ONCE = 2**23  # where whole rows of scores are needed for a few pairs
 
-__all__ = ["ColdRows", "Exceptions", "ItemTable", "LinearBlock", "Score", "ScoreParts", "Scorer"]
+__all__ = ["ColdRows", "Exceptions", "ItemTable", "LinearBlock", "OwnColumns", "Score", "ScoreParts", "Scorer"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class ColdRows:
     offset: float = 0.0
 
     def to(self, device: torch.device | str) -> "ColdRows":
-        """The same on another device."""
+        """Return the same rows on another device."""
         moved = {
             name: {block: tensor.to(device) for block, tensor in getattr(self, name).items()}
             for name in ("target", "source", "bias", "shift")
@@ -86,7 +87,7 @@ class ItemTable:
     exceptions: Exceptions | None = None
 
     def scores(self, query: Tensor) -> Tensor:
-        """<q, w_i> + bias_i of all items, ``[B, D]`` -> ``[B, n]`` in a fresh tensor."""
+        """Compute <q, w_i> + bias_i of all items, ``[B, D]`` -> ``[B, n]`` in a fresh tensor."""
         if not self.identity:
             return torch.addmm(self.bias, query, self.vectors.T)
         n = len(self.bias)
@@ -96,13 +97,22 @@ class ItemTable:
         return torch.addmm(self.bias, query[:, n:], self.vectors.T).add_(own)
 
     def dense(self) -> Tensor:
-        """``[n, D]``, the identity's columns included."""
+        """Return the vectors, ``[n, D]``, the identity's columns included."""
         if not self.identity:
             return self.vectors
         eye = torch.eye(len(self.bias), device=self.bias.device)
         if self.exceptions is not None:
             eye = eye.index_copy(0, self.exceptions.ids, self.exceptions.rows)
-        return torch.cat([eye, self.vectors], 1)
+        return torch.cat([eye, self.vectors], 1) if self.vectors.shape[1] else eye
+
+
+class OwnColumns(NamedTuple):
+    """Every block that counts in columns of its own, as an export holds them."""
+
+    target: Tensor  # [N, D]
+    source: Tensor  # [N, D]
+    offset: Tensor  # [D]
+    user_part: Tensor  # [U, D]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +130,7 @@ class ScoreParts:
     bias: Tensor
 
     def total(self) -> Tensor:
-        """The scores, ``[M]``."""
+        """Add the parts up to the scores, ``[M]``."""
         return self.bias + sum(part.sum(1) for part in self.of_history.values()) + sum(self.rest.values())
 
 
@@ -137,6 +147,13 @@ class Score:
         cold: the items placed by their content, already in the blocks.
         content: likeness of the items' content, a block for each modality; no part of :meth:`scores`.
         rows: which items are in this process.
+
+    Example:
+        >>> closed = LinearBlock("closed_form", source=torch.tensor([[0.0, 2.0], [3.0, 0.0]]))
+        >>> popular = LinearBlock("popular", source=None, target=torch.zeros(2, 1), bias=torch.tensor([1.0, 0.5]), scale=2.0)
+        >>> score = Score((closed, popular), torch.tensor([True, True]))
+        >>> score.scores(Rows(torch.tensor([0, 1]), torch.tensor([0]))).tolist()
+        [[2.0, 3.0]]
     """
 
     blocks: tuple[LinearBlock, ...]
@@ -156,11 +173,11 @@ class Score:
         return tuple(block for block in self.blocks if block.scale) or self.blocks[:1]
 
     def block(self, name: str) -> LinearBlock | None:
-        """The block of this name, ``None`` where there is none."""
+        """Return the block of this name, ``None`` if there is none."""
         return next((block for block in self.blocks if block.name == name), None)
 
     def with_blocks(self, *blocks: LinearBlock | None) -> "Score":
-        """The score with each of these in the place of the block of its name."""
+        """Return the score with each of these in the place of the block of its name."""
         new = {block.name: block for block in blocks if block is not None}
         return replace(self, blocks=tuple(new.get(block.name, block) for block in self.blocks))
 
@@ -179,11 +196,11 @@ class Score:
     # ------------------------------------------------------------------ queries and item vectors
 
     def user_parts(self, users: Tensor) -> dict[str, Tensor]:
-        """Each block's own summand of known users, ``[B]`` int64 -> ``[B, d]`` by block name."""
+        """Return each block's own summand of known users, ``[B]`` int64 -> ``[B, d]`` by block name."""
         return {b.name: b.user_part[users] for b in self.counting if b.user_part is not None}
 
     def queries(self, history: Rows, part: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Queries of all blocks side by side; every factor of the score is in them.
+        """Compute the queries of all blocks side by side; every factor of the score is in them.
 
         Args:
             history: B rows.
@@ -202,7 +219,7 @@ class Score:
         return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
 
     def item_table(self) -> ItemTable:
-        """Targets of all blocks side by side, for :func:`recbole_llm_kernels.score_topk`, export and index."""
+        """Lay the targets of all blocks side by side, for :func:`recbole_llm_kernels.score_topk`, export and index."""
         groups = self._groups
         shared = groups[0] if groups[0][0].target is None else ()
         tables = [group[0].target for group in groups if group[0].target is not None]
@@ -230,7 +247,7 @@ class Score:
     # ------------------------------------------------------------------ scores
 
     def scores(self, history: Rows, part: Mapping[str, Tensor] | None = None, unlisted: bool = False) -> Tensor:
-        """Scores of every item.
+        """Compute the scores of every item.
 
         Args:
             history: B rows.
@@ -245,7 +262,7 @@ class Score:
         return found if self.rows is None else self.rows.gather(found)
 
     def refreshed(self, block: LinearBlock) -> "Score":
-        """The score with new tables for the block of this name, whose scale and placed items stay."""
+        """Return the score with new tables for the block of this name, whose scale and placed items stay."""
         old = self.block(block.name)
         assert old is not None
         block = replace(block, scale=old.scale)
@@ -255,7 +272,7 @@ class Score:
         return self.with_blocks(block)
 
     def of_users(self, users: Tensor, histories: Rows) -> Tensor:
-        """Scores of every item for known users, ``[B]`` int64 -> ``[B, N]``.
+        """Compute the scores of every item for known users, ``[B]`` int64 -> ``[B, N]``.
 
         Args:
             users: their ids.
@@ -264,7 +281,7 @@ class Score:
         return self.scores(histories.select(users), self.user_parts(users))
 
     def probabilities(self, scores: Tensor, log_length: Tensor) -> Tensor:
-        """P(i|u) of scores; 0 for -inf.
+        """Turn scores into P(i|u); 0 for -inf.
 
         Args:
             scores: any shape.
@@ -280,7 +297,7 @@ class Score:
         part: Mapping[str, Tensor] | None = None,
         backend: str = "auto",
     ) -> Tensor:
-        """Scores of (row, item) pairs.
+        """Compute the scores of (row, item) pairs.
 
         Args:
             history: B rows.
@@ -349,7 +366,7 @@ class Score:
     # ------------------------------------------------------------------ items placed by their content
 
     def mapped(self, known: Tensor, weights: Tensor, among: Tensor) -> tuple[ColdRows, Tensor]:
-        """Rows of items as weighted sums of the rows of others.
+        """Compute rows of items as weighted sums of the rows of others.
 
         The bias of each block is mapped as its difference from a mean: an item unlike all others gets the mean, and not 0,
         which is far above any trained item's bias.
@@ -385,12 +402,12 @@ class Score:
         return ColdRows(torch.zeros(0, dtype=torch.int64), target, source, bias, mean_bias=mean_bias), total
 
     def side_by_side(self, by_block: Mapping[str, Tensor]) -> Tensor:
-        """Targets by block as columns of :meth:`queries`, ``[C, D]``."""
+        """Lay targets by block out as columns of :meth:`queries`, ``[C, D]``."""
         columns = [by_block[group[0].name] for group in self._groups]
         return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
 
     def by_block(self, columns: Tensor) -> dict[str, Tensor]:
-        """The inverse of :meth:`side_by_side` for one vector, ``[D]`` -> ``[d]`` by block."""
+        """Invert :meth:`side_by_side` for one vector, ``[D]`` -> ``[d]`` by block."""
         found, at = {}, 0
         for group in self._groups:
             part = columns[at : at + group[0].dim]
@@ -398,8 +415,25 @@ class Score:
             found.update({block.name: part for block in group})
         return found
 
+    def own_columns(self, n_users: int) -> OwnColumns:
+        """Lay out the blocks in the order of :attr:`counting`; identity targets are written out, a copy for each block."""
+        columns = []
+        for block in self.counting:
+            zero = torch.zeros(len(self.listed), block.dim, device=self.listed.device)
+            target = block.target
+            if target is None:
+                target = ItemTable(zero[:, :0], self.item_bias, True, block.exceptions).dense()
+            offset = zero[0] if block.offset is None else block.offset
+            part = zero[:1].expand(n_users, -1) if block.user_part is None else block.user_part
+            columns.append((target, zero if block.source is None else block.source, offset, part))
+        return OwnColumns(*(torch.cat(tables, -1) for tables in zip(*columns, strict=True)))
+
+    def in_own_columns(self, by_block: Mapping[str, Tensor]) -> Tensor:
+        """Lay one vector ``[d]`` of each block out as a row of :meth:`own_columns`, ``[D]``."""
+        return torch.cat([by_block[block.name] for block in self.counting])
+
     def with_cold(self, cold: ColdRows) -> "Score":
-        """The score with these items' rows, listed where they take part."""
+        """Return the score with these items' rows; they are listed if they take part."""
         blocks = tuple(
             block.with_rows(cold.ids, cold.source.get(block.name), cold.target[block.name], cold.bias.get(block.name))
             if block.name in cold.target

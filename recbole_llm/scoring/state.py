@@ -31,7 +31,7 @@ _COLD_FIELDS = ("ids", "target", "source", "bias", "joint", "kappa", "shift", "m
 
 
 def score_to_state(score: Score) -> dict[str, Any]:
-    """Plain tensors, numbers and names of a score; inverse of :func:`score_from_state`."""
+    """Convert a score to plain tensors, numbers and names; inverse of :func:`score_from_state`."""
     cold = score.cold
     return {
         "blocks": [
@@ -49,7 +49,7 @@ def score_to_state(score: Score) -> dict[str, Any]:
 
 
 def score_from_state(state: Mapping[str, Any], learned: LinearBlock, rows: AllRows) -> Score:
-    """The score that a state describes, on the device of the learned block.
+    """Rebuild the score that a state describes, on the device of the learned block.
 
     Args:
         state: of :func:`score_to_state` or :func:`state_of_version_1`.
@@ -84,7 +84,7 @@ def score_from_state(state: Mapping[str, Any], learned: LinearBlock, rows: AllRo
 
 
 def state_of_version_1(para: Mapping[str, Any], rows: AllRows) -> dict[str, Any] | None:
-    """The state in a checkpoint whose score was two scales, two blocks and their cold-start rows side by side.
+    """Convert the state of a checkpoint whose score was two scales, two blocks and their cold-start rows side by side.
 
     Args:
         para: ``other_parameter`` of that checkpoint.

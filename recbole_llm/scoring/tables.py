@@ -30,7 +30,7 @@ class FrozenTensor(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        """Shape and dtype, for the model's printout."""
+        """Return shape and dtype, for the model's printout."""
         return f"{tuple(self.value.shape)}, {self.value.dtype}"
 
 
@@ -53,7 +53,7 @@ class FrozenRows(nn.Module):
 
 
 def normal_rows(n_rows: int, dim: int, own: slice, std: float) -> Tensor:
-    """The rows ``own`` of what ``torch.empty(n_rows, dim).normal_(std=std)`` would be on a CPU, in the memory of those alone.
+    """Draw the rows ``own`` of ``torch.empty(n_rows, dim).normal_(std=std)`` on a CPU, in the memory of those rows alone.
 
     The random stream moves on as if the whole had been drawn. PyTorch draws normal numbers in groups of 16, and at least
     so many at a time (ATen's ``DistributionTemplates.h``, ``normal_fill``), so that chunks of 16 rows continue each other.
@@ -73,7 +73,7 @@ def normal_rows(n_rows: int, dim: int, own: slice, std: float) -> Tensor:
 
 
 def own_ids(rows: AllRows, dim: int, std: float) -> nn.Embedding:
-    """ID vectors of a part of the items, as those rows of the whole table would start."""
+    """Draw the ID vectors of a part of the items, as those rows of the whole table would start."""
     normal_rows(rows.n_items, dim, slice(0, 0), 1.0)  # what nn.Embedding draws first
     vectors = normal_rows(rows.n_items, dim, rows.own, std)
     vectors[: rows.padding_rows] = 0

@@ -85,7 +85,7 @@ class ItemTower(nn.Module):
         return table
 
     def parts(self, ids: Tensor | None = None) -> dict[str, Tensor]:
-        """The summands of each item's vector, ``{"text": [n, D], ..., "id": [n, D]}``.
+        """Compute the summands of each item's vector, ``{"text": [n, D], ..., "id": [n, D]}``.
 
         Args:
             ids: ``[n]`` int64; ``None`` for the whole catalogue, n = N.
@@ -99,7 +99,7 @@ class ItemTower(nn.Module):
         return parts
 
     def forward(self, ids: Tensor | None = None) -> Tensor:
-        """Item vectors, ``[n, D]``; ``ids`` as in :meth:`parts`."""
+        """Compute item vectors, ``[n, D]``; ``ids`` as in :meth:`parts`."""
         total, *others = self.parts(ids).values()
         for part in others:
             total = total + part
@@ -153,7 +153,7 @@ class UserTower(nn.Module):
             self.adapter = _adapter(self.text.value.shape[1], dim, hidden)
 
     def own_part(self) -> Tensor | None:
-        """What each known user adds to the pooled history, ``[U, D]``: ID and text; ``None`` without either."""
+        """Compute what each known user adds to the pooled history, ``[U, D]``: ID and text; ``None`` without either."""
         part = None if self.id is None else self.id.weight
         if self.adapter is not None and self.text is not None and self.has_text is not None:
             text = self.adapter(self.text.value) * self.has_text.value[:, None]
@@ -171,7 +171,7 @@ class UserTower(nn.Module):
         return self.uses_history and self.id is None and self.adapter is None
 
     def forward(self, users: Tensor, pooled: Tensor | None) -> Tensor:
-        """User vectors x_u, ``[B, D]``.
+        """Compute user vectors x_u, ``[B, D]``.
 
         Args:
             users: ``[B]`` int64.
@@ -286,12 +286,12 @@ class TwoTowers:
         return (F.normalize(x, dim=-1) if self.cosine else x) * self.log_scale.exp()
 
     def candidates(self, ids: Tensor | None = None) -> Tensor:
-        """Target vectors of some items, or of all that are here: ``[n, D]``."""
+        """Compute target vectors of some items, or of all that are here: ``[n, D]``."""
         w = self.target(ids)
         return F.normalize(w, dim=-1) if self.cosine else w
 
     def queries(self, users: Tensor, history: Rows) -> Tensor:
-        """Queries ``[B, D]`` of users with these histories."""
+        """Compute queries ``[B, D]`` of users with these histories."""
         pooled = None
         if self.user.uses_history:
             weights = history_weights(history, self.options.history_exponent)
@@ -299,14 +299,14 @@ class TwoTowers:
         return self._scaled(self.user(users, pooled))
 
     def queries_of_pairs(self, users: Tensor, items: Tensor, histories: Rows) -> Tensor:
-        """Queries ``[P, D]`` of (user, item) pairs whose item takes no part in its own user's history."""
+        """Compute queries ``[P, D]`` of (user, item) pairs whose item takes no part in its own user's history."""
         tower = self.user
         if tower.id is not None and tower.is_a_table and not self.cosine and not users.is_cuda:
             return scaled_rows(tower.id.weight, users, tower.offset, self.log_scale.exp())
         return self._scaled(tower(users, self.pooled_of_pairs(users, items, histories)))
 
     def pooled_of_pairs(self, users: Tensor, items: Tensor, histories: Rows) -> Tensor | None:
-        """Pooled histories ``[P, D]`` of such pairs; ``None`` for a tower without histories.
+        """Pool the histories of such pairs, ``[P, D]``; ``None`` for a tower without histories.
 
         Args:
             users: ``[P]`` int64.
@@ -348,7 +348,7 @@ class TwoTowers:
 
     @torch.no_grad()
     def block(self) -> LinearBlock:
-        """The towers as they are now. Tables that nothing had to be computed for are the parameters themselves.
+        """Read the block off the towers as they are now. Tables that need no computing are the parameters themselves.
 
         An item without a training interaction has no trained ID vector and no trained bias. Until its content places it, it
         gets the map of its content and the lowest trained bias.
@@ -385,7 +385,9 @@ class TwoTowers:
 
 
 def distinct(items: Tensor, n_items: int) -> tuple[Tensor, Tensor]:
-    """``torch.unique`` with its inverse. Marks in a table of the catalogue take a fraction of a sort's time.
+    """Find unique values and their inverse, as ``torch.unique``.
+
+    Marks in a table of the catalogue take a fraction of a sort's time.
 
     Args:
         items: any shape, int64 below ``n_items``.

@@ -58,7 +58,7 @@ ItemId = Annotated[str, PathParam(min_length=1, max_length=schemas.MAX_ID_CHARAC
 
 
 def create_app(settings: Settings, make_encoder: Callable[[Path, Manifest], SentenceEncoder] | None = None) -> FastAPI:
-    """The service as an ASGI application.
+    """Build the service as an ASGI application.
 
     Args:
         settings: how it is set up.
@@ -262,7 +262,7 @@ def _add_writing(app: FastAPI, service: Service) -> None:
     )
     async def put(item_id: ItemId, body: schemas.ItemBody) -> Response:
         (written,) = await writer.write([(item_id, body)])
-        answer = await service.reader.ask(lambda recommender: _cold(recommender, item_id))
+        answer = await service.reader.after_write(lambda recommender: _cold(recommender, item_id))
         return json_answer(
             {
                 "id": item_id,
@@ -282,13 +282,13 @@ def _add_writing(app: FastAPI, service: Service) -> None:
     )
     async def delete(item_id: ItemId) -> Response:
         (written,) = await writer.write([(item_id, None)])
-        answer = await service.reader.ask(lambda recommender: None)
+        answer = await service.reader.after_write(lambda recommender: None)
         return json_answer({"id": item_id, "seq": written.seq, **state_content(answer)})
 
     async def batch(body: schemas.ItemsBatchBody) -> Response:
         entries = [(entry.id, None if isinstance(entry, schemas.DeleteEntry) else entry) for entry in body.items]
         written = await writer.write(entries)
-        answer = await service.reader.ask(lambda recommender: None)
+        answer = await service.reader.after_write(lambda recommender: None)
         truncated = sum(one.cut > 0 for one in written)
         return json_answer(
             {"seq": written[-1].seq, "count": len(written), "truncated": truncated, **state_content(answer)}
@@ -366,7 +366,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
 
 def app_from_environment() -> FastAPI:
-    """The application of a worker process, whose settings the parent put into its environment."""
+    """Build the application of a worker process from the settings that the parent put into its environment."""
     import os
     import sys
 

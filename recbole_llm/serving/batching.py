@@ -84,7 +84,7 @@ class Batcher(Generic[T, R]):
         return len(self._pending) + len(self._costly)
 
     async def submit(self, item: T, seconds: float, cost: int = 0) -> R:
-        """The result for one item.
+        """Wait for the result of one item.
 
         Args:
             item: what ``run`` takes.

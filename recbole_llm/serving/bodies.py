@@ -134,7 +134,7 @@ class Incoming:
 
 @types.coroutine
 def _resumed(work: Any, awaited: Any) -> Iterator[Any]:
-    """Go on with a coroutine that waits for something."""
+    """Continue a coroutine that waits for something."""
     while True:
         try:
             sent = yield awaited
@@ -309,7 +309,7 @@ class Bodies:
             self._arriving[body] = None
 
     def _make_room(self, taker: Body) -> bool:
-        """Interrupt a body that arrives; whether there was one, and it is not the taker itself."""
+        """Interrupt a body that arrives, other than the taker's own; return whether there was one."""
         total: Tally[str] = Tally()
         for body in self._arriving:
             total[body.address] += body.held
@@ -350,7 +350,7 @@ def check_values(content: bytes) -> int:
 
 
 def _count(content: bytes, character: bytes, enough: int) -> int:
-    """Occurrences of a byte, counted until there are ``enough``; ``bytes.count`` is slow where it is frequent."""
+    """Count a byte until there are ``enough``; ``bytes.count`` is slow for a frequent byte."""
     found, array = 0, np.frombuffer(content, np.uint8)
     for at in range(0, len(array), COUNTED_AT_ONCE):
         found += int(np.count_nonzero(array[at : at + COUNTED_AT_ONCE] == character[0]))
@@ -360,6 +360,6 @@ def _count(content: bytes, character: bytes, enough: int) -> int:
 
 
 def _commas_between(content: bytes) -> int:
-    """Commas outside of strings."""
+    """Count the commas outside of strings."""
     plain = content.replace(b"\\\\", b"").replace(b'\\"', b"")
     return sum(part.count(b",") for part in plain.split(b'"')[::2])

@@ -31,6 +31,10 @@ class OverlayError(RuntimeError):
     """The log could not be written or read: disk full, no permission, server gone."""
 
 
+class LogLostError(OverlayError):
+    """What is open is no longer what lies in its place."""
+
+
 @dataclass(frozen=True, eq=False)
 class Put:
     """An item to add or change; ``None`` leaves what was there.
@@ -85,7 +89,7 @@ class Overlay(Protocol):
     """The log. Used from one thread at a time."""
 
     def check(self) -> None:
-        """Raise :class:`OverlayError` if what is open is no longer what lies in its place; cheap."""
+        """Raise :class:`LogLostError` if what is open is no longer what lies in its place; cheap."""
 
     def verify(self) -> None:
         """Raise :class:`OverlayError` if what is stored is damaged; reads all of it, from any thread."""
@@ -99,19 +103,19 @@ class Overlay(Protocol):
         """
 
     def since(self, seq: int) -> list[Change]:
-        """Changes after ``seq``, ascending."""
+        """Read the changes after ``seq``, ascending."""
 
     def knows(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that have a row, deleted or not."""
+        """Return those of the ids that have a row, deleted or not."""
 
     def last_seq(self) -> int:
-        """Seq of the last commit, 0 for none."""
+        """Return the seq of the last commit, 0 for none."""
 
     def ask_reload(self, export: str | None) -> int:
         """Tell every process to load an export (``None``: the newest); returns the number of the request."""
 
     def reload_asked(self) -> tuple[int, str | None]:
-        """Number of the last such request, 0 for none, and its export."""
+        """Return the number of the last such request, 0 for none, and its export."""
 
     def close(self) -> None:
         """Let go of the database."""
@@ -135,7 +139,7 @@ UPSERT = """INSERT INTO item ({columns}) VALUES ({marks}) ON CONFLICT (id) DO UP
 
 
 def row_of(change: Put | Delete, seq: int) -> tuple[Any, ...]:
-    """A change in the order of ``COLUMNS``."""
+    """Lay out a change in the order of ``COLUMNS``."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     if isinstance(change, Delete):
         return (change.id, seq, True, None, None, None, None, None, False, now)
@@ -147,7 +151,7 @@ def row_of(change: Put | Delete, seq: int) -> tuple[Any, ...]:
 
 
 def changes_of(rows: Iterable[Sequence[Any]]) -> list[Change]:
-    """The reverse of :func:`row_of`; a row that something else damaged becomes a change with a ``fault``."""
+    """Reverse :func:`row_of`; a row that something else damaged becomes a change with a ``fault``."""
     changes = []
     for row in rows:
         try:
@@ -272,13 +276,13 @@ class SqliteOverlay:
             try:
                 found = self._place(suffix)
             except OSError as error:
-                raise OverlayError(
+                raise LogLostError(
                     f"{name} is gone ({error.strerror}): start again, with the state in its place."
                 ) from None
             if found != place:
-                raise OverlayError(f"{name} was replaced by another file: start again to serve that one.")
+                raise LogLostError(f"{name} was replaced by another file: start again to serve that one.")
         if os.pread(self._file, len(FILE_MAGIC), 0) != FILE_MAGIC:
-            raise OverlayError(f"{self.path.name} was overwritten: put a copy of it in its place, and start again.")
+            raise LogLostError(f"{self.path.name} was overwritten: put a copy of it in its place, and start again.")
 
     def verify(self) -> None:  # noqa: D102
         with _as_overlay_error(self.path):
@@ -332,13 +336,13 @@ class SqliteOverlay:
 
 
 def seqs_of(last: int, count: int, after: int) -> list[int]:
-    """The seqs of ``count`` changes up to ``last``.
+    """List the seqs of ``count`` changes up to ``last``.
 
     Raises:
-        OverlayError: if the log had not reached ``after`` before them.
+        LogLostError: if the log had not reached ``after`` before them.
     """
     if last - count < after:
-        raise OverlayError(
+        raise LogLostError(
             f"the log stands at change {last - count}, and change {after} is applied already: it was replaced by an older one. "
             "Start again to serve that one."
         )
@@ -346,7 +350,7 @@ def seqs_of(last: int, count: int, after: int) -> list[int]:
 
 
 def _text_of(raw: bytes) -> str | bytes:
-    """A text of the file; bytes that are none stay bytes: one bad row must not hide all others."""
+    """Decode a text of the file; invalid bytes stay bytes, so that one bad row does not hide all others."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -354,7 +358,7 @@ def _text_of(raw: bytes) -> str | bytes:
 
 
 def _close_to_others(path: Path) -> None:
-    """Take the permissions of everybody else from files that an earlier version made."""
+    """Remove everybody else's permissions from files that an earlier version made."""
     for suffix in FILE_SUFFIXES:
         file = Path(f"{path}{suffix}")
         try:

@@ -42,7 +42,9 @@ class PostgresOverlay:
         try:
             import psycopg
         except ModuleNotFoundError as error:
-            raise ValueError("A log in PostgreSQL needs psycopg: pip install 'recbole-llm[postgres]'.") from error
+            raise ValueError(
+                "A log in PostgreSQL needs psycopg: pip install -e '.[postgres]' in the checkout."
+            ) from error
         self._psycopg = psycopg
         self._address = address
         self._connection: Any = None

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from recbole_llm.retrieval.recommender import Recommender
 from recbole_llm.serving.batching import Batcher
 from recbole_llm.serving.bodies import Interrupted, in_time
-from recbole_llm.serving.change_log import Change, Delete, Overlay, OverlayError, Put
+from recbole_llm.serving.change_log import Change, Delete, LogLostError, Overlay, OverlayError, Put
 from recbole_llm.serving.load_and_swap import apply_all
 from recbole_llm.serving.open_log import open_overlay
 
@@ -92,12 +92,16 @@ class Changes:
         if self._damage is not None:
             raise OverlayError(self._damage)
         applied = self._recommender().overlay_seq
-        seqs = await self._in_log(lambda: self._log.write(changes, applied))
+        try:
+            seqs = await self._in_log(lambda: self._log.write(changes, applied))
+        except LogLostError as error:
+            self.note(str(error))
+            raise
         await self.catch_up()
         return seqs
 
     async def knows(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that the catalogue has or the log ever had."""
+        """Return those of the ids that the catalogue has or the log ever had."""
         row_of = self._recommender().catalog.row_of
         known = {item_id for item_id in ids if item_id in row_of}
         rest = [item_id for item_id in ids if item_id not in known]
@@ -106,11 +110,11 @@ class Changes:
     # ------------------------------------------------------------------ following
 
     async def all(self) -> list[Change]:
-        """The whole log, ascending."""
+        """Read the whole log, ascending."""
         return await self._in_log(lambda: self._log.since(0))
 
     async def after(self, recommender: Recommender) -> list[Change]:
-        """What a recommender does not know yet, ascending."""
+        """Read what a recommender does not know yet, ascending."""
         return await self._in_log(lambda: self._log.since(recommender.overlay_seq))
 
     async def catch_up(self) -> None:
@@ -123,7 +127,7 @@ class Changes:
                 return
 
     def _apply(self, recommender: Recommender, changes: Sequence[Change]) -> bool:
-        """Apply on the scorer's thread, unless another export was swapped in, which stands at another seq."""
+        """Apply changes on the scorer's thread, unless another export was swapped in, which stands at another seq."""
         if recommender is not self._recommender():
             return False
         faults = dict(self.faults)
@@ -171,7 +175,7 @@ class Changes:
             future.cancel()
 
     async def _last_seq(self) -> int:
-        """The log's last change; however many ask at once, the log is asked once."""
+        """Return the log's last change; simultaneous callers share one read."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.get_running_loop().create_task(self._in_log(self._log.last_seq))
         return await asyncio.shield(self._asking)
@@ -179,11 +183,11 @@ class Changes:
     # ------------------------------------------------------------------ reloads
 
     async def reload_asked(self) -> tuple[int, str | None]:
-        """As :meth:`Overlay.reload_asked`."""
+        """Ask the log as :meth:`Overlay.reload_asked` does."""
         return await self._in_log(self._log.reload_asked)
 
     async def ask_reload(self, name: str | None) -> int:
-        """As :meth:`Overlay.ask_reload`."""
+        """Write to the log as :meth:`Overlay.ask_reload` does."""
         return await self._in_log(lambda: self._log.ask_reload(name))
 
     # ------------------------------------------------------------------ watching over

@@ -25,7 +25,12 @@ IPV6_PEER_BITS = 64  # a customer is given a network of this size at least
 
 @lru_cache(4096)
 def peer_of(address: str) -> str:
-    """Return what counts as one peer: an IPv4 address, or an IPv6 network of 64 bits."""
+    """Return what counts as one peer: an IPv4 address, or an IPv6 network of 64 bits.
+
+    Example:
+        >>> peer_of("2001:db8::1") == peer_of("2001:db8::2")
+        True
+    """
     try:
         parsed = ip_address(address)
     except ValueError:
@@ -53,7 +58,7 @@ class Connection(Protocol):
     stalled_since: float | None
 
     def is_idle(self) -> bool:
-        """Whether nobody waits for an answer here, and no answer is on its way."""
+        """Return whether nobody waits for an answer here, and no answer is on its way."""
 
     def late(self) -> None:
         """End a connection whose head did not come."""
@@ -112,7 +117,7 @@ class Connections:
         _drop(self._silent, connection)
 
     def _crowded(self, peer: str, own: dict[Connection, None]) -> str | None:
-        """Which limit another connection would pass."""
+        """Name the limit that another connection would pass."""
         if len(own) >= self.per_peer and not self._is_trusted(peer):
             return "address"
         return "connections" if self.count >= self.limits.connections else None
@@ -165,7 +170,7 @@ class Connections:
 
 
 def _drop(groups: dict[str, dict[Connection, None]], connection: Connection) -> bool:
-    """Take a connection out of its peer's group; whether it was there."""
+    """Take a connection out of its peer's group; return whether it was there."""
     group = groups.get(connection.peer, {})
     if connection not in group:
         return False

@@ -100,7 +100,7 @@ class Gate:
             self._record(scope, answer, time.perf_counter() - started)
 
     async def _insist(self, wanted: bytes) -> None:
-        """Honour ``X-Min-Seq``, an answer that knows at least that change; waiting takes no place from others."""
+        """Honour ``X-Min-Seq``: answer only when that change is known. Waiting takes no place from others."""
         if not wanted.isdigit() or len(wanted) > MAX_SEQ_DIGITS:
             raise Problem(422, "X-Min-Seq must be the seq of a change.")
         try:
@@ -246,13 +246,13 @@ def _peer(scope: Scope) -> str:
 
 
 def _is_long(headers: Headers) -> bool:
-    """Whether more of a body may be on its way than a server's buffer holds."""
+    """Return whether more of a body may be on its way than a server's buffer holds."""
     length = headers.get(b"content-length")
     return b"transfer-encoding" in headers if length is None else not length.isdigit() or int(length) > FREE_BYTES
 
 
 def _with_raw_path(scope: Scope) -> None:
-    """Let routes of items be told apart in the path as it was sent: a slash of an id is ``%2F`` there, and stays one."""
+    """Route items by the path as it was sent: there a slash of an id is ``%2F``, and stays one."""
     if scope["path"].startswith(_ITEMS_PATH) and (raw := scope.get("raw_path")) is not None:
         scope["path"] = raw.partition(b"?")[0].decode("latin-1")
 

@@ -1,4 +1,4 @@
-"""Changes to items as requests say them: checked, encoded, committed, live."""
+"""Write changes to items: check them, encode texts, commit, make them live."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -79,7 +79,7 @@ class Writer:
         return {item_id for item_id in ids if item_id in catalog.row_of and catalog.is_live(catalog.row_of[item_id])}
 
     def _check(self, item_id: str, body: Any, known: bool) -> str | None:
-        """The text to encode, if there is one."""
+        """Check an entry and return the text to encode, if there is one."""
         if body is None:
             if not known:
                 raise UnknownItemError(item_id)

@@ -1,4 +1,4 @@
-"""Loading an export for service: verify, replay the log of changes, try it; the caller then swaps one reference."""
+"""Load an export for service: verify it, replay the log of changes, try it out. The caller then swaps one reference."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from recbole_llm.export.errors import ExportError, UnknownItemError
 from recbole_llm.export.manifest import MANIFEST
 from recbole_llm.export.reader import Export, ItemRecord, fits_kind, load_export
 from recbole_llm.export.writer import exports_in
+from recbole_llm.identifiers import MAX_ID_CHARACTERS
 from recbole_llm.retrieval.exact import Retriever
 from recbole_llm.retrieval.item_catalog import Catalog
 from recbole_llm.retrieval.recommender import Recommender, Request
 from recbole_llm.serving.change_log import Change
 from recbole_llm.serving.watch import WatchedFiles
 
-MAX_ID_CHARACTERS = 256  # of an id in a request
 WARM_QUERIES = 8
 
 log = getLogger(__name__)
@@ -44,7 +44,7 @@ class Built:
 
 
 def find_export(place: str, name: str | None = None) -> Path:
-    """The export that a place stands for.
+    """Find the export that a path stands for.
 
     Args:
         place: an export, a link to one, or a folder of exports.
@@ -102,7 +102,7 @@ def build(
 
 
 def _check_ids(export: Export) -> None:
-    """Say so if the export holds ids that no request can name."""
+    """Log a warning if the export holds ids that no request can name."""
     for what, ids in (("items", export.item_ids), ("users", export.user_ids)):
         long = [one for one in ids if len(one) > MAX_ID_CHARACTERS]
         if long:
@@ -153,7 +153,7 @@ def replay(
 def _apply_safely(
     recommender: Recommender, change: Change, feature: np.ndarray | None, faults: dict[str, str] | None
 ) -> None:
-    """Apply a change; one that cannot be applied is noted, and keeps no other from being applied."""
+    """Apply a change; one that cannot be applied is noted and does not stop the others."""
     try:
         apply(recommender, change, feature)
     except (LookupError, ValueError, TypeError) as error:
@@ -222,7 +222,10 @@ def apply_all(recommender: Recommender, changes: Sequence[Change], faults: dict[
 
 
 def _try_out(recommender: Recommender) -> None:
-    """Answer a few requests before anyone asks: pages are read in, and an export that cannot answer is found out."""
+    """Answer a few requests before anyone asks.
+
+    Pages are read in, and an export that cannot answer is found out.
+    """
     export = recommender.export
     step = max(len(export.user_ids) // WARM_QUERIES, 1)
     requests: list[Any] = [Request(user=user, explain=1) for user in export.user_ids[::step][:WARM_QUERIES]]

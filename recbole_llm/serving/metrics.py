@@ -25,7 +25,7 @@ class Counter:
         self.values[key] = self.values.get(key, 0) + amount
 
     def lines(self, name: str) -> Iterable[str]:
-        """The metric in text."""
+        """Format the metric as text."""
         return (f"{name}{_labels(key)} {value:g}" for key, value in sorted(self.values.items()))
 
 
@@ -45,7 +45,7 @@ class Histogram:
         self.total += value
 
     def lines(self, name: str) -> Iterable[str]:
-        """The metric in text."""
+        """Format the metric as text."""
         running = 0
         for bound, count in zip((*self.bounds, "+Inf"), self.counts, strict=True):
             running += count
@@ -63,7 +63,7 @@ class Gauge:
         self.read = read
 
     def lines(self, name: str) -> Iterable[str]:
-        """The metric in text."""
+        """Format the metric as text."""
         return (f"{name}{_labels(key)} {value:g}" for key, value in self.read().items())
 
 
@@ -124,7 +124,7 @@ class Metrics:
         return len(self._shown)
 
     def text(self) -> str:
-        """Everything, in Prometheus' text format."""
+        """Format everything in Prometheus' text format."""
         table: list[tuple[str, str, Counter | Histogram | Gauge]] = [
             ("requests_total", "Requests by route and status.", self.requests),
             ("request_seconds", "Time from the request's head to the answer's end.", self.seconds),

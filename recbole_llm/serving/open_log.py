@@ -5,7 +5,7 @@ from recbole_llm.serving.change_log_postgres import PostgresOverlay
 
 
 def open_overlay(state: str | None) -> Overlay:
-    """The log at a place.
+    """Open the log at a place.
 
     Args:
         state: a folder, a ``postgresql://`` address, or ``None`` for one in memory.

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem+json."""
+"""Errors as problem+json (RFC 9457)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +43,7 @@ class Problem(Exception):  # noqa: N818
         self.status, self.detail, self.errors, self.retry_after = status, detail, list(errors), retry_after
 
     def content(self) -> dict[str, Any]:
-        """The body as plain data."""
+        """Return the body as plain data."""
         body: dict[str, Any] = {
             "type": "about:blank",
             "title": TITLES[self.status],
@@ -55,11 +55,11 @@ class Problem(Exception):  # noqa: N818
         return body
 
     def body(self) -> bytes:
-        """The body as JSON."""
+        """Return the body as JSON."""
         return orjson.dumps(self.content())
 
     def headers(self) -> dict[str, str]:
-        """Headers beside the content type."""
+        """Return the headers beside the content type."""
         headers = {"retry-after": str(self.retry_after)} if self.retry_after is not None else {}
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
@@ -67,5 +67,10 @@ class Problem(Exception):  # noqa: N818
 
 
 def echo(text: str) -> str:
-    """At most ``ECHO_CHARACTERS`` of what a caller sent, quoted."""
+    """Quote at most ``ECHO_CHARACTERS`` of what a caller sent.
+
+    Example:
+        >>> echo("Toy Story")
+        "'Toy Story'"
+    """
     return repr(text if len(text) <= ECHO_CHARACTERS else text[: ECHO_CHARACTERS - 1] + "…")

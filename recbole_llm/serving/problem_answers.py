@@ -26,7 +26,7 @@ _MEANINGS = {
 
 
 def problems_of_route(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Answers other than 200 of a route: those of every route, and ``statuses``."""
+    """List a route's answers other than 200: those of every route, and ``statuses``."""
     always = (400, 401, 403, 422, 429, 503)
     return {
         status: {"description": _MEANINGS[status], "content": _PROBLEM["content"]}

@@ -22,7 +22,7 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 def answer_bytes(problem: Problem) -> bytes:
-    """A whole HTTP answer, after which the connection ends."""
+    """Write a whole HTTP answer, after which the connection ends."""
     body = problem.body()
     head = (
         f"HTTP/1.1 {problem.status} {TITLES[problem.status]}\r\ncontent-type: {MEDIA_TYPE}\r\n"
@@ -32,7 +32,7 @@ def answer_bytes(problem: Problem) -> bytes:
 
 
 async def _health_only(app: App, scope: Any, receive: Any, send: Any) -> None:
-    """What a connection beyond the limits may ask."""
+    """Answer a connection beyond the limits, which may ask for /health alone."""
 
     async def send_and_close(message: Any) -> None:
         if message["type"] == "http.response.start":
@@ -121,8 +121,19 @@ class Guarded(Base):
             self.transport.abort()
 
     def _is_endless(self) -> bool:
-        """Whether what comes beside the body has no end: sizes of chunks, a trailer."""
+        """Return whether the bytes beside the body have no bound: sizes of chunks, a trailer."""
         return False  # h11 bounds it
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what cannot be read; a request whose body it was part of is told, so that it says nothing after that."""
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:  # in the middle of an answer nothing else can be said
+                self.transport.close()
+                return
+        super().send_400_response(msg)
 
     def on_response_complete(self) -> None:
         """Count anew from here."""
@@ -130,7 +141,7 @@ class Guarded(Base):
         super().on_response_complete()
 
     def is_idle(self) -> bool:
-        """Whether nobody waits for an answer here, and no answer is on its way."""
+        """Return whether nobody waits for an answer here, and no answer is on its way."""
         cycle: Any = self.cycle
         return (cycle is None or cycle.response_complete) and not self.transport.get_write_buffer_size()
 

@@ -27,6 +27,13 @@ ITEM_COST, REASON_COST = 2, 1
 IDS_PER_COST = 5
 EXPLAINED_PER_COST = 8_000  # (dimensions + 128) x items x entries of the history
 FIND_ROWS_PER_COST = 6
+PRODUCTS_PER_COST = INLINE_PRODUCTS // 2_000
+COMPARED_PER_COST = 6_000  # dimensions of pairs that diversity compares
+CALIBRATED_WIDTH = 500  # of a pair: what its logarithms cost
+CHOICE_COST, CAP_COST, BOOST_COST = 15, 2, 2  # a place that diversity fills; a candidate that a cap or boosts look at
+CANDIDATES = 4  # of them for every place, about
+SEED_COST = 100
+ROWS_PER_COST = 1_000  # of masks
 
 Job = Request | Callable[[Recommender], Any]
 
@@ -82,7 +89,7 @@ class Reader:
         self._rendering = asyncio.Semaphore(RENDERED_AT_ONCE)
 
     def _score(self, jobs: list[Any]) -> list[Any]:
-        """A batch; one recommender answers all of it."""
+        """Answer a batch with one recommender."""
         recommender = self._recommender()
         model, seq = recommender.export.manifest.export_id, recommender.overlay_seq
         requests = [job for job in jobs if isinstance(job, Request)]
@@ -103,10 +110,27 @@ class Reader:
         return (
             len(jobs) * len(catalog) * catalog.export.manifest.dim <= INLINE_PRODUCTS
             and sum(job.k * (1 + job.explain) for job in jobs) <= INLINE_ENTRIES
+            and sum(self._cost_of_rules(job) for job in jobs if job.rules.rerank) <= ITEM_COST * INLINE_ENTRIES
         )
 
+    def _cost_of_rules(self, request: Request) -> int:
+        """Microseconds that rules take, further passes over the catalogue included."""
+        rules, k, recommender = request.rules, request.k, self._recommender()
+        catalog, pool = recommender.catalog, 0
+        manifest = catalog.export.manifest
+        cost = rules.scans() * (len(catalog) * manifest.dim // PRODUCTS_PER_COST + len(catalog) // ROWS_PER_COST)
+        if rules.diversity is not None:
+            pool = rules.diversity.pool(k)
+            width = sum(table.shape[1] for table in catalog.export.content.values()) or manifest.dim
+            if rules.diversity.attribute is not None:
+                width = CALIBRATED_WIDTH
+                cost += recommender.history_length(request)
+            cost += k * CHOICE_COST + rules.comparisons(k) * width // COMPARED_PER_COST
+        cost += (CANDIDATES * k + pool) * (CAP_COST * len(rules.caps) + BOOST_COST * bool(rules.boosts))
+        return cost + (SEED_COST if rules.explore is not None else 0)
+
     def cost_of(self, request: Request) -> int:
-        """Microseconds that an answer takes beside its scores, about; known without any work."""
+        """Estimate the microseconds that an answer takes beside its scores, without doing any work."""
         cost = request.k * (ITEM_COST + REASON_COST * request.explain)
         if request.exclude:
             cost += len(request.exclude) // IDS_PER_COST
@@ -114,6 +138,11 @@ class Reader:
             cost += len(request.items) // IDS_PER_COST
         if request.filter:
             cost += sum(len(wanted) if isinstance(wanted, list) else 1 for wanted in request.filter.values())
+        if request.rules.only is not None:
+            cost += len(request.rules.only) // IDS_PER_COST
+        if request.rules.rerank:
+            cost += self._cost_of_rules(request)
+            cost += sum(len(w) if isinstance(w, list) else 1 for b in request.rules.boosts for w in b.filter.values())
         if request.explain:
             recommender = self._recommender()
             width = recommender.export.manifest.dim + 128
@@ -140,7 +169,9 @@ class Reader:
         return answer
 
     async def ask(self, job: Callable[[Recommender], Any], cost: int = 0) -> Versioned:
-        """Anything else that reads the catalogue, such as ``lambda r: r.similar("50")``; errors as :meth:`recommend`.
+        """Answer anything else that reads the catalogue, such as ``lambda r: r.similar("50")``.
+
+        Errors are those of :meth:`recommend`.
 
         Args:
             job: the question.
@@ -151,8 +182,16 @@ class Reader:
             self._count(answer.value)
         return answer
 
+    async def after_write(self, job: Callable[[Recommender], Any]) -> Versioned:
+        """Ask what a change has come to; never refused and never late, for the change is made."""
+        (answer,) = await self.batcher.call(lambda: self._score([job]))
+        if isinstance(answer, Exception):
+            raise answer
+        versioned: Versioned = answer
+        return versioned
+
     async def find(self, text: str, limit: int) -> Versioned:
-        """Items by their title; every title is looked at."""
+        """Find items by their title; every title is looked at."""
         cost = len(self._recommender().catalog) // FIND_ROWS_PER_COST
         return await self.ask(lambda recommender: recommender.catalog.find(text, limit), cost)
 

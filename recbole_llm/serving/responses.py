@@ -12,6 +12,7 @@ from recbole_llm.export.errors import ExportError, UnknownItemError, UnknownUser
 from recbole_llm.retrieval.item_catalog import ItemState
 from recbole_llm.retrieval.recommender import Recommendation, Recommended, Request
 from recbole_llm.retrieval.remote import SearchError
+from recbole_llm.retrieval.rules import NO_RULES, Boost, Diversity, Exploration, Rules
 from recbole_llm.serving import schemas
 from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
 from recbole_llm.serving.change_log import OverlayError
@@ -23,13 +24,13 @@ from recbole_llm.serving.text import EncodedText, EncoderUnavailable
 
 
 def json_answer(content: Any, status: int = 200) -> Response:
-    """Plain data, or JSON, as a response."""
+    """Answer with plain data, or with JSON."""
     raw = content if isinstance(content, bytes) else json_bytes(content)
     return Response(raw, status, media_type="application/json")
 
 
 def json_bytes(content: Any) -> bytes:
-    """Plain data as JSON."""
+    """Convert plain data to JSON."""
     try:
         return orjson.dumps(content)
     except TypeError:  # half a surrogate pair, in a text of the export: as an escape it can be sent
@@ -49,35 +50,42 @@ def _recommended(item: Recommended) -> dict[str, Any]:
             {"id": reason.id, "title": reason.title, "contribution": reason.contribution} for reason in item.reasons
         ]
         out["rest"], out["bias"] = item.rest, item.bias
+    if item.rules:
+        out["rules"] = [
+            {"rule": rule.rule, "contribution": rule.contribution, "place": rule.place} for rule in item.rules
+        ]
     return out
 
 
 def recommendation_content(answer: Recommendation) -> dict[str, Any]:
-    """``RecommendationOut`` without its state."""
-    return {
+    """Return the fields of ``RecommendationOut`` without its state."""
+    content = {
         "items": [_recommended(item) for item in answer.items],
         "source": answer.source,
         "unknown": list(answer.unknown),
     }
+    if answer.note:
+        content["note"] = answer.note
+    return content
 
 
 def rendered(answer: Recommendation) -> bytes:
-    """The same as JSON."""
+    """Return the fields of ``RecommendationOut`` without its state as JSON."""
     return json_bytes(recommendation_content(answer))
 
 
 def with_state(content: bytes, answer: Versioned) -> bytes:
-    """A JSON object with the state it was made from."""
+    """Add to a JSON object the state it was made from."""
     return content[:-1] + b"," + json_bytes(state_content(answer))[1:]
 
 
 def state_content(answer: Versioned) -> dict[str, Any]:
-    """``State``."""
+    """Return the fields of ``State``."""
     return {"model": answer.model, "overlay_seq": answer.overlay_seq}
 
 
 def item_content(state: ItemState) -> dict[str, Any]:
-    """``ItemOut`` without its state."""
+    """Return the fields of ``ItemOut`` without its state."""
     record = state.record
     return {
         "id": state.id,
@@ -100,7 +108,7 @@ _REFUSALS: tuple[tuple[type[Exception], int, str, int | None], ...] = (
 
 
 def problem_of(error: BaseException) -> Problem | None:
-    """The problem that an error of the service is to a caller; ``None`` for a fault of ours."""
+    """Find the problem that an error of the service is to a caller; ``None`` for a fault of ours."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, UnknownUserError):
@@ -120,7 +128,7 @@ def problem_of(error: BaseException) -> Problem | None:
 
 
 def error_content(error: Exception) -> bytes:
-    """An error of one entry of a batch as JSON.
+    """Return an error of one entry of a batch as JSON.
 
     Raises:
         Exception: the error itself, for a fault of ours.
@@ -132,7 +140,7 @@ def error_content(error: Exception) -> bytes:
 
 
 def invalid_problem(error: RequestValidationError) -> Problem:
-    """What does not fit the schema, and where, in few words."""
+    """Say what does not fit the schema, and where, in few words."""
     errors = [
         {"loc": [part if isinstance(part, int) else str(part)[:64] for part in e["loc"]], "msg": e["msg"][:200]}
         for e in error.errors()[:20]
@@ -155,27 +163,66 @@ def check_budget(bodies: Sequence[Any]) -> None:
             f"requests: they ask for {entries} items and reasons (the sum of k times 1 + explain); at most "
             f"{schemas.MAX_BATCH_ENTRIES} in a batch.",
         )
+    compared = sum(rules_of(body).comparisons(body.k) for body in bodies if body.diversity is not None)
+    if compared > schemas.MAX_BATCH_COMPARED:
+        raise Problem(
+            422,
+            f"requests: their diversity compares {compared} pairs (the sum of k times the candidates); at most "
+            f"{schemas.MAX_BATCH_COMPARED} in a batch.",
+        )
+
+
+def rules_of(body: Any) -> Rules:
+    """Read the rules of a body.
+
+    Raises:
+        Problem: 422 for a boost without exactly one step.
+    """
+    if body.only is None and not (body.boosts or body.caps or body.diversity or body.explore):
+        return NO_RULES
+    try:
+        return Rules(
+            only=body.only,
+            boosts=[Boost(_condition(boost.filter), boost.add, boost.odds) for boost in body.boosts],
+            caps=body.caps,
+            diversity=None if body.diversity is None else Diversity(**dict(body.diversity)),
+            explore=None if body.explore is None else Exploration(**dict(body.explore)),
+        )
+    except ValueError as error:
+        raise Problem(422, str(error)) from None
+
+
+def _condition(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.model_dump(exclude_none=True) if isinstance(value, schemas.Bounds) else value
+        for name, value in given.items()
+    }
 
 
 def request_of(body: Any, texts: Mapping[str, EncodedText]) -> Request:
-    """A body as a request, with the vector of its text among ``texts``.
+    """Turn a body into a request, with the vector of its text among ``texts``.
 
     Raises:
-        Problem: 422 for more reasons than an answer holds.
+        Problem: 422 for more reasons than an answer holds, or rules that compare too much.
     """
     if body.k * body.explain > schemas.MAX_REASONS:
         raise Problem(
             422,
             f"explain: {body.k} items with {body.explain} reasons each are more than {schemas.MAX_REASONS} reasons.",
         )
+    rules = rules_of(body)
+    if rules.comparisons(body.k) > schemas.MAX_COMPARED:
+        raise Problem(
+            422,
+            f"diversity: {body.k} items chosen from {rules.comparisons(body.k) // body.k} candidates compare more than "
+            f"{schemas.MAX_COMPARED} pairs; ask for fewer.",
+        )
     common = {
         "k": body.k,
         "exclude": body.exclude,
         "exclude_seen": body.exclude_seen,
-        "filter": {
-            name: value.model_dump(exclude_none=True) if isinstance(value, schemas.Bounds) else value
-            for name, value in body.filter.items()
-        },
+        "filter": _condition(body.filter),
+        "rules": rules,
         "explain": body.explain,
         "fallback": body.fallback,
     }

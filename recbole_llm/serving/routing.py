@@ -1,4 +1,4 @@
-"""How requests become calls: ids in paths, strict JSON, bodies that are all of the input."""
+"""Turn requests into calls: ids in paths, strict JSON, routes whose body is all of the input."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -89,5 +89,5 @@ class _BodyRoute(APIRoute):
 
 
 def route_of(body: Any) -> type[_BodyRoute]:
-    """A route of which a body of this type is all of the input."""
+    """Make a route of which a body of this type is all of the input."""
     return type("_BodyRouteOf", (_BodyRoute,), {"adapter": TypeAdapter(body)})

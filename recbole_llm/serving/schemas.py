@@ -14,13 +14,18 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from recbole_llm.serving.load_and_swap import MAX_ID_CHARACTERS
+from recbole_llm.identifiers import MAX_ID_CHARACTERS
 
 MAX_K = 1000
 MAX_KEYS = 64  # of an object
 MAX_EXPLAIN = 100
 MAX_REASONS = 2000  # k x explain of a request
 MAX_BATCH_ENTRIES = 25_600  # items and reasons of a batch: 256 answers of 100 items
+MAX_BOOSTS = 16
+MAX_CAPS = 8
+MAX_CANDIDATES = 1000  # of diversity
+MAX_COMPARED = 50_000  # k x candidates of a request, 20 ms
+MAX_BATCH_COMPARED = 500_000
 MAX_ITEMS = 1000
 MAX_EXCLUDE = 10_000
 MAX_TEXT_CHARACTERS = 8192
@@ -29,7 +34,7 @@ MAX_BATCH_ITEMS = 1000
 
 
 def _whole(value: Any) -> Any:
-    """JSON knows one kind of number: 10.0 is the integer 10."""
+    """Accept 10.0 as the integer 10: JSON knows one kind of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -83,6 +88,33 @@ Attributes = Annotated[dict[Word, AttributeValue], Field(max_length=MAX_KEYS), _
 Weights = Annotated[list[Annotated[Number, Field(ge=0, le=1e6)]], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
+class BoostBody(Strict):
+    """Lifts the items that meet all conditions; exactly one of ``add`` and ``odds``."""
+
+    filter: Annotated[dict[Word, FilterValue], Field(min_length=1, max_length=16), _at_most(16)]
+    add: Annotated[float | None, Field(ge=-1e6, le=1e6, allow_inf_nan=False, description="To the score.")] = None
+    odds: Annotated[float | None, Field(ge=1e-6, le=1e6, allow_inf_nan=False, description="Factor of P / (1 - P).")] = (
+        None
+    )
+
+
+class DiversityBody(Strict):
+    """Items unlike each other by content, or the shares of an attribute's values as in the history."""
+
+    weight: Annotated[float, Field(ge=0, le=1, description="Lambda; 0: the list as it is, 1: nothing but diversity.")]
+    attribute: Annotated[Word | None, Field(description="What to calibrate by; none: content vectors.")] = None
+    candidates: Annotated[
+        Count | None, Field(ge=1, le=MAX_CANDIDATES, description="How many of the best the list is chosen from.")
+    ] = None
+
+
+class ExploreBody(Strict):
+    """Places for items drawn at random."""
+
+    share: Annotated[float, Field(ge=0, le=1, description="Of the places.")]
+    seed: Annotated[Count, Field(ge=0, le=2**63 - 1, description="The same seed gives the same answer.")] = 0
+
+
 class _Asked(Strict):
     k: Annotated[Count, Field(ge=1, le=MAX_K, description="How many items; fewer come where fewer are allowed.")] = 10
     exclude: Annotated[list[Id], Field(max_length=MAX_EXCLUDE, fail_fast=True)] = []
@@ -92,6 +124,17 @@ class _Asked(Strict):
         Count, Field(ge=0, le=MAX_EXPLAIN, description=f"Reasons per item; k times explain is at most {MAX_REASONS}.")
     ] = 0
     fallback: Annotated[Literal["none", "popular"], Field(description="For unknown users and items.")] = "none"
+    only: Annotated[list[Id] | None, Field(min_length=1, max_length=MAX_EXCLUDE, fail_fast=True)] = None
+    boosts: Annotated[list[BoostBody], Field(max_length=MAX_BOOSTS, fail_fast=True)] = []
+    caps: Annotated[
+        dict[Word, Annotated[Count, Field(ge=1, le=MAX_K)]],
+        Field(max_length=MAX_CAPS, description="Attribute to the most items with the same value of it."),
+        _at_most(MAX_CAPS),
+    ] = {}
+    diversity: Annotated[
+        DiversityBody | None, Field(description=f"k times the candidates is at most {MAX_COMPARED}.")
+    ] = None
+    explore: ExploreBody | None = None
 
 
 class UserRequest(_Asked):
@@ -114,7 +157,7 @@ class TextRequest(_Asked):
 
 
 def _kind(body: Any) -> str | None:
-    """Which of the three a body is, by the key that is there, so that an error names one model and not all."""
+    """Return which of the three a body is, by the key that is there, so that an error names one model and not all."""
     given = [
         key for key in ("user", "items", "text") if (key in body if isinstance(body, dict) else hasattr(body, key))
     ]
@@ -208,8 +251,19 @@ class ReasonOut(BaseModel):
     contribution: float
 
 
+class RuleOut(BaseModel):
+    """What a rule did to an item."""
+
+    rule: str
+    contribution: Annotated[float, Field(description="Of a boost to the score.")] = 0.0
+    place: Annotated[int | None, Field(description="By score, where the rule changed it and it is known.")] = None
+
+
 class RecommendedOut(BaseModel):
-    """An item of an answer; reasons, rest and bias add up to the score, and are there when asked for."""
+    """An item of an answer; reasons, rest and bias are there when asked for.
+
+    They and the contributions of rules add up to the score.
+    """
 
     id: str
     title: str
@@ -222,6 +276,7 @@ class RecommendedOut(BaseModel):
     reasons: list[ReasonOut] = []
     rest: float = 0.0
     bias: float = 0.0
+    rules: list[RuleOut] = []
 
 
 class State(BaseModel):
@@ -237,6 +292,9 @@ class RecommendationOut(State):
     items: list[RecommendedOut]
     source: Literal["history", "items", "text", "popular", "similar"]
     unknown: list[str]
+    note: Annotated[
+        str, Field(description="Why there are fewer items than asked for, or what a rule could not do.")
+    ] = ""
     truncated: int = 0
 
 
@@ -256,6 +314,7 @@ class BatchEntryOut(BaseModel):
     items: list[RecommendedOut] = []
     source: str = ""
     unknown: list[str] = []
+    note: str = ""
     error: ProblemOut | None = None
 
 

@@ -35,6 +35,7 @@ WATCH_SECONDS = 1.0
 LOADING_SWITCH_SECONDS = 0.001
 ENCODER_SECONDS = 300.0  # until a new export's encoder must have loaded
 NAMED_FILES = 5
+LOOK_SECONDS = 0.02  # between two looks at the export's files, however often /health/ready is asked
 
 log = getLogger(__name__)
 
@@ -165,11 +166,14 @@ class Service:
         return found
 
     async def _changed_files(self) -> str:
-        """What happened to the export's files, looked at as often as the log is; looking may hang where a server is gone."""
+        """Tell what happened to the export's files.
+
+        The check runs on a thread, where it may hang if a file server is gone.
+        """
         watched, now = self._watched, time.monotonic()
         if watched is None:
             return ""
-        if now - self._files_seen[0] >= self.settings.poll_seconds:
+        if now - self._files_seen[0] >= LOOK_SECONDS:
             names = await asyncio.get_running_loop().run_in_executor(None, watched.changed)
             problem = ""
             if names:
@@ -262,7 +266,7 @@ class Service:
             self.text = text
 
     def _load(self, name: str | None, changes: Sequence[Change]) -> tuple[Built, TextEncoding]:
-        """An export brought up to date, and the encoder of its texts; in the loading thread."""
+        """Bring an export up to date, with the encoder of its texts; runs in the loading thread."""
         folder = find_export(self.settings.export, name)
         manifest, text = read_manifest(folder), self.text
         wanted = None if manifest.encoder is None else manifest.encoder.fingerprint
@@ -291,7 +295,7 @@ class Service:
         return None if encoder is None else encoder.fingerprint
 
     def _swap_in(self, built: Built) -> bool:
-        """On the scorer's thread, where the old one stands still."""
+        """Swap on the scorer's thread, while nothing reads the old recommender."""
         if built.recommender.overlay_seq < self.recommender.overlay_seq:
             return False
         self._recommender, self._stale, self._watched = built.recommender, built.stale, built.watched
@@ -301,7 +305,7 @@ class Service:
     # ------------------------------------------------------------------ metrics
 
     def _counts(self) -> dict[str, int]:
-        """Items by kind; counted when the catalogue has changed, and not while it changes on the scorer's thread."""
+        """Count items by kind, when the catalogue has changed, and not while it changes on the scorer's thread."""
         state = (self.export_id, self.recommender.catalog.version)
         if self._counted[0] != state:
             with suppress(ValueError):  # arrays of two moments
@@ -340,7 +344,7 @@ class Service:
 
 @contextmanager
 def _giving_way() -> Iterator[None]:
-    """For a load beside requests: they get the interpreter after a millisecond, not five, and no collection runs."""
+    """Let requests run during a load: they get the interpreter after a millisecond, not five, and no collection runs."""
     interval, collects = sys.getswitchinterval(), gc.isenabled()
     sys.setswitchinterval(LOADING_SWITCH_SECONDS)
     gc.disable()
@@ -359,6 +363,6 @@ def _freeze() -> None:
 
 
 def _freeze_young() -> None:
-    """The same while requests are answered: nothing of an export refers back to it, so the old one is gone already."""
+    """Freeze while requests are answered: nothing of an export refers back to it, so the old one is gone already."""
     gc.collect(1)
     gc.freeze()

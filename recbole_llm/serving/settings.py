@@ -116,12 +116,12 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
 
     def to_json(self) -> str:
-        """As text for a worker's environment; keys are hashes."""
+        """Write the settings as text for a worker's environment; keys are hashes."""
         return json.dumps(asdict(self))
 
     @staticmethod
     def from_json(text: str) -> "Settings":
-        """The reverse of :meth:`to_json`."""
+        """Reverse :meth:`to_json`."""
         raw = json.loads(text)
         raw["keys"] = tuple(Key(**key) for key in raw["keys"])
         raw["limits"] = Limits(**raw["limits"])
@@ -146,7 +146,7 @@ class Settings:
 
 
 def read_keys(file: str | None) -> tuple[Key, ...]:
-    """Keys of a file, or of the environment variable ``RECBOLE_LLM_API_KEYS``: ``scope:key`` a line.
+    """Read keys from a file, or from the environment variable ``RECBOLE_LLM_API_KEYS``: ``scope:key`` a line.
 
     Raises:
         ValueError: on a line of another form, a key that is too short to be secret, or one that a README shows.
@@ -177,7 +177,12 @@ def read_keys(file: str | None) -> tuple[Key, ...]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Return whether only this machine can reach the address.
+
+    Example:
+        >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0")
+        (True, False)
+    """
     if host == "localhost":
         return True
     try:

@@ -8,7 +8,7 @@ log = getLogger(__name__)
 
 
 def reload_on_hangup(service: Any, loop: Any) -> None:
-    """SIGHUP loads the newest export, where this thread may handle signals."""
+    """Load the newest export on SIGHUP, if this thread may handle signals."""
 
     def report(task: Any) -> None:
         if not task.cancelled() and task.exception() is not None:

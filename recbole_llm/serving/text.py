@@ -50,7 +50,7 @@ class SentenceEncoder(Protocol):
         """Of everything that changes a vector."""
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors ``[n, F]`` float32, and how many tokens of each text were not read ``[n]`` int64."""
+        """Encode texts to ``[n, F]`` float32, with how many tokens of each were not read, ``[n]`` int64."""
 
 
 class EncodedText(NamedTuple):
@@ -61,7 +61,7 @@ class EncodedText(NamedTuple):
 
 
 def encoder_refusal(manifest: Manifest, named: Sequence[str]) -> str | None:
-    """Why the encoder of an export must not be loaded, with the way out; ``None`` if it may be.
+    """Say why the encoder of an export must not be loaded, with the way out; ``None`` if it may be.
 
     Args:
         manifest: of the export, with an encoder.
@@ -100,7 +100,7 @@ class TransformerEncoder:
         _hold_weights(self._encoder)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """As :class:`SentenceEncoder` says; texts of like length share a forward pass."""
+        """Encode as :class:`SentenceEncoder` says; texts of like length share a forward pass."""
         import torch
 
         samples = self._encoder.prepare(list(texts))
@@ -120,7 +120,10 @@ class TransformerEncoder:
 
 
 def _hold_weights(encoder: Any) -> None:
-    """Copy the weights into memory of the process: transformers maps their file, which may be cut off or written over."""
+    """Copy the weights into memory of the process.
+
+    transformers maps their file, which may be cut off or written over.
+    """
     import torch
 
     # the model was loaded in this mode, and a tensor of it that is given other data must get them in it too
@@ -132,7 +135,7 @@ def _hold_weights(encoder: Any) -> None:
 
 
 def _find(folder: Path, manifest: Manifest, named: Sequence[str]) -> Any:
-    """The first of the allowed encoders with the fingerprint of the export's; no weights are loaded for that."""
+    """Find the first allowed encoder with the fingerprint of the export's; no weights are loaded for that."""
     from recbole_llm.content.encoders.transformer import load_encoder
 
     spec = manifest.encoder
@@ -202,7 +205,7 @@ class TextEncoding:
         return None if self._encoder is None else self._encoder.fingerprint
 
     def start(self, when_ready: Callable[[], object] | None = None) -> None:
-        """Begin to load; ``when_ready`` is called in the loading thread."""
+        """Start to load; ``when_ready`` is called in the loading thread."""
         if self._load is None:
             return
 
@@ -225,7 +228,7 @@ class TextEncoding:
         return self._encoder is not None
 
     def encode_now(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors ``[n, F]`` in the calling thread; for loading an export.
+        """Encode texts to ``[n, F]`` in the calling thread, while an export is loaded.
 
         Raises:
             EncoderUnavailable: if it is not loaded.
@@ -242,7 +245,7 @@ class TextEncoding:
             raise EncoderUnavailable("The encoder is still loading.", retry=True)
 
     async def encode(self, texts: Sequence[str], seconds: float) -> list[EncodedText]:
-        """Vectors of texts.
+        """Encode texts.
 
         Args:
             texts: any number.
@@ -293,7 +296,9 @@ def text_encoding(
     metrics: Metrics,
     make_encoder: Callable[[Path, Manifest], SentenceEncoder] | None = None,
 ) -> TextEncoding:
-    """The encoding of texts that a service of these settings has for an export; :meth:`TextEncoding.start` loads it.
+    """Choose the encoding of texts that a service of these settings has for an export.
+
+    :meth:`TextEncoding.start` loads it.
 
     Args:
         folder: the export.

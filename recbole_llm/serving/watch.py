@@ -24,7 +24,7 @@ class WatchedFiles:
         self._status = {name: _status(folder / name) for name in {MANIFEST, *names}}
 
     def changed(self) -> list[str]:
-        """Names of the files that are no longer what was read, sorted."""
+        """Name the files that are no longer what was read, sorted."""
         return sorted(name for name, status in self._status.items() if _status(self.folder / name) != status)
 
 

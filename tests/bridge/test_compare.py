@@ -17,6 +17,7 @@ import recbole_llm  # noqa: F401
 pytest.importorskip("recbole")
 from recbole_llm.bridge.experiments import comparison as module
 from recbole_llm.bridge.experiments.experiment import Experiment, Outcome, Training, run_experiment, run_isolated
+from recbole_llm.bridge.experiments.latex import as_latex
 
 USERS = np.arange(1, 301)
 
@@ -71,7 +72,7 @@ def test_mean_and_spread_are_over_seeds_and_the_difference_over_users(table):
 def test_the_table_is_written_in_every_form(table, tmp_path):
     markdown = module.as_markdown(table)
     assert len({line.count("|") - line.count("\\|") for line in markdown.splitlines()}) == 1
-    latex = module.as_latex(table)
+    latex = as_latex(table)
     assert latex.count(r"\textbf") == 1 + 3  # hit@10 is equal for the three
     json.dumps(module.as_json(table))
     pytest.importorskip("matplotlib")
@@ -137,7 +138,7 @@ def test_the_reference_is_the_best_stock_model_by_validation_and_not_by_test():
     assert other.reference == "Best"
     assert module.as_json(found)["reference"] == "Best"
     assert "ndcg@10 against Best [95%]" in module.as_markdown(found).splitlines()[0]
-    for text in (module.about_tests(found), module.as_latex(found)):
+    for text in (module.about_tests(found), as_latex(found)):
         assert "Best, the best stock model by validation (ndcg@10 0.4000)" in text
     assert module.as_json(found)["reference_reason"] == "the best stock model by validation (ndcg@10 0.4000)"
 

@@ -281,7 +281,7 @@ SHOWN = {
     "saved_dataset": ("training rows: [144, 144]", "training rows: [144, 72]"),
     "saved_dataloaders": ("64 rows, no generator; 64 rows, a generator", "64 rows, a generator; 32 rows, a generator"),
     "search_space": ("space: 1", "ValueError: params_file: \"[__import__('os').getpid()]\" is no list of values"),
-    "plain_yaml": ("note: <built-in function mkdir>", "ValueError: A configuration file is no YAML of plain values"),
+    "plain_yaml": ("note: <built-in function mkdir>", "a.yaml': A configuration file is no YAML of plain values"),
     "teacher": ("ran: auc", "ValueError: teacher must be one of DAGFM, CrossNet, CIN, got '(lambda"),
     "item_embeddings": ("ran: True", "ran: False"),
     "unnamed_pickles": ("ran: True, ran: True", "ran: False, ran: False"),

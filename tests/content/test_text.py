@@ -88,6 +88,23 @@ class TestReading:
         with pytest.raises(ValueError, match=r"toy.item cannot be read as utf-8.*Set encoding"):
             read_atomic_table(item_file("item_id:token\ttitle:token\n1\tAmélie\n", encoding="latin-1"), "item_id")
 
+    def test_utf_16_is_named(self, item_file):
+        with pytest.raises(ValueError, match="It is UTF-16: set encoding to utf-16"):
+            read_atomic_table(item_file("item_id:token\ttitle:token\n1\tA\n", encoding="utf-16"), "item_id")
+        with pytest.raises(ValueError, match="begins with zero bytes, as UTF-16 does: set encoding"):
+            read_atomic_table(item_file("item_id:token\ttitle:token\n1\tA\n", encoding="utf-16-le"), "item_id")
+
+    def test_words_of_a_sequence_stand_between_its_own_separators(self, item_file):
+        rows = [f"i{n}|fine, lamp,number,n{n}|7,5|" for n in range(5)] + ["i9|,|a|"]
+        path = item_file("\n".join(["item_id:token|name:token_seq|code:token|none:token_seq", *rows, ""]))
+        read = read_atomic_table(path, "item_id", separator="|", seq_separator=",")
+        assert read.columns["name"][0] == "fine, lamp,number,n0"  # as it stands in the file, for those who split it
+        assert read.words("name")[:2] == ["fine lamp number n0", "fine lamp number n1"] and read.words("name")[-1] == ""
+        assert read.words("code")[0] == "7,5"
+        assert choose_text_fields(read) == ("name",)
+        assert render_texts(read, ["name"])["i3"] == "Name: fine lamp number n3"
+        assert render_texts(read, ["name"])["i9"] == ""
+
     def test_no_file(self, tmp_path):
         with pytest.raises(ValueError, match=r"toy.item: no such file"):
             read_atomic_table(tmp_path / "toy.item", "item_id")

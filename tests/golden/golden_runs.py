@@ -123,7 +123,7 @@ def torchrun(processes, arguments):
     paths.append(os.environ.get("PYTHONPATH", ""))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     out = subprocess.run(
-        [*command, "-m", "recbole_llm", *arguments], capture_output=True, text=True, timeout=300, env=environment
+        [*command, "-m", "recbole_llm", *arguments], capture_output=True, text=True, timeout=480, env=environment
     )
     assert out.returncode == 0, out.stdout[-2000:] + out.stderr[-6000:]
 

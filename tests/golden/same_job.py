@@ -9,6 +9,7 @@ A run is one of the golden ones, ``ml-100k`` (with the default encoder) or a dat
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -22,7 +23,8 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 SAMPLED = 200  # users whose scores of all items are compared
-STEPS = ("training", "evaluation", "export", "recommending")
+STEPS = ("training", "reading the checkpoint", "evaluation", "export", "recommending")
+EVALUATIONS = 5  # timed together
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -38,6 +40,8 @@ def child(run, epochs, data_path, features):
     given = {"data_path": data_path, "feature_cache_dir": features}
     own = [f"--{key}={value}" for key, value in given.items() if value]
     paths = golden_runs.paths_of(run) if run in golden_runs.RUNS else own
+    if importlib.util.find_spec("recbole_llm.bridge.checkpoint_settings") is None:
+        paths = []  # an earlier tree takes paths from the checkpoint, and knows no such options
     if run in golden_runs.RUNS and golden_runs.RUNS[run].processes > 1:
         metrics, config, model, dataset = _in_processes(run, seconds)
     else:
@@ -45,10 +49,11 @@ def child(run, epochs, data_path, features):
     rng = np.random.RandomState(0)
     users = np.sort(1 + rng.permutation(dataset.user_num - 1)[:SAMPLED])
     _save_scores(model, config, dataset, users)
-    with _timed(seconds, "export"):
-        golden_runs.call("export", "saved", "--output", "export", *paths)
-    with _timed(seconds, "recommending"):
-        golden_runs.call("recommend", "export", "--k", 10, "--output", "recommended.jsonl")
+    for timed, export in ({}, "export"), (seconds, "export-again"):  # the first time modules are imported too
+        with _timed(timed, "export"):
+            golden_runs.call("export", "saved", "--output", export, *paths)
+        with _timed(timed, "recommending"):
+            golden_runs.call("recommend", export, "--k", 10, "--output", "recommended.jsonl")
     Path("found.json").write_text(json.dumps({"metrics": metrics, "seconds": seconds}))
 
 
@@ -98,8 +103,14 @@ def _in_this_process(run, epochs, data_path, features, seconds):
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     with _timed(seconds, "training"):
         _, valid_result = trainer.fit(train, valid, saved=True, show_progress=False)
+    test_result = trainer.evaluate(test, load_best_model=True, show_progress=False)
+    with _timed(seconds, "reading the checkpoint"):
+        trainer.evaluate(test, load_best_model=True, show_progress=False)
     with _timed(seconds, "evaluation"):
-        test_result = trainer.evaluate(test, load_best_model=True, show_progress=False)
+        for _ in range(EVALUATIONS):
+            trainer.evaluate(test, load_best_model=False, show_progress=False)
+    for clock, whole in seconds["reading the checkpoint"].items():  # an evaluation is in it
+        seconds["reading the checkpoint"][clock] = max(whole - seconds["evaluation"][clock] / EVALUATIONS, 0.0)
     metrics = {f"valid {k}": float(v) for k, v in valid_result.items()}
     return metrics | {f"test {k}": float(v) for k, v in test_result.items()}, config, model, dataset
 
@@ -170,7 +181,8 @@ def compare(run, trees, folder, options):
             for step, clocks in found.items():
                 for clock, value in clocks.items():
                     seconds[step][name][clock].append(value)
-    return differences(*(folder / f"{name}-0" for name in trees)) | {"seconds": paired(seconds)}
+    sizes = {name: export_bytes(folder / f"{name}-0") for name in trees}
+    return differences(*(folder / f"{name}-0" for name in trees)) | {"seconds": paired(seconds), "export bytes": sizes}
 
 
 def paired(seconds):
@@ -243,6 +255,14 @@ def checkpoint_tables(folder):
     return _leaves({key: value for key, value in content.items() if key not in beside})
 
 
+def export_bytes(folder):
+    """Bytes of each file of an export."""
+    export = folder / "export"
+    return {
+        path.relative_to(export).as_posix(): path.stat().st_size for path in sorted(export.rglob("*")) if path.is_file()
+    }
+
+
 def _leaves(value, path=""):
     if isinstance(value, dict):
         return {name: leaf for key, inner in value.items() for name, leaf in _leaves(inner, f"{path}/{key}").items()}
@@ -271,6 +291,26 @@ def export_tables(folder):
 # ------------------------------------------------------------------ command
 
 
+def of_job(trees):
+    """The machine, and the commit of each tree."""
+    sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
+    from timing import machine
+
+    described = machine("cpu")
+    del described["commit"]
+    return {"machine": described, "commits": {name: commit_of(tree) for name, tree in trees.items()}}
+
+
+def commit_of(tree):
+    """The commit of a working tree, marked where files of the product differ from it."""
+    git = ["git", "-C", str(tree)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run(
+        [*git, "status", "--short", "recbole_llm", "kernels"], capture_output=True, text=True
+    ).stdout
+    return commit + ("+changes" if changed.strip() else "")
+
+
 def report(run, found):
     """What a person reads of one run."""
     seconds = found["seconds"]
@@ -283,6 +323,10 @@ def report(run, found):
         lines.append(f"  {what}: {part['compared']} values compared, largest difference {part['largest']:.4g}")
         lines += [f"    {name}: {value:.4g}" for name, value in list(part["differ"].items())[:12]]
         lines += [f"    {side}: {', '.join(part[side])}" for side in ("old alone", "new alone") if part[side]]
+    old, new = found["export bytes"].values()
+    grown = {name: new.get(name, 0) - old.get(name, 0) for name in sorted(old.keys() | new.keys())}
+    lines.append(f"  export: {sum(old.values())} bytes, {sum(new.values())} bytes")
+    lines += [f"    {name}: {difference:+}" for name, difference in grown.items() if difference]
     for step, values in seconds.items():
         lines.append(f"  {step}: {values['old']:.2f} s, {values['new']:.2f} s, ratio {values['ratio']:.3f}")
     return "\n".join(lines)
@@ -320,7 +364,8 @@ def main():
             found[run] = compare(run, trees, Path(folder), options)
         print(report(run, found[run]), flush=True)
     if options.output:
-        options.output.write_text(json.dumps(found, indent=1) + "\n")
+        content = {"benchmark": "same_job", "repeats": options.repeats, "epochs": options.epochs} | of_job(trees)
+        options.output.write_text(json.dumps(content | {"runs": found}, indent=1) + "\n")
     worst = max(max(f["scores"], f["checkpoint"]["largest"], f["export"]["largest"]) for f in found.values())
     print("bitwise equal" if worst == 0 else f"largest difference {worst:.4g}")
     return None

@@ -1,7 +1,10 @@
 """Files to import and a reader of what was written; imported by the tests of this folder."""
 
 import csv
+import os
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
 
 HEADER = ["user", "item", "rating", "timestamp"]
 ROWS = [
@@ -30,3 +33,8 @@ def read(folder, name="x", suffix="inter"):
     text = (Path(folder) / name / f"{name}.{suffix}").read_text(encoding="utf-8")
     assert text.endswith("\n")
     return [line.split("\t") for line in text[:-1].split("\n")]
+
+
+def environment():
+    """Variables for a fresh interpreter that imports this checkout."""
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}

@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from recbole_llm.content.text import read_atomic_table
 from recbole_llm.importer import import_dataset
-from recbole_llm.importing import text_tables
+from recbole_llm.importing import limits, text_tables
 
 CHARACTERS = [*"ab1 \"',\t\n\r\x00é\u2028\x85\ufeff\\😀"]
 WORDS = ["", "1.0", "NA", "null", "nan", "inf", "-1", "1e999", "[PAD]", "<b>", "&amp;", "e\u0301", "\r\n"]
@@ -41,8 +42,12 @@ options = st.fixed_dictionaries(
 )
 
 
+@contextmanager
 def small_blocks():
-    return mock.patch.multiple(text_tables, BLOCK_BYTES=16, FIRST_ROWS=2, ROWS=3)
+    blocks = mock.patch.multiple(limits, BLOCK_BYTES=16, JSON_BLOCK_BYTES=16)
+    rows = mock.patch.multiple(text_tables, FIRST_ROWS=2, ROWS=3)
+    with blocks, rows:
+        yield
 
 
 def check_import(content, name, given_options, items=None, small=True):

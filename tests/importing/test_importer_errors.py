@@ -6,18 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from made_files import HEADER, ROWS, read, write_csv
+from made_files import HEADER, ROWS, environment, read, write_csv
 from waiting import LIMIT
 
 pytest.importorskip("pyarrow", reason="the extra 'import'")
 
 from recbole_llm.importer import import_dataset
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 WRONG = {
     "empty": (b"", {}, "the file is empty"),
@@ -35,7 +31,16 @@ WRONG = {
     "not UTF-8, quoted": (b'user,item\n"a",i\nb,caf\xe9\n', {}, "line 3 is not utf-8: byte 0xe9"),
     "not UTF-8 header": (b"user,it\xe9m\n1,2\n", {}, "line 1 is not utf-8"),
     "UTF-16": ("user,item\na,i\n".encode("utf-16"), {}, "give --encoding utf-16"),
-    "NUL": (b"u\x00s\x00e\x00r\x00\n\x00", {}, "NUL bytes"),
+    "UTF-16 without a mark": (
+        "user,item\na,i\n".encode("utf-16-le"),
+        {},
+        "not utf-8 but UTF-16-LE: give --encoding utf-16-le",
+    ),
+    "big-endian UTF-16": ("user,item\na,i\n".encode("utf-16-be"), {}, "give --encoding utf-16-be"),
+    "UTF-32": ("user,item\na,i\n".encode("utf-32"), {}, "give --encoding utf-32"),
+    "UTF-8 as UTF-16": (b"user,item\na,i\n", {"encoding": "utf-16"}, "given.csv: not utf-16: "),
+    "no text encoding": (b"user,item\na,i\n", {"encoding": "base64"}, "encoding 'base64' is unknown"),
+    "NUL": (b"us\x00er,item\na,i\n", {}, "NUL bytes"),
     "ZIP": (b"PK\x03\x04 spreadsheet", {}, "ZIP archive or a spreadsheet"),
     "unknown encoding": (b"user,item\na,i\n", {"encoding": "utf-9"}, "encoding 'utf-9' is unknown"),
     "words for ratings": (b"user,item,rating\na,i,5\nb,i,good\n", {}, r"line 3: rating is not a number \('good'\)"),
@@ -59,6 +64,12 @@ WRONG = {
     "texts of nothing": (b"user,item\na,i\n", {"text_columns": ["title"]}, "text_columns needs items"),
     "choice": (b"user,item\na,i\n", {"duplicates": "best"}, "duplicates must be one of last, first, keep"),
     "separator": (b"user,item\na,i\n", {"separator": "ab"}, "separator must be one character"),
+    "quote as separator": (b"user,item\na,i\n", {"separator": '"'}, "is a quote or ends a line"),
+    "two forms of time": (b"user,item\na,i\n", {"time_unit": "s", "time_format": "%Y%m%d"}, "give one of them"),
+    "time format": (b"user,item\na,i\n", {"time_format": "%d/%m"}, r"time_format '%d/%m': %Y is missing"),
+    "time format, unknown": (b"user,item\na,i\n", {"time_format": "%d/%m/%Q"}, "'%Q' is not known"),
+    "time format, twice": (b"user,item\na,i\n", {"time_format": "%d/%d/%m/%Y"}, "occurs twice"),
+    "decimal": (b"user,item\na,i\n", {"decimal": ";"}, "decimal must be one of ., ',', and ';' was given"),
 }
 
 
@@ -176,10 +187,6 @@ def test_an_existing_folder_is_kept_unless_told(files, tmp_path):
 def test_names_that_recbole_could_not_read(files, tmp_path, name):
     with pytest.raises(ValueError, match="dataset"):
         import_dataset(files[0], name, data_path=tmp_path)
-
-
-def environment():
-    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
 
 
 def test_a_killed_import_leaves_no_dataset_and_the_next_one_clears_up(tmp_path):

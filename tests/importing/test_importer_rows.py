@@ -9,7 +9,7 @@ from made_files import HEADER, read, write_csv
 pytest.importorskip("pyarrow", reason="the extra 'import'")
 
 from recbole_llm.importer import import_dataset
-from recbole_llm.importing import text_tables
+from recbole_llm.importing import limits, text_tables
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,13 @@ def test_columns_are_found_by_name_and_content(run):
         ["r", "p", "5", "1100000000"],
     ]
     assert set(report.interactions.unused_columns) == {"verified", "reviewTime"}
-    # "time" holds no times, "score" no numbers
-    report, rows = run("user,item,time,score\na,i,noon,high\n")
-    assert rows[0] == ["user_id:token", "item_id:token"]
+    # "time" holds no times, "timestamp" does; "score" no numbers, "rating" does
+    report, rows = run("user,item,time,timestamp,score,rating\na,i,noon,5,high,4\n")
+    assert rows[1] == ["a", "i", "4", "5"]
+    assert report.interactions.unused_columns == {
+        "time": "the time is read from timestamp",
+        "score": "the rating is read from rating",
+    }
     # atomic headers, a pandas index
     assert run(",user_id:token,item_id:token\n0,a,i\n")[1][1:] == [["a", "i"]]
     assert run("w,b,who\n7,i,a\n", user_column="who", item_column="b")[1][1:] == [["a", "i"]]
@@ -135,7 +139,7 @@ def test_small_blocks_change_nothing(files, tmp_path, monkeypatch):
         path = write_csv(tmp_path / f"{n}.csv", HEADER, rows, **style)
         import_dataset(path, f"whole{n}", data_path=tmp_path)
         with monkeypatch.context() as small:
-            small.setattr(text_tables, "BLOCK_BYTES", 64)
+            small.setattr(limits, "BLOCK_BYTES", 64)
             small.setattr(text_tables, "FIRST_ROWS", 2)
             small.setattr("recbole_llm.importing.rows.GATHER_ROWS", 7)
             import_dataset(path, f"small{n}", data_path=tmp_path)

@@ -6,17 +6,9 @@ import pytest
 pa = pytest.importorskip("pyarrow", reason="the extra 'import'")
 
 from recbole_llm.importing.ids import ID_PROBLEMS, MISSING, MISSING_WORD, UNUSABLE, IdColumn, look_alikes  # noqa: E402
-from recbole_llm.importing.values import (  # noqa: E402
-    NA_STRINGS,
-    TimeReader,
-    cast_or_null,
-    clean_text,
-    labels,
-    number_strings,
-    numbers,
-    protected,
-    trimmed,
-)
+from recbole_llm.importing.numbers import LabelReader, cast_or_null, number_strings, numbers  # noqa: E402
+from recbole_llm.importing.times import TimeReader  # noqa: E402
+from recbole_llm.importing.values import NA_STRINGS, clean_text, protected, trimmed  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -142,7 +134,15 @@ def test_words_are_no_times():
 def test_numbers_and_labels():
     cells = trimmed(pa.array([" 3.5 ", "1e3", "NaN", "inf", "x", "", None, "1,5"]))
     assert np.nan_to_num(numbers(cells), nan=-1).tolist() == [3.5, 1000, -1, -1, -1, -1, -1, -1]
-    assert labels(trimmed(pa.array(["0", "1.0", "True", "false", "2", None, ""]))).tolist() == [0, 1, 1, 0, -1, -1, -1]
+    assert LabelReader().read(trimmed(pa.array(["0", "1.0", "True", "false", "2", None, ""]))).tolist() == [
+        0,
+        1,
+        1,
+        0,
+        -1,
+        -1,
+        -1,
+    ]
 
 
 def test_cast_or_null_finds_each_bad_cell():

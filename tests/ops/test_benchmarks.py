@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import kernel_cases
 import kernel_speed
 import report
+import report_quality
 
 TINY = {"pair_bce": dict(P=300, n=200, D=16), "sampled_bce": dict(B=60, K=5, n=200, D=16),
         "catalog_bce": dict(B=20, N=300, D=16), "catalog_ce": dict(B=20, N=300, D=16),
@@ -110,11 +111,46 @@ def test_plots_are_svg_and_the_same_again(results):
     pytest.importorskip("matplotlib")
     assert report.main(["--results", str(results)]) == 0
     drawn = {file.name: file.read_bytes() for file in (results / "plots").iterdir()}
-    assert set(drawn) == {"kernel_speed_cpu_1.svg", "kernel_speed_cpu_2.svg", "kernel_memory_cpu.svg"}
-    assert all(x.startswith(b"<?xml") and b"2.5" in drawn["kernel_speed_cpu_1.svg"] for x in drawn.values())
+    assert set(drawn) == {"kernel_speed_cpu.svg", "kernel_memory_cpu.svg"}
+    assert all(x.startswith(b"<?xml") for x in drawn.values())
+    assert (
+        b"CPU: ours is 2.5 times as fast as eager PyTorch" in drawn["kernel_speed_cpu.svg"]
+    )  # the title is the finding
     assert all(f"plots/{name}" in (results / "REPORT.md").read_text() for name in drawn)
     report.main(["--results", str(results)])
     assert drawn == {file.name: file.read_bytes() for file in (results / "plots").iterdir()}
+
+
+def test_a_model_is_shown_at_its_best_setting_and_ours_is_not_first_where_it_is_not():
+    def split(**means):
+        d = {"mean": -0.01, "low": -0.02, "high": -0.001}
+        rows = [
+            {"model": m, "mean": {"ndcg@10": v}} | ({} if m == "LLMTwoTower" else {"difference": d})
+            for m, v in means.items()
+        ]
+        return {"split_seed": 1, "metric": "ndcg@10", "rows": rows}
+
+    data = {"dataset": "x", "splits": [split(LLMTwoTower=0.5, EASE=0.4, SLIMElastic=0.2)]}
+    data["parts"] = [{"splits": [split(LLMTwoTower=0.51, SLIMElastic=0.45)]}]
+    plot = report_quality.ranked_plot(data)
+    assert plot.finding == "x: ours is number 1 of 3, +13% beside the best stock model, SLIMElastic"
+    assert [(row.name, row.dots[0].value) for row in plot.panels[0].rows] == [
+        ("LLMTwoTower", 0.5),
+        ("SLIMElastic", 0.45),
+        ("EASE", 0.4),
+    ]
+    data = {"dataset": "x", "splits": [split(LLMTwoTower=0.3, EASE=0.4)]}
+    assert (
+        report_quality.ranked_plot(data).finding == "x: ours is number 2 of 2, -25% beside the best stock model, EASE"
+    )
+
+
+def test_the_committed_report_is_of_the_committed_results():
+    written = (report.RESULTS / "REPORT.md").read_text(encoding="utf-8").split("\n")
+    without_plots = [line for line in written if not line.startswith("![")]
+    made = report.render(report.RESULTS, report.RESULTS / "REPORT.md", plots=False)
+    squeeze = lambda lines: [line for line in lines if line]  # noqa: E731
+    assert squeeze(made) == squeeze(without_plots), "run python benchmarks/report.py"
 
 
 def test_committed_results_of_the_kernels_are_rendered():

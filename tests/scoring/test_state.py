@@ -212,6 +212,8 @@ def test_a_checkpoint_of_version_1_scores_as_it_did(form, following, joint):
     if form == "identity":
         for block in score.blocks[:-1]:
             assert torch.equal(cold.shift[block.name], old["shift"][:N])
+    sources = torch.cat([cold.source[block.name] for block in score.blocks[:-1]], 1)
+    assert torch.equal(sources, old["closed_source"]) and torch.equal(cold.source["learned"], old["learned_source"])
     # what version 1 said of the items among themselves
     among = score.scores(HISTORY, score.user_parts(torch.arange(U)), unlisted=True)
     joined = scores_of_version_1({**para, "cold": {**old, "joint": True}}, HISTORY)

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import logging
+import logging.handlers
+import queue
 import socket
 import threading
 
@@ -279,7 +282,7 @@ def test_a_head_that_trickles_on_a_kept_connection_ends(server):
         client.sendall(b"GET / HTTP/1.1\r\nX: ")
         client.settimeout(0.1)
         answer = b""
-        for _ in range(100):
+        for _ in range(10 * LIMIT):
             try:
                 answer = client.recv(1 << 16)
                 break
@@ -390,6 +393,39 @@ def test_a_refused_body_that_waits_for_100_continue_is_told_at_once(server):
     with connect(server, head.encode()) as client:
         status, _, head = read_answer(client)
         assert status == 403 and b"connection: close" in head.lower() and client.recv(10) == b""
+
+
+CHUNKED = (
+    b"POST /v1/recommend HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+@pytest.fixture
+def errors(server):
+    """What uvicorn and asyncio say went wrong."""
+    handler = logging.handlers.QueueHandler(queue.SimpleQueue())
+    handler.setLevel(logging.ERROR)
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).addHandler(handler)
+    yield handler.queue
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).removeHandler(handler)
+
+
+@pytest.mark.parametrize("host", [b"localhost", b"evil.example"], ids=["read", "refused unread"])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_body_that_cannot_be_read_is_refused_once(server, errors, host, at_once):
+    """The protocol answers 400; what the application says after that, or has said before, must not end in an error."""
+    head, wrong = CHUNKED.replace(b"{}", host), b"no size\r\n"
+    with connect(server, head + wrong if at_once else head + b"1\r\n{\r\n") as client:
+        if not at_once and host == b"localhost":
+            wait_until(lambda: any(not one.is_idle() for one in server.server_state.connections), "the body is awaited")
+        if not at_once:
+            client.sendall(wrong)
+        answer = read_all(client)
+    wait_until(lambda: not server.server_state.connections and not server.server_state.tasks, "nothing is left")
+    assert answer.count(b"HTTP/1.1 ") == 1 and answer.split()[1] in {b"400", b"403" if host != b"localhost" else b"400"}
+    assert errors.empty(), errors.get().getMessage()
 
 
 def test_forwarded_addresses_of_anybody_are_not_believed(server):

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from made_export import make_contents
+from waiting import wait_until
 
 import recbole_llm  # noqa: F401
 from recbole_llm import cli
@@ -274,19 +275,10 @@ def test_an_export_that_appears_loads_nothing_either(encoder_files, begin, loade
     write_artifact(folder / "two", with_encoder(str(encoder_files), "any"))
     if how == "admin":
         assert client.post("/v1/admin/reload", json={"export": "two"}).status_code == 200
-    wait_until(lambda: client.service.export_id != before)
+    wait_until(lambda: client.service.export_id != before, "the other export is served")
     assert client.ask(user="u1")["items"]
     assert "--encoder NAME" in client.ask(422, text="a rocket")["detail"]
     assert loaded == []
-
-
-def wait_until(holds, seconds=60):
-    import time
-
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_swap_does_not_take_the_texts_away(encoder_files, begin, loaded, tmp_path):

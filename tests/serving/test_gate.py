@@ -292,6 +292,22 @@ def test_writes_have_places_of_their_own(start):
     assert client.put("/v1/items/x", json={"text": "sea"}).status_code == 200
 
 
+def test_a_change_that_is_made_is_never_refused_afterwards(start):
+    """With the readers' queue full and their deadline over, who has written still hears that it is written."""
+    client = start(limits=patient(queue=1, request_seconds=0.05))
+    gate, blocked = block(client)
+    waiting = threading.Thread(target=lambda: client.post("/v1/recommend", json={"user": "u1"}))
+    waiting.start()
+    wait_until(lambda: client.service.reader.batcher.waiting == 1, "the queue is full")
+    answers = []
+    writing = threading.Thread(target=lambda: answers.append(client.put("/v1/items/new", json={"text": "sea"})))
+    writing.start()
+    wait_until(lambda: client.service.changes._log.last_seq() == 1, "the change is committed")
+    gate.set()
+    join(blocked, waiting, writing)
+    assert answers[0].status_code == 200 and answers[0].json()["seq"] == answers[0].json()["overlay_seq"] == 1
+
+
 def test_places_and_memory_are_given_back_whatever_happens(start, monkeypatch):
     client = start(limits=patient(queue=1, writes=1))
     gate = client.app.middleware_stack

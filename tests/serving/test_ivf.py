@@ -13,6 +13,7 @@ from recbole_llm.export.writer import write_artifact
 from recbole_llm.retrieval.candidates import sample_queries
 from recbole_llm.retrieval.ivf import build_index
 from recbole_llm.retrieval.recommender import Recommender, Request
+from recbole_llm.retrieval.rules import Boost, Rules
 
 N = 4000
 
@@ -69,6 +70,22 @@ def test_recall(pair, request_):
     assert recall(ivf, exact, **request_) >= 0.97
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(caps={"kind": 2}),  # eight items, and all others are passed over
+        Rules(caps={"genre": 3}, filter={"year": {"lt": 4000}}),
+        Rules(boosts=[Boost({"kind": "farm"}, add=2.0), Boost({"year": {"gte": 3000}}, odds=0.5)]),
+        Rules(caps={"kind": 4}, boosts=[Boost({"kind": ["sea", "space"]}, odds=4.0)]),
+        Rules(only=[f"i{n}" for n in range(0, N, 7)], exclude=[f"i{n}" for n in range(0, N, 21)]),
+    ],
+    ids=lambda rules: str(rules)[:60],
+)
+def test_rules_are_kept(pair, rules):
+    ivf, exact = pair
+    assert recall(ivf, exact, rules=rules) >= 0.97
+
+
 def test_answers_are_never_short(pair):
     ivf, exact = pair
     for request in (
@@ -123,5 +140,5 @@ def test_without_faiss_everything_is_scored(folder, monkeypatch, caplog):
 
     monkeypatch.setitem(sys.modules, "faiss", None)
     recommender = Recommender(load_export(folder))
-    assert recommender._retriever is None and "recbole-llm[ann]" in caplog.text
+    assert recommender._retriever is None and "pip install -e '.[ann]'" in caplog.text
     assert len(recommender.recommend(Request(user="u1")).items) == 10

@@ -124,7 +124,7 @@ def test_a_costly_answer_is_made_on_the_thread_and_is_the_same(start, tmp_path, 
 
 
 def reader_of(recommender, **limits):
-    return Reader(Limits(**limits), Metrics(), lambda: recommender)
+    return Reader(Limits(**{"request_seconds": LIMIT, **limits}), Metrics(), lambda: recommender)
 
 
 def test_costs_are_known_before_the_work(export):
@@ -153,7 +153,7 @@ def test_no_piece_is_begun_after_the_deadline(export):
 
         def recommend_many(self, requests):
             self.asked += len(requests)
-            time.sleep(0.1)
+            time.sleep(0.25)
             return super().recommend_many(requests)
 
     recommender = Slow(export)
@@ -161,7 +161,7 @@ def test_no_piece_is_begun_after_the_deadline(export):
 
     async def work():
         with pytest.raises(DeadlineExceeded):
-            await reader.render([Request(user="u1")] * 50, rendered, 0.25)
+            await reader.render([Request(user="u1")] * 50, rendered, 1)
         asked = recommender.asked
         await asyncio.sleep(0.5)
         return asked, recommender.asked
@@ -183,7 +183,7 @@ def test_others_are_answered_between_the_pieces(export):
     reader = reader_of(Noted(export), max_batch=1)
 
     async def work():
-        large = asyncio.create_task(reader.render([Request(user="u1", k=1000)] * 100, rendered, 30))
+        large = asyncio.create_task(reader.render([Request(user="u1", k=1000)] * 100, rendered, LIMIT))
         while len(order) < 5:
             await asyncio.sleep(0.001)
         await reader.recommend(Request(user="u1", k=5))
@@ -206,7 +206,7 @@ def test_only_a_few_large_answers_are_made_at_once(export):
             begun.add(number)
             return rendered(answer)
 
-        await reader.render([Request(user="u1", k=1000)] * 5, note, 30)
+        await reader.render([Request(user="u1", k=1000)] * 5, note, LIMIT)
         return len(begun)
 
     async def work():
@@ -227,7 +227,7 @@ def test_a_wait_for_a_turn_ends_with_the_deadline(export):
             await reader.render([Request(user="u1")], rendered, 0.05)
         for _ in range(4):
             reader._rendering.release()
-        return await reader.render([Request(user="u1")], rendered, 5)
+        return await reader.render([Request(user="u1")], rendered, LIMIT)
 
     assert len(asyncio.run(asyncio.wait_for(work(), LIMIT)).value) == 1
 

@@ -3,7 +3,9 @@
 import csv
 import json
 import sys
+import zipfile
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 
@@ -39,6 +41,17 @@ def test_unknown_users_are_an_error_or_counted(export, export_folder, capsys):
     many = [f"x{n}" for n in range(25)]
     assert cli.main(["recommend", str(export_folder), "--users", *many]) == 2
     assert "'x9' and 15 more" in capsys.readouterr().err
+
+
+def test_an_id_that_lost_its_zeros_or_its_case_is_asked_back(export, export_folder, capsys):
+    user, item = export.user_ids[0], export.item_ids[0]
+    for command, known in (
+        (["recommend", "--users"], user),
+        (["recommend", "--items"], item),
+        (["similar", "--item"], item),
+    ):
+        assert cli.main([command[0], str(export_folder), command[1], f"0{known.upper()}"]) == 2
+        assert f"did you mean {known!r}?" in capsys.readouterr().err
 
 
 def test_unknown_users_are_named_before_anything_is_scored(export):
@@ -97,6 +110,30 @@ def test_ids_from_a_file(export, export_folder, tmp_path, capsys):
     assert capsys.readouterr().out == from_file
 
 
+def test_ids_that_hold_commas(tmp_path, contents, capsys):
+    """An id is never split; a list of ids is, and a part in double quotes is one id whatever is in it."""
+    users = ["u1,x", "u1", "x", *contents.user_ids[3:]]
+    items = ["a, b", *contents.item_ids[1:]]
+    write_artifact(tmp_path / "odd", replace(contents, user_ids=users, item_ids=items))
+
+    def asked(*arguments):
+        assert cli.main(["recommend", str(tmp_path / "odd"), "--k", "2", *arguments]) == 0, capsys.readouterr().err
+        return [line[5:] for line in capsys.readouterr().out.splitlines() if line.startswith("user ")]
+
+    assert asked("--users", "u1,x") == ["u1,x"]
+    assert asked("--users", "x,u1") == ["x", "u1"]
+    assert asked("--users", '"u1,x",x', "u1") == ["u1,x", "x", "u1"]
+    assert asked("--users", "u1,x", "--users", "u1") == ["u1,x", "u1"]
+    (tmp_path / "ids.txt").write_bytes("\ufeffu1,x\r\nx\r\n".encode())
+    assert asked("--users-file", str(tmp_path / "ids.txt")) == ["u1,x", "x"]
+    assert asked("--items", "a, b") == []
+    assert cli.main(["recommend", str(tmp_path / "odd"), "--users", '"u1,x']) == 2
+    assert "Put a part that holds a comma in double quotes" in capsys.readouterr().err
+    for nothing in (["--users", ","], ["--users", '""'], ["--items", ""]):
+        assert cli.main(["recommend", str(tmp_path / "odd"), *nothing]) == 2
+        assert "names no id" in capsys.readouterr().err
+
+
 def test_the_table_fits_a_terminal(export, export_folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     user = export.user_ids[0]
@@ -108,7 +145,15 @@ def test_the_table_fits_a_terminal(export, export_folder, capsys, monkeypatch):
     assert max(map(len, lines[1:])) <= 30 and any("…" in line for line in lines)
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def rows_of_workbook(path):
+    """The rows of a worksheet as dictionaries of texts."""
+    with zipfile.ZipFile(path) as archive:
+        sheet = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
+    lines = [["".join(cell.itertext()) for cell in row] for row in next(iter(sheet))]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet", ".xlsx"])
 def test_all_users_in_every_format(export, export_folder, tmp_path, ending):
     target = tmp_path / "out" / f"recs{ending}"
     if ending == ".parquet":
@@ -118,6 +163,8 @@ def test_all_users_in_every_format(export, export_folder, tmp_path, ending):
         rows = [json.loads(line) for line in target.read_text().splitlines()]
     elif ending == ".csv":
         rows = list(csv.DictReader(target.open(newline="")))
+    elif ending == ".xlsx":
+        rows = rows_of_workbook(target)
     else:
         rows = parquet.read_table(target).to_pylist()
     expected = list(recommend_users(export, k=2))
@@ -166,7 +213,7 @@ def test_similar_lists_neighbours_and_names_an_unknown_item(export, export_folde
     ("arguments", "message"),
     [
         ([], "give --output FILE"),
-        (["--output", "recs.xlsx"], "must end in"),
+        (["--output", "recs.xls"], "must end in"),
         (["--k", "0", "--users", "u1"], "--k is 0"),
         (["--users", ","], "--users names no id"),
         (["--text", " "], "text is empty"),

@@ -21,7 +21,8 @@ from recbole_llm.serving.settings import (
     state_of,
 )
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "serving.md")
 
 
 @pytest.fixture
@@ -49,8 +50,8 @@ def test_a_key_that_a_readme_ever_showed_is_refused_by_name(example, tmp_path, m
         read_keys(None)
 
 
-def test_the_readme_shows_no_key_that_would_be_taken(tmp_path):
-    text = README.read_text()
+def test_the_documentation_shows_no_key_that_would_be_taken(tmp_path):
+    text = "".join(page.read_text() for page in PAGES)
     for number, line in enumerate(re.findall(r"\b(?:read|write):[^\s\"'`$(|]+", text)):
         (tmp_path / f"keys{number}").write_text(line)
         with pytest.raises(ValueError):

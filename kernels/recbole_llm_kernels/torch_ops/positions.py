@@ -1,4 +1,7 @@
-"""Positions in a batch that depend on its shape alone: a training step of small batches takes longer to make than to use them."""
+"""Cached index tensors (row offsets, row of each entry) for a batch shape.
+
+For small batches, creating them costs more than using them.
+"""
 
 from functools import lru_cache
 
@@ -9,12 +12,12 @@ LARGEST = 1 << 16  # positions; larger ones are made each time, so that at most 
 
 
 def starts(rows: int, width: int) -> Tensor:
-    """Where each row's ``width`` entries begin, and the end: ``[rows + 1]`` int64 on a CPU. Not to be written to."""
+    """Return where each row's ``width`` entries begin, and the end: ``[rows + 1]`` int64 on a CPU. Not to be written to."""
     return (_kept_starts if rows <= LARGEST else _make_starts)(rows, width)
 
 
 def row_of_entry(rows: int, width: int) -> Tensor:
-    """The row of each entry, ``[rows * width]`` int64 on a CPU. Not to be written to."""
+    """Return the row of each entry, ``[rows * width]`` int64 on a CPU. Not to be written to."""
     return (_kept_rows if rows * width <= LARGEST else _make_rows)(rows, width)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from recbole_llm_kernels.signatures import Sampled
 from recbole_llm_kernels.torch_ops import threads
 from recbole_llm_kernels.torch_ops.catalog import Grads, Needs, bce_pass, reduce_loss, row_scale
 from recbole_llm_kernels.torch_ops.pairs import Rows, gathered_dots, softplus
@@ -26,24 +27,12 @@ GATHERED = 1 << 18  # elements of item rows gathered at a time: 1 MiB of float32
 IN_PLACE = 1 << 16  # ids at a time where nothing is gathered
 
 
-def sampled_bce_fwd(
-    user: Tensor,
-    item: Tensor,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    item_bias: Tensor | None,
-    log_q: Tensor | None,
-    neg_valid: Tensor | None,
-    weight: Tensor | None,
-    neg_weight: float,
-    reduction: str,
-    need: Needs,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def sampled_bce_fwd(args: Sampled) -> tuple[Tensor, Tensor, Tensor | None]:
     """Reduced loss, slopes d loss/ds [B, 1 + K] (positive first) and the gathered queries' gradient [B, D].
 
     Slopes and query gradient hold ``weight``, ``neg_weight`` and, for "mean", 1/B. ``neg_id`` is [B, K].
     """
+    user, item, item_bias, user_id, pos_id, neg_id, log_q, neg_valid, weight, neg_weight, reduction, need, _ = args
     dtype = accumulator(user.dtype)
     ids = torch.cat([pos_id[:, None], neg_id], 1)
     (B, W), D = ids.shape, user.shape[1]
@@ -124,19 +113,10 @@ def sampled_dots(query: Tensor, item: Tensor, ids: Tensor) -> Tensor:
     return torch.sparse.sampled_addmm(rows, query, item.t(), beta=0.0).values()
 
 
-def sampled_bce_bwd(
-    grad: Tensor,
-    slope: Tensor,
-    grad_query: Tensor | None,
-    user: Tensor,
-    item: Tensor,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    item_bias: Tensor | None,
-    need: Needs,
-) -> Grads:
+def sampled_bce_bwd(grad: Tensor, slope: Tensor, grad_query: Tensor | None, args: Sampled) -> Grads:
     """Gradients of (user, item, item_bias) in their dtypes from upstream ``grad``, [] or [B]."""
+    user, item, item_bias, user_id, pos_id, neg_id, *_ = args
+    need = args.need
     B, W = slope.shape
     grad = grad.to(slope.dtype).expand(B)
     grad_user = grad_item = grad_bias = None
@@ -191,26 +171,14 @@ def shared_bce_forms(reduction: str) -> tuple[bool, bool]:
     return reduction != "none", reduction != "none"
 
 
-def shared_bce_fwd(
-    user: Tensor,
-    item: Tensor,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    item_bias: Tensor | None,
-    log_q: Tensor | None,
-    neg_valid: Tensor | None,
-    weight: Tensor | None,
-    neg_weight: float,
-    reduction: str,
-    need: Needs,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+def shared_bce_fwd(args: Sampled) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Reduced loss, slopes of the positives [B] and, except for "none", gradients that lack only the upstream factor.
 
     Those: of the gathered queries [B, D], of the negatives' vectors [M, D] and of the negatives' bias [M], in float32
     (float64). They and the slopes hold ``weight``, ``neg_weight`` and, for "mean", 1/B. ``neg_id`` is [M],
     ``neg_valid`` [M] or [B, M].
     """
+    user, item, item_bias, user_id, pos_id, _, log_q, _, weight, _, reduction, need, _ = args
     s = gathered_dots(user, item, user_id, pos_id)
     bias = None if item_bias is None else item_bias[pos_id].to(s.dtype)
     outside = None if bias is None else bias == -torch.inf
@@ -222,33 +190,18 @@ def shared_bce_fwd(
     scale = row_scale(weight, reduction, len(user_id), user)
     slope = -torch.sigmoid(-s) * scale
     need = need if reduction != "none" else [False] * 3
-    sums = _negatives(user, item, user_id, pos_id, neg_id, item_bias, log_q, neg_valid, neg_weight, scale, need)
+    sums = _negatives(args, scale, need)
     grads = _with_positives(sums, item, pos_id, slope)
     return reduce_loss(loss.double() + sums.loss, weight, reduction, user), slope, *grads
 
 
-def shared_bce_bwd(
-    grad: Tensor,
-    slope: Tensor,
-    user: Tensor,
-    item: Tensor,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    item_bias: Tensor | None,
-    log_q: Tensor | None,
-    neg_valid: Tensor | None,
-    weight: Tensor | None,
-    neg_weight: float,
-    reduction: str,
-    formed: Grads,
-    need: Needs,
-) -> Grads:
+def shared_bce_bwd(grad: Tensor, slope: Tensor, formed: Grads, args: Sampled) -> Grads:
     """Gradients of (user, item, item_bias) in their dtypes from upstream ``grad``, [] or [B]."""
+    user, item, item_bias, user_id, pos_id, neg_id, _, _, weight, _, reduction, need, _ = args
     slope = slope * grad
     if reduction == "none":
         scale = row_scale(weight, reduction, len(user_id), user) * grad
-        sums = _negatives(user, item, user_id, pos_id, neg_id, item_bias, log_q, neg_valid, neg_weight, scale, need)
+        sums = _negatives(args, scale, need)
         formed, grad = _with_positives(sums, item, pos_id, slope), torch.ones_like(grad[:1])
     grad = grad.to(slope.dtype).reshape(1)
     grad_query, grad_vectors, grad_shift = formed
@@ -270,20 +223,9 @@ def shared_bce_bwd(
     return grad_user, grad_item, grad_bias
 
 
-def _negatives(
-    user: Tensor,
-    item: Tensor,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    item_bias: Tensor | None,
-    log_q: Tensor | None,
-    neg_valid: Tensor | None,
-    neg_weight: float,
-    scale: Tensor,
-    need: Needs,
-) -> Sums:
+def _negatives(args: Sampled, scale: Tensor, need: Needs) -> Sums:
     """Row losses and scaled gradients of the shared negatives alone."""
+    user, item, item_bias, user_id, pos_id, neg_id, log_q, neg_valid, _, neg_weight, *_ = args
     dtype = scale.dtype
     query = user.index_select(0, user_id).to(dtype)
     bias = None if item_bias is None else item_bias[neg_id].to(dtype)

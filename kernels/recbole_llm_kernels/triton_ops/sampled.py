@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from recbole_llm_kernels.signatures import Sampled
 from recbole_llm_kernels.triton_ops import tuning
-from recbole_llm_kernels.triton_ops.catalog import Grads, Needs, row_scale, upstream_scale, weighted
+from recbole_llm_kernels.triton_ops.catalog import Grads, row_scale, upstream_scale, weighted
 from recbole_llm_kernels.triton_ops.math import sigmoid, softplus
 from recbole_llm_kernels.triton_ops.pairs import launch_pairs, order_pairs
 from recbole_llm_kernels.triton_ops.segment_sum import sort_by, sum_segments
@@ -107,24 +108,12 @@ def _sampled_bce_fwd_kernel(
         tl.store(grad_ptr + b[:, None] * D + d[None, :], acc, mask=live[:, None] & (d < D)[None, :])
 
 
-def sampled_bce_fwd(
-    user: Tensor,
-    item: Tensor,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    item_bias: Tensor | None,
-    log_q: Tensor | None,
-    neg_valid: Tensor | None,
-    weight: Tensor | None,
-    neg_weight: float,
-    reduction: str,
-    need: Needs,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def sampled_bce_fwd(args: Sampled) -> tuple[Tensor, Tensor, Tensor | None]:
     """Reduced loss, slopes d loss/ds [B, 1 + K] (positive first) and the gathered queries' gradient [B, D].
 
     Slopes and query gradient hold ``weight``, ``neg_weight`` and, for "mean", 1/B. ``neg_id`` is [B, K].
     """
+    user, item, item_bias, user_id, pos_id, neg_id, log_q, neg_valid, weight, neg_weight, reduction, need, _ = args
     (B, K), D = neg_id.shape, user.shape[1]
     scale = row_scale(weight, reduction, user, B)
     loss = torch.empty(B, dtype=torch.float32, device=user.device)
@@ -142,19 +131,10 @@ def sampled_bce_fwd(
     return weighted(loss, weight, reduction), slope, grad_query
 
 
-def sampled_bce_bwd(
-    grad: Tensor,
-    slope: Tensor,
-    grad_query: Tensor | None,
-    user: Tensor,
-    item: Tensor,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    item_bias: Tensor | None,
-    need: Needs,
-) -> Grads:
+def sampled_bce_bwd(grad: Tensor, slope: Tensor, grad_query: Tensor | None, args: Sampled) -> Grads:
     """Gradients of (user, item, item_bias) in their dtypes from upstream ``grad``, [] or [B]."""
+    user, item, item_bias, user_id, pos_id, neg_id, *_ = args
+    need = args.need
     W = slope.shape[1]
     grad = grad.to(torch.float32).contiguous()
     grad_user = grad_item = grad_bias = None
@@ -184,30 +164,18 @@ def shared_bce_forms(reduction: str) -> tuple[bool, bool]:
     return True, False
 
 
-def shared_bce_fwd(
-    user: Tensor,
-    item: Tensor,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    item_bias: Tensor | None,
-    log_q: Tensor | None,
-    neg_valid: Tensor | None,
-    weight: Tensor | None,
-    neg_weight: float,
-    reduction: str,
-    need: Needs,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+def shared_bce_fwd(args: Sampled) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Reduced loss, slopes of the positives [B] and the gathered queries' gradient [B, D] without the upstream factor.
 
     Both hold ``weight``, ``neg_weight`` and, for "mean", 1/B. ``neg_id`` is [M], ``neg_valid`` [M] or [B, M].
     """
+    user, item, item_bias, user_id, pos_id, _, log_q, _, weight, neg_weight, reduction, need, _ = args
     B = len(user_id)
     scale = row_scale(weight, reduction, user, B)
     positive, slope = launch_pairs("bce", user, item, user_id, pos_id, item_bias, log_q)
     assert slope is not None
     slope = slope * scale
-    queries, negatives, valid, stray = _axes(user, item, user_id, pos_id, neg_id, item_bias, log_q, neg_valid, scale)
+    queries, negatives, valid, stray = _axes(args, scale)
     sums = tile_pass(
         "bce", queries, negatives, valid=valid, neg_weight=neg_weight, want_value=True,
         grad_dtype=torch.float32 if need[0] else None,
@@ -222,24 +190,9 @@ def shared_bce_fwd(
     return weighted(loss, weight, reduction), slope, grad_query, None, None
 
 
-def shared_bce_bwd(
-    grad: Tensor,
-    slope: Tensor,
-    user: Tensor,
-    item: Tensor,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    item_bias: Tensor | None,
-    log_q: Tensor | None,
-    neg_valid: Tensor | None,
-    weight: Tensor | None,
-    neg_weight: float,
-    reduction: str,
-    formed: Grads,
-    need: Needs,
-) -> Grads:
+def shared_bce_bwd(grad: Tensor, slope: Tensor, formed: Grads, args: Sampled) -> Grads:
     """Gradients of (user, item, item_bias) in their dtypes from upstream ``grad``, [] or [B]."""
+    user, item, item_bias, user_id, pos_id, neg_id, _, _, weight, neg_weight, reduction, need, _ = args
     B, M, N = len(user_id), len(neg_id), len(item)
     grad = grad.to(torch.float32).contiguous()
     grad_user = grad_item = grad_bias = None
@@ -248,7 +201,7 @@ def shared_bce_bwd(
                                     user.dtype, None)  # fmt: skip
     if need[1] or need[2]:
         scale = upstream_scale(grad, weight, reduction, user, B)
-        queries, negatives, valid, _ = _axes(user, item, user_id, pos_id, neg_id, item_bias, log_q, neg_valid, scale)
+        queries, negatives, valid, _ = _axes(args, scale)
         wanted = torch.float32 if need[1] else None, torch.float32 if need[2] and item_bias is not None else None
         sums = Sums(None, None, None, None)
         if M:
@@ -280,18 +233,9 @@ def _add(a: Tensor | None, b: Tensor | None, dtype: torch.dtype) -> Tensor | Non
     return None if a is None else (a if b is None else a + b).to(dtype)
 
 
-def _axes(
-    user: Tensor,
-    item: Tensor,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    item_bias: Tensor | None,
-    log_q: Tensor | None,
-    neg_valid: Tensor | None,
-    scale: Tensor,
-) -> tuple[Axis, Axis, Tensor | None, Tensor]:
+def _axes(args: Sampled, scale: Tensor) -> tuple[Axis, Axis, Tensor | None, Tensor]:
     """Queries and negatives as the axes of a logit matrix, which entries count, and whether any id is out of range."""
+    user, item, item_bias, user_id, pos_id, neg_id, log_q, neg_valid, *_ = args
     stray_user = (user_id < 0) | (user_id >= len(user))
     stray = (neg_id < 0) | (neg_id >= len(item))
     any_stray = stray_user.any() | stray.any()

@@ -43,7 +43,7 @@ class ColdReport:
     remark: str
 
     def lines(self) -> list[str]:
-        """The report as lines of a log."""
+        """Format the report as lines of a log."""
         names = list(self.metrics[GROUPS[0]])
         width = max(8, *(len(name) for name in names))
         lines = [
@@ -58,7 +58,10 @@ class ColdReport:
 
 
 def trained_items(train_data: Any, n_items: int) -> Tensor:
-    """``[n_items]`` bool: items of a training loader's interactions, the histories of a sequential model included."""
+    """Mark the items of a training loader's interactions, ``[n_items]`` bool.
+
+    The histories of a sequential model count as well.
+    """
     dataset = train_data._dataset
     inter = dataset.inter_feat
     trained = torch.zeros(n_items, dtype=torch.bool)
@@ -71,7 +74,7 @@ def trained_items(train_data: Any, n_items: int) -> Tensor:
 
 
 def remember_training(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """``Collector.data_collect`` that keeps which items are trained, for the report after the test."""
+    """Wrap ``Collector.data_collect`` so that it keeps which items are trained, for the report after the test."""
 
     def data_collect(self: Any, train_data: Any) -> Any:
         self.trained_items = trained_items(train_data, train_data._dataset.item_num)
@@ -145,7 +148,7 @@ def measure(model: Any, rows: Any, trained: Tensor, metrics: list[TopKMetric], d
 
 
 def _cold_scores(model: Any, users: Tensor, scores: Tensor) -> Tensor | None:
-    """Scores by which items that a model leaves out of its ranking are ranked among themselves; ``None`` for the same."""
+    """Return scores that rank the cold items a model leaves out among themselves; ``None`` for its usual scores."""
     placed = model.score.cold if hasattr(model, "cold_remark") else None
     if placed is None or placed.joint:
         return None

@@ -1,4 +1,4 @@
-"""Quality by how popular the wanted items are: a model that only repeats the best-sellers shows here."""
+"""Metrics by popularity of the wanted items; a model that only repeats best-sellers shows here."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class BucketQuality:
 
 
 def popularity_buckets(count: Tensor) -> Tensor:
-    """The bucket of every item: three thirds of the training interactions, and what has none.
+    """Sort every item into a bucket: three thirds of the training interactions, and the items without any.
 
     Args:
         count: ``[N]`` int64, training interactions of each item, with padding item 0.
@@ -52,7 +52,7 @@ def popularity_buckets(count: Tensor) -> Tensor:
 def quality_by_popularity(
     items: Tensor, hits: Tensor, positives: Rows, count: Tensor, metrics: Iterable[TopKMetric]
 ) -> dict[str, BucketQuality]:
-    """Metrics of each bucket from rankings that are there already.
+    """Compute the metrics of each bucket from existing rankings.
 
     Args:
         items: ``[M, k]`` int64, the best items of M users.

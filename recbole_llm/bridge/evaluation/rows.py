@@ -1,4 +1,4 @@
-"""What a full-ranking loader of RecBole asks for, as rows.
+"""Read from a full-ranking loader of RecBole which rows it asks for.
 
 Shapes: M rows (users, or interactions of a sequential model).
 """
@@ -38,7 +38,7 @@ _rows_of_loader: "WeakKeyDictionary[Any, RankedRows]" = WeakKeyDictionary()
 
 
 def ranked_rows(loader: Any) -> RankedRows:
-    """The rows of a ``FullSortEvalDataLoader``, collected at the first call for each loader."""
+    """Collect the rows of a ``FullSortEvalDataLoader``, once for each loader."""
     if loader not in _rows_of_loader:
         _rows_of_loader[loader] = _sequential_rows(loader) if loader.is_sequential else _user_rows(loader)
     return _rows_of_loader[loader]

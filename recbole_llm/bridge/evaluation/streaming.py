@@ -35,7 +35,7 @@ _said: set[str] = set()  # reasons already in the log of this process
 
 
 def rank_all(model: Any, rows: RankedRows, k: int, n_items: int, device: torch.device, progress: Any = None) -> Tensor:
-    """The ``k`` best items of every row that are neither padding nor seen.
+    """Find the ``k`` best items of every row that are neither padding nor seen.
 
     Args:
         model: in evaluation mode; with ``item_vectors`` and ``user_vectors`` as ``LLMTwoTower``, or ``full_sort_predict``.
@@ -89,7 +89,7 @@ def _best(scores: Tensor, seen: Rows | None, k: int) -> Tensor:
 
 
 def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` largest of each row, descending, ties to the smaller column: values and columns, ``[B, k]``."""
+    """Find the ``k`` largest of each row, descending, ties to the smaller column: values and columns, ``[B, k]``."""
     value, column = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     if value.shape[1] > k:  # topk keeps any of the columns that tie for the last place
         tied = (value[:, k - 1] == value[:, k]).nonzero()[:, 0]
@@ -113,7 +113,7 @@ def _fill(ids: Tensor, seen: Rows | None) -> Tensor:
 
 
 def hits(ids: Tensor, positives: Rows, n_items: int) -> Tensor:
-    """Whether the item at each place is one of the row's positives: ``[M, K]`` int64 ids -> ``[M, K]`` int32."""
+    """Look up each place among the row's positives: ``[M, K]`` int64 ids -> ``[M, K]`` int32, 1 for a hit."""
     keys = positives.row_of_entry() * n_items + positives.ids
     wanted = torch.arange(len(ids))[:, None] * n_items + ids
     at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
@@ -124,7 +124,7 @@ def hits(ids: Tensor, positives: Rows, n_items: int) -> Tensor:
 
 
 def stock_reason(trainer: Any, loader: Any) -> str | None:
-    """Why this evaluation must take RecBole's own path; ``None`` if it can be streamed."""
+    """Say why this evaluation must take RecBole's own path; ``None`` if it can be streamed."""
     from recbole.data.dataloader import FullSortEvalDataLoader
     from recbole.model.abstract_recommender import AbstractRecommender
 
@@ -139,7 +139,10 @@ def stock_reason(trainer: Any, loader: Any) -> str | None:
 
 
 def evaluate(trainer: Any, loader: Any, show_progress: bool) -> Any:
-    """RecBole's metrics of the trainer's model on a full-ranking loader; the model is put into evaluation mode."""
+    """Compute RecBole's metrics of the trainer's model on a full-ranking loader.
+
+    The model is put into evaluation mode.
+    """
     model, collector = trainer.model.eval(), trainer.eval_collector
     rows, n_items = ranked_rows(loader), loader._dataset.item_num
     ids = rank_all(model, rows, max(trainer.config["topk"]), n_items, trainer.device, _bar if show_progress else None)
@@ -161,7 +164,7 @@ def _bar(batches: list[Tensor]) -> Iterator[Tensor]:
 
 
 def backend_of(config: Any) -> str:
-    """``eval_backend`` of a configuration; stock models take RecBole's own path unless told otherwise.
+    """Read ``eval_backend`` of a configuration; stock models take RecBole's own path unless told otherwise.
 
     Raises:
         ValueError: if it is unknown.
@@ -173,7 +176,7 @@ def backend_of(config: Any) -> str:
 
 
 def streaming(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """``Trainer.evaluate`` that streams where ``eval_backend`` says so and the metrics allow it; else calls ``stock``."""
+    """Wrap ``Trainer.evaluate``: stream if ``eval_backend`` and the metrics allow it, otherwise call ``stock``."""
 
     @torch.no_grad()
     def evaluate_(
@@ -201,7 +204,9 @@ def streaming(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _load_best(trainer: Any, model_file: str | None) -> None:
-    """As ``Trainer.evaluate`` (``trainer/trainer.py:581-590``): a file that this run wrote, or that the caller names.
+    """Load the best checkpoint as ``Trainer.evaluate`` does (``trainer/trainer.py:581-590``).
+
+    It is a file that this run wrote, or that the caller names.
 
     LLMTwoTower's trainer does not come here: it reads its files without running code of theirs.
     """

@@ -147,7 +147,7 @@ def _summary(outcome: Outcome) -> str:
 
 
 def _choose_reference(outcomes: Sequence[Outcome], metric: str) -> tuple[str, str]:
-    """Name the model to test the others against, without a look at the test split, and say why it is that one."""
+    """Name the model to test the others against, chosen without the test split, and say why it is that one."""
     own = next((o for o in outcomes if o.experiment.model == OURS), None)
     stock = [o for o in outcomes if o.experiment.model not in registered_models()]
     valid = {o.experiment.model: v for o in stock if (v := _valid_mean(o, metric)) is not None}
@@ -169,14 +169,14 @@ def _valid_mean(outcome: Outcome, metric: str) -> float | None:
 
 
 def _user_mean(outcome: Outcome, metric: str) -> np.ndarray | None:
-    """Each test user's metric, mean over seeds."""
+    """Average each test user's metric over seeds."""
     if outcome.error or not outcome.trainings or any(metric not in t.user_metrics for t in outcome.trainings):
         return None
     return np.mean([t.user_metrics[metric] for t in outcome.trainings], axis=0)
 
 
 def _same_rows(first: Outcome, second: Outcome) -> bool:
-    """Whether both were tested on the same users, each with as many targets."""
+    """Return whether both were tested on the same users, each with as many targets."""
     if not first.trainings or not second.trainings:
         return False
     a, b = first.trainings[0], second.trainings[0]
@@ -269,40 +269,15 @@ def about_tests(comparison: Comparison) -> str:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """The table as GitHub Markdown."""
+    """Format the table as GitHub Markdown."""
     header, body = _cells(comparison)
     escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in body]
     lines = [header, ["---"] * len(header), *escaped]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def as_latex(comparison: Comparison) -> str:
-    """The table as a LaTeX tabular; the best figure of each metric in bold, the reference in a comment."""
-    header, body = _cells(comparison)
-    best = {n: max((r.mean[n] for r in comparison.rows if n in r.mean), default=None) for n in header}
-    lines = [
-        f"% {about_tests(comparison)}",
-        r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}",
-        r"\hline",
-        " & ".join(map(_latex, header)) + r" \\ \hline",
-    ]
-    for row, cells in zip(comparison.rows, body, strict=True):
-        shown = [
-            rf"\textbf{{{_latex(cell)}}}" if name in row.mean and row.mean[name] == best[name] else _latex(cell)
-            for name, cell in zip(header, cells, strict=True)
-        ]
-        lines.append(" & ".join(shown) + r" \\")
-    return "\n".join([*lines, r"\hline", r"\end{tabular}"])
-
-
-def _latex(text: str) -> str:
-    for character in "&%$#_{}":
-        text = text.replace(character, "\\" + character)
-    return text.replace("±", r"$\pm$")
-
-
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything but the per-user values, ready for JSON."""
+    """Return everything but the per-user values, ready for JSON."""
     rows = []
     for row in comparison.rows:
         entry = {k: v for k, v in vars(row).items() if k != "difference"}
@@ -333,7 +308,7 @@ def draw(comparison: Comparison, path: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ValueError("The picture needs matplotlib: pip install 'recbole-llm[bench]'.") from error
+        raise ValueError("The picture needs matplotlib: pip install -e '.[report]' in the checkout.") from error
     rows = [row for row in reversed(comparison.rows) if not row.error]
     figure = Figure(figsize=(6, 0.4 * len(rows) + 1.2), layout="constrained")
     axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""One model trained and tested through RecBole with its per-user results kept; what ``compare`` and ``tune`` are made of."""
+"""Train and test one model through RecBole and keep its per-user results; the base of ``compare`` and ``tune``."""
 
 import multiprocessing
 import os
@@ -87,6 +87,7 @@ class Outcome:
         larger_is_better: of ``best_valid_score``.
         peak_bytes: the largest resident memory of its process; 0 where the system does not tell.
         error: why it ended early; empty if it did not.
+        split: what was held out, in words.
     """
 
     experiment: Experiment
@@ -95,6 +96,7 @@ class Outcome:
     larger_is_better: bool = True
     peak_bytes: int = 0
     error: str = ""
+    split: str = ""
 
 
 def run_experiment(experiment: Experiment) -> Outcome:
@@ -153,7 +155,25 @@ def run_experiment(experiment: Experiment) -> Outcome:
             )
         )
     bigger = bool(config["valid_metric_bigger"])
-    return Outcome(experiment, tuple(trainings), deterministic, bigger, _peak_bytes())
+    return Outcome(experiment, tuple(trainings), deterministic, bigger, _peak_bytes(), split=split_in_words(config))
+
+
+def split_in_words(config: Any) -> str:
+    """How a configuration splits the interactions, in a few words for a caption.
+
+    Args:
+        config: RecBole's ``Config``.
+    """
+    given = config["eval_args"] or {}
+    way, shares = next(iter((given.get("split") or {}).items()), ("", None))
+    if config["benchmark_filename"]:
+        return "the data set's own split"
+    order = {"TO": "by time", "RO": "at random"}.get(str(given.get("order")), "")
+    whose = "each user's interactions" if given.get("group_by") == "user" else "all interactions"
+    if way == "LS":
+        return f"leave one out of {whose}, {order}"
+    parts = [f"{100 * share / sum(shares):g}" for share in shares] if isinstance(shares, (list, tuple)) else []
+    return f"{'/'.join(parts)} split of {whose} {order}".strip()
 
 
 def run_isolated(experiment: Experiment) -> Outcome:
@@ -173,7 +193,7 @@ def run_isolated(experiment: Experiment) -> Outcome:
 
 
 def _end_with_parent() -> None:
-    """Wait for the process that asked for the experiment, and end this one: nobody is left to be answered."""
+    """Exit when the parent process dies, since no one will read the result."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -211,7 +231,7 @@ _NO_USERS: PerUser = (None, {}, None)
 
 
 def _per_user(config: Any, test: Any, structs: Sequence[Any]) -> PerUser:
-    """Ids, metrics and numbers of targets of the users, from the places of the hits that RecBole's evaluator was given."""
+    """Compute each user's id, metrics and number of targets from the hits that RecBole's evaluator was given."""
     if not structs or "rec.topk" not in structs[-1] or not hasattr(test, "uid_list"):
         return _NO_USERS
     places = structs[-1].get("rec.topk").cpu()
@@ -229,7 +249,7 @@ def _topk_metrics(config: Any) -> list[TopKMetric]:
 
 
 def _by_popularity(config: Any, train: Any, test: Any, structs: Sequence[Any]) -> dict[str, BucketQuality]:
-    """Quality by popularity from the items that RecBole's evaluator was given."""
+    """Compute quality by popularity from the items that RecBole's evaluator was given."""
     if not structs or "rec.topk" not in structs[-1] or "rec.items" not in structs[-1]:
         return {}
     from recbole_llm.bridge.evaluation.rows import ranked_rows

@@ -36,6 +36,11 @@ def paired_bootstrap(first: np.ndarray, second: np.ndarray, draws: int = DRAWS, 
 
     Raises:
         ValueError: if the lengths differ or there is no user.
+
+    Example:
+        >>> found = paired_bootstrap(np.array([0.5, 0.25, 0.75]), np.array([0.25, 0.0, 0.5]))
+        >>> found.mean, found.low, found.high
+        (0.25, 0.25, 0.25)
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1 or not len(first):
@@ -53,7 +58,12 @@ def paired_bootstrap(first: np.ndarray, second: np.ndarray, draws: int = DRAWS, 
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P-values corrected for their number (Holm, 1979), in the order given; each at most 1."""
+    """Correct p-values for their number (Holm, 1979); order kept, each at most 1.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
     order = sorted(range(len(p)), key=lambda i: p[i])
     corrected, running = [0.0] * len(p), 0.0
     for rank, i in enumerate(order):

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.bridge.experiments.experiment import Experiment, Outcome, run_isolated
+from recbole_llm.bridge.experiments.search_file import read_space
+from recbole_llm.text_files import read_text
 
 ALGORITHMS = ("exhaustive", "random", "bayes")
 _SEED_VARIABLE = "HYPEROPT_FMIN_SEED"  # read by hyperopt's fmin
@@ -74,7 +77,12 @@ class _Log:
 
 
 def name_of(params: Mapping[str, Any]) -> str:
-    """A setting as a key, whatever the order of its values."""
+    """Turn a setting into a key that does not depend on the order of its values.
+
+    Example:
+        >>> name_of({"b": 1, "a": 2}) == name_of({"a": 2, "b": 1})
+        True
+    """
     return json.dumps(params, sort_keys=True, default=str)
 
 
@@ -127,13 +135,14 @@ def tune(
         raise ValueError(
             "workers must be 1 with bayes: each trial depends on those before it. Use random or exhaustive."
         )
+    space = read_space(params_file, model)
     identity = {
         "model": model,
         "dataset": dataset,
-        "space": Path(params_file).read_text(encoding="utf-8"),
+        "space": read_text(params_file, "params_file"),
         "algorithm": algorithm,
         "seed": seed,
-        "configuration": [Path(f).read_text(encoding="utf-8") for f in config_files],
+        "configuration": [read_text(f, "config_files:") for f in config_files],
         "overrides": sorted(overrides),
     }
     log = _Log(Path(output) / "trials.jsonl", identity)
@@ -152,19 +161,19 @@ def tune(
 
     if workers > 1:
         with ThreadPoolExecutor(workers) as pool:  # each trial is a process of its own
-            list(pool.map(settle, _proposals(params_file, algorithm, max_evals, seed)))
+            list(pool.map(settle, _proposals(space, algorithm, max_evals, seed)))
     order: list[Trial] = []
 
     def settle_in_order(params: Mapping[str, Any]) -> Trial:
         order.append(settle(params))
         return order[-1]
 
-    _search(params_file, algorithm, max_evals, early_stop, seed, settle_in_order)
+    _search(space, algorithm, max_evals, early_stop, seed, settle_in_order)
     return order
 
 
-def _proposals(params_file: str, algorithm: str, max_evals: int, seed: int) -> list[dict[str, Any]]:
-    """The settings that a search would try whatever their results."""
+def _proposals(space: str, algorithm: str, max_evals: int, seed: int) -> list[dict[str, Any]]:
+    """List the settings that a search would try whatever their results."""
     found: dict[str, dict[str, Any]] = {}
 
     def note(params: Mapping[str, Any]) -> Trial:
@@ -172,12 +181,12 @@ def _proposals(params_file: str, algorithm: str, max_evals: int, seed: int) -> l
         found.setdefault(name_of(plain), plain)
         return Trial(plain, -float(len(found)), {}, {}, 0.0, False, "")  # always progress: no early stop
 
-    _search(params_file, algorithm, max_evals, 10**9, seed, note)
+    _search(space, algorithm, max_evals, 10**9, seed, note)
     return list(found.values())
 
 
 def _search(
-    params_file: str,
+    space: str,
     algorithm: str,
     max_evals: int,
     early_stop: int,
@@ -187,7 +196,7 @@ def _search(
     try:
         import hyperopt  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ValueError("tune needs hyperopt: pip install 'recbole-llm[tune]'.") from error
+        raise ValueError("tune needs hyperopt: pip install -e '.[tune]' in the checkout.") from error
     from recbole.trainer import HyperTuning
 
     ours = sys.stdout
@@ -204,7 +213,12 @@ def _search(
             "test_result": trial.test,
         }
 
-    tuning = HyperTuning(objective, params_file=params_file, algo=algorithm, max_evals=max_evals, early_stop=early_stop)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "space.hyper"
+        file.write_text(space, encoding="utf-8")
+        tuning = HyperTuning(
+            objective, params_file=str(file), algo=algorithm, max_evals=max_evals, early_stop=early_stop
+        )
     with _environment(_SEED_VARIABLE, str(seed)), redirect_stdout(StringIO()):  # it prints every setting; so do we
         tuning.run()
 
@@ -223,7 +237,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as JSON keeps them, so that a setting read back is the same setting."""
+    """Convert values to what JSON keeps, so that a setting read back is equal."""
     return json.loads(json.dumps(dict(params), default=lambda v: v.item() if hasattr(v, "item") else str(v)))
 
 
@@ -235,13 +249,13 @@ def _trial(params: dict[str, Any], outcome: Outcome) -> Trial:
 
 
 def line_of(trial: Trial) -> str:
-    """A trial as a line of the log."""
+    """Format a trial as a line of the log."""
     setting = ", ".join(f"{key}={value}" for key, value in trial.params.items())
     return f"{setting}: {'failed: ' + trial.error if trial.score is None else f'valid {trial.score:.4f}'} ({trial.seconds:.1f} s)"
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials, best validation score first, failed ones last."""
+    """Sort the trials, best validation score first, failed ones last."""
     return sorted(
         trials, key=lambda t: (t.score is None, -(t.score or 0.0) if t.larger_is_better else (t.score or 0.0))
     )

@@ -14,15 +14,17 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from recbole_llm.bridge import register
+from recbole_llm.bridge import lookups, register
 from recbole_llm.bridge.repairs import (  # noqa: F401  (they enter their repairs into REPAIRS)
     configuration,
     defects,
     distributed,
     files,
+    input_files,
     labels,
     libraries,
     models,
+    run_settings,
 )
 from recbole_llm.bridge.repairs.registry import REPAIRS, is_wanted
 
@@ -54,7 +56,7 @@ class _RepairingLoader:
 
 
 def find_spec(own: Any, name: str, path: Any, target: ModuleType | None) -> ModuleSpec | None:
-    """The specification of a RecBole module that we repair, or of a registered model's module; else ``None``.
+    """Find the specification of a RecBole module that we repair, or of a registered model's module; else ``None``.
 
     Args:
         own: the finder that asks, which is left out when the others are asked.
@@ -88,7 +90,7 @@ def apply_to_loaded_modules() -> None:
 
 
 def require_recbole() -> ModuleType:
-    """RecBole itself.
+    """Return the module of RecBole.
 
     Raises:
         ImportError: if RecBole is missing or of a version that we do not support; says how to get one.
@@ -106,12 +108,12 @@ def require_recbole() -> ModuleType:
 
 @lru_cache(maxsize=1)
 def steps() -> dict[str, list[Callable[[ModuleType], None]]]:
-    """Module name -> what is done to it, in order."""
+    """Return what is done to each module by name, in order."""
     steps: dict[str, list[Callable[[ModuleType], None]]] = {"recbole": [_check_version]}
     for repair in REPAIRS:
         for name in repair.modules:
             steps.setdefault(name, []).append(repair)
-    for name, hook in register.HOOKS.items():
+    for name, hook in lookups.HOOKS.items():
         steps.setdefault(name, []).append(hook)
     return steps
 

@@ -24,7 +24,7 @@ PROGRAM = "recbole-llm"
 
 
 def parse_value(text: str) -> Any:
-    """The value that a string of a configuration dictionary or a command line stands for.
+    """Parse a string of a configuration dictionary or a command line.
 
     Numbers, strings in quotes, lists, tuples, dictionaries, booleans and None are written as in Python (true and
     false also in any case); everything else is the string itself. Stock evaluates the string as a Python expression
@@ -70,13 +70,13 @@ def _installation_folders() -> tuple[Path, ...]:
 
 
 def is_installed(path: str) -> bool:
-    """Whether the file belongs to an installed program or package, and not to a user's folder."""
+    """Return whether the file belongs to an installed program or package, and not to a user's folder."""
     real = Path(os.path.realpath(path))
     return any(folder in real.parents for folder in _installation_folders()) or "dist-packages" in real.parts
 
 
 def foreign_host() -> str | None:
-    """The program that owns ``sys.argv`` if it is not one whose arguments are meant for RecBole, else ``None``.
+    """Name the program that owns ``sys.argv`` if its arguments are not meant for RecBole, else ``None``.
 
     A script of the user's (``python train.py --epochs=5``, under a debugger or ``python -m recbole_llm`` too),
     ``python -c`` and our own command speak to RecBole, as with stock. A program that is installed (pytest, ipykernel,
@@ -178,7 +178,7 @@ _DISTRIBUTIONS = {"faiss": "faiss-cpu"}
 
 
 def known_models() -> list[str]:
-    """Names of RecBole's models and of the registered ones, sorted."""
+    """Return the names of RecBole's models and of the registered ones, sorted."""
     import recbole
 
     from recbole_llm.bridge.register import registered_models

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from recbole_llm.bridge.repairs.registry import ModuleView, always, override, repair
+from recbole_llm.content.encoder_settings import is_function
 
 # keys of paths that RecBole unpickles by pickle.load
 SAVED_DATA = {"dataset_save_path": "dataset", "dataloaders_save_path": "split of data loaders"}
@@ -36,6 +37,11 @@ def _values(text: str) -> list[Any] | tuple[Any, ...]:
         raise ValueError(
             f"params_file: {text[:200]!r} is no list of values. Write numbers, true names such as True and None, lists, and "
             "strings in quotes, as in: learning_rate choice [0.01,0.001]"
+        )
+    if functions := [value for value in values if isinstance(value, str) and is_function(value)]:
+        raise ValueError(
+            f"params_file: {functions[0]!r} is a function, which a file may not name: reading a file runs no code. Give it on "
+            f"the command line, --encoder={functions[0]}, or in config_dict."
         )
     return values
 
@@ -146,14 +152,14 @@ class Inert:
         pass
 
     def append(self, value: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def extend(self, values: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def load_tensors(load: Callable[..., Any], file: Any, **kwargs: Any) -> Any:
-    """The tensors and plain values of a ``torch.save`` file, with :class:`Inert` for every other object.
+    """Read the tensors and plain values of a ``torch.save`` file, with :class:`Inert` for every other object.
 
     A checkpoint of RecBole holds its ``Config`` and is of a pickle protocol that ``weights_only=True`` does not read.
 

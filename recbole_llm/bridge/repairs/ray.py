@@ -45,7 +45,7 @@ class _RayFinder:
 
 
 def _asked_by_a_library() -> bool:
-    """Whether the import statement, or the look for a module, stands in an installed package, which copes without ray."""
+    """Return whether the import statement (or ``find_spec`` call) comes from an installed package, which copes without ray."""
     frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "importlib":
         frame = frame.f_back
@@ -53,7 +53,7 @@ def _asked_by_a_library() -> bool:
 
 
 def why_ray_cannot_be_imported() -> str | None:
-    """The reason, found without importing it; ``None`` if nothing speaks against it.
+    """Say why an import of ray would fail, without trying it; ``None`` if nothing speaks against it.
 
     Ray 2.6.3 and older, all that RecBole 1.2.1 allows, need pkg_resources, which setuptools 82 dropped, and NumPy 1.
     """

@@ -70,7 +70,7 @@ _decisions: dict[str, tuple[bool, str]] = {}
 
 
 def records() -> list[RepairRecord]:
-    """Every repair with whether it is applied and why."""
+    """List every repair with whether it is applied and why."""
     found = []
     for repair in REPAIRS:
         waiting = False, f"{' and '.join(repair.modules)} not imported yet"
@@ -90,7 +90,7 @@ def is_wanted(repair: Repair) -> bool:
 
 
 def installed() -> str:
-    """Versions of RecBole and of the libraries that its defects depend on, for messages."""
+    """Name the versions of RecBole and of the libraries that its defects depend on, for messages."""
     found = []
     for name in ("recbole", "numpy", "pandas", "scipy", "torch", "hyperopt"):
         try:
@@ -143,7 +143,7 @@ def repair(
     condition: Condition,
     during: Callable[[], AbstractContextManager[None]] | None = None,
 ) -> Callable[[Callable[[ModuleType], None]], Callable[[ModuleType], None]]:
-    """Enter the decorated function, which changes a freshly imported module, into ``REPAIRS`` under its own name.
+    """Decorate a function that changes a freshly imported module: it enters ``REPAIRS`` under its own name.
 
     Args:
         modules: full names of the modules it is called with, each right after the module's own code has run.
@@ -162,5 +162,5 @@ def repair(
 
 
 def always(reason: str) -> Condition:
-    """The condition of a defect that shows on every stack."""
+    """Return true: the condition of a defect that shows with every version."""
     return lambda: (True, reason)

@@ -7,7 +7,9 @@ from recbole_llm.bridge.repairs.registry import RepairRecord, records
 
 
 def repair_report() -> list[RepairRecord]:
-    """Every repair of RecBole with whether it is applied in this process and why; imports the modules concerned.
+    """List every repair of RecBole with whether it is applied in this process and why.
+
+    The modules concerned are imported.
 
     Raises:
         ImportError: if RecBole is missing or of a version that we do not support.

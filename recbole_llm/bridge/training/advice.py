@@ -11,7 +11,7 @@ SHARED_NEGATIVES = (
 
 
 def advice_of(config: Any, model: Any, device: torch.device) -> str | None:
-    """A sentence for the log about the loss of a large catalogue on a CPU; ``None`` elsewhere.
+    """Write a sentence for the log about the loss of a large catalogue on a CPU; ``None`` elsewhere.
 
     Args:
         config: RecBole's ``Config``.

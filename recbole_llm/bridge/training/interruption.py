@@ -54,7 +54,7 @@ class Interruption:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """A block that a signal does not end; it takes effect afterwards."""
+        """Open a block that a signal does not end; the signal takes effect afterwards."""
         self._is_held = True
         try:
             yield

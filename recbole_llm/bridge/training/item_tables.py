@@ -42,7 +42,7 @@ class WholeTables:
         distributed.broadcast_parameters(self.model)
 
     def agree(self, value: Any) -> Any:
-        """The value of the first process: a last digit may decide otherwise on another device."""
+        """Return the value of the first process, since a last digit may decide otherwise on another device."""
         return distributed.agreed(value) if distributed.active() else value
 
     def reject(self, trainer: Any) -> None:
@@ -52,27 +52,27 @@ class WholeTables:
         """Raise where an evaluation needs what these tables cannot give: never."""
 
     def describe(self) -> str | None:
-        """How the rows are spread, for the log; ``None`` where they are not."""
+        """Say for the log how the rows are spread; ``None`` if they are not."""
         return None
 
     def share_of_batch(self, users: Tensor, terms: Tensor) -> Tensor | None:
-        """The part of a batch's terms that this process has; ``None`` where every process has the whole batch."""
+        """Return the part of a batch's terms that this process has; ``None`` if every process has the whole batch."""
         return terms / distributed.sum_over_ranks(terms).clamp(min=1) if distributed.active() else None
 
     def of_epoch(self, loss: Tensor) -> Tensor:
-        """What a batch's loss adds to the sum over all processes."""
+        """Return what a batch's loss adds to the sum over all processes."""
         return loss
 
     def clip_gradients(self, max_norm: float, norm_type: float = 2.0, **others: Any) -> None:
-        """Limit the norm of all gradients together."""
+        """Clip the norm of all gradients together."""
         clip_grad_norm_(self.model.parameters(), max_norm, norm_type, **others)
 
     def read(self, file: str, device: torch.device | str | None = None) -> dict[str, Any]:
-        """A checkpoint, on the trainer's device unless another is named."""
+        """Read a checkpoint, onto the trainer's device unless another is named."""
         return read_checkpoint(file, device or self.device, parts=RUN_PARTS)
 
     def whole(self, state: dict[str, Any], file: str, writes: bool) -> dict[str, Any]:
-        """The state with the rows of every process.
+        """Return the state with the rows of every process.
 
         Args:
             state: of this process.
@@ -89,10 +89,10 @@ class ShardedTables(WholeTables):
     """
 
     def begin(self) -> None:
-        """Nothing to do: the processes' parameters are made alike."""
+        """Do nothing: the processes' parameters are made alike."""
 
     def agree(self, value: Any) -> Any:
-        """The value itself: every process has computed the same."""
+        """Return the value itself, since every process has computed the same."""
         return value
 
     def reject(self, trainer: Any) -> None:
@@ -121,17 +121,17 @@ class ShardedTables(WholeTables):
             )
 
     def describe(self) -> str | None:
-        """How many rows each process holds."""
+        """Say how many rows each process holds."""
         own = self.model.item_rows.own
         rows = [stop - start for start, stop in distributed.gather_objects((own.start, own.stop))]
         return f"shard_items: {self.model.n_items:,} rows of items over {len(rows)} processes, at most {max(rows):,} in each"
 
     def share_of_batch(self, users: Tensor, terms: Tensor) -> None:
-        """None: every process has the whole batch."""
+        """Return ``None``: every process has the whole batch."""
         return None
 
     def of_epoch(self, loss: Tensor) -> Tensor:
-        """The sum over ranks, which is what an epoch's loss is, then counts every batch once."""
+        """Divide a batch's loss so that an epoch's sum over ranks counts every batch once."""
         return loss / distributed.world_size()
 
     @cached_property
@@ -143,7 +143,7 @@ class ShardedTables(WholeTables):
         return frozenset(name for name, parameter in named if any(parameter is table for table in tables))
 
     def clip_gradients(self, max_norm: float, norm_type: float = 2.0, **others: Any) -> None:
-        """Limit the norm of all processes' gradients together."""
+        """Clip the norm of all processes' gradients together."""
         own: list[Tensor] = []
         common: list[Tensor] = []
         for name, parameter in self.model.named_parameters():
@@ -157,7 +157,7 @@ class ShardedTables(WholeTables):
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), max_norm, total)
 
     def read(self, file: str, device: torch.device | str | None = None) -> dict[str, Any]:
-        """A checkpoint with this process's rows of the tables, on the CPU."""
+        """Read a checkpoint with this process's rows of the tables, onto the CPU."""
         n_items, own = self.model.n_items, self.model.item_rows.own
 
         def rows_here(value: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class ShardedTables(WholeTables):
         return _copied(self._with_tables(read_checkpoint(file, mapped=True, parts=RUN_PARTS), rows_here))
 
     def whole(self, state: dict[str, Any], file: str, writes: bool) -> dict[str, Any]:
-        """The state with every process's rows.
+        """Return the state with every process's rows.
 
         Raises:
             ValueError: if there is no room for the temporary file.
@@ -182,7 +182,7 @@ class ShardedTables(WholeTables):
             raise unwritable(file, error) from error
 
     def _with_tables(self, state: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """``state`` with what ``change`` makes of each table of items and of the optimizer's tensors beside it."""
+        """Apply ``change`` to each table of items in ``state`` and to the optimizer's tensors beside it."""
         names = dict(enumerate(name for name, _ in self.model.named_parameters()))
         moments = {
             index: {
@@ -196,12 +196,12 @@ class ShardedTables(WholeTables):
 
 
 def tables_of(model: Any, device: torch.device) -> WholeTables:
-    """How the items of a model are spread."""
+    """Choose how the items of a model are spread over processes."""
     return (ShardedTables if model.item_rows.sharded else WholeTables)(model, device)
 
 
 def _rows_of_all(own: Tensor, file: str, writes: bool) -> Tensor:
-    """Every rank's rows one after another, in a file that is mapped into memory and gone with the tensor.
+    """Write every rank's rows one after another into a mapped file, which is deleted with the tensor.
 
     Args:
         own: this rank's rows, ``[n, ...]``.
@@ -230,7 +230,7 @@ def _rows_of_all(own: Tensor, file: str, writes: bool) -> Tensor:
 
 
 def _copied(value: Any) -> Any:
-    """``value`` with tensors of its own, so that nothing of the file stays mapped."""
+    """Copy ``value`` into tensors of its own, so that nothing of the file stays mapped."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, Mapping):

@@ -87,7 +87,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self._best_epochs = 0
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
-        """RecBole's optimizer, in its fused form where there is one: the update is a third of a sparse model's step."""
+        """Build RecBole's optimizer, fused if possible: the update is a third of a sparse model's step."""
         optimizer = super()._build_optimizer(**kwargs)
         if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
             return optimizer
@@ -194,7 +194,10 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         model_file: str | None = None,
         show_progress: bool = False,
     ) -> Any:
-        """As ``Trainer.evaluate``; where interactions are split by time, the test's histories hold validation's items."""
+        """Evaluate as ``Trainer.evaluate`` does.
+
+        If interactions are split by time, the test's histories hold validation's items.
+        """
         if not eval_data:
             return None
         self._tables.reject_evaluation(self, eval_data)
@@ -211,7 +214,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             self.model.at_test = False
 
     def _wait_for_steps(self, steps: int, verbose: bool) -> None:
-        """Where ``stopping_step`` was not given, raise it to ``PATIENCE_STEPS``; a validation comes every ``steps`` steps."""
+        """Raise ``stopping_step`` to ``PATIENCE_STEPS`` if it was not given; a validation comes every ``steps`` steps."""
         patience = math.ceil(PATIENCE_STEPS / max(steps, 1))
         # by the user, or below by a script that set it later
         given = "stopping_step" in self.config.external_config_dict
@@ -224,12 +227,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self.stopping_step = patience
 
     def validation(self, valid_data: Any, train_split: Any = None) -> Validation | None:
-        """The data that choices are made by; ``None`` without a validation split.
-
-        Args:
-            valid_data: the loader of validation.
-            train_split: the dataset of the training split, which says what users have seen beside their histories.
-        """
+        """Return the data that choices are made by, if there are some; ``train_split`` says what users have seen."""
         if not valid_data:
             return None
         log = getLogger().info
@@ -249,7 +247,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> float:
-        """One pass over ``train_data``; the sum of its batches' losses, which the device adds up on its own."""
+        """Pass once over ``train_data`` and return the sum of its batches' losses, added up on the device."""
         self._restore_random_state()
         if epoch_idx > self.start_epoch or not epoch_idx:
             self._save_last_now_and_then()
@@ -274,7 +272,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         return float(total)
 
     def _step(self, interaction: Any, loss_func: Any) -> Tensor:
-        """One update; this process's share of the batch's loss, detached."""
+        """Update once and return this process's share of the batch's loss, detached."""
         for parameter in self._parameters:  # as the optimizer's zero_grad, whose bookkeeping takes ten times as long
             parameter.grad = None
         share = self._share_of_batch(interaction)
@@ -295,7 +293,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         return self._tables.of_epoch(loss.detach())
 
     def _share_of_batch(self, interaction: Any) -> Tensor | None:
-        """The part of the batch's terms that this process has; ``None`` for one process.
+        """Return the part of the batch's terms that this process has; ``None`` for one process.
 
         The loss is a mean over the targets of a batch of users, or over a batch of interactions.
         """
@@ -309,7 +307,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
 
     @property
     def _amp_dtype(self) -> torch.dtype:
-        """float16 where losses are scaled (``enable_scaler``); bfloat16, which needs no scaling, elsewhere."""
+        """Choose float16 if losses are scaled (``enable_scaler``), otherwise bfloat16, which needs no scaling."""
         return torch.float16 if self.enable_scaler else torch.bfloat16
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -354,7 +352,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         distributed.barrier()
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        """Write the best state; epoch -1, where RecBole has nothing left to train, only where there is none."""
+        """Write the best state. Epoch -1, for which RecBole has trained nothing, is written only if there is no checkpoint."""
         file = kwargs.pop("saved_model_file", self.saved_model_file)
         if epoch < 0 and os.path.isfile(file):
             return
@@ -369,7 +367,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             self._last_written = time.monotonic()
 
     def _save_last_now_and_then(self) -> None:
-        """Write the state if the last writing is long ago or a signal waits; else let signals wait for the next call."""
+        """Write the state if the last write is long ago or a signal waits; otherwise hold signals until the next call."""
         if not self._saves:
             return
         waited = self._last_written is None or time.monotonic() - self._last_written >= SECONDS_BETWEEN_CHECKPOINTS
@@ -380,7 +378,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             self._interruption.postpone()
 
     def _save_whole_model(self, verbose: bool) -> None:
-        """Write the blend into the best checkpoint, or a checkpoint of its own where no epoch made one."""
+        """Write the fitted score into the best checkpoint, or into one of its own if no epoch made one."""
         LLMTwoTowerTrainer.last_saved = self.saved_model_file
         if not os.path.isfile(self.saved_model_file):
             self._save_checkpoint(-1, verbose=verbose)

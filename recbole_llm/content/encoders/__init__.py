@@ -1,4 +1,4 @@
-"""From content to vectors: encoders of several kinds, found by name. Only ``transformer`` loads torch when it is imported."""
+"""Encoders of several kinds, found by name. Only ``transformer`` loads torch when it is imported."""
 
 from typing import Any
 

@@ -13,7 +13,7 @@ class OneDnnLinear(nn.Linear):
     """``nn.Linear`` whose float32 forward without gradients runs in oneDNN; equal to rounding."""
 
     def forward(self, input: Tensor) -> Tensor:  # nn.Linear's name
-        """``input @ weight.T + bias``."""
+        """Compute ``input @ weight.T + bias``."""
         if torch.is_grad_enabled() or input.dtype != torch.float32 or input.device.type != "cpu" or not input.numel():
             return super().forward(input)
         return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")

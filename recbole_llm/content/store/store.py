@@ -40,7 +40,7 @@ log = getLogger(__name__)
 
 
 def default_folder() -> Path:
-    """``recbole_llm`` in the user's cache folder, as the platform has it."""
+    """Return the folder ``recbole_llm`` in the user's cache folder, as the platform has it."""
     if os.environ.get("XDG_CACHE_HOME"):
         base = Path(os.environ["XDG_CACHE_HOME"])
     elif sys.platform == "win32":
@@ -53,12 +53,17 @@ def default_folder() -> Path:
 
 
 def raw_key(raw: bytes) -> bytes:
-    """The key of a raw value: its sha256."""
+    """Compute the key of a raw value, its sha256.
+
+    Example:
+        >>> raw_key(b"Toy Story").hex()[:8]
+        '09c10178'
+    """
     return hashlib.sha256(raw).digest()
 
 
 class FeatureStore:
-    """The folder with the vectors of all encoders.
+    """The folder that holds the vectors of all encoders.
 
     Args:
         folder: ``feature_cache_dir``; empty: :func:`default_folder`. Made when first written to.
@@ -68,11 +73,11 @@ class FeatureStore:
         self.folder = Path(folder).expanduser() if folder else default_folder()
 
     def shards(self, encoder: Encoder[Any]) -> "Shards":
-        """The vectors of one encoder."""
+        """Open the vectors of one encoder."""
         return Shards(self.folder / f"{encoder.modality}-{encoder.fingerprint[:32]}", encoder)
 
     def describe(self) -> str:
-        """One line for a report: where, how many encoders, shards and bytes."""
+        """Write one line for a report: where, how many encoders, shards and bytes."""
         folders = encoder_folders(self.folder)
         sizes = [file.stat().st_size for folder in folders for file in shard_files(folder)]
         return f"{self.folder}: {len(folders)} encoders, {len(sizes)} shards, {sum(sizes) / 2**20:.1f} MiB"
@@ -225,12 +230,12 @@ class Shards:
 
 
 def encoder_folders(store: Path) -> list[Path]:
-    """The folders of a store that hold an encoder's vectors; whatever else lies there is not ours."""
+    """List the folders of a store that hold an encoder's vectors; whatever else lies there is not ours."""
     return sorted(path for path in _scan(store) if _ENCODER_FOLDER.fullmatch(path.name) and path.is_dir())
 
 
 def shard_files(folder: Path) -> Iterator[Path]:
-    """The shards in an encoder's folder: files named by a sha256."""
+    """List the shards in an encoder's folder: files named by a sha256."""
     return (path for path in _scan(folder) if _SHARD_FILE.fullmatch(path.name))
 
 

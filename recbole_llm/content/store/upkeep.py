@@ -1,4 +1,4 @@
-"""What lies in a feature store, and how to make room in it."""
+"""List what a feature store holds, and make room in it."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ class StoredEncoder:
         return str(self.encoder.get("name", "unknown"))
 
     def line(self) -> str:
-        """One line for a table."""
+        """Format one line for a table."""
         days = max(time.time() - self.used, 0) / 86400
         return (
             f"{self.modality} {self.name} {self.fingerprint[:12]} dim {self.dim}: {self.shards} shards, "
@@ -71,7 +71,7 @@ class PruneReport:
     dry_run: bool
 
     def lines(self) -> list[str]:
-        """The report as lines for a terminal or a log."""
+        """Format the report as lines for a terminal or a log."""
         verb = "Would remove" if self.dry_run else "Removed"
         lines = [f"{verb} {stored.line()}" for stored in self.encoders]
         lines += [f"{verb} damaged {path}" for path in self.damaged]
@@ -80,7 +80,7 @@ class PruneReport:
 
 
 def store_info(folder: str | Path | None = None) -> list[StoredEncoder]:
-    """The encoders of a store, the one used last first.
+    """List the encoders of a store, the one used last first.
 
     Args:
         folder: ``feature_cache_dir``; empty: the default.

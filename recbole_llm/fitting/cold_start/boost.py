@@ -26,7 +26,7 @@ UNTOLD_WARM_FLOOR = 0.998  # where nothing tells how often cold-start items are 
 
 
 def deviation_direction(pooled: Tensor, deviations: Tensor, ridge: float = 1e-3) -> Tensor:
-    """The vector r whose products with user vectors come closest to the deviations of the users' scores.
+    """Find the vector r whose products with user vectors come closest to the deviations of the users' scores.
 
     Args:
         pooled: user vectors x_u, ``[U, d]``.
@@ -111,7 +111,7 @@ def choose_cold_boost(
     offsets: Sequence[float] = OFFSETS,
     warm_floor: float = WARM_FLOOR,
 ) -> ColdBoost:
-    """The place of cold items that gains most in the joint ranking while the warm items keep their quality.
+    """Choose the place of cold items that gains most in the joint ranking while the warm items keep their quality.
 
     Args:
         scorer: scores of the rows of ``targets``, cold columns mapped with factor 1 and offset 0.

@@ -37,14 +37,14 @@ class Anchors:
     present: Mapping[str, Tensor]
 
     def at(self, rows: Tensor) -> "Anchors":
-        """Those of some rows."""
+        """Select some rows."""
         return Anchors(
             {modality: table[rows] for modality, table in self.directions.items()},
             {modality: mask[rows] for modality, mask in self.present.items()},
         )
 
     def kernel(self, other: "Anchors", bandwidth: float) -> Tensor:
-        """``[len(self), len(other)]``, the masked sum of the module docstring."""
+        """Compute the kernel, ``[len(self), len(other)]``, the masked sum of the module docstring."""
         total: Tensor | None = None
         for modality, directions in self.directions.items():
             part = _rbf(directions, other.directions[modality], bandwidth)
@@ -84,7 +84,7 @@ class ColdMap:
         return Anchors(directions, present).kernel(self.anchors, self.bandwidth) @ self.coefficients
 
     def of_modality(self, modality: str) -> tuple[Tensor, Tensor, Tensor]:
-        """The map of items that have this modality alone: centre ``[f]``, anchors ``[m', f]``, coefficients ``[m', v]``."""
+        """Return the map of items that have this modality alone: centre ``[f]``, anchors ``[m', f]``, coefficients ``[m', v]``."""
         has = self.anchors.present[modality]
         share = 1 / len(self.centres)
         return self.centres[modality], self.anchors.directions[modality][has], self.coefficients[has] * share
@@ -97,7 +97,7 @@ def _rbf(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
 
 
 def any_present(content: ContentTables) -> Tensor:
-    """Items that have some content, ``[n_items]`` bool."""
+    """Mark the items that have some content, ``[n_items]`` bool."""
     return torch.stack([present for _, present in content.values()]).any(0)
 
 
@@ -142,7 +142,9 @@ def map_weights(
     bandwidth: float = BANDWIDTH,
     max_anchors: int = MAX_ANCHORS,
 ) -> tuple[Tensor, Tensor]:
-    """The map of some items as weights of the items it is fitted on: cheaper than the map where values are many.
+    """Express the map of some items as weights of the items it is fitted on.
+
+    That is cheaper than the map if values are many.
 
     Args:
         content: as in :func:`fit_cold_map`, and all arguments but ``ids``.

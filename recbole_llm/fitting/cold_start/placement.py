@@ -75,7 +75,7 @@ class Evidence:
 
 
 def map_items(score: Score, evidence: Evidence, trained: Tensor, ids: Tensor, mu: float) -> tuple[ColdRows, Tensor]:
-    """Rows of the items ``ids`` from their content, and the bias of each, ``[C]``, in units of the score.
+    """Map the content of the items ``ids`` to rows, and to the bias of each, ``[C]``, in units of the score.
 
     Args:
         score: whose trained items are mapped onto.
@@ -90,7 +90,7 @@ def map_items(score: Score, evidence: Evidence, trained: Tensor, ids: Tensor, mu
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
+class PlacementTrial:
     """A ranking in which some items stand as cold ones do, and what each user should get.
 
     Attributes:
@@ -114,20 +114,20 @@ class Trial:
     seen: Rows
 
     def scores(self, rows: Tensor) -> Tensor:
-        """Scores ``[B, N]`` with factor 1 and offset 0."""
+        """Compute scores ``[B, N]`` with factor 1 and offset 0."""
         x = self.queries[rows]
         scores = self.table.scores(x)
         scores[:, self.ids] = torch.addmm(self.bias, x, self.target.T)
         return scores
 
     def deviations(self) -> Tensor:
-        """sd_u over the trained items, ``[U]``."""
+        """Compute sd_u over the trained items, ``[U]``."""
         rows = torch.arange(len(self.queries), device=self.queries.device)
         step = max(1, CHUNK_ELEMENTS // len(self.trained))
         return torch.cat([self.scores(few)[:, self.trained].std(1, correction=0) for few in rows.split(step)])
 
     def cold_only(self, metric: TopKMetric) -> float:
-        """Mean metric of the mapped items ranked among themselves."""
+        """Compute the mean metric of the mapped items ranked among themselves."""
         cold = torch.zeros_like(self.trained)
         cold[self.ids] = True
         own = self.targets.keep(cold[self.targets.ids])
@@ -156,7 +156,7 @@ Refit = Callable[[Rows], Fitted]
 
 
 def choose_place(evidence: Evidence, ids: Tensor, score: Score, refit: Refit) -> tuple[float, ColdBoost]:
-    """Ridge of the map, factor and offset of the items ``ids``.
+    """Choose the ridge of the map, the factor and the offset of the items ``ids``.
 
     Args:
         evidence: what they are chosen by.
@@ -194,7 +194,7 @@ def choose_place(evidence: Evidence, ids: Tensor, score: Score, refit: Refit) ->
     return mu, validation_trials(evidence, ids, score, (mu,))[mu].highest(evidence.metric)
 
 
-def _best(evidence: Evidence, trials: dict[float, Trial], by: str) -> tuple[float, Trial]:
+def _best(evidence: Evidence, trials: dict[float, PlacementTrial], by: str) -> tuple[float, PlacementTrial]:
     """The ridge by which the mapped items are ranked best among themselves, and its trial."""
     values = {mu: trial.cold_only(evidence.metric) for mu, trial in trials.items()}
     mu = max(values, key=lambda each: values[each])
@@ -211,7 +211,7 @@ def _trials(
     targets: Rows,
     seen: Rows,
     mus: Sequence[float],
-) -> dict[float, Trial]:
+) -> dict[float, PlacementTrial]:
     score, histories = fitted
     queries, table = score.queries(histories.select(users), score.user_parts(users)), score.item_table()
     table = replace(table, bias=table.bias.nan_to_num(neginf=0.0))  # untrained rows are excluded or overwritten
@@ -219,12 +219,16 @@ def _trials(
     for mu in mus:
         rows, bias = map_items(score, evidence, trained, ids, mu)
         target = score.side_by_side(rows.target)
-        found[mu] = Trial(queries, table, target, bias, ids, trained, targets.select(users), seen.select(users))
+        found[mu] = PlacementTrial(
+            queries, table, target, bias, ids, trained, targets.select(users), seen.select(users)
+        )
     return found
 
 
-def validation_trials(evidence: Evidence, ids: Tensor, score: Score, mus: Sequence[float]) -> dict[float, Trial]:
-    """The cold items themselves, and validation's targets."""
+def validation_trials(
+    evidence: Evidence, ids: Tensor, score: Score, mus: Sequence[float]
+) -> dict[float, PlacementTrial]:
+    """Rank the cold items themselves against validation's targets."""
     users = evenly(torch.nonzero(evidence.targets.sizes).squeeze(1), MAX_USERS)
     fitted = score, evidence.history
     return _trials(evidence, fitted, users, ids, evidence.trained, evidence.targets, evidence.history, mus)
@@ -272,7 +276,9 @@ def hide(evidence: Evidence, n_cold: int, seed: int = 0) -> Hidden:
     return Hidden(ids, left, union(warm, lost), len(lost.ids))
 
 
-def hidden_trials(evidence: Evidence, hidden: Hidden, refit: Refit, mus: Sequence[float]) -> dict[float, Trial]:
+def hidden_trials(
+    evidence: Evidence, hidden: Hidden, refit: Refit, mus: Sequence[float]
+) -> dict[float, PlacementTrial]:
     """The hidden items placed by mu, with the score fitted without them."""
     rest = torch.zeros_like(evidence.trained)
     rest[hidden.ids] = True
@@ -283,7 +289,7 @@ def hidden_trials(evidence: Evidence, hidden: Hidden, refit: Refit, mus: Sequenc
 
 
 def place(evidence: Evidence, ids: Tensor, score: Score, boost: ColdBoost, mu: float) -> Score:
-    """The score with the items ``ids`` placed.
+    """Return the score with the items ``ids`` placed.
 
     Args:
         evidence: content and popularity.
@@ -300,7 +306,7 @@ def place(evidence: Evidence, ids: Tensor, score: Score, boost: ColdBoost, mu: f
         x = score.queries(evidence.history.select(users), score.user_parts(users))
         table = score.item_table()
         table = replace(table, bias=table.bias.nan_to_num(neginf=0.0))
-        trial = Trial(x, table, target, bias, ids, evidence.trained, evidence.history, evidence.history)
+        trial = PlacementTrial(x, table, target, bias, ids, evidence.trained, evidence.history, evidence.history)
         shift = boost.offset * deviation_direction(x, trial.deviations())
     shifts = score.by_block(shift)
     cold = replace(

@@ -1,0 +1,2 @@
+def kills(folder, options):
+    raise NotImplementedError

@@ -1,0 +1,187 @@
+"""A record in words and a small table: on the terminal, and in the model card of an export."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recbole_llm.reporting.record import kept
+
+Record = Mapping[str, Any]
+BESTSELLERS = "bestsellers"
+
+
+def unit(record: Record) -> str:
+    """What an interaction is called: ``ratings`` where the data hold ratings, else ``purchases``."""
+    return "ratings" if record["rated"] else "purchases"
+
+
+def people(record: Record) -> str:
+    """What users are called beside :func:`unit`."""
+    return "users" if record["rated"] else "customers"
+
+
+def of_100(share: float) -> str:
+    """A share as a number of 100, with a decimal place below ten."""
+    text = f"{100 * share:.0f}" if abs(share) >= 0.0995 else f"{100 * share:.1f}"
+    return text.removesuffix(".0")
+
+
+def headline(record: Record) -> str:
+    """The one sentence: what the model finds, and what the baselines find."""
+    own = record["models"][record["model"]]["found"]["value"]
+    others = [
+        f"{name} {'reach ' if name == BESTSELLERS else ''}{of_100(figures['found']['value'])}"
+        for name, figures in record["models"].items()
+        if name != record["model"]
+    ]
+    place = "ten" if record["k"] == 10 else str(record["k"])
+    verb = "is" if of_100(own) == "1" else "are"
+    return f"Of 100 held-out {unit(record)} {of_100(own)} {verb} in the first {place}; {', '.join(others)}."
+
+
+def verdict(record: Record) -> str:
+    """Whether the model is better than the best baseline, by the interval of the difference."""
+    lead, best = record["lead"], record["best_baseline"]
+    span = f"{of_100(lead['low'])} to {of_100(lead['high'])} of 100, 95% interval"
+    if lead["low"] > 0:
+        return f"Better than the best baseline, {best}, by {of_100(lead['value'])} ({span})."
+    if lead["high"] < 0:
+        return f"Worse than {best} by {of_100(-lead['value'])} ({span}): {best} is the better choice for these data."
+    return f"No clear difference from {best} ({span})."
+
+
+def table(record: Record) -> list[list[str]]:
+    """Rows of cells, the header first: each model's figures."""
+    k = record["k"]
+    header = ["", f"of 100 {unit(record)}", "95% interval", f"{people(record)} with a hit", f"NDCG@{k}", "items shown"]
+    rows = [header]
+    for name, figures in record["models"].items():
+        found = figures["found"]
+        rows.append(
+            [
+                name,
+                of_100(found["value"]),
+                f"{of_100(found['low'])} to {of_100(found['high'])}",
+                f"{figures['users_with_a_hit']:.0%}",
+                f"{figures['ndcg']:.3f}",
+                f"{figures['items_shown']:,}",
+            ]
+        )
+    return rows
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Cells as lines of a table, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            f"{cell:{'<' if n == 0 else '>'}{w}}" for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def split_in_words(record: Record) -> str:
+    """Which interactions were held out."""
+    split, what = record["split"], unit(record)
+    if split["files"]:
+        return f"held out: the {what} of the data set's own test file"
+    share = f"{split['shares'][-1]:.0%}" if split["shares"] and sum(split["shares"]) <= 1.001 else "a part"
+    which = "the latest" if split["order"] == "TO" else "chosen at random"
+    whose = f" of each {people(record)[:-1]}'s {what}" if split["by_user"] else f" of all {what}"
+    return f"held out: {share}{whose}, {which}"
+
+
+def measured_in_words(record: Record) -> str:
+    """On whom and what the figures were measured."""
+    on = record["measured"]
+    some = "" if on["users"] == on["of"] else f" (of {on['of']:,}, evenly chosen)"
+    return (
+        f"Measured on {on['targets']:,} {unit(record)} of {on['users']:,} {people(record)}{some}; {split_in_words(record)}. "
+        f"What they had before has no place in the first {record['k']}."
+    )
+
+
+def baselines_in_words(record: Record) -> list[str]:
+    """What the baselines are, and which was not fitted."""
+    lines = [f"{name}: {about}." for name, about in record["about"].items()]
+    return lines + [f"{name} was not fitted: {why}." for name, why in record["not_fitted"].items()]
+
+
+def left_out_in_words(record: Record) -> list[str]:
+    """What nobody is shown, and whom the model knows little of."""
+    left, data = record["left_out"], record["data"]
+    own = record["models"][record["model"]]
+    lines = [f"{own['items_shown']:,} of {data['items']:,} items are among somebody's first {record['k']}."]
+    if left["items_without_interactions"]:
+        hidden = left["items_that_cannot_be_shown"]
+        where = (
+            f"{hidden:,} of them are never shown: they have no text or other content, or gained nothing on validation"
+            if hidden
+            else "they are placed by their content"
+        )
+        lines.append(f"{left['items_without_interactions']:,} items have no training interaction; {where}.")
+    if left["users_without_history"]:
+        lines.append(
+            f"{left['users_without_history']:,} {people(record)} have no training interaction: they get what fits everybody."
+        )
+    return lines
+
+
+def answer(record: Record) -> list[str]:
+    """The answer to "is it any good?", as lines for a terminal."""
+    return [
+        headline(record),
+        verdict(record),
+        "",
+        *aligned(table(record)),
+        "",
+        measured_in_words(record),
+        *baselines_in_words(record),
+        *left_out_in_words(record),
+    ]
+
+
+def card(record: Record) -> list[str]:
+    """The section on quality of a model card, as lines of Markdown."""
+    rows = [[_markdown(cell) for cell in row] for row in table(record)]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    data = record["data"]
+    return [
+        "## Quality",
+        "",
+        _markdown(headline(record)),
+        _markdown(verdict(record)),
+        "",
+        *lines,
+        "",
+        _markdown(measured_in_words(record)),
+        *map(_markdown, baselines_in_words(record)),
+        *map(_markdown, left_out_in_words(record)),
+        "",
+        f"Data set {_markdown(record['dataset'])} as of {_markdown(record['date'])}: {data['interactions']:,} {unit(record)} "
+        f"of {data['users']:,} {people(record)} and {data['items']:,} items; {data['training']:,} of them were fitted on for "
+        "these figures.",
+        "",
+    ]
+
+
+def quality_of(state: Mapping[str, Any]) -> list[str]:
+    """The section on quality from the figures that a checkpoint holds, and why there is none where it holds none.
+
+    Args:
+        state: of :func:`recbole_llm.bridge.checkpoint.read_checkpoint`.
+    """
+    try:
+        record = kept(state)
+    except ValueError as error:
+        return ["## Quality", "", f"Not told: {_markdown(str(error))}", ""]
+    if record is None:
+        return ["## Quality", "", "Not measured: the checkpoint holds no figures. `recbole-llm run` measures them.", ""]
+    return card(record)
+
+
+def _markdown(text: str) -> str:
+    """A text that no character of it turns into markup."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{c}" if c in "\\`*_[]|#" else c for c in text)

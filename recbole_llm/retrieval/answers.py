@@ -1,0 +1,59 @@
+"""What an answer is."""
+
+from dataclasses import dataclass
+
+from recbole_llm.retrieval.reranking import Applied
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What one item of the history adds to a score."""
+
+    id: str
+    title: str
+    contribution: float
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """One item of an answer.
+
+    Attributes:
+        id: external id.
+        title: its title.
+        score: <q, w_i> + b_i and boosts, by which items are ranked; for source ``popular`` the number of training interactions.
+        probability: P(i|u), by the export's map and without boosts, which change what is shown and not what a user does;
+            ``None`` for sources that are no score of a user (``popular``, ``similar``).
+        cold: whether it is known by its text alone.
+        reasons: the largest positive contributions of the history, best first; ``None`` where none were asked for.
+        rest: the contributions that are not among the reasons, and the user's own part.
+        bias: b_i. Reasons, rest, bias and the contributions of rules add up to the score.
+        rules: what lifted, moved or admitted the item beside its score.
+    """
+
+    id: str
+    title: str
+    score: float
+    cold: bool
+    probability: float | None = None
+    reasons: tuple[Reason, ...] | None = None
+    rest: float | None = None
+    bias: float | None = None
+    rules: tuple[Applied, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An answer.
+
+    Attributes:
+        items: best first.
+        source: ``history``, ``items``, ``text``, or ``popular`` where the fallback answered.
+        unknown: ids of the request that no item has.
+        note: why there are fewer items than asked for, or what a rule could not do; empty for nothing.
+    """
+
+    items: tuple[Recommended, ...]
+    source: str
+    unknown: tuple[str, ...] = ()
+    note: str = ""

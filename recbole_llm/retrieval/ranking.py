@@ -1,0 +1,212 @@
+"""The allowed items in the order of their boosted scores, fetched from a search only as far as somebody looks.
+
+A search answers "the n best of these rows" whatever stands behind it: a scan, an index or a server. Boosts change scores after the
+search, so items with a positive boost are one part and all others another. Of a part, what has not been fetched yet scores at most
+what was fetched last, boosted by all there is; a candidate is handed out only when it lies above that bound. Fetches grow fourfold.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recbole_llm.retrieval.exact import Hits, best
+from recbole_llm.retrieval.rules import Boost
+from recbole_llm.scoring.probability import ProbabilityMap
+
+GROWTH = 4
+# n, hidden rows [h], allowed rows [N] bool or None for all -> the n best, fewer only where fewer are allowed
+Search = Callable[[int, np.ndarray, "np.ndarray | None"], Hits]
+_NO_ROWS = np.zeros(0, np.int64)
+
+
+class Chance(NamedTuple):
+    """How scores of one user become probabilities."""
+
+    map: ProbabilityMap
+    log_length: float
+
+    def relevance(self, scores: np.ndarray) -> np.ndarray:
+        """Turn scores into P(i|u), ``[n]`` float64."""
+        return 0.5 + 0.5 * np.tanh(0.5 * self.map.logit(scores, self.log_length))
+
+
+class Boosting:
+    """Boosts over a catalogue.
+
+    Args:
+        boosts: at least one.
+        masks: rows that each applies to, ``[N]`` bool.
+        chance: ``None`` for scores that are no user's.
+
+    Raises:
+        ValueError: if a boost is by odds and there is no ``chance``.
+    """
+
+    def __init__(self, boosts: Sequence[Boost], masks: Sequence[np.ndarray], chance: Chance | None) -> None:
+        if chance is None and any(boost.odds is not None for boost in boosts):
+            raise ValueError("boost: odds needs a probability, and this answer's scores are none; give add.")
+        self.boosts, self.masks, self._chance = boosts, masks, chance
+        self.lifted = np.zeros(len(masks[0]), bool)
+        for boost, mask in zip(boosts, masks, strict=True):
+            if boost.step > 0:
+                self.lifted |= mask
+        # sums first: the map is monotone, so the order of the odds among themselves does not matter
+        self._order = sorted(range(len(boosts)), key=lambda b: boosts[b].odds is not None)
+
+    def steps(self, rows: np.ndarray, scores: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        """Compute what each boost adds to each score, ``[n]`` float64 by its label; the sum over all is what is added in all."""
+        found, before = [], scores
+        for b in self._order:
+            boost = self.boosts[b]
+            applies = self.masks[b][rows]
+            after = np.where(applies, self._lift(before, boost.step, boost.odds is not None), before)
+            found.append((boost.label, after - before))
+            before = after
+        return found
+
+    def adjusted(self, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Add all boosts to scores, ``[n]`` float64."""
+        result = scores
+        for b in self._order:
+            boost = self.boosts[b]
+            result = np.where(self.masks[b][rows], self._lift(result, boost.step, boost.odds is not None), result)
+        return result
+
+    def highest(self, score: float) -> float:
+        """Return what a score of that much can become at most."""
+        result = np.array([score])
+        for b in self._order:
+            boost = self.boosts[b]
+            if boost.step > 0:
+                result = self._lift(result, boost.step, boost.odds is not None)
+        return float(result[0])
+
+    def _lift(self, scores: np.ndarray, step: float, by_odds: bool) -> np.ndarray:
+        if not by_odds:
+            return scores + step
+        assert self._chance is not None
+        chance = self._chance
+        lifted: np.ndarray = chance.map.score(chance.map.logit(scores, chance.log_length) + step, chance.log_length)
+        return lifted
+
+
+class Ranked(NamedTuple):
+    """Candidates in order: rows ``[n]`` int64, the model's scores and those with boosts ``[n]`` float64."""
+
+    rows: np.ndarray
+    scores: np.ndarray
+    adjusted: np.ndarray
+
+
+class _Part:
+    """Rows that are fetched together, and how far that has come."""
+
+    __slots__ = ("allow", "boosted", "bound", "done", "n")
+
+    def __init__(self, allow: np.ndarray | None, boosted: bool) -> None:
+        self.allow, self.boosted = allow, boosted
+        self.n, self.done, self.bound = 0, False, np.inf
+
+
+class Ranking:
+    """The allowed items, best first.
+
+    Args:
+        search: finds the best rows.
+        hidden: rows without a place, ``[h]``.
+        allow: rows with one, ``[N]`` bool; ``None`` for all.
+        boosting: or ``None``.
+        first: how many candidates the first fetch is to bring.
+    """
+
+    def __init__(
+        self, search: Search, hidden: np.ndarray, allow: np.ndarray | None, boosting: Boosting | None, first: int
+    ) -> None:
+        self._search, self._hidden, self._boosting = search, hidden, boosting
+        self._parts = [_Part(allow, False)]
+        if boosting is not None:
+            lifted, others = boosting.lifted, ~boosting.lifted
+            parts = [_Part(lifted, True), _Part(others, False)]
+            if allow is not None:
+                parts = [_Part(allow & lifted, True), _Part(allow & others, False)]
+            self._parts = [part for part in parts if part.allow is not None and part.allow.any()]
+        for part in self._parts:
+            part.n = first + (boosting is not None)  # a boosted score is handed out only above the bound
+        self._blocked: np.ndarray | None = None
+        self._fetched = _NO_ROWS
+        self._waiting = Ranked(_NO_ROWS, np.zeros(0), np.zeros(0))
+
+    def searches(self) -> list[tuple[int, np.ndarray | None]]:
+        """List the first fetches, for one batch with those of others: how many, and the allowed rows."""
+        return [(part.n, part.allow) for part in self._parts]
+
+    def feed(self, hits: Sequence[Hits]) -> None:
+        """Take the results of :meth:`searches`."""
+        for part, found in zip(self._parts, hits, strict=True):
+            self._add(part, found)
+
+    def _add(self, part: _Part, hits: Hits) -> None:
+        rows, scores = hits
+        part.done = len(rows) < part.n
+        adjusted = scores
+        if self._boosting is not None:
+            adjusted = self._boosting.adjusted(rows, scores)
+        if not part.done:
+            last = float(scores[-1])
+            part.bound = self._boosting.highest(last) if self._boosting is not None and part.boosted else last
+        if not len(self._fetched):
+            self._fetched = rows
+        elif len(rows):
+            self._fetched = np.concatenate([self._fetched, rows])
+        if not len(self._waiting.rows) and self._boosting is None:
+            self._waiting = Ranked(rows, scores, adjusted)  # in order as they come
+            return
+        merged = [np.concatenate(pair) for pair in zip(self._waiting, (rows, scores, adjusted), strict=True)]
+        order = best(merged[0], merged[2], len(merged[0]))
+        self._waiting = Ranked(*(values[order] for values in merged))
+
+    def take(self, n: int) -> Ranked:
+        """Take the next n candidates; fewer only if no more are allowed."""
+        while True:
+            open_parts = [part for part in self._parts if not part.done]
+            ready = len(self._waiting.rows)
+            if open_parts and self._boosting is not None:
+                bound = max(part.bound for part in open_parts)
+                ready = int(np.searchsorted(-self._waiting.adjusted, -bound))  # strictly above it
+            if ready >= n or not open_parts:
+                break
+            self._more(max(open_parts, key=lambda part: part.bound))
+        taken = Ranked(*(values[: min(n, ready)] for values in self._waiting))
+        self._waiting = Ranked(*(values[min(n, ready) :] for values in self._waiting))
+        return taken
+
+    def _more(self, part: _Part) -> None:
+        part.n *= GROWTH
+        allow = part.allow
+        if self._blocked is not None:
+            allow = ~self._blocked if allow is None else allow & ~self._blocked
+        self._add(part, self._search(part.n, np.concatenate([self._hidden, self._fetched]), allow))
+
+    def block(self, rows: np.ndarray) -> None:
+        """Leave rows out from now on.
+
+        Args:
+            rows: ``[N]`` bool, with all that were blocked before.
+        """
+        self._blocked = rows
+        kept = ~rows[self._waiting.rows]
+        self._waiting = Ranked(*(values[kept] for values in self._waiting))
+
+
+def allowed_rows(live: np.ndarray, hidden: np.ndarray, allow: np.ndarray | None) -> np.ndarray:
+    """Select the rows that conditions leave, ascending ``[n]`` int64.
+
+    Args:
+        live: ``[N]`` bool.
+        hidden: rows without a place.
+        allow: ``[N]`` bool or ``None``.
+    """
+    left: Any = live.copy() if allow is None else live & allow
+    left[hidden] = False
+    return np.flatnonzero(left)

@@ -1,0 +1,140 @@
+"""Figures and pictures of the documentation are those of the committed result files; versions agree; links lead to files."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import recbole_llm
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [ROOT / name for name in ("README.md", "kernels/README.md", ".github/CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+
+
+def generator(name):
+    path = ROOT / "docs" / "generator" / f"{name}.py"
+    specification = importlib.util.spec_from_file_location(f"docs_{name}", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+pictures = generator("pictures")
+
+
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_pictures_are_drawn_from_the_result_files(name):
+    assert (ROOT / name).read_text() == pictures.PICTURES[name]()
+
+
+def test_the_table_of_the_kernels_is_that_of_the_result_file():
+    text = (ROOT / "kernels" / "README.md").read_text()
+    assert "\n".join(pictures.kernel_table()) in text
+    rows = {name: factors for name, *factors in pictures.kernel_rows()}
+    entries = json.loads((RESULTS / "kernel_speed.json").read_text())["entries"]
+    (one,) = (e for e in entries if e["operator"] == "catalog_bce" and e["shape"]["N"] == 200_000 and e["threads"] == 1)
+    assert rows["catalog_bce, 2,048 x 200,000"][0] == one["variants"]["eager"]["ours_is_faster_by"]
+
+
+def test_what_is_said_of_competitors_is_in_the_result_file():
+    """The sentence below the table of kernels/README.md."""
+    entries = {(e["operator"], e["shape"].get("ids", ""), e["threads"], e["shape"].get("N", 0)): e["variants"]
+               for e in json.loads((RESULTS / "kernel_speed.json").read_text())["entries"]
+               if e["operator"] != "pair_bce" or (e["shape"]["P"] == 65536 and e["shape"]["n"] == 100_000)}  # fmt: skip
+    text = re.sub(r"\s+", " ", (ROOT / "kernels" / "README.md").read_text())
+    faster = entries["pair_bce", "", 1, 0]["torch.compile"]["ours_is_faster_by"]
+    slower = entries["pair_bce", "zipf", 1, 0]["torch.compile"]["ours_is_faster_by"]
+    assert f"{faster - 1:.0%} slower than ours on one thread, and {1 - slower:.0%} faster" in text
+    ce = entries["catalog_ce", "", 1, 200_000]
+    best, lean = ce["linear_cross_entropy 256 rows"], ce["linear_cross_entropy 64 rows"]
+    memory = best["ours_takes_less_memory_by"]["allocated"]
+    assert (
+        f"takes {best['ours_is_faster_by']:.1f} times as long as `catalog_ce` in {memory:.1f} times the memory" in text
+    )
+    assert f"and {lean['ours_is_faster_by']:.1f} times as long in the same memory" in text
+
+
+def test_the_table_of_models_is_that_of_the_result_files():
+    """docs/quality-and-speed.md: every cell of the first table, to the four digits that it shows."""
+    text = (ROOT / "docs" / "quality-and-speed.md").read_text()
+    head, *rows = re.search(r"\| NDCG@10 \|.*\n\|[-|]+\n(?:\|.*\n)+", text)[0].splitlines()
+    columns = [tuple(cell.split()) for cell in head.strip("|").split("|")[1:]]
+    checked = 0
+    for row in rows[1:]:
+        model, *cells = (cell.strip(" *") for cell in row.strip("|").split("|"))
+        for (dataset, seed), cell in zip(columns, cells, strict=True):
+            if cell:
+                assert float(cell) == pytest.approx(measured(dataset, int(seed), model), abs=5.1e-5), (
+                    model,
+                    dataset,
+                    seed,
+                )
+                checked += 1
+    assert checked > 70
+
+
+def measured(dataset, seed, model):
+    files = [RESULTS / f"quality-{dataset}.json", RESULTS / f"quality-{dataset}-slim.json"]
+    for file in reversed([file for file in files if file.exists()]):
+        for split in json.loads(file.read_text())["splits"]:
+            if split["split_seed"] != seed:
+                continue
+            if model == "Pop" and "pop_by_interactions" in split:
+                return split["pop_by_interactions"]["ndcg@10"]
+            if file.name.endswith("slim.json") and model != "SLIMElastic":
+                continue
+            for row in split["rows"]:
+                if row["model"] == model:
+                    return row["mean"]["ndcg@10"]
+    raise AssertionError(f"no result of {model} on {dataset} {seed}")
+
+
+def test_versions_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == recbole_llm.__version__
+    assert f"({recbole_llm.__version__})" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_changelog_and_the_readme_name_every_command():
+    from recbole_llm.cli import COMMANDS
+
+    (line,) = (line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("- Commands:"))
+    assert set(re.findall(r"`(\w+)`", line)) == set(COMMANDS)
+    assert set(re.findall(r"^\| `recbole-llm (\w+)`", (ROOT / "README.md").read_text(), re.M)) == set(COMMANDS)
+
+
+def test_every_extra_is_named_where_it_is_needed():
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib")
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    text = (ROOT / "README.md").read_text()
+    missing = [
+        extra for extra in extras if extra not in ("dev",) and f"`{extra}`" not in text and f"[{extra}]" not in text
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_to_files(page):
+    made = {"keys.md", "command-line.md", "kernels.md", "index.md"}  # by docs/generator
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link or link.startswith("#"):
+            continue
+        target = link.partition("#")[0]
+        assert (page.parent / target).exists() or (page.parent == ROOT / "docs" and target in made), link
+
+
+def test_the_readme_is_short():
+    """About 900 words of prose and tables; code is not counted."""
+    text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(), flags=re.S)
+    words = re.findall(r"[A-Za-z][\w'-]*", re.sub(r"\]\([^)]*\)", "", text))
+    assert 500 < len(words) < 1000

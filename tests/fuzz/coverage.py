@@ -1,0 +1,37 @@
+"""Search for inputs that end in an error nobody promised, guided by the branches that they reach.
+
+    pip install -e '.[serve,fuzz]'
+    python -m tests.fuzz.coverage exports CORPUS_FOLDER -max_total_time=600
+
+The arguments after the target are libFuzzer's. The folder keeps the inputs that reached something new: the next search
+begins there. An input that ends in another error is written as ``crash-...`` into the working directory, and the search
+ends with an error code; ``python -m tests.fuzz.coverage exports crash-...`` runs that input alone.
+"""
+
+import sys
+from pathlib import Path
+
+INSTRUMENTED = ["recbole_llm", "torch._weights_only_unpickler", "torch.serialization"]
+
+
+def main() -> None:
+    """Run one of the targets."""
+    import atheris
+
+    with atheris.instrument_imports(include=INSTRUMENTED):
+        from tests.fuzz import targets
+    name = sys.argv.pop(1) if len(sys.argv) > 1 else ""
+    if name not in targets.TARGETS:
+        raise SystemExit(f"the target is {name!r}; expected one of {', '.join(targets.TARGETS)}.")
+    make = targets.TARGETS[name]
+    corpus = next((Path(one) for one in sys.argv[1:] if Path(one).is_dir()), None)
+    with make() as target:
+        if corpus is not None and not any(corpus.iterdir()):
+            for number, content in enumerate(target.seeds()):
+                (corpus / f"seed-{number}").write_bytes(content)
+        atheris.Setup(sys.argv, target.run)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

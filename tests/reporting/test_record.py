@@ -1,0 +1,108 @@
+"""What a record may hold, and what it says in words."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+from made_record import figures, interval, made_record
+
+from recbole_llm.reporting import words
+from recbole_llm.reporting.intervals import ratio
+from recbole_llm.reporting.record import checked, kept
+
+
+def test_the_interval_of_a_ratio_is_that_of_the_plain_bootstrap():
+    rng = np.random.default_rng(0)
+    targets = rng.integers(1, 6, 400)
+    hits = rng.binomial(targets, 0.3)
+    found = ratio(hits, targets)
+    assert found.value == hits.sum() / targets.sum()
+    picks = rng.integers(400, size=(4000, 400))
+    plain = np.quantile(hits[picks].sum(1) / targets[picks].sum(1), [0.025, 0.975])
+    np.testing.assert_allclose([found.low, found.high], plain, atol=0.004)
+    # customers who are all alike leave no doubt
+    sure = ratio(np.full(50, 1), np.full(50, 2))
+    assert (sure.value, sure.low, sure.high) == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="no ratio"):
+        ratio(np.zeros(3), np.zeros(3))
+    with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
+        ratio(np.zeros(2), np.ones(3))
+
+
+def test_a_record_is_taken_as_it_is_and_without_curves():
+    record = made_record()
+    assert checked(record) == record
+    assert kept({"report": record}) == record
+    assert kept({}) is None
+    record["history"] = {}
+    assert checked(record)["history"] == {}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("models", "ItemKNN", "ndcg"), "0.3", "record.models.ItemKNN.ndcg"),
+        (("models", "ItemKNN", "ndcg"), math.nan, "no finite number"),
+        (("models", "ItemKNN", "ndcg"), True, "no finite number"),
+        (("dataset",), "a\x1b[2J", "control characters"),
+        (("dataset",), "a" * 301, "too long"),
+        (("dataset",), {"a": 1}, "record.dataset"),
+        (("models",), [1], "record.models is no mapping"),
+        (("calibration",), {}, "record.calibration is no list"),
+        (("lead",), {"value": 1.0}, "low, high is lacking"),
+        (("split", "evil"), 1, "evil is unknown"),
+        (("version",), 2, "another version"),
+        (("best_baseline",), "SLIM", "best baseline"),
+        (("history", "loss"), [0.0] * 100_001, "too large"),
+    ],
+)
+def test_another_form_is_refused_by_its_place(place, value, message):
+    record = copy.deepcopy(made_record())
+    at = record
+    for name in place[:-1]:
+        at = at[name]
+    at[place[-1]] = value
+    with pytest.raises(ValueError, match=message):
+        checked(record)
+
+
+def test_the_words():
+    record = made_record()
+    assert words.headline(record) == (
+        "Of 100 held-out purchases 36 are in the first ten; bestsellers reach 21, ItemKNN 30."
+    )
+    assert "Better than the best baseline, ItemKNN, by 6" in words.verdict(record)
+    assert words.verdict(made_record(lead=interval(0.01))).startswith("No clear difference from ItemKNN")
+    worse = words.verdict(made_record(lead=interval(-0.05)))
+    assert worse.startswith("Worse than ItemKNN by 5") and "better choice" in worse
+    assert "chosen at random" in words.split_in_words(record)
+    later = {**record["split"], "order": "TO"}
+    assert "held out: 10% of each customer's purchases, the latest" in words.split_in_words(made_record(split=later))
+    rated = words.answer(made_record(rated=True))
+    assert "ratings" in rated[0] and "purchases" not in "".join(rated) and "users with a hit" in "".join(rated)
+    assert words.of_100(0.3649) == "36" and words.of_100(0.034) == "3.4" and words.of_100(0.0) == "0"
+
+
+def test_what_is_left_out_and_what_was_not_fitted_is_said():
+    text = "\n".join(words.answer(made_record(not_fitted={"ItemKNN": "its budget is 30,000 items"})))
+    assert "ItemKNN was not fitted: its budget is 30,000 items." in text
+    assert "350 of 400 items are among somebody's first 10." in text
+    assert "10 items have no training interaction; 4 of them are never shown" in text
+    assert "3 customers have no training interaction" in text
+
+
+def test_the_card_shows_no_markup_of_the_data():
+    text = "\n".join(words.card(made_record(dataset="<img src=x>|[a](b)*c*`d`")))
+    assert "<img" not in text and "&lt;img" in text and "\\[a\\]" in text and "\\|" in text and "\\`d\\`" in text
+    assert "| LLMTwoTower | 36 | 34 to 38 |" in text
+
+
+def test_a_checkpoint_of_somebody_else_makes_no_words():
+    lines = words.quality_of({"report": made_record(dataset="\x1b[2J")})
+    assert lines[2].startswith("Not told: record.dataset") and "\x1b" not in "".join(lines)
+    assert "Not measured" in words.quality_of({})[2]
+    assert (
+        words.quality_of({"report": made_record(models={**made_record()["models"], "Pop": figures(0.2)})})[0]
+        == "## Quality"
+    )

@@ -1,0 +1,192 @@
+"""``recbole-llm run`` says what a model is worth, keeps the figures, and ``report`` shows them: on the made data."""
+
+import json
+import logging
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_record import made_record
+
+import recbole_llm  # noqa: F401
+
+pytest.importorskip("recbole")
+from recbole_llm import cli
+from recbole_llm.bridge.checkpoint import read_checkpoint
+from recbole_llm.checkpoints import newest_checkpoint
+from recbole_llm.reporting.customers import Customer, Shown
+from recbole_llm.reporting.page import page
+from recbole_llm.reporting.record import checked
+
+HOSTILE = (
+    "</title><script>alert(1)</script><img src=http://evil.example/x onerror=alert(1)>\"'`{{7*7}}&amp;$\\frac{1}{2}$"
+)
+
+
+@pytest.fixture
+def quick(run_config, tmp_path):
+    keys = ("data_path", "encoder", "feature_cache_dir", "checkpoint_dir", "gpu_id", "epochs", "embedding_size")
+    return ["--dataset", "toy", *(f"--{key}={run_config[key]}" for key in keys)]
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def given_again(run_config):
+    return [f"--{key}={run_config[key]}" for key in ("data_path", "encoder", "feature_cache_dir")]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_answer_is_on_the_terminal_in_the_checkpoint_in_the_output_and_in_the_card(
+    quick, run_config, tmp_path, capfd
+):
+    handlers = logging.getLogger().handlers[:]
+    assert run("run", *quick, "--output", "result.json") == 0
+    out, err = capfd.readouterr()
+    assert logging.getLogger().handlers == handlers
+    found = json.loads((tmp_path / "result.json").read_text())
+    record = found["report"]
+    assert checked(record) == record
+    # the headline is made of the figures, and the figures are RecBole's own
+    own = record["models"]["LLMTwoTower"]
+    assert re.search(
+        rf"^Of 100 held-out purchases {100 * own['found']['value']:.0f} are in the first ten; bestsellers reach ",
+        out,
+        re.M,
+    )
+    assert own["ndcg"] == pytest.approx(found["test_result"]["ndcg@10"], abs=5e-5)
+    assert own["recall"] == pytest.approx(found["test_result"]["recall@10"], abs=5e-5)
+    assert own["users_with_a_hit"] == pytest.approx(found["test_result"]["hit@10"], abs=5e-5)
+    assert set(record["models"]) == {"LLMTwoTower", "bestsellers", "ItemKNN"}
+    assert (
+        record["measured"]["targets"] == record["data"]["test"] == sum(group["targets"] for group in own["by_activity"])
+    )
+    # 60 users of 14 interactions
+    assert record["data"]["interactions"] == 840 and record["data"]["users"] == 60 and record["data"]["items"] == 44
+    assert sum(part["targets"] for part in own["by_popularity"].values()) == record["data"]["test"]
+    assert len(record["history"]["loss"]) == 3 and record["history"]["valid_metric"] == "NDCG@10"
+    assert [each["stage"] for each in record["history"]["stages"]][:2] == ["data", "model and texts"]
+    # a line a stage, nothing of the log on the terminal, all of it in the file that is named
+    stages = [line for line in err.splitlines() if "█" in line]
+    assert len(stages) == len(record["history"]["stages"]) == 7
+    assert not any(word in out + err for word in ("FLOPs", "OrderedDict", "train loss", "Hyper Parameters"))
+    log = Path(re.search(r"^log: (.+)$", out, re.M)[1]).read_text()
+    assert "epoch 0 training" in log and "train loss" in log
+    # the same figures are in the checkpoint and in the card of an export
+    checkpoint = newest_checkpoint(run_config["checkpoint_dir"])
+    assert read_checkpoint(checkpoint)["report"] == record
+    assert run("export", checkpoint, "--output", "ex", *given_again(run_config)) == 0
+    card = next((tmp_path / "ex").glob("*.md")).read_text()
+    assert "## Quality" in card and "Of 100 held-out purchases" in card and "| bestsellers |" in card
+    # every command that is proposed runs
+    capfd.readouterr()
+    import shlex
+
+    proposed = [shlex.split(line.partition(" && ")[0])[2:] for line in out.splitlines() if line.startswith("next: ")]
+    assert [words[0] for words in proposed] == ["report", "recommend", "export"]
+    pytest.importorskip("matplotlib")
+    for words in proposed[:2]:
+        assert run(*words) == 0, capfd.readouterr().err
+    text = (tmp_path / "report.html").read_text()
+    assert "Of 100 held-out purchases" in text and len(text) < 2_000_000
+    assert text.count('class="customer"') == 10
+    # neither ids of users nor paths are in it
+    assert str(tmp_path) not in text and "embedding_size" in text
+    assert not re.search(r"\bu\d+\b", re.sub(r"<svg.*?</svg>", "", text, flags=re.S))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_verbose_shows_the_log_and_a_stock_model_gets_words_too(quick, capfd):
+    plain = [each for each in quick if not each.startswith(("--encoder", "--feature_cache_dir", "--embedding_size"))]
+    assert run("run", "-m", "BPR", *plain, "--verbose") == 0
+    out, err = capfd.readouterr()
+    assert "train loss" in err and "Of 100 held-out purchases" in out and "next:" not in out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_without_baselines_and_without_a_full_ranking_the_metrics_stand_alone(quick, capfd):
+    assert run("run", *quick, "--no-baselines", "--epochs=1") == 2  # given twice
+    rest = [each for each in quick if not each.startswith("--epochs")]
+    assert run("run", *rest, "--epochs=1", "--no-baselines") == 0
+    out, _ = capfd.readouterr()
+    assert "Of 100" not in out and "recall@10" in out
+    sampled = "--eval_args={'split':{'RS':[0.8,0.1,0.1]},'order':'RO','group_by':'user','mode':'uni20'}"
+    assert run("run", *rest, "--epochs=1", sampled) == 0
+    out, err = capfd.readouterr()
+    assert "Of 100" not in out and "recall@10" in out and "candidates are sampled" in err
+
+
+class Parsed(HTMLParser):
+    """Elements and attributes of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.attributes, self.text = set(), [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def hostile_page():
+    pytest.importorskip("matplotlib")
+    from recbole_llm.reporting.plots import pictures
+
+    record = made_record(dataset=HOSTILE, model=HOSTILE)
+    record["models"] = {
+        HOSTILE: record["models"]["LLMTwoTower"],
+        "bestsellers": record["models"]["bestsellers"],
+        "ItemKNN": record["models"]["ItemKNN"],
+    }
+    record["history"]["search"][0]["setting"] = record["history"]["stages"][0]["stage"] = HOSTILE
+    record["metrics"] = {HOSTILE: {HOSTILE: 0.5}}
+    customer = Customer((HOSTILE,) * 3, 2, 4, (Shown(HOSTILE, 0.1, True, (HOSTILE,)),))
+    record = checked(record)
+    return page(record, pictures(record), [customer], {HOSTILE: HOSTILE}, {"recbole": HOSTILE})
+
+
+def test_nothing_that_comes_from_data_becomes_markup_or_a_request():
+    found = Parsed(hostile_page())
+    assert not found.elements & {"script", "img", "iframe", "link", "object", "embed", "form", "a"}
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    wanted = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert {value for name, value in found.attributes if name.startswith("xmlns")} <= wanted
+    for name, value in found.attributes:
+        if name in ("src", "href", "xlink:href", "action", "data"):
+            assert value.startswith("#"), (name, value)
+    assert HOSTILE in "".join(found.text)
+    ids = [value for name, value in found.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_page_fits_a_phone_and_asks_for_nothing(tmp_path, width):
+    sync = pytest.importorskip("playwright.sync_api")
+    chromium = next((path for path in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if Path(path).exists()), None)
+    if chromium is None:
+        pytest.skip("no chromium")
+    file = tmp_path / "report.html"
+    file.write_text(hostile_page(), encoding="utf-8")
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        view = browser.new_page(viewport={"width": width, "height": 800})
+        asked, said = [], []
+        view.on("request", lambda request: asked.append(request.url))
+        view.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+        view.goto(file.as_uri())
+        assert asked == [file.as_uri()] and not said
+        assert view.evaluate("document.documentElement.scrollWidth") <= width
+        sizes = view.evaluate("[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width)")
+        assert len(sizes) == 7 and min(sizes) > 250
+        colours = []
+        for scheme in ("light", "dark"):
+            view.emulate_media(color_scheme=scheme)
+            colours.append(view.evaluate("getComputedStyle(document.querySelector('svg text')).fill"))
+        assert colours[0] != colours[1]
+        browser.close()

@@ -1,0 +1,77 @@
+"""What the project is made of: floors that exclude known holes, actions pinned by commit, promises that have a test."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+# the first version without holes that reach this project
+FIXED = {
+    "fastapi": "0.120.1",  # the first that takes that starlette
+    "h11": "0.16",  # CVE-2025-43859
+    "pyyaml": "5.4",  # CVE-2020-1747, CVE-2020-14343
+    "starlette": "0.49.1",  # CVE-2025-62727
+    "torch": "2.6",  # CVE-2025-32434
+    "tqdm": "4.66.3",  # CVE-2024-34062
+    "transformers": "4.53",  # CVE-2025-5197, CVE-2025-6051, CVE-2025-6638, CVE-2025-6921
+}
+
+
+def requirements():
+    """Name and floor of every requirement, of all extras."""
+    text = (ROOT / "pyproject.toml").read_text()
+    found = re.findall(r'"([A-Za-z0-9_.-]+)(?:\[[a-z,]+\])?>=([0-9.]+)', text)
+    assert len(found) > 40
+    return found
+
+
+def version(text):
+    return tuple(map(int, text.split(".")))
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_floors_exclude_known_holes(name):
+    floors = [floor for found, floor in requirements() if found.lower() == name]
+    assert floors and all(version(floor) >= version(FIXED[name]) for floor in floors), (name, floors)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_actions_are_pinned_by_commit_and_workflows_may_only_read(path):
+    text = path.read_text()
+    uses = re.findall(r"uses: *(\S+)(.*)", text)
+    assert uses
+    for action, comment in uses:
+        assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action) and re.search(r"# v\d", comment), action
+    assert re.search(r"^permissions:\n  contents: read$", text, re.M)
+
+
+def test_the_workflow_runs_every_target_of_the_fuzzer():
+    targets = re.search(r"target: \[(.*)\]", (ROOT / ".github/workflows/fuzz.yml").read_text())[1].split(", ")
+    tree = ast.parse((ROOT / "fuzz" / "targets.py").read_text())
+    (table,) = [node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == "TARGETS"]
+    assert targets == [key.value for key in table.keys]
+
+
+def promised():
+    rows = re.findall(r"^\|(.*)\|(.*)\|$", (ROOT / "docs" / "promises.md").read_text(), re.M)
+    return [
+        (promise.strip(), proof) for promise, proof in rows if "---" not in promise and promise.strip() != "promise"
+    ]
+
+
+def test_every_promise_names_a_test_that_exists():
+    assert len(promised()) > 25
+    for promise, proof in promised():
+        named = re.findall(r"`([\w./-]+\.(?:py|yml))(?:::(\w+))?`", proof)
+        assert named, promise
+        for file, function in named:
+            assert (ROOT / file).is_file(), file
+            assert not function or f"def {function}(" in (ROOT / file).read_text(), (file, function)
+
+
+def test_holes_are_reported_privately():
+    text = (ROOT / "SECURITY.md").read_text()
+    assert "Security advisories" in text and "not as an issue" in text
