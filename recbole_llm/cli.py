@@ -96,6 +96,7 @@ COMMANDS: dict[str, Command] = {
             "run --dataset ml-100k",
             "run --dataset shop --config-files dataset/shop/shop.yaml --output result.json",
             "run --model BPR --dataset ml-100k --epochs=20 --learning-rate=0.01",
+            "run --dataset shop --config-files dataset/shop/shop.yaml --final",
             "run --resume saved/LLMTwoTower-...-last.pth",
         ),
         True,
@@ -105,6 +106,10 @@ COMMANDS: dict[str, Command] = {
         "recbole_llm.commands.fit",
         "add_arguments",
         "run_fit",
+        (
+            "fit saved",
+            "fit saved/LLMTwoTower-....pth --rows valid",
+        ),
         True,
     ),
     "compare": Command(

@@ -230,8 +230,8 @@ def train(
     started = time.perf_counter()
     if place or (options.nproc == 1 and options.world_size <= 0):
         speaks = place.get("local_rank", 0) + place.get("offset", 0) == 0
-        finished = _run_here(options, files, settings | place, speaks)
-        finished = finished if speaks else None
+        here = _run_here(options, files, {**settings, **place}, speaks)
+        finished = here if speaks else None
     else:
         finished = _run_group(options, files, settings)
     return finished, config, time.perf_counter() - started

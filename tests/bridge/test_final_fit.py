@@ -130,7 +130,7 @@ def test_mistakes_are_named(run_config, command, paths, capsys):
     assert cli.main(["fit", "nowhere.pth"]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert cli.main(["fit", file]) == 2  # the paths
-    assert "give it again" in capsys.readouterr().err
+    assert "Give it again" in capsys.readouterr().err
     content = read_checkpoint(file)
     content["other_parameter"]["chosen"] = None
     torch.save(content, file)

@@ -158,7 +158,8 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         if saved:
             self._save_whole_model(verbose)
         if verbose:
-            for line in never_shown(*model.never_shown(), train_data._dataset.unread_items()):
+            left_out, unplaced = model.never_shown()
+            for line in never_shown(left_out, unplaced, train_data._dataset.unread_items()):
                 getLogger().info(line)
         return score, result
 
