@@ -29,16 +29,10 @@ from recbole_llm.bridge.evaluation.cold_items import report
 from recbole_llm.fitting.ease import content_centre, content_directions
 from recbole_llm.fitting.validation import TopKMetric, user_metric
 from recbole_llm.importing.cold_split import split_dataset
-from recbole_llm.scoring.rows import Rows, pool, rows_from_pairs
+from recbole_llm.scoring.rows import pool, rows_from_pairs, union
 
 NDCG = TopKMetric("ndcg", 10)
 SHARE = 0.15
-
-
-def union(first: Rows, second: Rows) -> Rows:
-    """Rows that hold the items of both."""
-    rows = torch.cat([first.row_of_entry(), second.row_of_entry()])
-    return rows_from_pairs(rows, torch.cat([first.ids, second.ids]), len(first.offsets) - 1)
 
 
 def train(dataset: str, data_path: str, folder: Path) -> tuple[Any, tuple[Any, ...]]:

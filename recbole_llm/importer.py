@@ -222,10 +222,16 @@ def _notes(report: ImportReport) -> list[str]:
                 f"--{'' if what == 'items' else 'user-'}text-columns."
             )
     if report.items is not None and report.items.unseen:
-        notes.append(
-            f"{report.items.unseen:,} items have no interaction: RecBole leaves them out. To place them by their texts, take "
-            f"the # from the line 'item: [item_id]' of {report.config_file}."
-        )
+        if report.items.text_fields:
+            notes.append(
+                f"{report.items.unseen:,} items have no interaction and are placed by their texts; to leave them out, put a # "
+                f"before the line 'item: [item_id]' of {report.config_file}."
+            )
+        else:
+            notes.append(
+                f"{report.items.unseen:,} items have no interaction, and no text to place them by: they are left out. The line "
+                f"'item: [item_id]' of {report.config_file} takes them in, without its #."
+            )
     if report.users is not None and report.users.text_fields:
         notes.append(
             "users are described by their histories alone; for their texts too, take the # from the line 'user_tower' of "

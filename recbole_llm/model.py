@@ -6,6 +6,7 @@ RecBole's interface.
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from recbole.utils import EvaluatorType, InputType
 from torch import Tensor
 
 from recbole_llm.bridge import distributed
+from recbole_llm.bridge.checkpoint_settings import HISTORIES
 from recbole_llm.bridge.options import NEG_VALID_FIELD, Options
-from recbole_llm.fitting.data import TrainingData
+from recbole_llm.fitting.data import Known, TrainingData
 from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.pipeline import FittedScore, log_length
+from recbole_llm.fitting.refit import Chosen
 from recbole_llm.scoring.item_rows import AllRows, ShardedRows
 from recbole_llm.scoring.losses import LossOptions, TowerLoss
 from recbole_llm.scoring.rows import Rows
@@ -52,7 +55,7 @@ class LLMTwoTower(GeneralRecommender):
         self.LABEL = config["LABEL_FIELD"]
         self.gives_probabilities = config["eval_type"] == EvaluatorType.VALUE
         self.item_rows = rows = item_rows_of(config, options, self.n_items)
-        self._history = FrozenRows(_training_history(dataset, options))
+        self._history = FrozenRows(_history_of(dataset, options))
         self._later: FrozenRows | None = None  # histories at test where interactions are split by time
         self.at_test = False  # whether users are ranked for the test
         history = self.history
@@ -84,6 +87,7 @@ class LLMTwoTower(GeneralRecommender):
             towers, LossOptions(**{each.name: getattr(options, each.name) for each in fields(LossOptions)})
         )
         self.fitted: FittedScore | None = None  # None: the learned block alone
+        self.chosen: Chosen | None = None  # what validation decided, for a fit that repeats it
         self._read_off: tuple[Any, Score] | None = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LLMTwoTower":
@@ -110,6 +114,27 @@ class LLMTwoTower(GeneralRecommender):
         RecBole gives sequential models the same: every interaction before the one to predict.
         """
         self._later = FrozenRows(later.to(self.item_bias.device))
+
+    def known(self, dataset: Any, history: str = "all") -> Known:
+        """What recommendations are made from.
+
+        Args:
+            dataset: the training split, as :meth:`LLMTwoTowerDataset.build` gave it.
+            history: ``all`` interactions of the data set, validation's and test's included, or those of ``train``.
+
+        Raises:
+            ValueError: if ``history`` is neither.
+        """
+        if history not in HISTORIES:
+            raise ValueError(f"history is {history!r}; expected one of {', '.join(HISTORIES)}.")
+        later = dataset.later_splits if history == "all" else ()
+        if later is None:
+            getLogger().warning(
+                "The interactions of validation and test are not at hand: histories are those of the training split."
+            )
+        rows = _history_of(dataset, self.options, *(later or ()))
+        disliked = dataset.negative_rows(*(later or ()))
+        return Known(rows.to(self.item_bias.device), len(self.history.ids), disliked)
 
     def training_data(self) -> TrainingData:
         """Return what the score is fitted on."""
@@ -224,6 +249,14 @@ class LLMTwoTower(GeneralRecommender):
         cold[0] = False
         return cold
 
+    def never_shown(self) -> tuple[int, int]:
+        """How many items no answer holds: those left out of the ranking, and those that nothing places."""
+        placed = self.score.cold
+        n_cold = int(self.cold.sum())
+        if placed is None:
+            return 0, n_cold
+        return (0 if placed.joint else len(placed.ids)), n_cold - len(placed.ids)
+
     def cold_remark(self) -> str:
         """Say in a sentence what the model does about items without a training interaction."""
         if self.item_rows.sharded:
@@ -245,10 +278,11 @@ class LLMTwoTower(GeneralRecommender):
         that resumes solves for them again.
         """
         fitted, later = self.fitted, None if self._later is None else vars(self._later.rows)
+        chosen = None if self.chosen is None else self.chosen.to_state()
         if fitted is None:
-            return {"score": None, "setting": None, "later": later}
+            return {"score": None, "setting": None, "later": later, "chosen": chosen}
         setting = None if fitted.setting is None else fitted.setting.to_state()
-        return {"score": score_to_state(self.score), "setting": setting, "later": later}
+        return {"score": score_to_state(self.score), "setting": setting, "later": later, "chosen": chosen}
 
     def load_other_parameter(self, para: Mapping[str, Any] | None) -> None:
         """Take over what :meth:`other_parameter` gave, or that of a checkpoint of version 1."""
@@ -256,7 +290,8 @@ class LLMTwoTower(GeneralRecommender):
             return
         first = "score" not in para
         state = state_of_version_1(para, self.item_rows) if first else para["score"]
-        later, setting = para.get("later"), para.get("setting")
+        later, setting, chosen = para.get("later"), para.get("setting"), para.get("chosen")
+        self.chosen = None if chosen is None else Chosen.from_state(chosen)
         if later is not None:
             ranks = later["weights"] if first else later["ranks"]
             self.remember_later(Rows(later["offsets"], later["ids"], ranks=ranks))
@@ -267,13 +302,13 @@ class LLMTwoTower(GeneralRecommender):
         self._read_off = None
 
 
-def _training_history(dataset: Any, options: Options) -> Rows:
-    """The training items of every user, with ranks where recency is to count."""
+def _history_of(dataset: Any, options: Options, *later: Any) -> Rows:
+    """The items of every user in a split and in later ones, with ranks where recency is to count."""
     if options.use_order and options.history_decay is None:
-        ranked = dataset.training_ranks()
+        ranked: Rows | None = dataset.training_ranks(*later)
         if ranked is not None:
             return ranked
-    return replace(dataset.training_rows(options.history_decay), ranks=None)  # one decay for all blocks
+    return replace(dataset.training_rows(options.history_decay, *later), ranks=None)  # one decay for all blocks
 
 
 def item_rows_of(config: Any, options: Options, n_items: int) -> AllRows:

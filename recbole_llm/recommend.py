@@ -13,6 +13,7 @@ import json
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from recbole_llm.export.manifest import MANIFEST
 from recbole_llm.export.reader import Export, load_export
 from recbole_llm.retrieval.exact import MARGIN, ExactRetriever, Hits
 from recbole_llm.retrieval.near_ids import unknown_ids
+from recbole_llm.retrieval.new_items import with_new
 from recbole_llm.retrieval.recommender import Recommendation, Recommender, Request
 from recbole_llm.retrieval.rules import NO_RULES, Rules
 from recbole_llm.spreadsheet import Workbook
@@ -93,6 +95,7 @@ def open_model(
     encoder: str | None = None,
     item_features_file: str | Path | None = None,
     feature_cache_dir: str | Path | None = None,
+    history: str | None = None,
 ) -> Export:
     """Open a trained model, ready to recommend.
 
@@ -105,6 +108,7 @@ def open_model(
             checkpoint that was trained with a folder.
         item_features_file: for a checkpoint that was trained with one.
         feature_cache_dir: for a checkpoint, where vectors of texts are kept.
+        history: for a checkpoint, the interactions that are histories and seen: ``all`` (also ``None``), or ``train``.
 
     Raises:
         ValueError: if there is nothing at ``path``, or it cannot be read.
@@ -115,6 +119,7 @@ def open_model(
             "data_path": data_path,
             "item_features_file": item_features_file,
             "feature_cache_dir": feature_cache_dir,
+            "history": history,
         }
         for name in (name for name, value in paths.items() if value is not None):
             raise ValueError(f"{name} belongs to a checkpoint; an export holds all it needs.")
@@ -139,7 +144,7 @@ def open_model(
         item_features_file=item_features_file,
         feature_cache_dir=feature_cache_dir,
     )
-    return export_in_memory(contents_of(model, dataset, map_texts=texts))
+    return export_in_memory(contents_of(model, dataset, map_texts=texts, history=history or "all"))
 
 
 def recommend_users(
@@ -150,17 +155,19 @@ def recommend_users(
     exclude_seen: bool = True,
     skip_unknown: bool = False,
     counts: Counts | None = None,
+    include_new: int = 0,
     rules: Rules = NO_RULES,
 ) -> Iterator[Row]:
     """Find the best items of many users, in bounded memory.
 
     Args:
         export: of :func:`open_model`.
-        users: external ids; ``None`` for every user of the training data.
+        users: external ids; ``None`` for every user of the data set.
         k: items per user; fewer where fewer are allowed.
         exclude_seen: whether the items of a user's history have no place.
         skip_unknown: count unknown users instead of raising.
         counts: where to count.
+        include_new: at least so many of a user's items are new ones, that nobody has had yet, in the last places if need be.
         rules: what decides about the lists beside the scores.
 
     Yields:
@@ -182,9 +189,8 @@ def recommend_users(
     large = n_users * len(export.item_ids) >= KERNEL_FROM and export.index is None
     recommender = Recommender(export, _kernel_retriever if large else None)
     for batch in _batches(export.user_ids if users is None else users):
-        answers = recommender.recommend_many(
-            [Request(user=u, k=k, exclude_seen=exclude_seen, rules=rules) for u in batch]
-        )
+        requests = [Request(user=u, k=k, exclude_seen=exclude_seen, rules=rules) for u in batch]
+        answers = with_new(recommender, requests, recommender.recommend_many(requests), include_new)
         unknown = [u for u, a in zip(batch, answers, strict=True) if isinstance(a, UnknownUserError)]
         if unknown and not skip_unknown:
             raise UnknownUserError(unknown_ids(unknown, export.user_ids))
@@ -330,13 +336,8 @@ def _tensor(array: np.ndarray) -> Any:
 
 
 def _batches(users: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for user in users:
-        batch.append(user)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
+    rest = iter(users)
+    while batch := list(islice(rest, BATCH)):
         yield batch
 
 

@@ -107,10 +107,12 @@ REPAIRS = (
     "unpickled_config", "data_and_model", "ray", "numpy", "torch_load", "dok", "agg_len", "fillna", "warnings", "hyper",
     "collector", "ensure_dir", "checkpoint_names", "time_split", "saved_dataset", "saved_dataloaders", "case_study", "flops",
     "ksr", "pop", "anomaly_mode", "dgcf", "kgat", "tree_defaults", "gloo", "wrapper", "progress_lock",
+    "label_zero", "label_zero_histories", "label_zero_seen",
 )  # fmt: skip
 COMMANDS = (
     "quickstart",
     "run",
+    "fit",
     "compare",
     "tune",
     "import",

@@ -45,7 +45,7 @@ RUN_PARTS: dict[str, type | tuple[type, ...]] = MODEL_PARTS | {
 # of reading a part of a checkpoint that has the right type and other contents than ours
 WRONG_CONTENTS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 # what belongs to a process and not to a run
-_PROCESS_KEYS = ("local_rank", "world_size", "ip", "port", "nproc", "offset", "resume_from")
+_PROCESS_KEYS = ("local_rank", "world_size", "ip", "port", "nproc", "offset", "resume_from", "refit_from")
 
 
 # ---------------------------------------------------------------- files
@@ -289,6 +289,20 @@ def settings_for_resume(path: str | os.PathLike[str], own: Collection[str] = ())
         )
     again = {"checkpoint_dir": str(Path(path).resolve().parent), "resume_from": str(path)}
     return settings.model, settings.dataset, as_given(settings.given) | again
+
+
+def settings_for_refit(path: str | os.PathLike[str], own: Collection[str] = ()) -> tuple[str, dict[str, Any]]:
+    """Dataset and configuration dictionary of a fit that repeats the choices of ``path``.
+
+    Args:
+        path: the file; its folder is where the new checkpoint goes.
+        own: the keys that the caller gives a value himself.
+
+    Raises:
+        ValueError: see :func:`read_checkpoint` and :func:`~recbole_llm.bridge.checkpoint_settings.take_settings`.
+    """
+    settings = take_settings(read_checkpoint(path, parts=MODEL_PARTS).get("settings"), str(path), own)
+    return settings.dataset, as_given(settings.given) | {"checkpoint_dir": str(Path(path).resolve().parent)}
 
 
 def as_given(settings: Mapping[str, Any]) -> dict[str, Any]:

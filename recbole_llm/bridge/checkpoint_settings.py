@@ -25,13 +25,14 @@ from typing import Any, NamedTuple
 from recbole_llm.content.encoder_settings import is_function
 
 MODEL = "LLMTwoTower"
+HISTORIES = ("all", "train")  # interactions that recommendations are made from
 
 _MODEL_KEYS = """
     item_text_fields item_text_template user_text_fields encoder encoder_revision encoder_pooling encoder_prompt
     encoder_max_tokens encoder_overflow encoder_dim encoder_batch_size encoder_dtype feature_transform blocks
     closed_form_dim tower_features embedding_size adapter_hidden_size use_item_id use_item_bias user_tower
     history_dropout history_exponent history_decay use_order share_parameters cold_map cold_boost scoring scale_init
-    loss_type neg_weight kernel_backend eval_backend shard_items
+    loss_type neg_weight kernel_backend eval_backend shard_items refit_rows
 """
 _TRAINING_KEYS = """
     gpu_id use_gpu worker seed reproducibility state show_progress shuffle epochs train_batch_size learner
@@ -56,6 +57,7 @@ NOT_TAKEN: dict[str, str] = {
     **dict.fromkeys(("save_dataset", "save_dataloaders"), "writes files that the caller has not asked for"),
     **dict.fromkeys(("log_wandb", "wandb_project"), "reaches for a server that the caller has not asked for"),
     **dict.fromkeys(("model", "dataset", "resume_from"), "stand beside the settings"),
+    "refit_from": "a path to load from; what it held is in the checkpoint",
     **dict.fromkeys(
         (
             "HEAD_ENTITY_ID_FIELD",
@@ -143,6 +145,17 @@ def add_path_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of :data:`PATHS`."""
     for name, (metavar, text) in PATHS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", default=None, metavar=metavar, help=text)
+
+
+def add_history_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--history``, whose default is ``None``: an export is not asked."""
+    parser.add_argument(
+        "--history",
+        choices=HISTORIES,
+        default=None,
+        help="of a checkpoint: the interactions that are histories and what users have seen: all of the data set, as where "
+        "nothing is given, or those of the training split",
+    )
 
 
 def given_paths(options: argparse.Namespace) -> dict[str, str | None]:

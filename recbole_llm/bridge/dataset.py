@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.dataset import Dataset
+from recbole.data.interaction import cat_interactions
 
 from recbole_llm.bridge.options import Options, preloaded_vectors
+from recbole_llm.bridge.repairs.labels import NEGATIVES
 from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, FeatureTable, apply_transform, encode_texts, load_features
 from recbole_llm.content.store.vector_files import AtomicForm
@@ -20,6 +22,7 @@ from recbole_llm.content.text import choose_text_fields, read_atomic_table, text
 from recbole_llm.scoring.rows import Rows, rows_from_pairs
 
 _CONTENT = ("_item_features", "_user_features")
+_LATER = "_later_splits"
 
 
 @contextmanager
@@ -34,6 +37,35 @@ def _random_state_kept() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
+def _positives(split: Dataset) -> Any:
+    """The interactions of a split but those of label 0, which labelled evaluation leaves in it."""
+    inter, label = split.inter_feat, split.label_field
+    return inter[inter[label] > 0] if label in inter else inter
+
+
+def _negatives(split: Dataset) -> Iterator[Any]:
+    """The interactions of label 0 of a split, in it or taken out of it."""
+    taken = getattr(split, NEGATIVES, None)
+    if taken is not None:
+        yield taken
+    inter, label = split.inter_feat, split.label_field
+    if label in inter and bool((inter[label] <= 0).any()):
+        yield inter[inter[label] <= 0]
+
+
+def _joined(splits: list["LLMTwoTowerDataset"], count: int) -> list["LLMTwoTowerDataset"]:
+    """Splits of which the first holds the interactions of the first ``count``, which are empty."""
+    parts = splits[:count]
+    whole = splits[0].copy(cat_interactions([_positives(part) for part in parts]))
+    negatives = [part for split in parts for part in _negatives(split)]
+    if negatives:
+        setattr(whole, NEGATIVES, cat_interactions(negatives))
+    empty = [part.copy(part.inter_feat[:0]) for part in parts[1:]]
+    for part in empty:
+        part.__dict__.pop(NEGATIVES, None)
+    return [whole, *empty, *splits[count:]]
+
+
 class LLMTwoTowerDataset(Dataset):
     """``Dataset`` with ``item_features`` and ``user_features``: one :class:`FeatureTable` per modality.
 
@@ -42,7 +74,7 @@ class LLMTwoTowerDataset(Dataset):
     """
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in _CONTENT}
+        return {key: value for key, value in self.__dict__.items() if key not in (*_CONTENT, _LATER)}
 
     def copy(self, new_inter_feat: Any) -> "LLMTwoTowerDataset":
         """Return a dataset with other interactions and the same content, which is shared."""
@@ -64,7 +96,26 @@ class LLMTwoTowerDataset(Dataset):
                 f"eval_args.order TO sorts interactions by the column {self.time_field!r}, and of {self.dataset_name}.inter "
                 f"{read} were read: add it to load_col.inter, or give the time column's name as TIME_FIELD."
             )
-        return super().build()
+        splits = super().build()
+        rows = Options.from_config(self.config).refit_rows
+        if rows is not None:
+            splits = _joined(splits, {"valid": 2, "all": len(splits)}[rows])
+        splits[0].__dict__[_LATER] = tuple(splits[1:])
+        return splits
+
+    def unread_items(self) -> int:
+        """Items of the .item file that are none of this dataset's; 0 where there is no such file."""
+        path = Path(self.dataset_path) / f"{self.dataset_name}.item"
+        if not path.is_file() or self.item_feat is not None:
+            return 0
+        separator, encoding = self.config["field_separator"], self.config["encoding"] or "utf-8"
+        table = read_atomic_table(path, self.iid_field, separator=separator, encoding=encoding)
+        return len(table.row_of.keys() - set(self._tokens(self.iid_field)))
+
+    @property
+    def later_splits(self) -> tuple["LLMTwoTowerDataset", ...] | None:
+        """The splits of validation and test beside this training split; ``None`` where they are not at hand."""
+        return self.__dict__.get(_LATER)
 
     @property
     def item_features(self) -> dict[str, FeatureTable]:
@@ -97,11 +148,12 @@ class LLMTwoTowerDataset(Dataset):
             self._user_features = {} if table is None else {"text": apply_transform(table, options.feature_transform)}
         return self._user_features
 
-    def training_rows(self, decay: float | None = None) -> Rows:
+    def training_rows(self, decay: float | None = None, *later: Dataset) -> Rows:
         """Return the items of every user in this split, ``user_num`` rows in CSR form.
 
         Args:
             decay: tau of :func:`recbole_llm.scoring.rows.rows_from_pairs`, in positions; needs interactions ordered by time.
+            later: later splits, whose interactions join the histories.
 
         Raises:
             ValueError: if ``decay`` is given and the split is not ordered by time, or has no time column.
@@ -118,26 +170,45 @@ class LLMTwoTowerDataset(Dataset):
                     f"history_decay needs the time column {self.time_field!r}: add it to load_col.inter, "
                     "or leave history_decay empty."
                 )
-            time = self.inter_feat[self.time_field]
-        users, items = self.inter_feat[self.uid_field].long(), self.inter_feat[self.iid_field].long()
-        return rows_from_pairs(users, items, self.user_num, time, decay)
+            (time,) = self._columns(later, self.time_field)
+        users, items = self._columns(later, self.uid_field, self.iid_field)
+        return rows_from_pairs(users.long(), items.long(), self.user_num, time, decay)
 
-    def training_ranks(self, *later: Any) -> Rows | None:
+    def training_ranks(self, *later: Dataset) -> Rows | None:
         """Return the items of every user in this split with their ranks; 0 is the newest.
 
         Args:
-            later: interactions of later splits, which join the histories.
+            later: later splits, whose interactions join the histories.
 
         Returns:
             ``user_num`` rows; ``None`` where the split is not ordered by time or has no time column.
         """
         if self.config["eval_args"]["order"] != "TO" or self.time_field not in self.inter_feat:
             return None
-        parts = [self.inter_feat, *later]
-        users, items, time = (
-            torch.cat([part[field] for part in parts]) for field in (self.uid_field, self.iid_field, self.time_field)
-        )
+        users, items, time = self._columns(later, self.uid_field, self.iid_field, self.time_field)
         return rows_from_pairs(users.long(), items.long(), self.user_num, time)
+
+    def negative_rows(self, *later: Dataset) -> Rows | None:
+        """Items that users have seen and not liked: those of label 0, and of no positive of the same user.
+
+        Args:
+            later: later splits, whose interactions join.
+
+        Returns:
+            ``user_num`` rows; ``None`` where there is no such item.
+        """
+        found = [part for split in (self, *later) for part in _negatives(split)]
+        if not found:
+            return None
+        users, items = (torch.cat([part[name] for part in found]).long() for name in (self.uid_field, self.iid_field))
+        liked = [column.long() for column in self._columns(later, self.uid_field, self.iid_field)]
+        fresh = ~torch.isin(users * self.item_num + items, liked[0] * self.item_num + liked[1])
+        return rows_from_pairs(users[fresh], items[fresh], self.user_num) if bool(fresh.any()) else None
+
+    def _columns(self, later: Sequence[Dataset], *names: str) -> tuple[torch.Tensor, ...]:
+        """Columns of the positives of this split and of later ones."""
+        parts = [_positives(split) for split in (self, *later)]
+        return tuple(torch.cat([part[name] for part in parts]) for name in names)
 
     def _atomic_form(self) -> AtomicForm:
         """How vectors stand in an atomic file: with RecBole's separators, in the columns that ``preload_weight`` names."""

@@ -65,6 +65,16 @@ def choice(*known: str) -> Reader:
     return read
 
 
+def optional_choice(*known: str) -> Reader:
+    """One of these words, or nothing."""
+    read_word = choice(*known)
+
+    def read(name: str, value: Any) -> str | None:
+        return None if value in (None, "") else read_word(name, value)
+
+    return read
+
+
 def count(name: str, value: Any) -> int:
     """Check for an integer of at least 1."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:

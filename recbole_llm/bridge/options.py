@@ -287,6 +287,17 @@ class Options:
     resume_from: str | None = _key(
         values.text, None, "Running", "str", "A *-last.pth checkpoint to go on from; recbole-llm run --resume sets it."
     )
+    refit_rows: str | None = _key(
+        values.optional_choice("valid", "all"),
+        None,
+        "Running",
+        "str",
+        "Rows of a fit with given choices: valid (training and validation) or all. recbole-llm fit sets it.",
+        of_dataset=True,
+    )
+    refit_from: str | None = _key(
+        values.text, None, "Running", "str", "The checkpoint whose choices such a fit repeats."
+    )
 
     @property
     def trains_on_users(self) -> bool:

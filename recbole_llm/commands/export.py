@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.bridge.checkpoint_settings import add_path_arguments, given_paths
+from recbole_llm.bridge.checkpoint_settings import add_history_argument, add_path_arguments, given_paths
 from recbole_llm.checkpoints import load_run, newest_checkpoint
 from recbole_llm.export.export_model import INDEX_KINDS, export_model
 from recbole_llm.export.model_tables import ModelTables
@@ -24,6 +24,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write; must not exist")
     add_path_arguments(parser)
+    add_history_argument(parser)
     parser.add_argument("--index", choices=INDEX_KINDS, default="auto", help="auto: ivf above 300,000 items")
     parser.add_argument("--attributes", default=None, metavar="A,B", help="item columns to show and filter by")
     parser.add_argument("--no-text", action="store_true", help="leave the items' texts out")
@@ -62,13 +63,15 @@ def run_export(options: argparse.Namespace) -> int:
         overlay_seq=options.overlay_seq,
         build_index=build_index,
         quality=quality_of(loaded.state),
+        history=options.history or "all",
     )
     size = sum(sums.bytes for sums in manifest.files.values())
     spec = manifest.encoder
+    told = "\n".join([manifest.rows_known, *manifest.never_shown])
     texts = "" if spec is None or spec.bundled else f" --encoder {shlex.quote(spec.name)}"
     print(
         f"export {manifest.export_id}: {manifest.counts['items']} items, {manifest.counts['users']} users, "
-        f"{manifest.dim} dimensions, {size / 1e6:.1f} MB in {options.output}\n"
+        f"{manifest.dim} dimensions, {size / 1e6:.1f} MB in {options.output}\n{told}\n"
         f"next: recbole-llm serve {shlex.quote(str(options.output))}{texts}"
     )
     return 0

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from recbole_llm.bridge.checkpoint_settings import add_path_arguments, given_paths
+from recbole_llm.bridge.checkpoint_settings import add_history_argument, add_path_arguments, given_paths
+from recbole_llm.commands.audience import add_audience_arguments, asks_for_users, needs_texts, run_audience
 from recbole_llm.commands.rule_arguments import add_rule_arguments, rules_of
 from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.reader import Export
@@ -70,6 +71,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "folder of an export",
     )
     add_path_arguments(parser)
+    add_history_argument(parser)
 
 
 def _open(options: argparse.Namespace, texts: bool) -> Export:
@@ -79,9 +81,12 @@ def _open(options: argparse.Namespace, texts: bool) -> Export:
     log = logging.getLogger("recbole_llm.content.features")
     log.addFilter(_not_of_training)
     try:
-        return open_model(newest or options.model, texts=texts, **given_paths(options))
+        model = open_model(newest or options.model, texts=texts, history=options.history, **given_paths(options))
     finally:
         log.removeFilter(_not_of_training)
+    for line in (model.manifest.rows_known, *model.manifest.never_shown):
+        _note(line)
+    return model
 
 
 def _not_of_training(record: logging.LogRecord) -> bool:
@@ -98,7 +103,7 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="ID",
-        help="users of the training data; commas separate too, unless the whole is an id or a part is in double quotes: "
+        help="users of the data set; commas separate too, unless the whole is an id or a part is in double quotes: "
         "'\"u1,x\",u2'; may be given again; without any of these: all of them",
     )
     who.add_argument("--users-file", metavar="FILE", help="the same, an id a line")
@@ -111,7 +116,15 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
     )
     who.add_argument("--items-file", metavar="FILE", help="the same, an id a line")
     who.add_argument("--text", help="what a new user asks for, in words")
+    add_audience_arguments(parser, who)
     parser.add_argument("--k", type=int, default=10, help="items per user (default: 10)")
+    parser.add_argument(
+        "--include-new",
+        type=int,
+        default=0,
+        metavar="N",
+        help="at least N of a user's items are new ones, that nobody has had yet, in the last places if need be",
+    )
     parser.add_argument("--include-seen", action="store_true", help="items of the history may be recommended again")
     parser.add_argument("--skip-unknown", action="store_true", help="count unknown ids instead of stopping")
     parser.add_argument(
@@ -145,10 +158,9 @@ def run_recommend(options: argparse.Namespace) -> int:
     Raises:
         ValueError: as the functions above, on unknown ids, or where all users are asked for without an output.
     """
-    if options.k < 1:
-        raise ValueError(f"--k is {options.k}; expected at least 1.")
-    if options.output:
-        check_output(options.output)
+    _check_numbers(options)
+    if asks_for_users(options):
+        return run_audience(options, _open(options, texts=needs_texts(options)))
     files = {
         name: None if path is None else lines_of(path, f"--{name}-file")
         for name, path in (("users", options.users_file), ("items", options.items_file))
@@ -173,6 +185,7 @@ def run_recommend(options: argparse.Namespace) -> int:
         exclude_seen=not options.include_seen,
         skip_unknown=options.skip_unknown,
         counts=counts,
+        include_new=options.include_new,
         rules=rules,
     )
     if options.output:
@@ -188,6 +201,17 @@ def run_recommend(options: argparse.Namespace) -> int:
     if counts.unknown:
         _note(f"unknown users skipped: {counts.unknown}")
     return 0
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    if options.k < 1:
+        raise ValueError(f"--k is {options.k}; expected at least 1.")
+    if not 0 <= options.include_new <= options.k:
+        raise ValueError(f"--include-new is {options.include_new}; expected 0 to {options.k} (--k).")
+    if options.include_new and (options.items or options.items_file or options.text or options.for_item):
+        raise ValueError("--include-new belongs to --users: a list of items or a text is answered without it.")
+    if options.output:
+        check_output(options.output)
 
 
 def _answer_one(options: argparse.Namespace, model: Export, items: Sequence[str] | None, rules: Rules) -> int:
@@ -231,10 +255,10 @@ def _known(answer: Callable[[], Any]) -> Any:
         return answer()
     except UnknownUserError as error:
         raise ValueError(
-            f"no user of the training data has the id {error}. --skip-unknown leaves them out; for a new user give --items."
+            f"no user of the data has the id {error}. --skip-unknown leaves them out; for a new user give --items."
         ) from error
     except UnknownItemError as error:
-        raise ValueError(f"no item of the training data has the id {error}. --skip-unknown leaves them out.") from error
+        raise ValueError(f"no item of the data has the id {error}. --skip-unknown leaves them out.") from error
 
 
 def add_similar_arguments(parser: argparse.ArgumentParser) -> None:
@@ -264,7 +288,7 @@ def run_similar(options: argparse.Namespace) -> int:
         answer = similar_items(model, options.item, k=options.k)
     except UnknownItemError as error:
         asked = unknown_ids([options.item], model.item_ids)
-        raise ValueError(f"--item: no item of the training data has the id {asked}.") from error
+        raise ValueError(f"--item: no item of the data has the id {asked}.") from error
     rows = list(rows_of(answer, options.item))
     if options.output:
         write_rows(rows, options.output)

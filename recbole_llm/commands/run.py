@@ -35,14 +35,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="go on from a *-last.pth checkpoint of LLMTwoTower, with its dataset and settings; paths are given again",
     )
+    parser.add_argument(
+        "--final",
+        nargs="?",
+        const="all",
+        choices=("all", "valid"),
+        default=None,
+        help="afterwards fit once more with what validation chose, on all rows, or with --final=valid on training and "
+        "validation, so that test still measures it",
+    )
+    parser.add_argument(
+        "--output", default=None, metavar="FILE", help="write configuration, metrics, figures, seconds, versions"
+    )
+    add_process_arguments(parser)
+
+
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add how many processes run, and where."""
     parser.add_argument("--nproc", type=int, default=1, help="processes in this group")
     parser.add_argument("--ip", default="localhost", help="address of the master process")
     parser.add_argument("--port", default="5678", help="port of the master process")
     parser.add_argument("--world-size", type=int, default=-1, help="processes in all groups; -1: this group only")
     parser.add_argument("--group-offset", type=int, default=0, help="rank of this group's first process")
-    parser.add_argument(
-        "--output", default=None, metavar="FILE", help="write configuration, metrics, figures, seconds, versions"
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +98,70 @@ def run_and_tell(options: argparse.Namespace, files: Sequence[str], overrides: S
     place = settings_of_torchrun()
     if place and (options.nproc, options.world_size) != (1, -1):
         raise ValueError("--nproc and --world-size: torchrun has started the processes; leave them out.")
+    final = getattr(options, "final", None)
+    if final and options.model != OURS:
+        raise ValueError(f"--final belongs to {OURS}; {options.model} has no choices to repeat.")
     finished, config, seconds = train(options, files, overrides, place)
+    if final:
+        chosen_by = _checkpoint_of_run(config["checkpoint_dir"], seconds)
+        checkpoint = None if finished is None else _tell(options, finished, config, seconds)
+        return fit_once_more(options, files, overrides, place, chosen_by, final, finished) or checkpoint
     if finished is None:  # rank 0 reports
         return None
+    return _tell(options, finished, config, seconds)
+
+
+def fit_once_more(
+    options: argparse.Namespace,
+    files: Sequence[str],
+    overrides: Sequence[str],
+    place: Mapping[str, Any],
+    checkpoint: str | Path | None,
+    rows: str,
+    before: Finished | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> str | Path | None:
+    """Fit on more rows with the choices of a checkpoint, and say what came of it.
+
+    Args:
+        options: dataset and processes.
+        files: YAML files.
+        overrides: ``--key=value``.
+        place: as of :func:`train`.
+        checkpoint: whose choices are repeated.
+        rows: ``valid`` or ``all``.
+        before: the run that chose, where it has just ended.
+        settings: of a checkpoint, where there are no files.
+
+    Returns:
+        The new checkpoint, ``None`` where this process has written none.
+
+    Raises:
+        ValueError: if there is no checkpoint.
+    """
+    if checkpoint is None:
+        raise ValueError("--final: the run has saved nothing, and nothing can be repeated.")
+    if before is not None and not before.result.get("best_valid_result"):
+        print("--final: the split has no validation part; the documented constants are what was chosen.")
+    if before is not None and rows == "valid" and not before.result.get("test_result"):
+        print("--final=valid: the split has no test part, so that training and validation are every row.")
+    options.resume = None
+    again = {"refit_from": str(checkpoint), "refit_rows": rows}
+    finished, config, seconds = train(options, files, overrides, place, {**(settings or {}), **again})
+    if finished is None:
+        return None
+    of = "training and validation" if rows == "valid" else "every row"
+    table = _table({"test_result": finished.result.get("test_result")})
+    told = table or "no figures: nothing is held out; earlier ones are of the model fitted on the training split."
+    print(f"\nfitted once more on {of} with what validation chose, {seconds:.1f} s\n{told}")
+    new = _checkpoint_of_run(config["checkpoint_dir"], seconds)
+    for line in _next(new, config, finished.watch)[1:]:
+        print(f"next: {line}")
+    return new
+
+
+def _tell(options: argparse.Namespace, finished: Finished, config: Any, seconds: float) -> str | Path | None:
+    """Measure a run that has ended and print the answer; gives its checkpoint."""
     checkpoint = None
     if options.model == OURS:
         checkpoint = _checkpoint_of_run(config["checkpoint_dir"], seconds)
@@ -117,7 +192,11 @@ def run_and_tell(options: argparse.Namespace, files: Sequence[str], overrides: S
 
 
 def train(
-    options: argparse.Namespace, files: Sequence[str], overrides: Sequence[str], place: Mapping[str, Any]
+    options: argparse.Namespace,
+    files: Sequence[str],
+    overrides: Sequence[str],
+    place: Mapping[str, Any],
+    given: Mapping[str, Any] | None = None,
 ) -> tuple[Finished | None, Any, float]:
     """Train as the options say.
 
@@ -126,6 +205,7 @@ def train(
         files: YAML files.
         overrides: ``--key=value``.
         place: this process's place among those of torchrun; empty for a run of its own.
+        given: values over the files.
 
     Returns:
         The run, ``None`` in a process that is not rank 0; the configuration; the seconds it took.
@@ -135,7 +215,7 @@ def train(
 
     from recbole_llm.bridge.files import require_dataset
 
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = dict(given or {})
     if options.resume:
         from recbole_llm.bridge.checkpoint import settings_for_resume
 
@@ -150,8 +230,8 @@ def train(
     started = time.perf_counter()
     if place or (options.nproc == 1 and options.world_size <= 0):
         speaks = place.get("local_rank", 0) + place.get("offset", 0) == 0
-        finished = _run_here(options, files, settings | place, speaks)
-        finished = finished if speaks else None
+        here = _run_here(options, files, {**settings, **place}, speaks)
+        finished = here if speaks else None
     else:
         finished = _run_group(options, files, settings)
     return finished, config, time.perf_counter() - started

@@ -209,7 +209,7 @@ def run_serve(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.limit_concurrency = _open_files_for(options.limit_concurrency)
     settings = settings_of(options)
-    read_manifest(find_export(settings.export))  # a mistake is one line, and no worker's traceback
+    manifest = read_manifest(find_export(settings.export))  # a mistake is one line, and no worker's traceback
     _check_log(settings)
     if (
         options.state is not None
@@ -230,6 +230,8 @@ def run_serve(options: argparse.Namespace) -> int:
         options.port,
         "read-only" if settings.read_only else f"changes in {_without_password(settings.state)}",
     )
+    for line in (manifest.rows_known, *manifest.never_shown):
+        log.info("%s", line)
     arguments: dict[str, Any] = {
         "app": "recbole_llm.serving.app:app_from_environment",
         "factory": True,

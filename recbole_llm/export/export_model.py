@@ -48,6 +48,7 @@ def export_model(
     metrics: Mapping[str, Any] | None = None,
     overlay_seq: int = 0,
     build_index: IndexBuilder | None = None,
+    history: str = "all",
     quality: Sequence[str] = (),
 ) -> Manifest:
     """Write the export of a trained model.
@@ -64,6 +65,7 @@ def export_model(
         metrics: for the model card, such as the test result.
         overlay_seq: last change of the service's log that the training data held already.
         build_index: makes the index where there is to be one (``recbole_llm.commands.export.build_index``).
+        history: ``all`` interactions of the data set are the users' histories, and what they have seen; or ``train``.
         quality: lines of the model card's section on quality (``recbole_llm.reporting.words.card``).
 
     Returns:
@@ -88,6 +90,7 @@ def export_model(
         metrics=metrics,
         overlay_seq=overlay_seq,
         build_index=build_index,
+        history=history,
     )
     card = model_card(contents, getattr(dataset, "dataset_name", ""), quality)
     manifest = write_artifact(output, replace(contents, card=card, onnx=onnx))
@@ -108,6 +111,7 @@ def contents_of(
     metrics: Mapping[str, Any] | None = None,
     overlay_seq: int = 0,
     build_index: IndexBuilder | None = None,
+    history: str = "all",
 ) -> ExportContents:
     """Collect what an export of a trained model holds, without its card.
 
@@ -122,22 +126,25 @@ def contents_of(
         metrics: for the model card.
         overlay_seq: last change of the service's log that the training data held already.
         build_index: as there.
+        history: as there.
 
     Raises:
         ValueError: if the model cannot be expressed, or a column is unknown.
     """
     data = model.training_data()
     score = replace(model.score, content=content_blocks(data))
-    tables = tables_of(score, data, model.n_users, model.options.cold_map != "none")
+    known = model.known(dataset, history)
+    tables = tables_of(score, data, model.n_users, model.options.cold_map != "none", known.history)
     item_ids, user_ids = _tokens(dataset, dataset.iid_field), _tokens(dataset, dataset.uid_field)
     items = item_records(model.options, dataset, item_ids, attributes, keep_text)
     encoder = _encoder(model.options) if map_texts else None
     spec = None if encoder is None else _encoder_spec(encoder, model.options, bundle_encoder)
     text_map = _text_map(tables, items.texts, model.options, encoder) if map_texts else None
-    history = model.history.to("cpu")
-    offsets = history.offsets.numpy()
+    rows = known.history.to("cpu")
+    offsets = rows.offsets.numpy()
     if int(offsets[1]) != 0:
         raise ValueError("The padding user has a history; the model's history is not in the dataset's order.")
+    disliked = None if known.disliked is None else known.disliked.to("cpu")
     return ExportContents(
         item_ids=item_ids,
         user_ids=user_ids,
@@ -152,9 +159,11 @@ def contents_of(
         user_part=tables.user_part,
         similar_by=tables.similar_by,
         history_offsets=offsets[1:],
-        history_items=history.ids.numpy() - 1,
-        history_weight=None if history.weights is None else history.weights.numpy(),
+        history_items=rows.ids.numpy() - 1,
+        history_weight=None if rows.weights is None else rows.weights.numpy(),
         history_rank=tables.history_rank,
+        disliked_offsets=None if disliked is None else disliked.offsets.numpy()[1:],
+        disliked_items=None if disliked is None else disliked.ids.numpy() - 1,
         content=tables.content,
         probability=tables.probability,
         text_map=text_map,
@@ -164,7 +173,9 @@ def contents_of(
         attributes=items.kinds,
         history_decay=model.options.history_decay,
         overlay_seq=overlay_seq,
-        index=_index(index, tables, history, build_index),
+        fitted_interactions=known.fitted,
+        never_shown=(*model.never_shown(), items.unread),
+        index=_index(index, tables, rows, build_index),
         metrics=dict(metrics or {}),
         producer={"torch": torch.__version__, "dataset": str(getattr(dataset, "dataset_name", "")) or "unnamed"},
     )

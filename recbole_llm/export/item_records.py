@@ -33,12 +33,14 @@ class ItemRecords:
         kinds: attribute name to kind.
         item_text: how an item's fields make its text; ``None`` where no text encoder belongs to the model.
         texts: each item's text, ``None`` where it has none; empty without an item file.
+        unread: items of the file that are none of these.
     """
 
     records: list[ItemRecord]
     kinds: dict[str, str] = field(default_factory=dict)
     item_text: ItemText | None = None
     texts: Sequence[str | None] = ()
+    unread: int = 0
 
 
 def item_records(
@@ -81,7 +83,7 @@ def item_records(
         name = titles[row] if row is not None and titles else ""
         values = {} if row is None else _attributes(table, row, kinds, separator)
         records.append(ItemRecord(name or item_id, text if keep_text else None, values))
-    return ItemRecords(records, kinds, item_text, texts)
+    return ItemRecords(records, kinds, item_text, texts, len(table.row_of.keys() - set(item_ids)))
 
 
 def _item_table(path: Path, dataset: Any) -> AtomicTable:

@@ -12,10 +12,11 @@ from typing import Any
 from recbole_llm.content.encoder_settings import MAX_COUNT, check_settings
 from recbole_llm.export.errors import ExportError
 from recbole_llm.export.tensor_file import open_file, parse_json
+from recbole_llm.scoring.never_shown import never_shown
 from recbole_llm.scoring.probability import ProbabilityMap
 
-FIRST_SCHEMA, CONTENT_SCHEMA = 1, 2  # 2: content.safetensors
-SCHEMA = 2
+FIRST_SCHEMA, CONTENT_SCHEMA, DISLIKED_SCHEMA = 1, 2, 3  # content.safetensors; disliked items in history.safetensors
+SCHEMA = 3
 MANIFEST = "manifest.json"
 VECTORS, HISTORY, TEXT_MAP = "vectors.safetensors", "history.safetensors", "text_map.safetensors"
 CONTENT = "content.safetensors"
@@ -24,6 +25,8 @@ INDEX = "index.faiss"
 ONNX_RECOMMEND, ONNX_TEXT_MAP = "recommend.onnx", "text_map.onnx"
 ENCODER_FOLDER = "encoder"
 REQUIRED = (VECTORS, HISTORY, ITEM_IDS, USER_IDS, ITEMS)
+# counts of items that no answer holds, where there are some
+NEVER_SHOWN = ("left_out_items", "unplaced_items", "unread_items")
 ATTRIBUTE_KINDS = ("token", "tokens", "number")
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_EXPONENT = 16  # of the length of a history: beyond, scores are zero or infinite
@@ -107,7 +110,8 @@ class Manifest:
         history_decay: tau of t = exp(-rank / tau) where histories are weighted by recency, else ``None``.
         probability: the map from scores to probabilities; ``None``, and no field of the file, for the plain sigmoid.
         similar_by: ``vector`` or ``source``: which item vectors similarity compares.
-        counts: items, users, interactions, trained_items.
+        counts: items, users, interactions (of the histories), trained_items; ``fitted_interactions`` and those of
+            ``NEVER_SHOWN`` where they are told.
         encoder: ``None`` where no encoder belongs to the model.
         item_text: ``None`` where items have no text.
         attributes: attribute name to one of ``ATTRIBUTE_KINDS``.
@@ -136,6 +140,21 @@ class Manifest:
     metrics: Mapping[str, Any]
     files: Mapping[str, FileSum] = field(repr=False)
     probability: ProbabilityMap | None = None
+
+    @property
+    def rows_known(self) -> str:
+        """Which interactions the model was fitted on, and which are histories and what users have seen, in a sentence."""
+        known, fitted = self.counts["interactions"], self.counts.get("fitted_interactions")
+        if fitted is None:
+            return f"{known:,} interactions are known as histories and as seen"
+        if fitted == known:
+            return f"fitted on {fitted:,} interactions, which are all that is known as histories and as seen"
+        return f"fitted on {fitted:,} interactions; {known:,} are known as histories and as seen"
+
+    @property
+    def never_shown(self) -> list[str]:
+        """Which items no answer holds, and why: sentences."""
+        return never_shown(*(self.counts.get(name, 0) for name in NEVER_SHOWN))
 
     @property
     def dim(self) -> int:
@@ -259,8 +278,9 @@ def _check_manifest(manifest: Manifest) -> None:
         claim(block.decay is None or (is_number(block.decay) and block.decay > 0), "a block's decay is not positive")
     mapped = manifest.probability
     claim(mapped is None or abs(mapped.exponent) <= MAX_EXPONENT, f"probability's exponent is beyond {MAX_EXPONENT}")
-    for name in ("items", "users", "interactions", "trained_items"):
-        claim(is_count(manifest.counts.get(name)), f"counts lack {name}")
+    optional = dict.fromkeys(("fitted_interactions", *NEVER_SHOWN), 0)
+    for name in ("items", "users", "interactions", "trained_items", *optional):
+        claim(is_count(manifest.counts.get(name, optional.get(name))), f"counts lack {name}")
     claim(is_count(manifest.overlay_seq), "overlay_seq is no count")
     claim(manifest.similar_by in ("vector", "source"), f"similar_by {manifest.similar_by!r} is unknown")
     decay = manifest.history_decay

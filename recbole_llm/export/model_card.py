@@ -14,6 +14,8 @@ def model_card(contents: ExportContents, dataset: str, quality: Sequence[str] = 
         quality: lines of the section on quality, such as :func:`recbole_llm.reporting.words.card` gives.
     """
     trained = int(contents.trained.sum())
+    number = contents.fitted_interactions
+    fitted = "" if number is None else f", {number} fitted on"
     lines = [
         f"# LLMTwoTower export{f': {dataset}' if dataset else ''}",
         "",
@@ -27,7 +29,7 @@ def model_card(contents: ExportContents, dataset: str, quality: Sequence[str] = 
         "## Data",
         "",
         f"{len(contents.item_ids)} items, {trained} of them with a training interaction, the others known by their content; "
-        f"{len(contents.user_ids)} users; {len(contents.history_items)} training interactions.",
+        f"{len(contents.user_ids)} users; {len(contents.history_items)} interactions in their histories{fitted}.",
         "",
         "## Model",
         "",

@@ -23,6 +23,7 @@ from recbole_llm.fitting.cold_start.kernel_ridge import MU, ColdMap, any_present
 from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.ease import content_centre, content_directions
 from recbole_llm.scoring.probability import ProbabilityMap
+from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import LinearBlock, Score
 
 MAX_TABLE_BYTES = 4 << 30
@@ -48,7 +49,7 @@ class ModelTables:
         bias_scale: slope.
         bias_offset: bias of a new item unlike all others.
         probability: the map from scores to probabilities; ``None`` for the plain sigmoid.
-        history_rank: ``[nnz]`` of the training histories, 0 for the newest; ``None`` where no block fades.
+        history_rank: ``[nnz]`` of the histories, 0 for the newest; ``None`` where no block fades.
         content: by modality ``[N, f]`` directions, zero where an item has none.
     """
 
@@ -107,7 +108,9 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def tables_of(score: Score, data: TrainingData, n_users: int, cold_map: bool) -> ModelTables:
+def tables_of(
+    score: Score, data: TrainingData, n_users: int, cold_map: bool, history: Rows | None = None
+) -> ModelTables:
     """Lay out a score as the arrays of an export.
 
     Args:
@@ -115,6 +118,7 @@ def tables_of(score: Score, data: TrainingData, n_users: int, cold_map: bool) ->
         data: what it was fitted on.
         n_users: known users, padding included.
         cold_map: whether new items can be placed by their content.
+        history: from which recommendations are made; ``None`` for that of ``data``.
 
     Raises:
         ValueError: if the tables would be too large to serve.
@@ -127,6 +131,7 @@ def tables_of(score: Score, data: TrainingData, n_users: int, cold_map: bool) ->
     finite = bias[listed].min() if bool(listed.any()) else bias.new_zeros(())
     new_items = _new_items(score, data, vector, source) if cold_map and data.content else {}
     fades = any(block.decay is not None for block in blocks)
+    ranks = (data.history if history is None else history).ranks
     return ModelTables(
         blocks=tuple(block_of(block, score.slope) for block in blocks),
         vector=_numpy(vector)[1:],
@@ -139,7 +144,7 @@ def tables_of(score: Score, data: TrainingData, n_users: int, cold_map: bool) ->
         # the full form's targets are the identity: no two of them are similar
         similar_by="vector" if score.has_vectors else "source",
         probability=None if score.probability == ProbabilityMap() else score.probability,
-        history_rank=_numpy(data.history.ranks) if fades and data.history.ranks is not None else None,
+        history_rank=_numpy(ranks) if fades and ranks is not None else None,
         content={
             block.name.partition(".")[2]: _numpy(block.source)[1:]
             for block in score.content

@@ -4,7 +4,8 @@
       manifest.json          schema, sizes and sha256 of every other file, the model's constants
       vectors.safetensors    item.vector f32[N,D]  item.source f32[N,D]  item.bias f32[N]  item.trained u8[N]
                              item.listed u8[N]  user.offset f32[D]  [user.part f32[U,D]]; row 0 is the first item: no padding
-      history.safetensors    offsets i64[U+1]  items i32[nnz]  weight f32[nnz]  [rank f32[nnz]]   training histories
+      history.safetensors    offsets i64[U+1]  items i32[nnz]  weight f32[nnz]  [rank f32[nnz]]   histories
+                             [disliked_offsets i64[U+1]  disliked_items i32[m]]   seen, not liked and never recommended
       text_map.safetensors   only where texts can be mapped: see text_map.py
       content.safetensors    only where items have content: by modality f32[N,f], unit vectors, zero where an item has none
       item_ids.txt  user_ids.txt   one JSON string a line; line number = row
@@ -84,6 +85,8 @@ class Export:
         text_map: or ``None``.
         index: bytes of the index file, or ``None``.
         history_rank: ``[nnz]`` float32, 0 for a user's newest item; ``None`` where no block fades.
+        disliked_offsets: ``[U + 1]`` int64; ``None`` where no user dislikes an item.
+        disliked_items: ``[m]`` int32 rows, ascending within a user: seen, not liked, and in no answer to the user.
         encoders: folders or names on the hub that may be loaded as the encoder of its texts, named by who opened it and never
             by its files.
         content: by modality ``[N, f]`` float32 unit vectors of the items' content, zero rows for items without.
@@ -108,6 +111,8 @@ class Export:
     index: memoryview | None = None
     history_rank: np.ndarray | None = None
     content: Mapping[str, np.ndarray] = field(default_factory=dict)
+    disliked_offsets: np.ndarray | None = None
+    disliked_items: np.ndarray | None = None
     encoders: tuple[str, ...] = ()
 
 
@@ -122,6 +127,8 @@ def load_export(
             checked in any case.
         mapped: map the files instead of reading them: processes share their pages, and a file that is written over or cut
             off changes answers or ends the process.
+        disliked_offsets: ``[U + 1]`` int64; ``None`` where no user dislikes an item.
+        disliked_items: ``[m]`` int32 rows, ascending within a user: seen, not liked, and in no answer to the user.
         encoders: folders or names on the hub that may be loaded as the encoder of its texts, where it holds none itself.
 
     Raises:
@@ -157,8 +164,15 @@ def load_export(
     items = take(tensors, HISTORY, "items", np.int32, (nnz,))
     weight = take(tensors, HISTORY, "weight", np.float32, (nnz,))
     rank = take(tensors, HISTORY, "rank", np.float32, (nnz,)) if "rank" in tensors else None
+    disliked: tuple[np.ndarray | None, np.ndarray | None] = None, None
+    if "disliked_offsets" in tensors:
+        bounds = take(tensors, HISTORY, "disliked_offsets", np.int64, (U + 1,))
+        disliked = bounds, take(tensors, HISTORY, "disliked_items", np.int32, (None,))
+        _check_rows(bounds, disliked[1], N, "disliked items")
     _nothing_left(tensors, HISTORY)
-    _check_history(offsets, items, weight, N)
+    _check_rows(offsets, items, N, "items")
+    if (weight < 0).any():
+        raise ExportError(f"{HISTORY}: a weight is negative.")
     if (rank is None) != all(block.decay is None for block in manifest.blocks):
         raise ExportError(f"{HISTORY} and the blocks' decays do not agree.")
     if rank is not None and (rank < 0).any():
@@ -184,6 +198,8 @@ def load_export(
         index=opened.get(INDEX),
         history_rank=rank,
         content=_read_content(opened[CONTENT], N) if CONTENT in opened else {},
+        disliked_offsets=disliked[0],
+        disliked_items=disliked[1],
         encoders=tuple(encoders),
     )
 
@@ -210,18 +226,16 @@ def _nothing_left(tensors: dict[str, np.ndarray], file: str) -> None:
         raise ExportError(f"{file} holds tensors that do not belong there: {', '.join(sorted(tensors))[:200]}.")
 
 
-def _check_history(offsets: np.ndarray, items: np.ndarray, weight: np.ndarray, n_items: int) -> None:
+def _check_rows(offsets: np.ndarray, items: np.ndarray, n_items: int, what: str) -> None:
     sizes = np.diff(offsets)
     if offsets[0] != 0 or offsets[-1] != len(items) or (sizes < 0).any():
-        raise ExportError(f"{HISTORY}: offsets do not rise from 0 to the number of interactions.")
+        raise ExportError(f"{HISTORY}: offsets do not rise from 0 to the number of {what}.")
     if len(items) and (items.min() < 0 or items.max() >= n_items):
         raise ExportError(f"{HISTORY}: an item is outside the catalogue of {n_items}.")
-    if (weight < 0).any():
-        raise ExportError(f"{HISTORY}: a weight is negative.")
     rises = np.diff(items.astype(np.int64)) > 0
     rises[offsets[1:-1][(offsets[1:-1] > 0) & (offsets[1:-1] < len(items))] - 1] = True  # from one user to the next
     if not rises.all():
-        raise ExportError(f"{HISTORY}: the items of a user are not ascending and unique.")
+        raise ExportError(f"{HISTORY}: the {what} of a user are not ascending and unique.")
 
 
 def _json_lines(content: memoryview, name: str, count: int) -> list[Any]:

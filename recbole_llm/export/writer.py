@@ -19,6 +19,7 @@ from recbole_llm.export.manifest import (
     CARD,
     CONTENT,
     CONTENT_SCHEMA,
+    DISLIKED_SCHEMA,
     ENCODER_FOLDER,
     FIRST_SCHEMA,
     HISTORY,
@@ -26,6 +27,7 @@ from recbole_llm.export.manifest import (
     ITEM_IDS,
     ITEMS,
     MANIFEST,
+    NEVER_SHOWN,
     SCHEMA,
     TEXT_MAP,
     USER_IDS,
@@ -61,6 +63,8 @@ class ExportContents:
         history_items: ``[nnz]`` rows, ascending and unique within a user.
         history_weight: ``[nnz]`` float32 t_j; ``None`` for ones.
         history_rank: ``[nnz]``, 0 for a user's newest item; needed where a block has a decay, else ``None``.
+        disliked_offsets: ``[U + 1]`` int64, of items that users have seen and not liked; ``None`` for none.
+        disliked_items: rows of these, ascending and unique within a user.
         content: by modality ``[N, f]``, unit vectors of the items' content; zero rows for items without.
         offset: ``[D]`` float32; ``None`` for zeros.
         user_part: ``[U, D]`` float32, or ``None``.
@@ -75,6 +79,8 @@ class ExportContents:
         overlay_seq: last change of the service's log that the training data held already.
         index: description for the manifest, and the file's bytes; ``None`` for exact scoring.
         onnx: whether the arithmetic goes along as ONNX graphs (needs onnx).
+        fitted_interactions: of the histories' interactions or others, how many the model was fitted on; ``None``: not told.
+        never_shown: arguments of :func:`recbole_llm.scoring.never_shown.never_shown`.
         metrics: for the model card and the manifest.
         producer: further versions for the manifest, and the name of the dataset.
         card: the model card, Markdown.
@@ -91,6 +97,8 @@ class ExportContents:
     history_items: np.ndarray
     history_weight: np.ndarray | None = None
     history_rank: np.ndarray | None = None
+    disliked_offsets: np.ndarray | None = None
+    disliked_items: np.ndarray | None = None
     content: Mapping[str, np.ndarray] = field(default_factory=dict)
     records: Sequence[ItemRecord] | None = None
     listed: np.ndarray | None = None
@@ -107,6 +115,8 @@ class ExportContents:
     overlay_seq: int = 0
     index: tuple[Mapping[str, Any], bytes] | None = None
     onnx: bool = False
+    fitted_interactions: int | None = None
+    never_shown: tuple[int, int, int] = (0, 0, 0)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     producer: Mapping[str, str] = field(default_factory=dict)
     card: str | None = None
@@ -165,10 +175,13 @@ def _write_files(folder: Path, contents: ExportContents) -> None:
     save_file(vectors, folder / VECTORS)
     items = np.ascontiguousarray(contents.history_items, dtype=np.int32)
     weight = contents.history_weight
-    rank = {} if contents.history_rank is None else {"rank": float32(contents.history_rank)}
+    optional = {} if contents.history_rank is None else {"rank": float32(contents.history_rank)}
+    if contents.disliked_items is not None:
+        optional["disliked_offsets"] = np.ascontiguousarray(contents.disliked_offsets, dtype=np.int64)
+        optional["disliked_items"] = np.ascontiguousarray(contents.disliked_items, dtype=np.int32)
     save_file(
         {
-            **rank,
+            **optional,
             "offsets": np.ascontiguousarray(contents.history_offsets, dtype=np.int64),
             "items": items,
             "weight": np.ones(len(items), np.float32) if weight is None else float32(weight),
@@ -231,7 +244,7 @@ def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: M
     """
     return Manifest(
         schema=SCHEMA,
-        min_reader=CONTENT_SCHEMA if contents.content else FIRST_SCHEMA,  # older readers refuse files they do not know
+        min_reader=_min_reader(contents),
         export_id="",
         created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         producer={"recbole_llm": recbole_llm.__version__, "python": platform.python_version(), **contents.producer},
@@ -244,6 +257,8 @@ def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: M
             "users": len(contents.user_ids),
             "interactions": len(contents.history_items),
             "trained_items": int(np.asarray(contents.trained).sum()),
+            **({} if contents.fitted_interactions is None else {"fitted_interactions": contents.fitted_interactions}),
+            **{name: count for name, count in zip(NEVER_SHOWN, contents.never_shown, strict=True) if count},
         },
         encoder=contents.encoder,
         item_text=contents.item_text,
@@ -254,6 +269,13 @@ def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: M
         metrics=dict(contents.metrics),
         files=dict(files),
     )
+
+
+def _min_reader(contents: ExportContents) -> int:
+    """The smallest schema that knows every file and tensor: readers refuse others."""
+    if contents.disliked_items is not None:
+        return DISLIKED_SCHEMA
+    return CONTENT_SCHEMA if contents.content else FIRST_SCHEMA
 
 
 def _manifest(folder: Path, contents: ExportContents) -> Manifest:

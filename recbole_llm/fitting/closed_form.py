@@ -58,6 +58,7 @@ class ClosedForm:
         form: how the vectors were found, in words.
         value: validation value of these vectors; ``None`` without validation data.
         trials: every setting tried.
+        factors: which factors they are; ``None`` where they are none.
     """
 
     source: Tensor
@@ -67,6 +68,7 @@ class ClosedForm:
     form: str
     value: float | None
     trials: tuple[TriedSetting, ...] = field(default=(), repr=False)
+    factors: FactorForm | None = None
 
     @property
     def dim(self) -> int:
@@ -75,7 +77,8 @@ class ClosedForm:
 
     def block(self) -> LinearBlock:
         """Return the vectors as a block of a score."""
-        return LinearBlock("closed_form", self.source, self.target)
+        constants = {} if self.factors is None else self.factors.constants()
+        return LinearBlock("closed_form", self.source, self.target, constants=constants)
 
 
 def fit_closed_form(
@@ -86,6 +89,7 @@ def fit_closed_form(
     *,
     dim: int | str = "auto",
     setting: Setting | None = None,
+    factors: FactorForm | None = None,
     max_dense_items: int = MAX_DENSE_ITEMS,
     max_table_bytes: int = 2**31,
 ) -> ClosedForm:
@@ -102,6 +106,8 @@ def fit_closed_form(
             ``max_table_bytes`` holds it. In the SVD form, the smallest of ``SPECTRAL_DIMS`` within ``SPECTRAL_TOLERANCE``
             of the best that it holds.
         setting: the constants; with ``validation``, where the search starts.
+        factors: which factors of the exact solution are taken, without ``validation``; ``None`` for the first of
+            ``FACTOR_FORMS``, sharpened.
         max_dense_items: trained items up to which B is solved for exactly, in four ``[n, n]`` float32 matrices at the peak;
             beyond, the SVD form.
         max_table_bytes: what source and target vectors may take together.
@@ -121,7 +127,7 @@ def fit_closed_form(
     candidates = kernel_candidates(items.content) if chooses else {}
     n = len(items.items)
     if n <= max_dense_items:
-        return _fit_dense(items, base, candidates, subset, dim, max_table_bytes)
+        return _fit_dense(items, base, candidates, subset, dim, max_table_bytes, factors)
     log.info(
         f"closed form: {n} items are more than {max_dense_items}, so the SVD form replaces the exact solution; "
         f"that one holds {4 * 4 * n**2 / 2**30:.1f} GiB"
@@ -144,6 +150,7 @@ def _fit_dense(
     subset: Validation | None,
     dim: int | str,
     max_table_bytes: int,
+    factors: FactorForm | None = None,
 ) -> ClosedForm:
     """The exact solution, factored to the rank asked for."""
     weights = user_weights(items.train, base.user_exponent)
@@ -175,7 +182,7 @@ def _fit_dense(
             full = replace(ease, trials=(*full.trials, *ease.trials))
             weights = user_weights(items.train, 0.0)
             gram = weighted_gram(items.train, weights, len(items.items))
-    ranks = _Ranks(full, items.train, weights, gram, value, floor)
+    ranks = _Ranks(full, items.train, weights, gram, value, floor, factors)
     result = _choose_rank(ranks, dim, max_table_bytes, n_items)
     if result.target is not None:
         if (result.value or 0.0) < floor:
@@ -270,6 +277,7 @@ class _Ranks:
     gram: Tensor
     value: Callable[[Tensor, Tensor | None], float] | None
     floor: float = 0.0  # tuned EASE's validation value
+    given: FactorForm | None = None  # the form that was chosen
 
     def loss(self, value: float | None) -> float:
         """Share of the full form's validation value that is lost; 0 where there is nothing to compare."""
@@ -284,6 +292,8 @@ class _Ranks:
         forms = (
             FACTOR_FORMS if self.value is not None and len(self.gram) <= MAX_ITEMS_FOR_ALL_FORMS else FACTOR_FORMS[:1]
         )
+        if self.given is not None and self.value is None:
+            forms = (self.given,)
         best: ClosedForm | None = None
         best_form = forms[0]
         for form in forms:
@@ -297,6 +307,8 @@ class _Ranks:
         assert best is not None and best.target is not None
         if self.value is not None and self.loss(best.value) <= SHARPEN_ABOVE:
             return best
+        if self.given is not None and self.value is None and not self.given.sharpened:
+            return best
         source, target = sharpen(
             self.full.source, best.source, best.target, self.train, self.weights, metric, self.gram.diagonal()
         )
@@ -306,7 +318,7 @@ class _Ranks:
         value = None if self.value is None else self.value(source, target)
         if best is not None and value is not None and best.value is not None and value <= best.value:
             return best
-        return replace(self.full, source=source, target=target, form=str(form), value=value)
+        return replace(self.full, source=source, target=target, form=str(form), value=value, factors=form)
 
 
 def _choose_rank(ranks: _Ranks, dim: int | str, max_table_bytes: int, n_items: int) -> ClosedForm:

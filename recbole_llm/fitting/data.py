@@ -44,3 +44,18 @@ class TrainingData:
     def trained(self) -> Tensor:
         """Items with a training interaction, ``[N]`` bool."""
         return self.popularity > 0
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of the users when recommendations are made.
+
+    Attributes:
+        history: items of every user; with ranks, or weights, where the model weighs histories by recency.
+        fitted: interactions that the model was fitted on.
+        disliked: items that users have seen and not liked, as many rows, none of them in ``history``; ``None`` for none.
+    """
+
+    history: Rows
+    fitted: int
+    disliked: Rows | None = None

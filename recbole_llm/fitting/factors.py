@@ -17,7 +17,7 @@ over the users r and, with a smaller weight, every single item as a user of its 
 users. Solved by conjugate gradients in Q and P in turn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,21 @@ class FactorForm:
     metric: str
     free_diagonal: bool
     sharpened: bool = False
+
+    def constants(self) -> dict[str, float]:
+        """As the numbers of a block's ``constants``."""
+        return {
+            "metric": float(self.metric == "data"),
+            "free_diagonal": float(self.free_diagonal),
+            "sharpened": float(self.sharpened),
+        }
+
+    @classmethod
+    def from_constants(cls, values: Mapping[str, float]) -> "FactorForm | None":
+        """The inverse of :meth:`constants`; ``None`` for the constants of something else."""
+        if "metric" not in values:
+            return None
+        return cls("data" if values["metric"] else "identity", bool(values["free_diagonal"]), bool(values["sharpened"]))
 
     def __str__(self) -> str:
         diagonal = "free" if self.free_diagonal else "fixed"

@@ -96,6 +96,27 @@ def solve_next_item(gram: Tensor, follows: Tensor, ridge: float) -> Tensor:
     return torch.cholesky_solve(follows, torch.linalg.cholesky(A))
 
 
+def next_item_block(train: Rows, n_items: int, tau: float, ridge: float, dim: int | None) -> LinearBlock:
+    """The block of given constants, of scale 1.
+
+    Args:
+        train: all training histories, with ranks.
+        n_items: size of the catalogue.
+        tau: tau'.
+        ridge: lam.
+        dim: rank of the factors; ``None`` for the full matrix.
+    """
+    gram, follows = next_item_gram(train, n_items, tau)
+    return _block(gram, follows, tau, ridge, dim)
+
+
+def _block(gram: Tensor, follows: Tensor, tau: float, ridge: float, dim: int | None) -> LinearBlock:
+    source, target = solve_next_item(gram, follows, ridge), None
+    if dim is not None:
+        source, target = factorise(source, dim, gram.matmul, free_diagonal=False)
+    return LinearBlock("next_item", source, target, decay=tau, constants={"tau": tau, "ridge": ridge})
+
+
 def fit_next_item(
     train: Rows,
     histories: Rows,
@@ -134,10 +155,7 @@ def fit_next_item(
         gram, follows = next_item_gram(train, n_items, tau)
         last = -1.0
         for ridge in ridges:
-            source, target = solve_next_item(gram, follows, ridge), None
-            if dim is not None:
-                source, target = factorise(source, dim, gram.matmul, free_diagonal=False)
-            block = LinearBlock("next_item", source, target, decay=tau)
+            block = _block(gram, follows, tau, ridge, dim)
             blend = choose_blend(closed, block.scorer(histories), rows, n_items, value, NEXT_WEIGHTS, columns)
             found = max((trial[1] for trial in blend.trials), default=0.0)
             if blend.weight and blend.scales[0] and found > best_value:

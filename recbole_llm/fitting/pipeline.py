@@ -17,7 +17,7 @@ from recbole_llm.fitting.calibration import fit_platt, fit_probability
 from recbole_llm.fitting.closed_form import ClosedForm, fit_closed_form
 from recbole_llm.fitting.cold_start.boost import ColdBoost
 from recbole_llm.fitting.cold_start.kernel_ridge import MU, any_present
-from recbole_llm.fitting.cold_start.placement import Evidence, Fitted, choose_place, place
+from recbole_llm.fitting.cold_start.placement import UNMEASURED, Evidence, Fitted, choose_place, place
 from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.decay_search import CLOSED_DECAYS, FOLLOWING_DECAYS, choose_fading
 from recbole_llm.fitting.ease import Setting
@@ -345,12 +345,13 @@ def place_cold_items(
     options: FitOptions,
     setting: Setting | None,
     rank_all: bool = False,
+    given: tuple[float, ColdBoost] | None = None,
 ) -> Score:
     """Give the items without a training interaction vectors from their content, and a place beside the trained ones.
 
     Targets, bias and sources come from a kernel ridge map of content to trained items. ``cold_boost: auto`` chooses ridge, factor
     and offset (:func:`recbole_llm.fitting.cold_start.placement.choose_place`), under a floor for the trained items' quality.
-    Without validation data, or without a cold item among its targets, cold items are left out of the ranking of all items.
+    Without validation data the place is the ``given`` one, or a documented one.
     """
     cold = ~data.trained
     cold[0] = False
@@ -383,10 +384,10 @@ def place_cold_items(
     def refit(left: Rows) -> Fitted:
         return _without_items(score, data, left, options, setting), left
 
-    mu, boost = MU, ColdBoost(joint=False)
+    mu, boost = given or (MU, UNMEASURED)
     if options.cold_boost != "auto":
         boost = ColdBoost(joint=True, kappa=float(options.cold_boost))
-    elif validation is not None:
+    elif validation is not None and given is None:
         mu, boost = choose_place(evidence, placed, score, refit)
     log.info(str(boost))
     # a value-based metric asks for the score of a pair, wherever a ranking would place it

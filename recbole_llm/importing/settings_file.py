@@ -34,8 +34,9 @@ def settings(report: ImportReport, data_path: str | Path, fields: Sequence[str])
         f"  inter: {show(list(fields))}",
     ]
     if report.items is not None and report.items.unseen:
+        out = "" if report.items.text_fields else "# "  # without texts nothing places them
         lines.append(
-            f"  # item: [item_id]                # also the {report.items.unseen} items without an interaction"
+            f"  {out}item: [item_id]                # also the {report.items.unseen} items without an interaction"
         )
     if "rating" in fields:
         lines.append("RATING_FIELD: rating")

@@ -128,6 +128,10 @@ class Catalog:
         """Return whether the row's vectors come from text alone."""
         return row >= self.n_base or not self._trained[row]
 
+    def new_items(self) -> np.ndarray:
+        """Rows whose vectors come from text alone, ``[N]`` bool."""
+        return np.concatenate([~self._trained, np.ones(len(self) - self.n_base, bool)])
+
     def needs_text(self, item_id: str) -> bool:
         """Return whether the item has no vectors of its own: it is new, or the model does not rank it."""
         row = self.row_of.get(item_id)

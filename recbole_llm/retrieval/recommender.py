@@ -45,6 +45,7 @@ class Request:
         exclude_seen: whether the history has no place either.
         filter: attribute conditions, all of which must hold.
         explain: reasons per item.
+        only_new: whether only items have a place that nobody has had yet.
         fallback: ``popular`` answers for an unknown user, or where no item is known; ``none`` raises.
         rules: what else decides about the list; its conditions hold beside ``exclude`` and ``filter``.
     """
@@ -58,6 +59,7 @@ class Request:
     exclude_seen: bool = True
     filter: Mapping[str, Any] = field(default_factory=dict)
     explain: int = 0
+    only_new: bool = False
     fallback: str = "none"
     rules: Rules = NO_RULES
 
@@ -228,6 +230,7 @@ class Recommender:
         hidden, mask, unnamed = self._conditions(request)
         if request.exclude_seen:
             hidden = np.concatenate([hidden, self._with_successors(rows)])
+        hidden = np.concatenate([hidden, self._disliked(request.user)])
         return _Prepared(query, rows, times, hidden, mask, kind, (*unknown, *unnamed))
 
     def _conditions(self, request: Request) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
@@ -244,7 +247,17 @@ class Recommender:
             only = np.zeros(len(self.catalog), bool)
             only[rows] = True
             mask = only if mask is None else only & mask
+        if request.only_new:
+            mask = self.catalog.new_items() if mask is None else mask & self.catalog.new_items()
         return hidden, mask, unknown
+
+    def _disliked(self, user_id: str | None) -> np.ndarray:
+        """Rows that a user has seen and not liked; no answer holds them, whether items of the history may come back or not."""
+        bounds, items = self.export.disliked_offsets, self.export.disliked_items
+        row = None if user_id is None else self._user_row.get(user_id)
+        if row is None or bounds is None or items is None:
+            return _NO_ROWS
+        return self._with_successors(items[bounds[row] : bounds[row + 1]].astype(np.int64))
 
     def _listed(
         self, items: Sequence[str], weights: Sequence[float] | None

@@ -5,7 +5,7 @@ q_ub      = temperature_b x_ub                                [temperature_b x_u
 x_ub      = sum_{j in H_u} a_uj v_jb + offset_b + part_ub     a_uj: recbole_llm.scoring.rows
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -49,6 +49,7 @@ class LinearBlock:
         bias: ``[N]``, finite.
         user_part: ``[U, d]``, a summand of each known user (ID, profile text).
         exceptions: rows of the identity that are other vectors.
+        constants: numbers that the block was solved with, for a fit that repeats it.
 
     Example:
         >>> block = LinearBlock("closed_form", source=torch.tensor([[0.0, 2.0], [3.0, 0.0]]), target=None)
@@ -68,6 +69,7 @@ class LinearBlock:
     bias: Tensor | None = None
     user_part: Tensor | None = field(default=None, repr=False)
     exceptions: Exceptions | None = field(default=None, repr=False)
+    constants: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def dim(self) -> int:

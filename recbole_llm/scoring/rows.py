@@ -137,6 +137,12 @@ def rows_from_pairs(
     return found if decay is None else found.decayed(decay)
 
 
+def union(first: Rows, second: Rows) -> Rows:
+    """Rows that hold the items of both, without weights and ranks."""
+    rows = torch.cat([first.row_of_entry(), second.row_of_entry()])
+    return rows_from_pairs(rows, torch.cat([first.ids, second.ids]), len(first.offsets) - 1)
+
+
 def _ranks(entry_of_pair: Tensor, rows: Tensor, offsets: Tensor, time: Tensor) -> Tensor:
     """Rank of each entry in its row, ``[nnz]`` float32, 0 for the newest."""
     n = len(rows)

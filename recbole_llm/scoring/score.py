@@ -46,6 +46,7 @@ class ColdRows:
         shift: ``[d]`` of each block, added to its mapped targets, already in them.
         mean_bias: of the items mapped onto, in units of the score before calibration.
         mu: ridge of the map.
+        offset: that ``shift`` stands for, in deviations of a user's scores.
     """
 
     ids: Tensor
@@ -57,6 +58,7 @@ class ColdRows:
     shift: Mapping[str, Tensor] = field(default_factory=dict)
     mean_bias: float = 0.0
     mu: float = 0.0
+    offset: float = 0.0
 
     def to(self, device: torch.device | str) -> "ColdRows":
         """Return the same rows on another device."""

@@ -14,8 +14,20 @@ from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.scoring.score import ColdRows, Exceptions, LinearBlock, Score
 
 LEARNED = "learned"
-_BLOCK_FIELDS = ("name", "source", "target", "scale", "exponent", "decay", "cosine", "temperature", "offset", "bias")
-_COLD_FIELDS = ("ids", "target", "source", "bias", "joint", "kappa", "shift", "mean_bias", "mu")
+_BLOCK_FIELDS = (
+    "name",
+    "source",
+    "target",
+    "scale",
+    "exponent",
+    "decay",
+    "cosine",
+    "temperature",
+    "offset",
+    "bias",
+    "constants",
+)
+_COLD_FIELDS = ("ids", "target", "source", "bias", "joint", "kappa", "shift", "mean_bias", "mu", "offset")
 
 
 def score_to_state(score: Score) -> dict[str, Any]:

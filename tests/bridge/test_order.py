@@ -137,7 +137,7 @@ def test_the_export_ranks_as_the_model(walks, tmp_path, changes):
     """Every block fades a history in its own way, for known users and for lists of items, oldest first."""
     trainer, loaders = train(walks | changes)
     model, dataset = trainer.model.eval(), loaders[0]._dataset
-    manifest = export_model(model, dataset, tmp_path / "export", index="exact")
+    manifest = export_model(model, dataset, tmp_path / "export", index="exact", history="train")
     assert {block.name for block in manifest.blocks} >= {"closed_form", "next_item"}
     assert any(block.decay for block in manifest.blocks)
     export = load_export(tmp_path / "export")

@@ -6,7 +6,14 @@ import math
 import pytest
 import torch
 
-from recbole_llm.fitting.cold_start.boost import KAPPAS, OFFSETS, ColdBoost, choose_cold_boost, deviation_direction
+from recbole_llm.fitting.cold_start.boost import (
+    KAPPAS,
+    OFFSETS,
+    ColdBoost,
+    choose_cold_boost,
+    deviation_direction,
+    highest_place,
+)
 from recbole_llm.fitting.validation import TopKMetric, user_metric
 from recbole_llm.scoring.rows import rows_from_pairs
 
@@ -109,3 +116,28 @@ def test_nothing_to_measure_leaves_cold_items_out():
     assert not choose_cold_boost(scorer, nothing, seen, cold, metric, deviations, excluded).joint
     assert math.isnan(ColdBoost(True).gain)
     assert "factor 1, offset 0" in str(ColdBoost(True))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_highest_place_is_the_largest_offset_that_keeps_the_warm_items(seed):
+    scores, targets, seen, cold, deviations, excluded = joint_problem(seed, 1.5)
+    metric, wanted = TopKMetric("ndcg", 5), targets.keep(~cold[targets.ids])
+
+    def warm(offset):
+        matrix = scores.clone()
+        matrix[:, cold] += offset * deviations[:, None]
+        out = excluded if offset > -math.inf else excluded | cold
+        return float(user_metric(lambda rows: matrix[rows].clone(), wanted, seen, N_ITEMS, metric, out).mean())
+
+    for floor in (0.9, 0.97, 1.1):
+        kept = [offset for offset in OFFSETS if warm(offset) >= floor * warm(-math.inf)]
+        got = highest_place(
+            lambda rows: scores[rows].clone(), wanted, seen, cold, metric, deviations, excluded, warm_floor=floor
+        )
+        assert (got.joint, got.kappa, got.offset) == (True, 1.0, max(kept, default=min(OFFSETS)))
+        if kept:
+            assert got.warm_share == pytest.approx(warm(got.offset) / warm(-math.inf))
+            assert "warm " in str(got) and "joint metric" not in str(got)
+    nothing = wanted.keep(torch.zeros(len(wanted.ids), dtype=torch.bool))
+    lowest = highest_place(lambda rows: scores[rows].clone(), nothing, seen, cold, metric, deviations, excluded)
+    assert (lowest.joint, lowest.offset) == (True, min(OFFSETS))

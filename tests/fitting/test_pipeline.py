@@ -270,9 +270,14 @@ def test_without_validation_data_the_documented_constants_apply():
         scores = replace(block, scale=1.0).scorer(made.data.history)(users)[:, made.data.trained]
         shares.append(block.scale * float(scores.double().std(correction=0)))
     assert shares == pytest.approx([1 - pipeline.DEFAULT_LEARNED_SHARE, pipeline.DEFAULT_LEARNED_SHARE], rel=1e-4)
-    assert not score.cold.joint and not score.listed[score.cold.ids].any() and score.cold.mu == MU
-    joint = fit(made.data, None, options, made.train_towers, rank_all_cold=True).score
-    assert joint.cold.joint and joint.listed[joint.cold.ids].all() and joint.cold.kappa == 1.0
+    assert score.cold.joint and score.listed[score.cold.ids].all()
+    assert (score.cold.kappa, score.cold.mu) == (1.0, MU)
+    # a deviation of the user's scores below their map
+    apart = fit(made.data, None, Options(cold_boost=1.0), made.train_towers).score
+    users = torch.nonzero(made.data.history.sizes).squeeze(1)
+    low, plain = (each.of_users(users, made.data.history)[:, score.cold.ids] for each in (score, apart))
+    deviation = apart.of_users(users, made.data.history)[:, made.data.trained].std(1, correction=0)
+    assert float((plain - low).mean()) == pytest.approx(float(deviation.mean()), rel=0.15)
 
 
 def test_without_validation_data_the_order_says_nothing():

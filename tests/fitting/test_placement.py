@@ -1,22 +1,24 @@
 """Cold items get vectors, bias and sources from their content, and a place chosen by what validation or hidden items show."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from recbole_llm.fitting.cold_start import placement
-from recbole_llm.fitting.cold_start.boost import ColdBoost, deviation_direction
+from recbole_llm.fitting.cold_start.boost import OFFSETS, ColdBoost, deviation_direction
 from recbole_llm.fitting.cold_start.kernel_ridge import MU
 from recbole_llm.fitting.cold_start.placement import (
     Evidence,
     choose_place,
     hidden_trials,
+    hide,
     map_items,
     place,
     validation_trials,
 )
-from recbole_llm.fitting.validation import TopKMetric
+from recbole_llm.fitting.validation import TopKMetric, user_metric
 from recbole_llm.scoring.rows import pool, rows_from_pairs
 from recbole_llm.scoring.score import LinearBlock, Score
 
@@ -84,10 +86,79 @@ def test_where_validation_holds_cold_targets_they_decide(world):
     assert mu in placement.MUS and boost.joint and boost.gain > 0 and boost.warm_share >= 0.995
 
 
-def test_without_a_cold_target_nothing_is_tried(world):
+def without_cold_targets(evidence):
+    return replace(evidence, targets=evidence.targets.keep(evidence.trained[evidence.targets.ids]))
+
+
+def ranks(score, evidence, mu, boost, metric=METRIC):
+    """Warm metric of validation's warm targets without and with the cold items at a place."""
+    trial = validation_trials(evidence, COLD, score, (mu,))[mu]
+    deviations = trial.deviations()
+    padding = torch.zeros(N, dtype=torch.bool)
+
+    def scorer(rows):
+        scores = trial.scores(rows)
+        scores[:, COLD] = boost.kappa * scores[:, COLD] + boost.offset * deviations[rows, None]
+        return scores
+
+    return [
+        float(user_metric(scorer, trial.targets, trial.seen, N, metric, out).mean())
+        for out in (~evidence.trained, padding)
+    ]
+
+
+@pytest.mark.parametrize("floor", [0.9, 0.998])
+def test_without_a_cold_target_hidden_items_decide_and_the_cold_ones_take_part(world, floor, monkeypatch):
+    evidence, score, users, truth = world
+    warm, asked = without_cold_targets(evidence), []
+    monkeypatch.setattr(placement, "UNTOLD_WARM_FLOOR", floor)
+
+    def refit(left):
+        asked.append(left)
+        part = users - pool(truth * 2, left)  # so that what is left of the histories gives the users' own vectors too
+        return score.with_blocks(replace(score.blocks[0], user_part=part)), left
+
+    mu, boost = choose_place(warm, COLD, score, refit)
+    assert len(asked) == 1 and mu in placement.MUS
+    assert boost.joint and boost.gain > 0 and boost.warm_share >= floor
+    alone, present = ranks(score, warm, mu, boost)
+    assert present >= (0.85 if floor == 0.9 else 0.99) * alone  # by other items than those that the place was chosen by
+
+
+def test_too_few_interactions_to_tell_a_place_by(world, monkeypatch, caplog):
     evidence, score, *_ = world
-    warm = evidence.targets.keep(evidence.trained[evidence.targets.ids])
-    assert choose_place(replace(evidence, targets=warm), COLD, score, refuse) == (MU, ColdBoost(joint=False))
+    monkeypatch.setattr(placement, "LEAST_EVENTS", 10**6)
+    warm = without_cold_targets(evidence)
+    with caplog.at_level("INFO"):
+        mu, boost = choose_place(warm, COLD, score, refuse)
+    assert mu == MU and boost.joint and boost.kappa == 1.0 and math.isnan(boost.gain)
+    hidden = hide(warm, len(COLD))
+    told = f"{len(hidden.ids)} hidden items of 100 have {hidden.events} interactions, and 1000000 are needed"
+    assert told in caplog.text
+    alone, present = ranks(score, warm, mu, boost)
+    assert present / alone == pytest.approx(boost.warm_share, abs=2e-3) and boost.warm_share >= 0.998
+    higher = [offset for offset in OFFSETS if offset > boost.offset]
+    if higher:  # the next place costs the trained items more than they may lose
+        alone, present = ranks(score, warm, mu, replace(boost, offset=min(higher)))
+        assert present / alone < 0.999
+
+
+@pytest.mark.parametrize("n_cold", [1, 20, 90])
+def test_hidden_items_are_enough_to_tell_by_and_no_more_than_a_share(world, n_cold, monkeypatch):
+    evidence = without_cold_targets(world[0])
+    monkeypatch.setattr(placement, "LEAST_EVENTS", 300)
+    found = hide(evidence, n_cold)
+    lost = evidence.history.ids[torch.isin(evidence.history.ids, found.ids)]
+    assert len(found.left.ids) == len(evidence.history.ids) - len(lost)
+    assert not torch.isin(found.left.ids, found.ids).any()
+    assert len(found.ids) <= 30 and (len(found.ids) >= n_cold or len(found.ids) == 30)
+    hits = found.targets.ids[torch.isin(found.targets.ids, found.ids)]
+    assert len(hits) == found.events >= 300
+    # as often as the others, where that is more than the least
+    rate = (len(found.targets.ids) - found.events) / len(found.left.ids)
+    assert found.events == max(300, round(rate * len(lost)))
+    if n_cold == 1:  # one more than it takes is not hidden
+        assert len(lost) - int(evidence.popularity[found.ids].max()) < 300
 
 
 def few_targets(evidence, count):
@@ -111,12 +182,9 @@ def test_where_they_are_few_hidden_items_decide_and_their_interactions_are_gone(
     hidden = set(train.ids.tolist()) - set(asked[0].ids.tolist())
     assert len(hidden) == 20
 
-    trial = hidden_trials(few, 20, refit, (1.0,))[1.0]
+    trial = hidden_trials(few, hide(few, 20), refit, (1.0,))[1.0]
     assert set(trial.ids.tolist()) == hidden and not trial.trained[trial.ids].any()
     assert not set(trial.seen.ids.tolist()) & hidden
-    cold = torch.isin(trial.targets.ids, trial.ids)
-    share = 50 / (len(few.targets.ids) - 50)  # as many of the targets as in validation
-    assert int(cold.sum()) == pytest.approx(share * int((~cold).sum()), rel=0.35)
     # users are asked with the histories that are left
     of_all = queries(score, asked[1], torch.arange(U))
     users = (trial.queries[:, None] == of_all).all(2).float().argmax(1)

@@ -95,8 +95,9 @@ def perform(name):
         call(*command)
     else:
         torchrun(RUNS[name].processes, command)
-    call("export", "saved", "--output", "export", "--bundle-encoder", "--attributes", "genre,year", *paths)
-    call("recommend", "saved", "--k", K, "--output", "checkpoint.jsonl", *paths)
+    train = ("--history", "train")  # as they were recorded
+    call("export", "saved", "--output", "export", "--bundle-encoder", "--attributes", "genre,year", *train, *paths)
+    call("recommend", "saved", "--k", K, "--output", "checkpoint.jsonl", *train, *paths)
     call("recommend", "export", "--k", K, "--output", "export.jsonl")
     call("similar", "export", "--item", "i3", "--k", K, "--output", "similar.jsonl")
     call("recommend", "export", "--items", "i3", "i10", "i4", "--k", K, "--output", "items.jsonl")

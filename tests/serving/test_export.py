@@ -64,7 +64,7 @@ def test_the_export_ranks_as_the_model(run_config, paths, tmp_path, variant):
 
 
 def check_ranking(model, dataset, folder):
-    export_model(model, dataset, folder)
+    export_model(model, dataset, folder, history="train")  # by which the model ranks
     export = load_export(folder)
     recommender = Recommender(export)
     users = torch.arange(1, dataset.user_num)

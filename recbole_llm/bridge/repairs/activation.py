@@ -21,6 +21,7 @@ from recbole_llm.bridge.repairs import (  # noqa: F401  (they enter their repair
     distributed,
     files,
     input_files,
+    labels,
     libraries,
     models,
     run_settings,

@@ -4,6 +4,7 @@ import math
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from logging import getLogger
 from typing import Any, ClassVar
 
@@ -28,13 +29,16 @@ from recbole_llm.bridge.checkpoint import (
 from recbole_llm.bridge.checkpoint_settings import command_to_resume
 from recbole_llm.bridge.options import default_values
 from recbole_llm.bridge.training.advice import advice_of
+from recbole_llm.bridge.training.choices import given_choices
 from recbole_llm.bridge.training.interruption import Interruption
 from recbole_llm.bridge.training.item_tables import tables_of
 from recbole_llm.fitting.logs import quietly
 from recbole_llm.fitting.pipeline import fit
+from recbole_llm.fitting.refit import chosen_of, refit
 from recbole_llm.fitting.validation import TopKMetric, Validation
 from recbole_llm.progress import progress_bar
-from recbole_llm.scoring.rows import rows_from_pairs
+from recbole_llm.scoring.never_shown import never_shown
+from recbole_llm.scoring.rows import union
 from recbole_llm.scoring.score import LinearBlock
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
@@ -80,6 +84,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self._random_state: dict[str, Any] | None = None  # to be taken over before the next epoch
         self._interruption = Interruption()
         self._last_written: float | None = None
+        self._best_epochs = 0
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """Build RecBole's optimizer, fused if possible: the update is a third of a sparse model's step."""
@@ -123,9 +128,9 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self, train_data: Any, valid_data: Any, verbose: bool, saved: bool, show_progress: bool, callback_fn: Any
     ) -> tuple[float, dict[str, float] | None]:
         model = self.model
-        validation = self.validation(valid_data)
+        validation = self.validation(valid_data, train_data._dataset)
         if model.history.ranks is not None and valid_data:
-            model.remember_later(train_data._dataset.training_ranks(valid_data._dataset.inter_feat))
+            model.remember_later(train_data._dataset.training_ranks(valid_data._dataset))
             if verbose:
                 getLogger().info(
                     "order TO: at test a user's history is the training and validation items, as for sequential models"
@@ -134,16 +139,16 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         if "learned" not in model.options.blocks:
             self.eval_collector.data_collect(train_data)
             model.eval()
+        given, data = given_choices(self.config, model), model.training_data()
         with quietly(not verbose):
-            model.fitted = fit(
-                model.training_data(),
-                validation,
-                model.options,
-                lambda: self.train_towers(train_data, valid_data, verbose, show_progress, callback_fn),
-                start=model.fitted,
-                rank_all_cold=model.gives_probabilities,
-                agree=self._tables.agree,
-            )
+            towers = partial(self.train_towers, train_data, valid_data, verbose, show_progress, callback_fn)
+            always: dict[str, Any] = {"rank_all_cold": model.gives_probabilities, "agree": self._tables.agree}
+            if given is None:
+                model.fitted = fit(data, validation, model.options, towers, start=model.fitted, **always)
+                model.chosen = chosen_of(model.fitted, data, self._best_epochs)
+            else:
+                self.epochs = given.epochs if given.block("learned") else 0
+                model.chosen, model.fitted = given, refit(data, given, model.options, towers, **always)
         score, result = self.best_valid_score, None
         if valid_data:
             score, result = self._valid_epoch(valid_data, show_progress=show_progress)
@@ -152,6 +157,10 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             self.best_valid_result = result
         if saved:
             self._save_whole_model(verbose)
+        if verbose:
+            left_out, unplaced = model.never_shown()
+            for line in never_shown(left_out, unplaced, train_data._dataset.unread_items()):
+                getLogger().info(line)
         return score, result
 
     def train_towers(
@@ -171,8 +180,11 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self._restore_random_state()
         self._save_last()
         self._interruption.allow()
+        self._best_epochs = self._epochs_done
         if saved and os.path.isfile(self.saved_model_file):
-            model.load_state_dict(self._tables.read(self.saved_model_file)["state_dict"])
+            best = self._tables.read(self.saved_model_file)
+            model.load_state_dict(best["state_dict"])
+            self._best_epochs = best["epoch"] + 1
         model.eval()
         return model.towers.block()
 
@@ -215,8 +227,8 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             )
         self.stopping_step = patience
 
-    def validation(self, valid_data: Any) -> Validation | None:
-        """Return the data that choices are made by; ``None`` without a validation split."""
+    def validation(self, valid_data: Any, train_split: Any = None) -> Validation | None:
+        """Return the data that choices are made by, if there are some; ``train_split`` says what users have seen."""
         if not valid_data:
             return None
         log = getLogger().info
@@ -225,11 +237,11 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         except ValueError:
             metric = TopKMetric("ndcg", 10)
             log("valid_metric %s is no top-k metric: the blocks are chosen by %s", self.config["valid_metric"], metric)
-        split = valid_data._dataset
-        users, items = (split.inter_feat[field].long().to(self.device) for field in (split.uid_field, split.iid_field))
         history = self.model.history
-        targets = rows_from_pairs(users, items, len(history.offsets) - 1)
-        return Validation(history=history, targets=targets, seen=history, metric=metric)
+        targets = valid_data._dataset.training_rows().to(self.device)
+        disliked = None if train_split is None else train_split.negative_rows()
+        seen = history if disliked is None else union(history, disliked.to(self.device))
+        return Validation(history=history, targets=targets, seen=seen, metric=metric)
 
     # ------------------------------------------------------------------ an epoch
 

@@ -22,6 +22,7 @@ from recbole_llm.scoring.score import Scorer
 KAPPAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 OFFSETS = (-2.0, -1.5, -1.0, -0.75, -0.5, -0.25, 0.0)
 WARM_FLOOR = 0.995
+UNTOLD_WARM_FLOOR = 0.998  # where nothing tells how often cold-start items are bought
 
 
 def deviation_direction(pooled: Tensor, deviations: Tensor, ridge: float = 1e-3) -> Tensor:
@@ -67,7 +68,7 @@ class ColdBoost:
             return "cold items are left out of the joint ranking"
         text = f"cold items: factor {self.kappa:g}, offset {self.offset:g} user deviations"
         if math.isnan(self.gain):
-            return text
+            return text if math.isnan(self.warm_share) else f"{text}; warm {self.warm_share - 1:+.1%} on validation"
         return f"{text}; joint metric {self.gain:+.1%}, warm {self.warm_share - 1:+.1%} on validation"
 
 
@@ -82,6 +83,19 @@ class _Candidates:
     deviations: Tensor  # [U] or [U, 1]
     n_warm_targets: Tensor  # [U]
     n_targets: Tensor
+
+    def values(self, metric: TopKMetric, kappa: float | None, offset: float) -> tuple[float, float]:
+        """Mean joint and mean warm metric; without the cold items for ``None``. There must be a warm target."""
+        scores, hits = self.scores, self.hits
+        if kappa is not None:
+            scores = torch.cat([scores, self.cold_scores * kappa + offset * self.deviations], dim=1)
+            hits = torch.cat([hits, self.cold_hits], dim=1)
+        order = torch.argsort(scores, dim=1, descending=True, stable=True)[:, : metric.k]
+        is_warm, has_warm = order < self.scores.shape[1], self.n_warm_targets > 0
+        placed = hits.gather(1, order) & scores.gather(1, order).isfinite()
+        joint = metric.of(placed, self.n_targets).mean()
+        warm = metric.of((placed & is_warm)[has_warm], self.n_warm_targets[has_warm]).mean()
+        return float(joint), float(warm)
 
 
 def choose_cold_boost(
@@ -117,32 +131,61 @@ def choose_cold_boost(
     if not len(targets.ids):
         return ColdBoost(joint=False)
     found = _first_places(scorer, targets, seen, cold, metric.k, deviations, excluded)
-    has_warm = found.n_warm_targets > 0
-
-    def values(kappa: float | None, offset: float) -> tuple[float, float]:
-        """Mean joint and mean warm metric; without the cold items for ``None``."""
-        cold_scores = found.cold_scores * kappa + offset * found.deviations if kappa is not None else None
-        scores = found.scores if cold_scores is None else torch.cat([found.scores, cold_scores], dim=1)
-        hits = found.hits if cold_scores is None else torch.cat([found.hits, found.cold_hits], dim=1)
-        order = torch.argsort(scores, dim=1, descending=True, stable=True)[:, : metric.k]
-        is_warm = order < found.scores.shape[1]
-        placed = hits.gather(1, order) & scores.gather(1, order).isfinite()
-        joint = metric.of(placed, found.n_targets).mean()
-        warm = metric.of((placed & is_warm)[has_warm], found.n_warm_targets[has_warm]).mean()
-        return float(joint), float(warm)
-
-    if not bool(has_warm.any()) or not bool(found.cold_hits.any()):
+    if not bool((found.n_warm_targets > 0).any()) or not bool(found.cold_hits.any()):
         return ColdBoost(joint=False)
-    joint_without, warm_without = values(None, 0.0)
+    joint_without, warm_without = found.values(metric, None, 0.0)
     best = ColdBoost(joint=False)
     for kappa in kappas:
         for offset in offsets:
-            joint, warm = values(kappa, offset)
+            joint, warm = found.values(metric, kappa, offset)
             gain = joint / joint_without - 1 if joint_without else joint
             share = warm / warm_without if warm_without else 1.0
             if share >= warm_floor and gain > (best.gain if best.joint else 0.0):
                 best = ColdBoost(True, kappa, offset, share, gain)
     return best
+
+
+def highest_place(
+    scorer: Scorer,
+    targets: Rows,
+    seen: Rows,
+    cold: Tensor,
+    metric: TopKMetric,
+    deviations: Tensor,
+    excluded: Tensor | None = None,
+    *,
+    offsets: Sequence[float] = OFFSETS,
+    warm_floor: float = UNTOLD_WARM_FLOOR,
+) -> ColdBoost:
+    """The largest offset at which the warm items keep their quality, with factor 1, where no cold item is a target.
+
+    Args:
+        scorer: as for :func:`choose_cold_boost`, like the rest.
+        targets: warm items.
+        seen: as many rows.
+        cold: ``[n_items]`` bool.
+        metric: of the warm items.
+        deviations: ``[U]``.
+        excluded: ``[n_items]`` bool.
+        offsets: offsets tried.
+        warm_floor: share of the warm metric without cold items that must remain.
+
+    Returns:
+        The boost; the smallest offset where none keeps the floor, or there is nothing to measure it by.
+    """
+    lowest = ColdBoost(True, 1.0, min(offsets))
+    if not bool((targets.sizes > 0).any()):
+        return lowest
+    found = _first_places(scorer, targets, seen, cold, metric.k, deviations, excluded)
+    if not bool((found.n_warm_targets > 0).any()):
+        return lowest
+    _, without = found.values(metric, None, 0.0)
+    for offset in sorted(offsets, reverse=True):
+        _, warm = found.values(metric, 1.0, offset)
+        share = warm / without if without else 1.0
+        if share >= warm_floor:
+            return ColdBoost(True, 1.0, offset, share)
+    return lowest
 
 
 def _first_places(

@@ -6,9 +6,10 @@ content to (w_i, b_i) and to the source vector by which the item counts in a his
     kappa (<x_u, w_i> + b_i) + <x_u, r>,    <x_u, r> ~ offset sd_u
 
 The ridge mu is the one by which such items are ranked best among themselves, kappa and offset are those of the best joint
-ranking that keeps the trained items' quality. Where enough of validation's targets are cold, they decide. Where they are few,
-*hidden* items do: as many trained items as are cold lose their interactions, the closed form is fitted once more without
-them, and their content places them like cold ones.
+ranking that keeps the trained items' quality. Where enough of validation's targets are cold, they decide. Where they are few or
+none, *hidden* items do: as many trained items as are cold lose their interactions, the closed form is fitted once more without
+them, and their content places them like cold ones. They count as often as trained items are bought, and take part in any case:
+validation cannot tell of items that nobody was offered. The trained items' quality has a higher floor then.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +19,18 @@ from logging import getLogger
 import torch
 from torch import Tensor
 
-from recbole_llm.fitting.cold_start.boost import ColdBoost, choose_cold_boost, deviation_direction
+from recbole_llm.fitting.cold_start.boost import (
+    UNTOLD_WARM_FLOOR,
+    WARM_FLOOR,
+    ColdBoost,
+    choose_cold_boost,
+    deviation_direction,
+    highest_place,
+)
 from recbole_llm.fitting.cold_start.kernel_ridge import MU, any_present, map_weights
 from recbole_llm.fitting.validation import CHUNK_ELEMENTS, TopKMetric, evenly, user_metric
 from recbole_llm.fitting.warm_items import ContentTables
-from recbole_llm.scoring.rows import Rows, rows_from_pairs
+from recbole_llm.scoring.rows import Rows, union
 from recbole_llm.scoring.score import ColdRows, ItemTable, Score
 
 MUS = (0.3, 1.0)
@@ -31,7 +39,8 @@ MAX_USERS = 5_000  # by whom the place is chosen
 MAX_USERS_OF_SHIFT = 3_000  # by whose scores the offset becomes a vector
 MAX_ANCHORS_TO_CHOOSE_MU = 8_000  # beyond, a factorisation for every mu is not worth its time
 ENOUGH_TARGETS = 100  # cold ones in validation that decide without hidden items
-LEAST_GAIN = 0.002  # of the joint metric, where hidden items decide
+LEAST_EVENTS = 500  # interactions with hidden items by which a place can be told
+UNMEASURED = ColdBoost(joint=True, kappa=1.0, offset=-1.0)  # without validation data
 
 log = getLogger(__name__)
 
@@ -124,13 +133,22 @@ class PlacementTrial:
         own = self.targets.keep(cold[self.targets.ids])
         return float(user_metric(self.scores, own, self.seen, len(cold), metric, excluded=~cold).mean())
 
-    def boost(self, metric: TopKMetric) -> ColdBoost:
-        """Choose the factor and offset that gain most while the trained items keep ``cold_map.WARM_FLOOR`` of their quality."""
+    def boost(self, metric: TopKMetric, warm_floor: float = WARM_FLOOR) -> ColdBoost:
+        """The factor and offset that gain most while the trained items keep that share of their quality."""
+        cold, excluded = self._cold_and_excluded()
+        return choose_cold_boost(
+            self.scores, self.targets, self.seen, cold, metric, self.deviations(), excluded, warm_floor=warm_floor
+        )
+
+    def highest(self, metric: TopKMetric) -> ColdBoost:
+        """The largest offset that the trained items allow, of items that are nobody's targets."""
+        cold, excluded = self._cold_and_excluded()
+        return highest_place(self.scores, self.targets, self.seen, cold, metric, self.deviations(), excluded)
+
+    def _cold_and_excluded(self) -> tuple[Tensor, Tensor]:
         cold = torch.zeros_like(self.trained)
         cold[self.ids] = True
-        return choose_cold_boost(
-            self.scores, self.targets, self.seen, cold, metric, self.deviations(), ~(self.trained | cold)
-        )
+        return cold, ~(self.trained | cold)
 
 
 Refit = Callable[[Rows], Fitted]
@@ -147,26 +165,41 @@ def choose_place(evidence: Evidence, ids: Tensor, score: Score, refit: Refit) ->
         refit: fits once more without some items.
 
     Returns:
-        mu, and the boost; ``joint=False`` where validation has no such item among its targets, or nothing is gained.
+        mu, and the boost; ``joint=False`` where enough cold targets of validation say that nothing is gained.
     """
     cold = torch.zeros_like(evidence.trained)
     cold[ids] = True
     n_targets = int(cold[evidence.targets.ids].sum())
-    if not n_targets:
-        log.info("no cold item is among validation's targets: nothing to gain by ranking them with the others")
-        return MU, ColdBoost(joint=False)
-    few = int((evidence.trained & evidence.present).sum()) <= MAX_ANCHORS_TO_CHOOSE_MU
-    mus = MUS if few else (MU,)
-    enough = n_targets >= ENOUGH_TARGETS
-    trials = validation_trials(evidence, ids, score, mus) if enough else hidden_trials(evidence, len(ids), refit, mus)
+    n_known = int((evidence.trained & evidence.present).sum())
+    mus = MUS if n_known <= MAX_ANCHORS_TO_CHOOSE_MU else (MU,)
+    if n_targets >= ENOUGH_TARGETS:
+        mu, trial = _best(
+            evidence, validation_trials(evidence, ids, score, mus), f"{n_targets} cold targets of validation"
+        )
+        return mu, trial.boost(evidence.metric)
+    hidden = hide(evidence, len(ids))
+    if hidden.events >= LEAST_EVENTS and len(hidden.ids) <= MAX_HIDDEN_SHARE * n_known:
+        by = f"{len(hidden.ids)} hidden items with {hidden.events} interactions"
+        mu, trial = _best(evidence, hidden_trials(evidence, hidden, refit, mus), by)
+        boost = trial.boost(evidence.metric, UNTOLD_WARM_FLOOR)
+        if boost.joint:
+            return mu, boost
+        log.info("cold items: hidden ones gain nothing; the place is as high as the trained items allow")
+    else:
+        mu = MU
+        log.info(
+            f"cold items: {len(hidden.ids)} hidden items of {n_known} have {hidden.events} interactions, and {LEAST_EVENTS} are "
+            "needed to tell a place by them; the place is as high as the trained items allow"
+        )
+    return mu, validation_trials(evidence, ids, score, (mu,))[mu].highest(evidence.metric)
+
+
+def _best(evidence: Evidence, trials: dict[float, PlacementTrial], by: str) -> tuple[float, PlacementTrial]:
+    """The ridge by which the mapped items are ranked best among themselves, and its trial."""
     values = {mu: trial.cold_only(evidence.metric) for mu, trial in trials.items()}
     mu = max(values, key=lambda each: values[each])
-    by = f"{n_targets} cold targets of validation" if enough else f"{len(trials[mu].ids)} hidden items"
     log.info(f"cold items among themselves, by {by}: {evidence.metric} {values[mu]:.4f} with ridge {mu:g}")
-    boost = trials[mu].boost(evidence.metric)
-    if not enough and boost.joint and boost.gain < LEAST_GAIN:
-        boost = ColdBoost(joint=False)
-    return mu, boost
+    return mu, trials[mu]
 
 
 def _trials(
@@ -201,35 +234,58 @@ def validation_trials(
     return _trials(evidence, fitted, users, ids, evidence.trained, evidence.targets, evidence.history, mus)
 
 
-def hidden_trials(
-    evidence: Evidence, n_cold: int, refit: Refit, mus: Sequence[float], seed: int = 0
-) -> dict[float, PlacementTrial]:
-    """Hide as many trained items as are cold, at most ``MAX_HIDDEN_SHARE`` of those with content, and place them by mu.
+@dataclass(frozen=True, eq=False)
+class Hidden:
+    """Trained items that are taken for cold ones.
 
-    The hidden items' training interactions become targets, thinned to the share of cold ones among validation's targets.
+    Attributes:
+        ids: ``[H]`` int64, ascending.
+        left: training interactions without them.
+        targets: validation's targets among the items still trained, and interactions with the hidden items.
+        events: of these, those with hidden items.
+    """
+
+    ids: Tensor
+    left: Rows
+    targets: Rows
+    events: int
+
+
+def hide(evidence: Evidence, n_cold: int, seed: int = 0) -> Hidden:
+    """Hide as many trained items as are cold, more where these have too few interactions to tell a place by.
+
+    The hidden items' training interactions become targets, thinned to the rate at which validation holds the other items, but to
+    no fewer than ``LEAST_EVENTS``. At most ``MAX_HIDDEN_SHARE`` of the items with content are hidden.
     """
     trained, history = evidence.trained, evidence.history
     known = torch.nonzero(trained & evidence.present).squeeze(1)
-    count = max(1, min(n_cold, int(MAX_HIDDEN_SHARE * len(known))))
     generator = torch.Generator().manual_seed(seed)
-    hidden_ids = known[torch.randperm(len(known), generator=generator)[:count].to(known.device)].sort().values
+    order = known[torch.randperm(len(known), generator=generator).to(known.device)]
+    enough = int((evidence.popularity[order].cumsum(0) < LEAST_EVENTS).sum()) + 1
+    count = max(1, min(max(n_cold, enough), int(MAX_HIDDEN_SHARE * len(known))))
+    ids = order[:count].sort().values
     hidden = torch.zeros_like(trained)
-    hidden[hidden_ids] = True
-    left = history.keep(~hidden[history.ids])
-
-    n_users = len(history.offsets) - 1
+    hidden[ids] = True
+    left, lost = history.keep(~hidden[history.ids]), history.keep(hidden[history.ids])
     warm = evidence.targets.keep((trained & ~hidden)[evidence.targets.ids])
-    lost = history.keep(hidden[history.ids])
-    n_cold_targets = int((~trained[evidence.targets.ids]).sum())
-    n_warm_targets = len(evidence.targets.ids) - n_cold_targets
-    wanted = n_cold_targets / max(n_warm_targets, 1) * len(warm.ids)
-    share = min(1.0, wanted / max(len(lost.ids), 1))
-    lost = lost.keep((torch.rand(len(lost.ids), generator=generator) < share).to(hidden.device))
-    both = rows_from_pairs(
-        torch.cat([warm.row_of_entry(), lost.row_of_entry()]), torch.cat([warm.ids, lost.ids]), n_users
+    rate = len(warm.ids) / max(len(left.ids), 1)
+    wanted = min(max(round(rate * len(lost.ids)), LEAST_EVENTS), len(lost.ids))
+    kept = torch.zeros(len(lost.ids), dtype=torch.bool)
+    kept[torch.randperm(len(lost.ids), generator=generator)[:wanted]] = True
+    lost = lost.keep(kept.to(hidden.device))
+    return Hidden(ids, left, union(warm, lost), len(lost.ids))
+
+
+def hidden_trials(
+    evidence: Evidence, hidden: Hidden, refit: Refit, mus: Sequence[float]
+) -> dict[float, PlacementTrial]:
+    """The hidden items placed by mu, with the score fitted without them."""
+    rest = torch.zeros_like(evidence.trained)
+    rest[hidden.ids] = True
+    users = evenly(torch.nonzero((hidden.targets.sizes > 0) & (hidden.left.sizes > 0)).squeeze(1), MAX_USERS)
+    return _trials(
+        evidence, refit(hidden.left), users, hidden.ids, evidence.trained & ~rest, hidden.targets, hidden.left, mus
     )
-    users = evenly(torch.nonzero((both.sizes > 0) & (left.sizes > 0)).squeeze(1), MAX_USERS)
-    return _trials(evidence, refit(left), users, hidden_ids, trained & ~hidden, both, left, mus)
 
 
 def place(evidence: Evidence, ids: Tensor, score: Score, boost: ColdBoost, mu: float) -> Score:
@@ -260,5 +316,6 @@ def place(evidence: Evidence, ids: Tensor, score: Score, boost: ColdBoost, mu: f
         joint=boost.joint,
         kappa=boost.kappa,
         shift=shifts,
+        offset=boost.offset,
     )
     return score.with_cold(cold)
