@@ -328,6 +328,7 @@ class Options:
         external = getattr(config, "external_config_dict", None)
         if external is not None:
             reject_misspelt_keys(external)
+        if getattr(config, "file_config_dict", None):
             _reject_functions_of_files(config)
         given: dict[str, Any] = {  # a checkpoint may be older than a key
             name: key.read(name, config[name] if name in config else key.default)  # noqa: SIM401

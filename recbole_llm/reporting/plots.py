@@ -23,7 +23,7 @@ _VARIABLES = {
     _SECOND: "var(--second)",
     _THIRD: "var(--third)",
 }
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -309,7 +309,8 @@ def _learning(record: Record) -> Picture | None:
     sheet = _Sheet(2.6)
     sheet.axes.grid(color=_FAINT, linewidth=0.6)
     sheet.axes.set_xlabel("epoch")
-    sheet.axes.xaxis.get_major_locator().set_params(integer=True)
+    whole: Any = sheet.axes.xaxis.get_major_locator()
+    whole.set_params(integer=True)
     if len(valid) < 2:
         sheet.axes.plot(range(1, len(loss) + 1), loss, color=_OURS, linewidth=1.6)
         sheet.axes.set_ylabel("training loss")
@@ -343,6 +344,7 @@ def _search(record: Record) -> Picture | None:
     sheet.axes.plot([best + 1], [values[best]], "o", color=_OURS, markersize=7)
     sheet.axes.set_xlabel("setting of the closed form, in the order tried")
     sheet.axes.set_ylabel(f"validation {search[best]['metric']}")
-    sheet.axes.xaxis.get_major_locator().set_params(integer=True)
+    whole: Any = sheet.axes.xaxis.get_major_locator()
+    whole.set_params(integer=True)
     title = f"{len(search)} settings of the closed form were tried on validation"
     return Picture(title, sheet.svg("search", title), f"Best: {search[best]['setting']}.")

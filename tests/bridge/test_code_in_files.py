@@ -204,7 +204,7 @@ def test_a_search_space_is_read_as_literals(tmp_path, monkeypatch, capsys, expre
     monkeypatch.chdir(tmp_path)
     Path("a.hyper").write_text(f"learning_rate choice {expression or '()'}\n")
     assert cli.main(["tune", "-m", "EASE", "-d", "ml-100k", "--params_file", "a.hyper", "--output", "out"]) == 2
-    assert "is no list of values" in one_line(capsys.readouterr())
+    assert "the values of a choice are a list in brackets" in one_line(capsys.readouterr())
     assert none_ran(tmp_path)
 
 

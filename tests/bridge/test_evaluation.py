@@ -137,7 +137,7 @@ def test_hits_are_looked_up_per_row():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"metrics": ["Recall", "GAUC"]}, "its metrics need rec.meanrank"),
+        ({"metrics": ["Recall", "GAUC"], "valid_metric": "Recall@10"}, "its metrics need rec.meanrank"),
         ({"eval_args": {"mode": "uni20"}}, "its candidates are sampled"),
         (
             {"metrics": ["AUC", "LogLoss"], "valid_metric": "AUC", "eval_args": {"mode": "uni20"}},

@@ -22,7 +22,7 @@ READS = {"item", "tolist", "nonzero", "cpu", "numpy", "unique", "unique_consecut
 COPIES = {"tensor", "as_tensor", "from_numpy"}  # of host memory
 LOOKS = {"check_ids", "check_inside", "check_rows", "without_repeats"}
 # where a look is meant: asked for by RECBOLE_LLM_KERNELS_DEBUG, on a CPU, or before the operators of PyTorch
-MAY_LOOK = {("backends.py", "checked"), ("backends.py", "checked_rows"), ("ops.py", "_sampled_ids"),
+MAY_LOOK = {("backends.py", "checked"), ("backends.py", "checked_rows"), ("ops.py", "_sampled"),
             ("ops.py", "_targets"), ("pair_ops.py", "pair_bce")}  # fmt: skip
 
 

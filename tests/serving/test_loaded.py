@@ -102,7 +102,7 @@ def test_answers_are_those_of_the_functions(model):
     export = model.export
     table = model.recommend(export.user_ids[:3], k=3)
     rows = list(recommend_users(export, export.user_ids[:3], k=3))
-    assert list(table.columns) == ["user", "rank", "item", "title", "score", "probability", "cold"]
+    assert list(table.columns) == ["user", "rank", "item", "title", "score", "probability", "cold", "rules"]
     assert [tuple(row) for row in table.itertuples(index=False)] == [tuple(vars(row).values()) for row in rows]
     liked = export.item_ids[3:5]
     assert list(model.recommend(items=liked, k=4).item) == [i.id for i in recommend_items(export, liked, k=4).items]

@@ -77,7 +77,9 @@ def test_the_commands(checkpoint, paths, options, tmp_path, capsys, toy_path, ca
     open_model(checkpoint, texts=False, **paths)
     assert "longer than encoder_max_tokens" in caplog.text
     rows = [json.loads(line) for line in (tmp_path / "recs.jsonl").read_text().splitlines()]
-    assert len(rows) == 180 and rows[0].keys() == {"user", "rank", "item", "title", "score", "probability", "cold"}
+    assert len(rows) == 180 and rows[0].keys() == {
+        *["user", "rank", "item", "title", "score", "probability", "cold", "rules"]
+    }
     assert all(0 < row["probability"] < 1 for row in rows)
     assert " story of " in rows[0]["title"]
     history = {
