@@ -89,8 +89,8 @@ class LoadedModel:
             skip_unknown: leave unknown ids out instead of raising.
 
         Returns:
-            A row for each recommended item, best first: user, rank, item, title, score, probability (P(i|u), NaN where there
-            is none) and cold (known by its content alone).
+            A row for each recommended item, best first, with the columns of :class:`recbole_llm.recommend.Row`; a probability
+            is NaN where there is none.
 
         Raises:
             ValueError: if more than one of ``users``, ``items`` and ``text`` is given, an id is unknown, or ``k`` is below 1.
