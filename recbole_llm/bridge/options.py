@@ -97,8 +97,7 @@ class Options:
         "sentence-transformers/all-MiniLM-L6-v2",
         "Text and features",
         "str",
-        "Hugging Face name or a local folder; module:function runs a function of yours, if you name it on the command line or in a "
-        "program. Empty: no text, IDs only.",
+        "Hugging Face name, local folder, or module:function (on a command line or in a program). Empty: no text, IDs only.",
         of_dataset=True,
     )
     encoder_revision: str | None = _key(

@@ -24,7 +24,8 @@ from recbole_llm.model import LLMTwoTower
 
 @pytest.fixture(autouse=True)
 def registrations(monkeypatch):
-    monkeypatch.setattr(register, "_registrations", dict(register._registrations))
+    own = {"LLMTwoTower": register._registrations["LLMTwoTower"]}  # whatever other tests of this process registered
+    monkeypatch.setattr(register, "_registrations", own)
     yield
     for name in [name for name in sys.modules if name.startswith(f"{register.MODEL_PACKAGE}.own")]:
         del sys.modules[name]
