@@ -127,8 +127,6 @@ def load_export(
             checked in any case.
         mapped: map the files instead of reading them: processes share their pages, and a file that is written over or cut
             off changes answers or ends the process.
-        disliked_offsets: ``[U + 1]`` int64; ``None`` where no user dislikes an item.
-        disliked_items: ``[m]`` int32 rows, ascending within a user: seen, not liked, and in no answer to the user.
         encoders: folders or names on the hub that may be loaded as the encoder of its texts, where it holds none itself.
 
     Raises:
