@@ -36,12 +36,6 @@ def tests_on_labels(config: Any, phase: str) -> bool:
     return (mode.get(phase) if isinstance(mode, dict) else mode) == "labeled"
 
 
-def has_negatives(dataset: Any) -> bool:
-    """Whether some interaction has a label of 0 or less."""
-    inter, label = dataset.inter_feat, dataset.label_field
-    return label is not None and label in inter and bool((inter[label] <= 0).any())
-
-
 def without_negatives(dataset: Any, splits: Sequence[Any]) -> None:
     """Take the rows of label 0 out of splits, and leave them with each as ``negative_feat``.
 
