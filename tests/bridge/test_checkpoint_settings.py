@@ -6,6 +6,7 @@ Every attack here makes a folder ``ran...`` if it succeeds.
 import logging
 import os
 import pickle
+import shlex
 from pathlib import Path
 
 import pytest
@@ -266,9 +267,10 @@ def test_random_numbers_of_another_form_are_one_line(trained, capsys):
 def test_what_a_command_needs_is_said_where_a_run_ends(run_config, capsys):
     options = [f"--{key}={value}" for key, value in run_config.items() if key not in ("metrics", "topk", "epochs")]
     assert cli.main(["run", "-d", "toy", *options, "--epochs=1"]) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
-    command = line.replace("next: recbole-llm ", "").replace("ID", "u1").split()
-    assert command[0] == "recommend" and f"--data_path={run_config['data_path']}" in command
+    begins = "next: recbole-llm recommend "
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(begins)]
+    command = shlex.split(line.removeprefix("next: recbole-llm "))
+    assert {f"--data-path={run_config['data_path']}", f"--data_path={run_config['data_path']}"} & set(command), line
     assert cli.main(command) == 0
     assert len(
         open_model(command[1], **{k: run_config[k] for k in ("data_path", "encoder", "feature_cache_dir")}).user_ids

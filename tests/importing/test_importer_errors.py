@@ -231,7 +231,7 @@ def test_the_command(files, tmp_path, capsys, monkeypatch):
 
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    arguments = [str(files[0]), "--items", str(files[1]), "--dataset", "x", "--data_path", str(tmp_path / "out")]
+    arguments = [str(files[0]), "--items", str(files[1]), "--dataset", "x", "--data-path", str(tmp_path / "out")]
     arguments += ["--text-columns", "title,description", "--separator", ",", "--threshold", "3", "--quiet"]
     assert run_import(parser.parse_args(arguments)) == 0
     printed = capsys.readouterr().out

@@ -298,7 +298,7 @@ def test_the_next_command_is_quoted_for_a_shell(tmp_path, capsys):
     inter = write_csv(tmp_path / "o.csv", ["user", "item"], [["a", "i"]])
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    run_import(parser.parse_args([str(inter), "--dataset", "x", "--data_path", str(tmp_path / "my $data"), "--quiet"]))
+    run_import(parser.parse_args([str(inter), "--dataset", "x", "--data-path", str(tmp_path / "my $data"), "--quiet"]))
     last = capsys.readouterr().out.splitlines()[-1]
     config = tmp_path / "my $data" / "x" / "x.yaml"
     expected = ["recbole-llm", "run", "--dataset", "x", "--config_files", str(config)]
@@ -314,7 +314,7 @@ def test_text_columns_with_commas_in_their_names(tmp_path):
     items = write_csv(tmp_path / "i.csv", ["item", "title, long", "b", "c"], [["i", "A long title", "bee", "sea"]])
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    arguments = [str(inter), "--items", str(items), "--dataset", "x", "--data_path", str(tmp_path), "--quiet"]
+    arguments = [str(inter), "--items", str(items), "--dataset", "x", "--data-path", str(tmp_path), "--quiet"]
     run_import(parser.parse_args([*arguments, "--text-columns", '"title, long",b', "--text-columns", "c"]))
     report = json.loads((tmp_path / "x" / "import_report.json").read_text())
     assert report["items"]["text_fields"] == ["title_long", "b", "c"]
