@@ -56,7 +56,7 @@ def test_an_export_recommends_as_it_did(expected, name):
 def test_a_checkpoint_can_be_exported(expected, name, tmp_path):
     given = [f"--{key}={value}" for key, value in what_is_read.paths_of(name).items()]
     given += ["--bundle-encoder"] if name == "both" else []
-    what_is_read.call("export", f"{name}.pth", "--output", tmp_path / "export", *given)
+    what_is_read.call("export", f"{name}.pth", "--output", tmp_path / "export", "--history", "train", *given)
     assert what_is_read.differences(what_is_read.answers(tmp_path / "export", name), expected["answers"][name]) == []
     assert what_is_read.differences(what_is_read.explained(tmp_path / "export"), expected["explained"][name]) == []
 

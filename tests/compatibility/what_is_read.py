@@ -56,6 +56,8 @@ def answers(model, name):
     if Path(model).is_dir():  # that of "both" holds its encoder
         paths = {"encoder": "encoder"} if name == "cold" else {}
     given = [f"--{key}={value}" for key, value in paths.items()]
+    if not Path(model).is_dir():
+        given += ["--history", "train"]  # as they were recorded
     found = _rows("recommend", model, *given)
     found |= {f"items {who}": rows for who, rows in _rows("recommend", model, "--items", *ITEMS, *given).items()}
     found |= {f"similar {who}": rows for who, rows in _rows("similar", model, "--item", ITEMS[0], *given).items()}
