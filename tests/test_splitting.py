@@ -50,7 +50,7 @@ def test_a_byte_order_mark_and_blanks_in_the_path(data, capsys):
     (folder / "toy" / "toy.inter").write_bytes(b"\xef\xbb\xbf" + plain)
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    run_split(parser.parse_args(["toy", "--output", "x", "--data_path", str(folder)]))
+    run_split(parser.parse_args(["toy", "--output", "x", "--data-path", str(folder)]))
     printed = capsys.readouterr().out.splitlines()[-1]
     assert shlex.split(printed.removeprefix("next: "))[4:] == [
         f"--data_path={folder}", "--config_files", str(folder / "x" / "x.yaml")

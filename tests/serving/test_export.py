@@ -142,7 +142,7 @@ def test_the_command(run_config, paths, tmp_path, capsys):
     output = str(tmp_path / "export")
     result = tmp_path / "result.json"
     result.write_text(json.dumps({"dataset": "toy", "test_result": {"ndcg@10": 0.25}}))
-    given = [f"--{name}={path}" for name, path in paths.items()]
+    given = [f"--{name.replace('_', '-')}={path}" for name, path in paths.items()]
     arguments = [checkpoint, *given, "--output", output, "--attributes", "year", "--metrics", str(result)]
     assert run_export(parser.parse_args(arguments)) == 0
     assert f"next: recbole-llm serve {output} --encoder {paths['encoder']}\n" in capsys.readouterr().out
