@@ -91,14 +91,16 @@ def explained(folder):
     return found
 
 
-def resume(last):
+def resume(last, *options):
     """Losses of the epochs and test metrics of ``recbole-llm run --resume`` with four more; the files stay as they are."""
     Path("resumed").mkdir()
     for name in (last, last.replace("-last", "")):
         Path("resumed", name).write_bytes(Path(name).read_bytes())
     epochs = len(losses("resumed/" + last)) + 4
     given = [f"--{key}={value}" for key, value in paths_of("both").items()]
-    call("run", "--resume", f"resumed/{last}", "--output", "resumed/result.json", f"--epochs={epochs}", *given)
+    call(
+        "run", "--resume", f"resumed/{last}", "--output", "resumed/result.json", f"--epochs={epochs}", *given, *options
+    )
     result = json.loads(Path("resumed/result.json").read_text())
     return {"losses": losses("resumed/" + last)} | {name: float(value) for name, value in result["test_result"].items()}
 
