@@ -22,6 +22,7 @@ from recbole_llm.export.pooling import Pooling, Query
 from recbole_llm.export.reader import Export
 from recbole_llm.recommend import (
     Row,
+    check_output,
     names,
     open_model,
     recommend_items,
@@ -312,7 +313,7 @@ def write_vectors(found: Vectors, path: str | Path) -> None:
         ValueError: on another ending.
         ModuleNotFoundError: for Parquet without pyarrow.
     """
-    path = check_vectors_file(path)
+    path = check_output(path, FORMATS)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         if path.suffix == ".npz":
@@ -326,21 +327,6 @@ def write_vectors(found: Vectors, path: str | Path) -> None:
                     writer.writerow([id_, *(f"{value:.9g}" for value in vector.tolist())])
         else:
             _write_parquet(found, temporary)
-
-
-def check_vectors_file(path: str | Path) -> Path:
-    """Return the path, if its ending is a format that :func:`write_vectors` knows.
-
-    Raises:
-        ValueError: on another ending.
-        ModuleNotFoundError: for Parquet without pyarrow.
-    """
-    path = Path(path)
-    if path.suffix not in FORMATS:
-        raise ValueError(f"output: {str(path)!r} must end in {', '.join(FORMATS)}.")
-    if path.suffix == ".parquet":
-        import pyarrow  # noqa: F401
-    return path
 
 
 def _write_parquet(found: Vectors, path: Path) -> None:

@@ -409,16 +409,16 @@ class _Parquet:
         self._writer.close()
 
 
-def check_output(path: str | Path) -> Path:
-    """Return the path, if its ending is a format that :func:`write_rows` knows.
+def check_output(path: str | Path, formats: Sequence[str] = FORMATS) -> Path:
+    """Return the path, if its ending is one of ``formats``, by default those that :func:`write_rows` knows.
 
     Raises:
         ValueError: on another ending.
         ModuleNotFoundError: for Parquet without pyarrow.
     """
     path = Path(path)
-    if path.suffix not in FORMATS:
-        raise ValueError(f"output: {str(path)!r} must end in {', '.join(FORMATS)}.")
+    if path.suffix not in formats:
+        raise ValueError(f"output: {str(path)!r} must end in {', '.join(formats)}.")
     if path.suffix == ".parquet":
         import pyarrow  # noqa: F401
     return path

@@ -11,6 +11,7 @@ import numpy as np
 
 from recbole_llm.bridge.checkpoint_settings import add_history_argument, add_path_arguments, given_paths
 from recbole_llm.checkpoints import load_run, newest_checkpoint
+from recbole_llm.commands.model_argument import add_checkpoint_argument
 from recbole_llm.export.export_model import INDEX_KINDS, export_model
 from recbole_llm.export.model_tables import ModelTables
 from recbole_llm.export.pooling import Pooling
@@ -19,9 +20,7 @@ from recbole_llm.reporting.words import quality_of
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``recbole-llm export``."""
-    parser.add_argument(
-        "checkpoint", help="what 'recbole-llm run' saved (saved/LLMTwoTower-....pth), or its folder for the newest one"
-    )
+    add_checkpoint_argument(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write; must not exist")
     add_path_arguments(parser)
     add_history_argument(parser)

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 
 from recbole_llm.bridge.checkpoint_settings import MODEL
 from recbole_llm.checkpoints import newest_checkpoint
+from recbole_llm.commands.model_argument import add_checkpoint_argument
 from recbole_llm.commands.run import add_process_arguments, fit_once_more
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``recbole-llm fit``."""
-    parser.add_argument(
-        "checkpoint", help="what 'recbole-llm run' saved (saved/LLMTwoTower-....pth), or its folder for the newest one"
-    )
+    add_checkpoint_argument(parser)
     parser.add_argument(
         "--rows",
         choices=("all", "valid"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from recbole_llm.bridge.checkpoint_settings import add_history_argument, add_path_arguments, given_paths
 from recbole_llm.commands.audience import add_audience_arguments, asks_for_users, needs_texts, run_audience
+from recbole_llm.commands.model_argument import add_model_argument
 from recbole_llm.commands.rule_arguments import add_rule_arguments, rules_of
 from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.reader import Export
@@ -64,12 +65,7 @@ def _ids(given: Sequence[str] | None, file: list[str] | None, known: Sequence[st
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a checkpoint that 'recbole-llm run' saved (saved/LLMTwoTower-....pth), its folder for the newest one, or the "
-        "folder of an export",
-    )
+    add_model_argument(parser)
     add_path_arguments(parser)
     add_history_argument(parser)
 

@@ -8,15 +8,14 @@ from typing import Any
 from recbole_llm.atomic import atomic_path
 from recbole_llm.bridge.checkpoint_settings import TAKEN, add_path_arguments, given_paths
 from recbole_llm.checkpoints import newest_checkpoint
+from recbole_llm.commands.model_argument import add_checkpoint_argument
 
 DEFAULT_OUTPUT = "report.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``recbole-llm report``."""
-    parser.add_argument(
-        "checkpoint", help="what 'recbole-llm run' saved (saved/LLMTwoTower-....pth), or its folder for the newest one"
-    )
+    add_checkpoint_argument(parser)
     parser.add_argument("--output", default=DEFAULT_OUTPUT, metavar="FILE", help="the HTML file to write")
     customers = parser.add_mutually_exclusive_group()
     customers.add_argument("--customers", type=int, default=10, metavar="N", help="sample customers, under numbers")

@@ -5,17 +5,14 @@ import sys
 
 from recbole_llm.bridge.checkpoint_settings import add_path_arguments, given_paths
 from recbole_llm.checkpoints import newest_checkpoint
-from recbole_llm.loaded import SIDES, check_vectors_file, load, write_vectors
+from recbole_llm.commands.model_argument import add_model_argument
+from recbole_llm.loaded import FORMATS, SIDES, load, write_vectors
+from recbole_llm.recommend import check_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``recbole-llm vectors``."""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a checkpoint that 'recbole-llm run' saved (saved/LLMTwoTower-....pth), its folder for the newest one, or the "
-        "folder of an export",
-    )
+    add_model_argument(parser)
     parser.add_argument(
         "--output",
         required=True,
@@ -43,7 +40,7 @@ def run_vectors(options: argparse.Namespace) -> int:
     Raises:
         ValueError: on another ending of the output, or options that do not go together.
     """
-    check_vectors_file(options.output)
+    check_output(options.output, FORMATS)
     if options.of == "users" and options.side != "target":
         raise ValueError("--side belongs to items; leave it out for --of users.")
     newest = newest_checkpoint(options.model)

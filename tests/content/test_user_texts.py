@@ -61,7 +61,7 @@ def test_neither_validation_nor_test_items_enter_a_profile(toy_path, run_config,
         paths |= {"data_path": settings["data_path"]}
         models[held_out] = (
             load_trained(checkpoint, **paths),
-            open_model(checkpoint, texts=False, **paths),
+            open_model(checkpoint, texts=False, history="train", **paths),
             pairs,
             result,
         )

@@ -30,11 +30,11 @@ def test_csv_imported_encoded_and_trained_gives_the_same_metrics(toy_path, run_c
     settings = tmp_path / "dataset" / "again" / "again.yaml"
     features = [f"--encoder={run_config['encoder']}", f"--feature_cache_dir={run_config['feature_cache_dir']}"]
     assert cli.main(["encode", "--dataset", "again", "--config_files", str(settings), *features, "--gpu_id="]) == 0
-    assert "items: 43 of 44 have a text vector" in capsys.readouterr().out
+    assert "items: 47 of 48 have a text vector" in capsys.readouterr().out
 
     results = {}
     for name, files, changes in (
-        ("toy", [], {"load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]}}),
+        ("toy", [], {"load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"], "item": ["item_id"]}}),
         ("again", [str(settings)], {"data_path": "dataset"}),
     ):
         given = run_config | {"user_tower": ["history", "text"], "checkpoint_dir": str(tmp_path / name)} | changes
