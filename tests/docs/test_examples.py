@@ -118,7 +118,7 @@ NOTEBOOKS = sorted(path.name for path in EXAMPLES.glob("*.ipynb"))
 
 
 def own_data(names):
-    assert len(names["ids"]) == 45 and names["vectors"].shape[0] == 45
+    assert len(names["ids"]) == 48 and names["vectors"].shape[0] == 48
     assert 0 < names["result"]["test_result"]["ndcg@10"] <= 1
 
 

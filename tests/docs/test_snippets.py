@@ -163,7 +163,7 @@ def run_page(page):
 def quick_start(names, place):
     from recbole_llm.recommend import Row
 
-    assert len(names["vectors"]) == len(names["ids"]) == 45 and names["vectors"].dtype == "float32"
+    assert len(names["vectors"]) == len(names["ids"]) == 48 and names["vectors"].dtype == "float32"
     with open(place / "recs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["user"] for row in rows} == {f"c{n}" for n in range(60)} and set(rows[0]) == set(Row.__annotations__)
@@ -187,7 +187,7 @@ def serving(names, place):
 
 
 def readme(names, place):
-    assert len(names["vectors"]) == len(names["ids"]) == 45 and names["vectors"].dtype == "float32"
+    assert len(names["vectors"]) == len(names["ids"]) == 48 and names["vectors"].dtype == "float32"
 
 
 def kernels(names, place):
