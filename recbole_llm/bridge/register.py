@@ -133,8 +133,8 @@ def _set(registration: Registration) -> None:
     if before is not None and before.name in _BUILT_IN and before.model != registration.model:
         raise ValueError(f"name: {before.name!r} is the model of recbole-llm. Choose another name for your class.")
     _registrations[registration.name] = registration
-    if before is not None:
-        sys.modules.pop(f"{MODEL_PACKAGE}.{registration.name.lower()}", None)
+    # also without a registration before: one that was taken back leaves its module
+    sys.modules.pop(f"{MODEL_PACKAGE}.{registration.name.lower()}", None)
 
 
 def registered(name: str) -> Registration | None:

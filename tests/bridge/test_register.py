@@ -247,3 +247,18 @@ def test_a_loader_may_be_a_function_and_is_called_when_needed():
     assert called == []
     assert get_model("OwnModel") is OwnModel
     assert copy.copy(called) == [1]
+
+
+def test_a_module_whose_registration_is_gone_is_not_used_again(monkeypatch):
+    """A registration that was taken back leaves its module in sys.modules; the next class of that name gets its own."""
+    from recbole.utils import get_model
+
+    def subclass():
+        return type("TakenBack", (recbole_llm.LLMTwoTower,), {})
+
+    with monkeypatch.context() as context:
+        context.setattr(register, "_registrations", dict(register._registrations))
+        first = recbole_llm.register_model(subclass())
+        assert get_model("TakenBack") is first
+    second = recbole_llm.register_model(subclass())
+    assert get_model("TakenBack") is second
