@@ -30,7 +30,12 @@ TRAINING_ROWS_PER_LIST = 64
 log = getLogger(__name__)
 
 
-def _faiss() -> Any:
+def faiss_module() -> Any:
+    """The faiss module.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
     try:
         import faiss
     except ModuleNotFoundError as error:
@@ -52,7 +57,7 @@ def build_index(vector: np.ndarray, bias: np.ndarray, queries: np.ndarray) -> tu
     Raises:
         ValueError: if faiss is not installed.
     """
-    faiss = _faiss()
+    faiss = faiss_module()
     table = with_bias(vector, bias)
     N, width = table.shape
     nlist = max(1, min(round(4 * N**0.5), N // MIN_ROWS_PER_LIST))
@@ -86,7 +91,7 @@ class IvfRetriever(CandidateRetriever):
 
     def __init__(self, export: Export, catalog: Catalog) -> None:
         super().__init__(catalog)
-        self._faiss = faiss = _faiss()
+        self._faiss = faiss = faiss_module()
         assert export.index is not None
         try:
             self._index = faiss.deserialize_index(np.frombuffer(export.index, np.uint8))
