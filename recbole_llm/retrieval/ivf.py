@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.export.errors import ExportError
+from recbole_llm.export.manifest import INDEX
 from recbole_llm.export.reader import Export
 from recbole_llm.retrieval.candidates import (
     RECALL_AT,
@@ -41,6 +42,20 @@ def faiss_module() -> Any:
     except ModuleNotFoundError as error:
         raise ValueError("An IVF index needs faiss: pip install -e '.[ann]' in the checkout.") from error
     return faiss
+
+
+def read_index(content: memoryview | bytes, name: str) -> Any:
+    """Read an index of faiss.
+
+    Raises:
+        ValueError: if faiss is not installed.
+        ExportError: if it is damaged, or of another version of faiss.
+    """
+    faiss = faiss_module()
+    try:
+        return faiss.deserialize_index(np.frombuffer(content, np.uint8))
+    except RuntimeError:
+        raise ExportError(f"{name} cannot be read by the faiss installed here: export again.") from None
 
 
 def build_index(vector: np.ndarray, bias: np.ndarray, queries: np.ndarray) -> tuple[dict[str, Any], bytes]:
@@ -93,10 +108,7 @@ class IvfRetriever(CandidateRetriever):
         super().__init__(catalog)
         self._faiss = faiss = faiss_module()
         assert export.index is not None
-        try:
-            self._index = faiss.deserialize_index(np.frombuffer(export.index, np.uint8))
-        except RuntimeError:
-            raise ExportError("index.faiss cannot be read by the faiss installed here: export again.") from None
+        self._index = read_index(export.index, INDEX)
         description: Mapping[str, Any] = export.manifest.index
         shape = (self._index.d, self._index.ntotal) if isinstance(self._index, faiss.IndexIVFFlat) else None
         if shape != (export.manifest.dim + 1, len(export.item_ids)):

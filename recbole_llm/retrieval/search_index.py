@@ -9,9 +9,10 @@ from logging import getLogger
 import numpy as np
 
 from recbole_llm.export.errors import ExportError
+from recbole_llm.export.manifest import SEARCH_INDEX
 from recbole_llm.retrieval.candidates import RECALL_AT, SAMPLED_QUERIES, doublings, smallest_with_recall
 from recbole_llm.retrieval.exact import GATHER_SHARE, top_rows
-from recbole_llm.retrieval.ivf import MIN_ROWS_PER_LIST, TRAINING_ROWS_PER_LIST, faiss_module
+from recbole_llm.retrieval.ivf import MIN_ROWS_PER_LIST, TRAINING_ROWS_PER_LIST, faiss_module, read_index
 
 CANDIDATES = 1000
 ROUNDS = 10  # of k-means
@@ -86,13 +87,10 @@ class SearchIndex:
 
     def __init__(self, content: memoryview | bytes, n_items: int, width: int) -> None:
         self._faiss = faiss = faiss_module()
-        try:
-            self._index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
-        except RuntimeError:
-            raise ExportError("search.faiss cannot be read by the faiss installed here: export again.") from None
+        self._index = read_index(content, SEARCH_INDEX)
         fits = isinstance(self._index, faiss.IndexIVFScalarQuantizer) and self._index.d == width
         if not fits or self._index.ntotal not in (n_items, 2 * n_items):
-            raise ExportError("search.faiss is not an index of this export's vectors: export again.")
+            raise ExportError(f"{SEARCH_INDEX} is not an index of this export's vectors: export again.")
         self._n_items, self._tables = n_items, self._index.ntotal // n_items
 
     def near(self, direction: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
