@@ -144,7 +144,8 @@ def open_model(
         item_features_file=item_features_file,
         feature_cache_dir=feature_cache_dir,
     )
-    return export_in_memory(contents_of(model, dataset, map_texts=texts, history=history or "all"))
+    history = history or "all"
+    return export_in_memory(contents_of(model, dataset, map_texts=texts, keep_text=texts, history=history))
 
 
 def recommend_users(
@@ -237,42 +238,41 @@ def recommend_items(
     return recommender.recommend(Request(items=items, k=k, exclude_seen=exclude_seen, rules=rules))
 
 
-def recommend_text(export: Export, text: str, *, k: int = 10, rules: Rules = NO_RULES) -> Recommendation:
-    """Find the best items for a free text, as if it described an item that the user likes.
+def recommend_text(
+    export: Export, text: str, *, k: int = 10, by: str = "both", rules: Rules = NO_RULES
+) -> Recommendation:
+    """Find the items that a free text describes, then what buyers of those items bought.
 
     Args:
         export: of :func:`open_model`.
-        text: what the user asks for.
+        text: what is asked for.
         k: how many.
+        by: ``both``, ``likeness`` alone, or ``chance``: what buyers of the likest items bought, alone.
         rules: as for :func:`recommend_users`.
 
     Raises:
-        ValueError: if the model places no texts, its encoder is not to be had or was not named, or the text is empty.
+        ValueError: if the model takes no texts, its encoder is not to be had or was not named, or the text is empty.
     """
-    from recbole_llm.serving.text import TransformerEncoder
+    from recbole_llm.serving.text import vector_of_question
 
-    if not text.strip():
-        raise ValueError("text is empty; say what is asked for.")
-    if export.manifest.encoder is None or export.text_map is None:
-        raise ValueError(
-            "text: this model has no encoder or places no items by their texts (cold_map none); recommend by users or items."
-        )
-    vectors, _ = TransformerEncoder(export.folder, export.manifest, export.encoders).encode([text])
-    return Recommender(export).recommend(Request(text_vector=vectors[0], k=k, rules=rules))
+    vector = vector_of_question(export, text)
+    return Recommender(export).recommend(Request(text_vector=vector, text=text, by=by, k=k, rules=rules))
 
 
-def similar_items(export: Export, item: str, *, k: int = 10) -> Recommendation:
-    """Find the items whose vectors point the same way as one's, with the cosines as scores.
+def similar_items(export: Export, item: str, *, k: int = 10, by: str = "both") -> Recommendation:
+    """Find the items whose content is like one's, then what its buyers and those of its like bought.
 
     Args:
         export: of :func:`open_model`.
         item: external id.
         k: how many.
+        by: as for :func:`recommend_text`.
 
     Raises:
         UnknownItemError: if no item has the id.
+        ValueError: if ``by`` is unknown, or cannot be had of a model without content.
     """
-    return Recommender(export).similar(item, k)
+    return Recommender(export).similar(item, k, by=by)
 
 
 def rows_of(answer: Recommendation, user: str) -> Iterator[Row]:

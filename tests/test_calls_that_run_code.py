@@ -203,7 +203,7 @@ OURS = {
     "transformer.py, TextEncoder._tokenizer: .from_pretrained": "trust_remote_code is an argument that no file and no key reaches",
     "static.py, StaticEncoder._model: .from_pretrained": "model2vec reads safetensors, a tokenizer and JSON",
     "memory.py, _trim: ctypes.CDLL": "the C library that this process has loaded already",
-    "ivf.py, IvfRetriever.__init__: faiss.deserialize_index": "faiss parses an index of floats; nothing in its format is code",
+    "ivf.py, read_index: faiss.deserialize_index": "faiss parses an index of numbers; nothing in its format is code",
     "distributed.py, agreed: .broadcast_object_list": "from the other processes of this run",
     "distributed.py, gather_objects: .all_gather_object": "from the other processes of this run",
     "experiment.py, run_isolated: .recv": "from a process that this one has started",

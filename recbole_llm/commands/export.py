@@ -16,6 +16,7 @@ from recbole_llm.export.export_model import INDEX_KINDS, export_model
 from recbole_llm.export.model_tables import ModelTables
 from recbole_llm.export.pooling import Pooling
 from recbole_llm.reporting.words import quality_of
+from recbole_llm.retrieval.search_index import build_search_index
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +64,7 @@ def run_export(options: argparse.Namespace) -> int:
         build_index=build_index,
         quality=quality_of(loaded.state),
         history=options.history or "all",
+        build_search_index=build_search_index,
     )
     size = sum(sums.bytes for sums in manifest.files.values())
     spec = manifest.encoder

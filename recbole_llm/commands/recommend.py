@@ -30,6 +30,7 @@ from recbole_llm.recommend import (
 )
 from recbole_llm.retrieval.near_ids import unknown_ids
 from recbole_llm.retrieval.rules import Rules
+from recbole_llm.retrieval.search import BY
 from recbole_llm.text_files import lines_of, separated
 
 SHOWN_NOTES = 5
@@ -90,6 +91,16 @@ def _not_of_training(record: logging.LogRecord) -> bool:
     return "encoder_max_tokens" not in record.msg
 
 
+def _add_by(parser: argparse.ArgumentParser, when: str = "") -> None:
+    parser.add_argument(
+        "--by",
+        choices=BY,
+        default="both",
+        help=f"{when}likeness alone, or chance: what buyers of the likest items bought, alone (default: likeness first, then "
+        "chance)",
+    )
+
+
 def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``recbole-llm recommend``."""
     _add_model(parser)
@@ -111,8 +122,9 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
         help="items that a new user likes; written as for --users",
     )
     who.add_argument("--items-file", metavar="FILE", help="the same, an id a line")
-    who.add_argument("--text", help="what a new user asks for, in words")
+    who.add_argument("--text", help="what is asked for, in words")
     add_audience_arguments(parser, who)
+    _add_by(parser, "with --text: ")
     parser.add_argument("--k", type=int, default=10, help="items per user (default: 10)")
     parser.add_argument(
         "--include-new",
@@ -164,6 +176,8 @@ def run_recommend(options: argparse.Namespace) -> int:
     given = [options.users, options.items, options.text, *files.values()]
     if all(value is None for value in given) and not options.output:
         raise ValueError("for all users give --output FILE; --users ID, --items ID or --text prints a table.")
+    if options.by != "both" and options.text is None:
+        raise ValueError(f"--by {options.by} belongs to --text; users and items are answered by chance.")
     model = _open(options, texts=options.text is not None)
     users = _ids(options.users, files["users"], model.user_ids)
     items = _ids(options.items, files["items"], model.item_ids)
@@ -212,7 +226,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
 
 def _answer_one(options: argparse.Namespace, model: Export, items: Sequence[str] | None, rules: Rules) -> int:
     if items is None:
-        answer = recommend_text(model, options.text, k=options.k, rules=rules)
+        answer = recommend_text(model, options.text, k=options.k, by=options.by, rules=rules)
     else:
         asked = {"k": options.k, "exclude_seen": not options.include_seen, "skip_unknown": options.skip_unknown}
         answer = _known(lambda: recommend_items(model, items, rules=rules, **asked))
@@ -260,7 +274,10 @@ def _known(answer: Callable[[], Any]) -> Any:
 def add_similar_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``recbole-llm similar``."""
     _add_model(parser)
-    parser.add_argument("--item", required=True, metavar="ID", help="an item")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--item", metavar="ID", help="an item")
+    what.add_argument("--text", help="a description in words; answers as 'recommend --text'")
+    _add_by(parser)
     parser.add_argument("--k", type=int, default=10, help="how many (default: 10)")
     parser.add_argument(
         "--output",
@@ -279,13 +296,16 @@ def run_similar(options: argparse.Namespace) -> int:
         raise ValueError(f"--k is {options.k}; expected at least 1.")
     if options.output:
         check_output(options.output)
-    model = _open(options, texts=False)
-    try:
-        answer = similar_items(model, options.item, k=options.k)
-    except UnknownItemError as error:
-        asked = unknown_ids([options.item], model.item_ids)
-        raise ValueError(f"--item: no item of the data has the id {asked}.") from error
-    rows = list(rows_of(answer, options.item))
+    model = _open(options, texts=options.text is not None)
+    if options.text is not None:
+        answer = recommend_text(model, options.text, k=options.k, by=options.by)
+    else:
+        try:
+            answer = similar_items(model, options.item, k=options.k, by=options.by)
+        except UnknownItemError as error:
+            asked = unknown_ids([options.item], model.item_ids)
+            raise ValueError(f"--item: no item of the data has the id {asked}.") from error
+    rows = list(rows_of(answer, options.item if options.text is None else options.text))
     if options.output:
         write_rows(rows, options.output)
         print(f"{len(rows)} items written to {options.output}")

@@ -11,6 +11,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from recbole_llm.content.encoders.function import FunctionEncoder
@@ -20,9 +21,12 @@ from recbole_llm.content.store.feature_table import fit_transform
 from recbole_llm.export.item_records import item_records
 from recbole_llm.export.manifest import EncoderSpec, Manifest
 from recbole_llm.export.model_card import model_card
-from recbole_llm.export.model_tables import ModelTables, content_blocks, tables_of
+from recbole_llm.export.model_tables import ModelTables, content_blocks, search_tables, tables_of, text_space
+from recbole_llm.export.reader import ItemRecord
+from recbole_llm.export.search_tables import SearchTables, plain
 from recbole_llm.export.text_map import TextMap
 from recbole_llm.export.writer import ExportContents, write_artifact
+from recbole_llm.fitting.data import TrainingData
 from recbole_llm.scoring.rows import Rows
 
 INDEX_KINDS = ("auto", "exact", "ivf")
@@ -33,6 +37,8 @@ log = getLogger(__name__)
 
 IndexBuilder = Callable[[ModelTables, Rows], tuple[Mapping[str, Any], bytes]]
 """Tables and training histories -> an index's description for the manifest, and its bytes."""
+SearchIndexBuilder = Callable[[np.ndarray, np.ndarray | None], bytes]
+"""Directions of the texts and of the titles -> an index's bytes."""
 
 
 def export_model(
@@ -48,6 +54,7 @@ def export_model(
     metrics: Mapping[str, Any] | None = None,
     overlay_seq: int = 0,
     build_index: IndexBuilder | None = None,
+    build_search_index: SearchIndexBuilder | None = None,
     history: str = "all",
     quality: Sequence[str] = (),
 ) -> Manifest:
@@ -65,6 +72,8 @@ def export_model(
         metrics: for the model card, such as the test result.
         overlay_seq: last change of the service's log that the training data held already.
         build_index: makes the index where there is to be one (``recbole_llm.commands.export.build_index``).
+        build_search_index: makes that of searches in the same case
+            (``recbole_llm.retrieval.search_index.build_search_index``); ``None``: they compare every item.
         history: ``all`` interactions of the data set are the users' histories, and what they have seen; or ``train``.
         quality: lines of the model card's section on quality (``recbole_llm.reporting.words.card``).
 
@@ -90,6 +99,7 @@ def export_model(
         metrics=metrics,
         overlay_seq=overlay_seq,
         build_index=build_index,
+        build_search_index=build_search_index,
         history=history,
     )
     card = model_card(contents, getattr(dataset, "dataset_name", ""), quality)
@@ -111,6 +121,7 @@ def contents_of(
     metrics: Mapping[str, Any] | None = None,
     overlay_seq: int = 0,
     build_index: IndexBuilder | None = None,
+    build_search_index: SearchIndexBuilder | None = None,
     history: str = "all",
 ) -> ExportContents:
     """Collect what an export of a trained model holds, without its card.
@@ -126,6 +137,7 @@ def contents_of(
         metrics: for the model card.
         overlay_seq: last change of the service's log that the training data held already.
         build_index: as there.
+        build_search_index: as there.
         history: as there.
 
     Raises:
@@ -139,7 +151,11 @@ def contents_of(
     items = item_records(model.options, dataset, item_ids, attributes, keep_text)
     encoder = _encoder(model.options) if map_texts else None
     spec = None if encoder is None else _encoder_spec(encoder, model.options, bundle_encoder)
-    text_map = _text_map(tables, items.texts, model.options, encoder) if map_texts else None
+    transform = None if encoder is None else _text_transform(items.texts, model.options, encoder)
+    text_map = _text_map(tables, model.options, transform) if map_texts else None
+    search = _search_tables(data, item_ids, items.records, model.options, encoder, transform)
+    if search.titles is not None and not keep_text:
+        log.warning("Without the items' texts, a search looks for words in their titles alone.")
     rows = known.history.to("cpu")
     offsets = rows.offsets.numpy()
     if int(offsets[1]) != 0:
@@ -165,6 +181,8 @@ def contents_of(
         disliked_offsets=None if disliked is None else disliked.offsets.numpy()[1:],
         disliked_items=None if disliked is None else disliked.ids.numpy() - 1,
         content=tables.content,
+        search=search,
+        search_index=_search_index(index, tables, search, build_search_index),
         probability=tables.probability,
         text_map=text_map,
         encoder=spec,
@@ -231,21 +249,59 @@ def _encoder_files(encoder: Any) -> dict[str, Path]:
     }
 
 
-def _text_map(tables: ModelTables, texts: Sequence[str | None], options: Any, encoder: Any | None) -> TextMap | None:
-    """The map from raw text vectors, ``None`` where new texts cannot be placed."""
-    if tables.cold_map is None or encoder is None:
-        reason = "vectors of its items come from a file" if "text" in options.feature_files else "it has no cold map"
-        log.warning("Items cannot be added by their text, and texts cannot be searched: %s.", reason)
-        return None
+_Transform = tuple[torch.Tensor, torch.Tensor | None]
+
+
+def _text_transform(texts: Sequence[str | None], options: Any, encoder: Any) -> _Transform:
+    """What the model's text vectors went through, as :func:`fit_transform` says it."""
     store = FeatureStore(options.feature_cache_dir)
     raw = encode_texts([None, *texts], encoder, store, batch_size=options.encoder_batch_size)
-    return tables.text_map(*fit_transform(raw, options.feature_transform))
+    return fit_transform(raw, options.feature_transform)
+
+
+def _text_map(tables: ModelTables, options: Any, transform: _Transform | None) -> TextMap | None:
+    """The map from raw text vectors, ``None`` where new texts cannot be placed."""
+    if tables.cold_map is None or transform is None:
+        reason = "vectors of its items come from a file" if "text" in options.feature_files else "it has no cold map"
+        log.warning("Items cannot be added by their text: %s.", reason)
+        return None
+    return tables.text_map(*transform)
+
+
+def _search_tables(
+    data: TrainingData,
+    item_ids: Sequence[str],
+    records: Sequence[ItemRecord],
+    options: Any,
+    encoder: Any | None,
+    transform: _Transform | None,
+) -> SearchTables:
+    """What searches need beside the content; titles only where there is an encoder for them and for what is asked."""
+    if encoder is None or transform is None or "text" not in data.content:
+        return search_tables(data, None, None, None)
+    titles = [plain(record.title) for record in records]
+    named = np.array([record.title != item_id for record, item_id in zip(records, item_ids, strict=True)])
+    store = FeatureStore(options.feature_cache_dir)
+    vectors = encode_texts(titles, encoder, store, batch_size=options.encoder_batch_size).vectors.numpy()
+    return search_tables(data, text_space(data, *transform), vectors, named)
+
+
+def _search_index(
+    kind: str, tables: ModelTables, search: SearchTables, build: SearchIndexBuilder | None
+) -> bytes | None:
+    if build is None or "text" not in tables.content or not _needs_index(kind, len(tables.vector)):
+        return None
+    return build(tables.content["text"], search.titles)
+
+
+def _needs_index(kind: str, n_items: int) -> bool:
+    return kind == "ivf" or (kind == "auto" and n_items > EXACT_UP_TO)
 
 
 def _index(
     kind: str, tables: ModelTables, history: Rows, build: IndexBuilder | None
 ) -> tuple[Mapping[str, Any], bytes] | None:
-    if kind == "exact" or (kind == "auto" and len(tables.vector) <= EXACT_UP_TO):
+    if not _needs_index(kind, len(tables.vector)):
         return None
     if build is None:
         raise ValueError(

@@ -46,5 +46,7 @@ def export_in_memory(contents: ExportContents) -> Export:
         disliked_offsets=None if contents.disliked_offsets is None else np.asarray(contents.disliked_offsets, np.int64),
         disliked_items=None if contents.disliked_items is None else np.asarray(contents.disliked_items, np.int32),
         content={name: float32(table) for name, table in contents.content.items()},
+        search=contents.search,
+        search_index=None if contents.search_index is None else memoryview(contents.search_index),
         encoders=() if contents.encoder is None else (contents.encoder.name,),  # it made the contents, so it is loaded
     )

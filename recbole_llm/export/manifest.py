@@ -15,13 +15,14 @@ from recbole_llm.export.tensor_file import open_file, parse_json
 from recbole_llm.scoring.never_shown import never_shown
 from recbole_llm.scoring.probability import ProbabilityMap
 
-FIRST_SCHEMA, CONTENT_SCHEMA, DISLIKED_SCHEMA = 1, 2, 3  # content.safetensors; disliked items in history.safetensors
+FIRST_SCHEMA, CONTENT_SCHEMA = 1, 2  # content.safetensors
+DISLIKED_SCHEMA = SEARCH_SCHEMA = 3  # disliked items in history.safetensors; search.safetensors
 SCHEMA = 3
 MANIFEST = "manifest.json"
 VECTORS, HISTORY, TEXT_MAP = "vectors.safetensors", "history.safetensors", "text_map.safetensors"
-CONTENT = "content.safetensors"
+CONTENT, SEARCH = "content.safetensors", "search.safetensors"
 ITEM_IDS, USER_IDS, ITEMS, CARD = "item_ids.txt", "user_ids.txt", "items.jsonl", "README.md"
-INDEX = "index.faiss"
+INDEX, SEARCH_INDEX = "index.faiss", "search.faiss"
 ONNX_RECOMMEND, ONNX_TEXT_MAP = "recommend.onnx", "text_map.onnx"
 ENCODER_FOLDER = "encoder"
 REQUIRED = (VECTORS, HISTORY, ITEM_IDS, USER_IDS, ITEMS)
@@ -35,7 +36,9 @@ MAX_WHOLE = 1 << 53  # the whole numbers that JSON readers of any language hold
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 # one folder of encoder files may hold one more level (1_Pooling/config.json); nothing executable, nothing pickled
 _ENCODER_FILE = re.compile(rf"{ENCODER_FOLDER}/(?:{_PART}/)?{_PART}\.(?:safetensors|json|txt|model)")
-_PLAIN_FILES = frozenset({*REQUIRED, TEXT_MAP, CONTENT, CARD, INDEX, ONNX_RECOMMEND, ONNX_TEXT_MAP})
+_PLAIN_FILES = frozenset(
+    {*REQUIRED, TEXT_MAP, CONTENT, SEARCH, SEARCH_INDEX, CARD, INDEX, ONNX_RECOMMEND, ONNX_TEXT_MAP}
+)
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ class Manifest:
         for name in ("export_id", "created_at", "producer", "metrics", "index"):
             del part[name]
         # the card, the index and the graphs describe the model; they do not change an answer
-        beside = (CARD, INDEX, ONNX_RECOMMEND, ONNX_TEXT_MAP)
+        beside = (CARD, INDEX, SEARCH_INDEX, ONNX_RECOMMEND, ONNX_TEXT_MAP)
         part["files"] = {name: sums for name, sums in part["files"].items() if name not in beside}
         return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -306,4 +309,5 @@ def _check_manifest(manifest: Manifest) -> None:
     absent = [name for name in REQUIRED if name not in manifest.files]
     claim(not absent, f"it does not list {', '.join(absent)}")
     claim((manifest.text_map is None) == (TEXT_MAP not in manifest.files), f"text_map and {TEXT_MAP} do not agree")
+    claim(SEARCH_INDEX not in manifest.files or SEARCH in manifest.files, f"there is no {SEARCH} for {SEARCH_INDEX}")
     claim((manifest.index["kind"] == "ivf") == (INDEX in manifest.files), f"index and {INDEX} do not agree")

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from recbole_llm.export.manifest import Block
+from recbole_llm.export.neighbours import neighbours
+from recbole_llm.export.search_tables import SearchTables, TextSpace
 from recbole_llm.export.text_map import TextMap
 from recbole_llm.fitting.cold_start.kernel_ridge import MU, ColdMap, any_present, fit_cold_map
 from recbole_llm.fitting.data import TrainingData
@@ -83,13 +85,9 @@ class ModelTables:
         D = self.vector.shape[1]
         of_text, anchors, values = self.cold_map.of_modality("text")
         coefficients = _numpy(values)
-        # (f - center) T - mean = (f - center - mean T^-1) T
-        mean = of_text.cpu().double()
-        if transform is not None:
-            mean = torch.linalg.lstsq(transform.T, mean[:, None]).solution[:, 0]
         return TextMap(
             kind="rbf",
-            center=_numpy(center + mean),
+            center=_numpy(_combined_center(center, transform, of_text)),
             transform=None if transform is None else _numpy(transform),
             normalize=True,
             support=_numpy(anchors),
@@ -105,6 +103,40 @@ class ModelTables:
 
 def _numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().float().cpu().numpy()
+
+
+def _combined_center(center: Tensor, transform: Tensor | None, centre: Tensor) -> Tensor:
+    """One vector for two: (f - center) T - centre = (f - center - centre T^-1) T."""
+    centre = centre.cpu().double()
+    if transform is not None:
+        centre = torch.linalg.lstsq(transform.T, centre[:, None]).solution[:, 0]
+    return center + centre
+
+
+def text_space(data: TrainingData, center: Tensor, transform: Tensor | None) -> TextSpace:
+    """The way of a text's raw vector into the space of :func:`content_blocks`; arguments as :meth:`ModelTables.text_map`."""
+    centre = content_centre(*data.content["text"])
+    return TextSpace(
+        _numpy(_combined_center(center, transform, centre)), None if transform is None else _numpy(transform)
+    )
+
+
+def search_tables(
+    data: TrainingData, space: TextSpace | None, titles: np.ndarray | None, has_title: np.ndarray | None
+) -> SearchTables:
+    """What searches need beside the content.
+
+    Args:
+        data: what the model was fitted on; its interactions make the neighbours.
+        space: of :func:`text_space`; ``None`` where no text can be asked for.
+        titles: ``[N, F]`` raw vectors of the titles, without the padding item; with ``space``.
+        has_title: ``[N]`` bool; with ``space``.
+    """
+    history = data.history.to("cpu")
+    found = neighbours(history.offsets.numpy()[1:], history.ids.numpy() - 1, data.n_items - 1)
+    if space is None or titles is None or has_title is None:
+        return SearchTables(*found)
+    return SearchTables(*found, np.where(has_title[:, None], space.directions(titles), np.float32(0)), space)
 
 
 @torch.no_grad()

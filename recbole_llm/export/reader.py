@@ -8,6 +8,8 @@
                              [disliked_offsets i64[U+1]  disliked_items i32[m]]   seen, not liked and never recommended
       text_map.safetensors   only where texts can be mapped: see text_map.py
       content.safetensors    only where items have content: by modality f32[N,f], unit vectors, zero where an item has none
+      search.safetensors     titles as vectors, and each item's neighbours: see search_tables.py
+      search.faiss           only where there are so many items that searches need an index: see retrieval/search_index.py
       item_ids.txt  user_ids.txt   one JSON string a line; line number = row
       items.jsonl            {"title", "text", "attributes"} a line; line number = row
       encoder/               only where the encoder travels along
@@ -38,17 +40,20 @@ from recbole_llm.export.manifest import (
     ITEM_IDS,
     ITEMS,
     MANIFEST,
+    SEARCH,
+    SEARCH_INDEX,
     TEXT_MAP,
     USER_IDS,
     VECTORS,
     Manifest,
     read_manifest,
 )
+from recbole_llm.export.search_tables import SearchTables, read_search
 from recbole_llm.export.tensor_file import check_file, open_file, parse_json, parse_tensors, take
 from recbole_llm.export.text_map import TextMap
 
 READ_FILES = frozenset(
-    {VECTORS, HISTORY, TEXT_MAP, CONTENT, ITEM_IDS, USER_IDS, ITEMS, INDEX}
+    {VECTORS, HISTORY, TEXT_MAP, CONTENT, SEARCH, SEARCH_INDEX, ITEM_IDS, USER_IDS, ITEMS, INDEX}
 )  # others are only checked
 JSON_BYTES_AT_ONCE = 1 << 17  # about a millisecond
 
@@ -90,6 +95,8 @@ class Export:
         encoders: folders or names on the hub that may be loaded as the encoder of its texts, named by who opened it and never
             by its files.
         content: by modality ``[N, f]`` float32 unit vectors of the items' content, zero rows for items without.
+        search: what searches need beside the content; ``None`` in exports that were written before there were any.
+        search_index: bytes of their index, or ``None``.
     """
 
     folder: Path
@@ -114,6 +121,8 @@ class Export:
     disliked_offsets: np.ndarray | None = None
     disliked_items: np.ndarray | None = None
     encoders: tuple[str, ...] = ()
+    search: SearchTables | None = None
+    search_index: memoryview | None = None
 
 
 def load_export(
@@ -176,6 +185,7 @@ def load_export(
     if rank is not None and (rank < 0).any():
         raise ExportError(f"{HISTORY}: a rank is negative.")
 
+    content = _read_content(opened[CONTENT], N) if CONTENT in opened else {}
     return Export(
         folder=folder,
         manifest=manifest,
@@ -195,16 +205,26 @@ def load_export(
         text_map=_read_text_map(opened[TEXT_MAP], manifest) if TEXT_MAP in opened else None,
         index=opened.get(INDEX),
         history_rank=rank,
-        content=_read_content(opened[CONTENT], N) if CONTENT in opened else {},
+        content=content,
         disliked_offsets=disliked[0],
         disliked_items=disliked[1],
         encoders=tuple(encoders),
+        search=_read_search(opened[SEARCH], content, N) if SEARCH in opened else None,
+        search_index=opened.get(SEARCH_INDEX),
     )
 
 
 def _read_content(content: memoryview, n_items: int) -> dict[str, np.ndarray]:
     tensors = parse_tensors(content, CONTENT)
     return {name: take(tensors, CONTENT, name, np.float32, (n_items, None)) for name in sorted(tensors)}
+
+
+def _read_search(tensors: memoryview, content: Mapping[str, np.ndarray], n_items: int) -> SearchTables:
+    search = read_search(tensors, n_items)
+    texts = content.get("text")
+    if search.titles is not None and (texts is None or texts.shape != search.titles.shape):
+        raise ExportError(f"{SEARCH}: titles are not vectors of the kind of 'text' in {CONTENT}.")
+    return search
 
 
 def _check_folder(folder: Path, manifest: Manifest) -> None:

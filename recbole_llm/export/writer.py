@@ -29,6 +29,9 @@ from recbole_llm.export.manifest import (
     MANIFEST,
     NEVER_SHOWN,
     SCHEMA,
+    SEARCH,
+    SEARCH_INDEX,
+    SEARCH_SCHEMA,
     TEXT_MAP,
     USER_IDS,
     VECTORS,
@@ -39,6 +42,7 @@ from recbole_llm.export.manifest import (
     Manifest,
 )
 from recbole_llm.export.reader import ItemRecord, load_export
+from recbole_llm.export.search_tables import SearchTables
 from recbole_llm.export.text_map import TextMap
 from recbole_llm.scoring.probability import ProbabilityMap
 
@@ -66,6 +70,8 @@ class ExportContents:
         disliked_offsets: ``[U + 1]`` int64, of items that users have seen and not liked; ``None`` for none.
         disliked_items: rows of these, ascending and unique within a user.
         content: by modality ``[N, f]``, unit vectors of the items' content; zero rows for items without.
+        search: what searches need beside the content, or ``None``.
+        search_index: bytes of the index of ``search`` and the texts, or ``None``.
         offset: ``[D]`` float32; ``None`` for zeros.
         user_part: ``[U, D]`` float32, or ``None``.
         text_map: or ``None``.
@@ -100,6 +106,8 @@ class ExportContents:
     disliked_offsets: np.ndarray | None = None
     disliked_items: np.ndarray | None = None
     content: Mapping[str, np.ndarray] = field(default_factory=dict)
+    search: SearchTables | None = None
+    search_index: bytes | None = None
     records: Sequence[ItemRecord] | None = None
     listed: np.ndarray | None = None
     offset: np.ndarray | None = None
@@ -192,6 +200,8 @@ def _write_files(folder: Path, contents: ExportContents) -> None:
         save_file(_text_map_tensors(contents.text_map), folder / TEXT_MAP)
     if contents.content:
         save_file({name: float32(table) for name, table in contents.content.items()}, folder / CONTENT)
+    if contents.search is not None:
+        save_file(contents.search.to_tensors(), folder / SEARCH)
     _write_lines(folder / ITEM_IDS, contents.item_ids)
     _write_lines(folder / USER_IDS, contents.user_ids)
     records = contents.records
@@ -206,6 +216,8 @@ def _write_files(folder: Path, contents: ExportContents) -> None:
     )
     if contents.index is not None:
         (folder / INDEX).write_bytes(contents.index[1])
+    if contents.search_index is not None:
+        (folder / SEARCH_INDEX).write_bytes(contents.search_index)
     if contents.onnx:
         from recbole_llm.export.onnx_graphs import write_graphs
 
@@ -273,6 +285,8 @@ def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: M
 
 def _min_reader(contents: ExportContents) -> int:
     """The smallest schema that knows every file and tensor: readers refuse others."""
+    if contents.search is not None:
+        return SEARCH_SCHEMA
     if contents.disliked_items is not None:
         return DISLIKED_SCHEMA
     return CONTENT_SCHEMA if contents.content else FIRST_SCHEMA

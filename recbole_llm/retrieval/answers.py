@@ -15,20 +15,38 @@ class Reason:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What a search's score is made of; the three add up to it.
+
+    Attributes:
+        likeness: of the meaning.
+        words: that occur as they stand.
+        taste: what buyers of the likest items bought.
+    """
+
+    likeness: float
+    words: float
+    taste: float
+
+
+@dataclass(frozen=True)
 class Recommended:
     """One item of an answer.
 
     Attributes:
         id: external id.
         title: its title.
-        score: <q, w_i> + b_i and boosts, by which items are ranked; for source ``popular`` the number of training interactions.
+        score: <q, w_i> + b_i and boosts, by which items are ranked; for source ``popular`` the number of training interactions;
+            for a search (``text``, ``similar``) that of :mod:`recbole_llm.retrieval.search` and boosts.
         probability: P(i|u), by the export's map and without boosts, which change what is shown and not what a user does;
-            ``None`` for sources that are no score of a user (``popular``, ``similar``).
+            ``None`` for sources that are no score of a user (``popular``, searches).
         cold: whether it is known by its text alone.
-        reasons: the largest positive contributions of the history, best first; ``None`` where none were asked for.
-        rest: the contributions that are not among the reasons, and the user's own part.
+        reasons: the largest positive contributions of the history, best first; for a search, of the likest items, whose buyers
+            bought this one; ``None`` where none were asked for.
+        rest: the contributions that are not among the reasons, and the user's own part; for a search, likeness and words too.
         bias: b_i. Reasons, rest, bias and the contributions of rules add up to the score.
         rules: what lifted, moved or admitted the item beside its score.
+        parts: of a search's score without boosts; ``None`` where no reasons were asked for, and for other sources.
     """
 
     id: str
@@ -40,6 +58,7 @@ class Recommended:
     rest: float | None = None
     bias: float | None = None
     rules: tuple[Applied, ...] = ()
+    parts: Parts | None = None
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ GROWTH = 1.5
 
 @dataclass(frozen=True, eq=False)
 class MappedItem:
-    """Vectors of one item made from its text: target ``[D]``, source ``[D]`` float32, and bias."""
+    """Vectors of one item made from its text: target ``[D]``, source ``[D]`` float32, bias, and the text's own ``[F]``."""
 
     vector: np.ndarray
     source: np.ndarray
     bias: float
+    text: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class Catalog:
         self.records: list[ItemRecord] = list(export.records)
         self.added_at: dict[int, str] = {}
         self.successor: dict[int, int] = {}
+        self.text_vectors: dict[int, np.ndarray] = {}  # raw ones, of rows whose text was changed or added
+        self.touched: dict[int, None] = {}  # rows that changed since a search last looked
+        self._gone: set[int] = set()  # deleted, or another row took their place
         self._listed_bias = np.where(export.listed, export.bias, np.float32(-np.inf))
         self._base_bias = self._listed_bias.copy()
         self._trained = export.trained
@@ -116,6 +120,21 @@ class Catalog:
         """
         row = self.row_of.get(item_id)
         if row is None or not self.is_live(row):
+            raise UnknownItemError(item_id)
+        return row
+
+    def gone(self) -> np.ndarray:
+        """Rows that no answer may show, int64: deleted ones, and those whose place another row took."""
+        return np.fromiter(self._gone, np.int64, len(self._gone))
+
+    def shown(self, item_id: str) -> int:
+        """The row of an item that a search may show: a live one, or one that the model does not rank.
+
+        Raises:
+            UnknownItemError: if there is none.
+        """
+        row = self.row_of.get(item_id)
+        if row is None or row in self._gone:
             raise UnknownItemError(item_id)
         return row
 
@@ -236,13 +255,18 @@ class Catalog:
             old, row = row, self._append(item_id, record, mapped)
             self._base_bias[old] = -np.inf
             self.successor[old] = row
+            self._gone.add(old)
         elif mapped is not None and row >= self.n_base:
             self._write(row, mapped)
         elif row < self.n_base:
             self._base_bias[row] = self._listed_bias[row]
         else:
             self._bias[row - self.n_base] = self._true_bias[row - self.n_base]
+        self._gone.discard(row)
         self.records[row] = record
+        self.touched[row] = None
+        if mapped is not None and mapped.text is not None:
+            self.text_vectors[row] = mapped.text
         self._attributes.put(row, record.attributes)
         if time is not None:
             self.added_at[row] = time
@@ -263,6 +287,7 @@ class Catalog:
             self._base_bias[row] = -np.inf
         else:
             self._bias[row - self.n_base] = -np.inf
+        self._gone.add(row)
         self._changed()
         return live
 

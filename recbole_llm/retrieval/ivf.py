@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.export.errors import ExportError
+from recbole_llm.export.manifest import INDEX
 from recbole_llm.export.reader import Export
 from recbole_llm.retrieval.candidates import (
     RECALL_AT,
@@ -30,12 +31,31 @@ TRAINING_ROWS_PER_LIST = 64
 log = getLogger(__name__)
 
 
-def _faiss() -> Any:
+def faiss_module() -> Any:
+    """The faiss module.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
     try:
         import faiss
     except ModuleNotFoundError as error:
         raise ValueError("An IVF index needs faiss: pip install -e '.[ann]' in the checkout.") from error
     return faiss
+
+
+def read_index(content: memoryview | bytes, name: str) -> Any:
+    """Read an index of faiss.
+
+    Raises:
+        ValueError: if faiss is not installed.
+        ExportError: if it is damaged, or of another version of faiss.
+    """
+    faiss = faiss_module()
+    try:
+        return faiss.deserialize_index(np.frombuffer(content, np.uint8))
+    except RuntimeError:
+        raise ExportError(f"{name} cannot be read by the faiss installed here: export again.") from None
 
 
 def build_index(vector: np.ndarray, bias: np.ndarray, queries: np.ndarray) -> tuple[dict[str, Any], bytes]:
@@ -52,7 +72,7 @@ def build_index(vector: np.ndarray, bias: np.ndarray, queries: np.ndarray) -> tu
     Raises:
         ValueError: if faiss is not installed.
     """
-    faiss = _faiss()
+    faiss = faiss_module()
     table = with_bias(vector, bias)
     N, width = table.shape
     nlist = max(1, min(round(4 * N**0.5), N // MIN_ROWS_PER_LIST))
@@ -86,12 +106,9 @@ class IvfRetriever(CandidateRetriever):
 
     def __init__(self, export: Export, catalog: Catalog) -> None:
         super().__init__(catalog)
-        self._faiss = faiss = _faiss()
+        self._faiss = faiss = faiss_module()
         assert export.index is not None
-        try:
-            self._index = faiss.deserialize_index(np.frombuffer(export.index, np.uint8))
-        except RuntimeError:
-            raise ExportError("index.faiss cannot be read by the faiss installed here: export again.") from None
+        self._index = read_index(export.index, INDEX)
         description: Mapping[str, Any] = export.manifest.index
         shape = (self._index.d, self._index.ntotal) if isinstance(self._index, faiss.IndexIVFFlat) else None
         if shape != (export.manifest.dim + 1, len(export.item_ids)):

@@ -6,7 +6,7 @@ recommender.recommend(Request(user="196", k=10, explain=3))
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import repeat
 from logging import getLogger
 from typing import Any
@@ -20,62 +20,16 @@ from recbole_llm.retrieval.answers import Reason, Recommendation, Recommended
 from recbole_llm.retrieval.exact import ExactRetriever, Hits, Retriever, best, top_rows
 from recbole_llm.retrieval.item_catalog import Catalog, MappedItem
 from recbole_llm.retrieval.ranking import Chance
+from recbole_llm.retrieval.request import Request
 from recbole_llm.retrieval.reranking import Applied, Chosen, Reranking, Subject, reranked, short_note, subject_name
-from recbole_llm.retrieval.rules import NO_RULES, Rules
+from recbole_llm.retrieval.search import check_by
+from recbole_llm.retrieval.searches import Asked, searches_of
 from recbole_llm.retrieval.users import Users
 from recbole_llm.scoring.probability import ProbabilityMap
 
-FALLBACKS = ("none", "popular")
 log = getLogger(__name__)
 NOT_FINITE = "The numbers of the model give no finite score here; export a model whose training ended well."
 _NO_ROWS = np.zeros(0, np.int64)
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """Who wants what; exactly one of ``user``, ``items`` and ``text_vector``.
-
-    Attributes:
-        user: id of a user of the training data.
-        items: ids of items an anonymous user likes; where the model weighs histories by recency, oldest first.
-        weights: of ``items``, non-negative; ``None`` for the model's own.
-        text_vector: ``[F]`` float32 of the export's encoder.
-        k: how many; fewer come back where fewer are allowed.
-        exclude: item ids without a place.
-        exclude_seen: whether the history has no place either.
-        filter: attribute conditions, all of which must hold.
-        explain: reasons per item.
-        only_new: whether only items have a place that nobody has had yet.
-        fallback: ``popular`` answers for an unknown user, or where no item is known; ``none`` raises.
-        rules: what else decides about the list; its conditions hold beside ``exclude`` and ``filter``.
-    """
-
-    user: str | None = None
-    items: Sequence[str] | None = None
-    weights: Sequence[float] | None = None
-    text_vector: np.ndarray | None = None
-    k: int = 10
-    exclude: Sequence[str] = ()
-    exclude_seen: bool = True
-    filter: Mapping[str, Any] = field(default_factory=dict)
-    explain: int = 0
-    only_new: bool = False
-    fallback: str = "none"
-    rules: Rules = NO_RULES
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("user", "items", "text_vector") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"Give exactly one of user, items and text_vector; got {', '.join(given) or 'none'}.")
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}; expected at least 1.")
-        if self.fallback not in FALLBACKS:
-            raise ValueError(f"fallback is {self.fallback!r}; expected one of {', '.join(FALLBACKS)}.")
-        if self.weights is not None:
-            if self.items is None or len(self.weights) != len(self.items):
-                raise ValueError("weights belong to items, one each.")
-            if not all(np.isfinite(weight) and weight >= 0 for weight in self.weights):
-                raise ValueError("weights must be finite and not negative.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +67,7 @@ class Recommender:
         self._pooling = Pooling(export.manifest.blocks, export.offset)
         self._probability = export.manifest.probability or ProbabilityMap()
         self._retriever = (make_retriever or _retriever_of)(export, self.catalog)
+        self.searches = searches_of(export, self.catalog)
         self._popularity: np.ndarray | None = None
         self._norms: np.ndarray | None = None
 
@@ -150,6 +105,9 @@ class Recommender:
         ready: list[tuple[int, _Prepared, Reranking | None]] = []
         for at, request in enumerate(requests):
             try:
+                if request.text_vector is not None and self.searches is not None and self.searches.takes_texts:
+                    answers[at] = self._found(request, request.text_vector)
+                    continue
                 prepared = self._prepare(request)
                 if prepared is None:
                     answers[at] = self._popular(request)
@@ -195,6 +153,13 @@ class Recommender:
         subject = Subject(prepared.rows, prepared.times, chance, name)
         return Reranking(request.rules, request.k, self.catalog, search, prepared.hidden, prepared.mask, subject)
 
+    def _found(self, request: Request, vector: np.ndarray) -> Recommendation:
+        assert self.searches is not None
+        hidden, mask, unknown = self._conditions(request)
+        asked = Asked(vector, request.text, request.by, request.explain)
+        answer = self.searches.text(asked, request.k, hidden, mask, request.rules)
+        return replace(answer, unknown=tuple(unknown))
+
     def _prepare(self, request: Request) -> _Prepared | None:
         """``None`` for the fallback."""
         catalog = self.catalog
@@ -222,6 +187,8 @@ class Recommender:
             source, kind = catalog.source(rows), "items"
         else:
             assert request.text_vector is not None
+            if request.by != "both":
+                raise ValueError(f"by is {request.by!r}, and this export holds no content vectors: export again.")
             rows, times, kind = _NO_ROWS, np.ones(1, np.float32), "text"
             source = self._text_map_of(request.text_vector[None])[1]
         query = self._pooling.query(source, times, part, ranks)
@@ -377,24 +344,41 @@ class Recommender:
         rows = rows[best(rows, scores[rows], k)]
         return Hits(rows, scores[rows].astype(np.float64))
 
-    def similar(self, item_id: str, k: int = 10, filter: Mapping[str, Any] | None = None) -> Recommendation:
-        """Find items whose vectors point the same way, by cosine.
+    def similar(
+        self, item_id: str, k: int = 10, filter: Mapping[str, Any] | None = None, by: str = "both", explain: int = 0
+    ) -> Recommendation:
+        """Find items like one: by their content, then by what its buyers and those of its like bought.
 
-        Target vectors are compared, or source vectors where the manifest's ``similar_by`` says so.
+        An export without content vectors compares target vectors by cosine, or source vectors where the manifest's
+        ``similar_by`` says so.
 
         Args:
             item_id: a live item, or one that the model knows and does not rank; it is not in its own answer.
             k: how many.
             filter: attribute conditions.
+            by: one of :data:`recbole_llm.retrieval.search.BY`.
+            explain: reasons per item.
 
         Raises:
             UnknownItemError: if there is no such item.
-            ValueError: on a filter that does not fit the export's attributes.
+            ValueError: on a filter that does not fit the export's attributes, or where ``by`` cannot be had.
         """
+        check_by(by)
+        row, mask = self.catalog.shown(item_id), self.catalog.mask(filter or {})
+        if self.searches is not None:
+            return self.searches.similar(row, k, mask, by, explain)
+        if by != "both":
+            raise ValueError(f"by is {by!r}, and this export holds no content vectors: export again.")
+        hits = self._rank(self._cosines(row), k, np.array([row]), mask)
+        items = tuple(
+            Recommended(self.catalog.ids[found], self.catalog.records[found].title, score, self.catalog.is_cold(found))
+            for found, score in zip(hits.rows.tolist(), hits.scores.tolist(), strict=True)
+        )
+        return Recommendation(items, "similar")
+
+    def _cosines(self, row: int) -> np.ndarray:
+        """Cosines of a row's vector with those of every row, ``[N]`` float32."""
         catalog = self.catalog
-        known = catalog.row_of.get(item_id)
-        unlisted = known is not None and known < catalog.n_base and not self.export.listed[known]
-        row = known if known is not None and unlisted else catalog.row(item_id)
         by_source = self.export.manifest.similar_by == "source"
         base = self.export.source if by_source else self.export.vector
         if self._norms is None:
@@ -405,13 +389,7 @@ class Recommender:
         own = (catalog.source(at) if by_source else catalog.vector(at))[0]
         dots = np.concatenate([base @ own, fresh @ own])
         norms = np.concatenate([self._norms, np.sqrt(np.einsum("nd,nd->n", fresh, fresh))])
-        cosine = dots / np.maximum(norms * norms[row], np.float32(1e-12))
-        hits = self._rank(cosine, k, np.array([row]), catalog.mask(filter or {}))
-        items = tuple(
-            Recommended(catalog.ids[found], catalog.records[found].title, score, catalog.is_cold(found))
-            for found, score in zip(hits.rows.tolist(), hits.scores.tolist(), strict=True)
-        )
-        return Recommendation(items, "similar")
+        return dots / np.maximum(norms * norms[row], np.float32(1e-12))  # type: ignore[no-any-return]
 
     # ------------------------------------------------------------------ texts
 
@@ -422,7 +400,7 @@ class Recommender:
             ValueError: if the export holds no text map, or the vector is not of its encoder.
         """
         vector, source, bias = self._text_map_of(text_vector[None])
-        return MappedItem(vector[0], source[0], float(bias[0]))
+        return MappedItem(vector[0], source[0], float(bias[0]), text_vector)
 
     def _text_map_of(self, text_vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self.export.text_map is None:

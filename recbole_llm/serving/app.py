@@ -147,6 +147,7 @@ async def _encoded(service: Service, bodies: Sequence[Any]) -> dict[str, Encoded
     texts = list(dict.fromkeys(body.text for body in bodies if isinstance(body, schemas.TextRequest)))
     if not texts:
         return {}
+    await service.titles.learn(service.settings.limits.request_seconds)
     return dict(zip(texts, await service.text.encode(texts, service.settings.limits.request_seconds), strict=True))
 
 
@@ -224,8 +225,10 @@ def _add_items(app: FastAPI, service: Service) -> None:
         responses=problems_of_route(404, 504),
         summary="Items like this one",
     )
-    async def similar(item_id: ItemId, k: Annotated[int, Query(ge=1, le=schemas.MAX_K)] = 10) -> Response:
-        answer = await service.reader.ask(lambda recommender: recommender.similar(item_id, k))
+    async def similar(
+        item_id: ItemId, k: Annotated[int, Query(ge=1, le=schemas.MAX_K)] = 10, by: schemas.By = "both"
+    ) -> Response:
+        answer = await service.reader.ask(lambda recommender: recommender.similar(item_id, k, by=by))
         return json_answer({**recommendation_content(answer.value), **state_content(answer)})
 
     @app.get(
@@ -236,7 +239,7 @@ def _add_items(app: FastAPI, service: Service) -> None:
     )
     async def item(item_id: ItemId) -> Response:
         answer = await service.reader.ask(
-            lambda recommender: recommender.catalog.state(recommender.catalog.row(item_id))
+            lambda recommender: recommender.catalog.state(recommender.catalog.shown(item_id))
         )
         return json_answer({**item_content(answer.value), **state_content(answer)})
 

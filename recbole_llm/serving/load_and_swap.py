@@ -227,6 +227,8 @@ def _try_out(recommender: Recommender) -> None:
     Pages are read in, and an export that cannot answer is found out.
     """
     export = recommender.export
+    if recommender.searches is not None:
+        recommender.searches.warm_up()
     step = max(len(export.user_ids) // WARM_QUERIES, 1)
     requests: list[Any] = [Request(user=user, explain=1) for user in export.user_ids[::step][:WARM_QUERIES]]
     requests += [Request(items=[item_id], k=3) for item_id in export.item_ids[:1]]

@@ -19,6 +19,7 @@ from recbole_llm.serving.metrics import Metrics
 from recbole_llm.serving.settings import Limits
 
 INLINE_PRODUCTS = 50_000_000  # 2 ms of a core, 32 requests to 10,000 items of 128 dimensions: the loop waits no longer
+SEARCH_PRODUCTS = 25_000_000  # as long as a search takes beside its products
 INLINE_ENTRIES = 1_000  # items and reasons of answers, 2 ms of Python
 MAX_COST = 5_000  # microseconds of a batch beside its scores
 RENDERED_AT_ONCE = 4  # large answers that are made, each up to 5 MB
@@ -106,9 +107,16 @@ class Reader:
     def _is_small(self, jobs: list[Any]) -> bool:
         if not all(type(job) is Request for job in jobs):
             return False
-        catalog = self._recommender().catalog
+        recommender = self._recommender()
+        searches = recommender.searches
+        products = 0
+        for job in jobs:
+            if job.text_vector is not None and searches is not None:
+                products += len(recommender.catalog) * searches.width + SEARCH_PRODUCTS
+            else:
+                products += len(recommender.catalog) * recommender.export.manifest.dim
         return (
-            len(jobs) * len(catalog) * catalog.export.manifest.dim <= INLINE_PRODUCTS
+            products <= INLINE_PRODUCTS
             and sum(job.k * (1 + job.explain) for job in jobs) <= INLINE_ENTRIES
             and sum(self._cost_of_rules(job) for job in jobs if job.rules.rerank) <= ITEM_COST * INLINE_ENTRIES
         )

@@ -54,6 +54,8 @@ def _recommended(item: Recommended) -> dict[str, Any]:
         out["rules"] = [
             {"rule": rule.rule, "contribution": rule.contribution, "place": rule.place} for rule in item.rules
         ]
+    if item.parts is not None:
+        out["parts"] = {"likeness": item.parts.likeness, "words": item.parts.words, "taste": item.parts.taste}
     return out
 
 
@@ -230,4 +232,4 @@ def request_of(body: Any, texts: Mapping[str, EncodedText]) -> Request:
         return Request(user=body.user, **common)
     if isinstance(body, schemas.ItemsRequest):
         return Request(items=body.items, weights=body.weights, **common)
-    return Request(text_vector=texts[body.text].vector, **common)
+    return Request(text_vector=texts[body.text].vector, text=body.text, by=body.by, **common)

@@ -150,10 +150,17 @@ class ItemsRequest(_Asked):
     weights: Weights | None = None
 
 
+By = Annotated[
+    Literal["both", "likeness", "chance"],
+    Field(description="likeness alone, chance (what buyers of the likest items bought) alone, or likeness first."),
+]
+
+
 class TextRequest(_Asked):
     """For a description in words."""
 
     text: Text
+    by: By = "both"
 
 
 def _kind(body: Any) -> str | None:
@@ -244,7 +251,7 @@ class ReloadBody(Strict):
 
 
 class ReasonOut(BaseModel):
-    """What one item of the history adds to the score."""
+    """What one item of the history, or one that is like the text asked for, adds to the score."""
 
     id: str
     title: str
@@ -257,6 +264,14 @@ class RuleOut(BaseModel):
     rule: str
     contribution: Annotated[float, Field(description="Of a boost to the score.")] = 0.0
     place: Annotated[int | None, Field(description="By score, where the rule changed it and it is known.")] = None
+
+
+class PartsOut(BaseModel):
+    """What the score of a search is made of; the three add up to it."""
+
+    likeness: float
+    words: float
+    taste: float
 
 
 class RecommendedOut(BaseModel):
@@ -277,6 +292,7 @@ class RecommendedOut(BaseModel):
     rest: float = 0.0
     bias: float = 0.0
     rules: list[RuleOut] = []
+    parts: Annotated[PartsOut | None, Field(description="Of a search's score, where reasons were asked for.")] = None
 
 
 class State(BaseModel):

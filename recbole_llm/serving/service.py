@@ -28,6 +28,7 @@ from recbole_llm.serving.metrics import Gauge, Metrics
 from recbole_llm.serving.reading import Reader
 from recbole_llm.serving.settings import Settings
 from recbole_llm.serving.text import SentenceEncoder, TextEncoding, text_encoding
+from recbole_llm.serving.titles import TitleVectors
 from recbole_llm.serving.watch import WatchedFiles
 
 X = TypeVar("X")
@@ -84,6 +85,7 @@ class Service:
         state = None if settings.read_only and settings.state is None else settings.state
         self.changes = Changes(state, current, self.reader.batcher, limits.request_seconds)
         self.text = TextEncoding(None, self.metrics)
+        self.titles = TitleVectors(current, lambda: self.text, self.reader)
         self.metrics.gauges.update(self._gauges())
 
     @property
@@ -127,6 +129,8 @@ class Service:
         if self._stale:
             log.info("Encoding %d items of the log with this export's encoder", self._stale)
             self.keep(self._reload_here(None))
+        else:
+            self.keep(self.titles.learn_all())
 
     async def stop(self) -> None:
         """Let go of threads and the log."""
@@ -264,6 +268,8 @@ class Service:
         if text is not self.text:
             self.text.close()
             self.text = text
+        if self.text.state == "ready":
+            self.keep(self.titles.learn_all())
 
     def _load(self, name: str | None, changes: Sequence[Change]) -> tuple[Built, TextEncoding]:
         """Bring an export up to date, with the encoder of its texts; runs in the loading thread."""

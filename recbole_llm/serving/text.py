@@ -17,7 +17,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from recbole_llm.content.encoder_settings import SETTINGS
-from recbole_llm.export.manifest import ENCODER_FOLDER, Manifest
+from recbole_llm.export.manifest import ENCODER_FOLDER, SEARCH, Manifest
+from recbole_llm.export.reader import Export
+from recbole_llm.export.search_tables import plain
 from recbole_llm.serving.batching import Batcher
 from recbole_llm.serving.metrics import Metrics
 from recbole_llm.serving.settings import Settings
@@ -119,6 +121,22 @@ class TransformerEncoder:
         return vectors, np.array([sample.cut for sample in samples], np.int64)
 
 
+def vector_of_question(export: Export, text: str) -> np.ndarray:
+    """Encode what is asked for, ``[F]`` float32, with the encoder of an export, which is loaded for it.
+
+    Raises:
+        ValueError: if the text is empty, or the model takes none; as :class:`TransformerEncoder`.
+    """
+    if not text.strip():
+        raise ValueError("text is empty; say what is asked for.")
+    space = None if export.search is None else export.search.space
+    if export.manifest.encoder is None or (space is None and export.text_map is None):
+        raise ValueError("text: this model has no encoder of texts, or no place for them; recommend by users or items.")
+    vectors, _ = TransformerEncoder(export.folder, export.manifest, export.encoders).encode([plain(text)])
+    vector: np.ndarray = vectors[0]
+    return vector
+
+
 def _hold_weights(encoder: Any) -> None:
     """Copy the weights into memory of the process.
 
@@ -164,7 +182,7 @@ def _find(folder: Path, manifest: Manifest, named: Sequence[str]) -> Any:
 
 
 class TextEncoding:
-    """Encodes texts of requests.
+    """Encodes texts of requests, HTML entities replaced.
 
     Args:
         load: makes the encoder; called once, in a thread. ``None``: there is none.
@@ -235,6 +253,7 @@ class TextEncoding:
         """
         self._check()
         assert self._encoder is not None
+        texts = [plain(text) for text in texts]
         parts = [texts[at : at + MAX_BATCH] for at in range(0, len(texts), MAX_BATCH)]
         return np.concatenate([self._encoder.encode(part)[0] for part in parts])
 
@@ -280,7 +299,7 @@ class TextEncoding:
     def _encode(self, texts: list[str]) -> list[EncodedText]:
         assert self._encoder is not None
         started = time.perf_counter()
-        vectors, cut = self._encoder.encode(texts)
+        vectors, cut = self._encoder.encode([plain(text) for text in texts])
         self._metrics.encode_seconds.observe(time.perf_counter() - started)
         return [EncodedText(vector, int(n)) for vector, n in zip(vectors, cut, strict=True)]
 
@@ -308,7 +327,7 @@ def text_encoding(
         make_encoder: takes the place of the export's own transformer.
     """
     for lacks, reason in (
-        (manifest.text_map is None, "This export maps no texts."),
+        (manifest.text_map is None and SEARCH not in manifest.files, "This export maps no texts."),
         (manifest.encoder is None, "This export names no encoder."),
         (not settings.encoder, "The service was started without its encoder."),
     ):

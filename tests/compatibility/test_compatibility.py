@@ -40,10 +40,17 @@ def test_every_version_is_here():
     assert "0.1.0" in VERSIONS
 
 
+def of_users(answers):
+    """Without texts and similar items: a model that is exported today answers those by a search, which it did not before."""
+    return {who: rows for who, rows in answers.items() if who.split()[0] not in ("text", "similar")}
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_checkpoint_recommends_as_it_did(expected, name):
     assert len(expected["answers"][name]) > 25
-    assert what_is_read.differences(what_is_read.answers(f"{name}.pth", name), expected["answers"][name]) == []
+    found, wanted = what_is_read.answers(f"{name}.pth", name), expected["answers"][name]
+    assert what_is_read.differences(of_users(found), of_users(wanted)) == []
+    assert all(len(found[who]) == len(rows) for who, rows in wanted.items())
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -57,7 +64,8 @@ def test_a_checkpoint_can_be_exported(expected, name, tmp_path):
     given = [f"--{key}={value}" for key, value in what_is_read.paths_of(name).items()]
     given += ["--bundle-encoder"] if name == "both" else []
     what_is_read.call("export", f"{name}.pth", "--output", tmp_path / "export", "--history", "train", *given)
-    assert what_is_read.differences(what_is_read.answers(tmp_path / "export", name), expected["answers"][name]) == []
+    found, wanted = what_is_read.answers(tmp_path / "export", name), expected["answers"][name]
+    assert what_is_read.differences(of_users(found), of_users(wanted)) == []
     assert what_is_read.differences(what_is_read.explained(tmp_path / "export"), expected["explained"][name]) == []
 
 

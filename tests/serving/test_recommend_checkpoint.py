@@ -54,7 +54,17 @@ def test_a_checkpoint_recommends_as_its_export(run_config, paths, tmp_path, vari
     assert list(recommend_users(opened, k=5)) == list(recommend_users(exported, k=5))
     assert recommend_items(opened, ["i1", "i5"]) == recommend_items(exported, ["i1", "i5"])
     assert similar_items(opened, "i2") == similar_items(exported, "i2")
-    assert recommend_text(opened, "a rocket to the moon") == recommend_text(exported, "a rocket to the moon")
+    for name in ("offsets", "items", "shares", "titles"):
+        np.testing.assert_array_equal(getattr(opened.search, name), getattr(exported.search, name), err_msg=name)
+    for by in ("both", "likeness", "chance"):
+        answers = [recommend_text(model, "a rocket to the moon", by=by) for model in (opened, exported)]
+        assert answers[0] == answers[1] and answers[0].source == "text"
+        assert similar_items(opened, "i2", by=by) == similar_items(exported, "i2", by=by)
+    title = exported.records[3].title
+    twins = {i for i, r in zip(exported.item_ids, exported.records, strict=True) if r.title == title}
+    assert recommend_text(opened, title, k=1).items[0].id in twins
+    without = open_model(checkpoint, texts=False, **paths)  # no encoder is loaded, and what is like an item is the same
+    assert similar_items(without, "i2") == similar_items(exported, "i2")
 
 
 @pytest.fixture
@@ -93,7 +103,12 @@ def test_the_commands(checkpoint, paths, options, tmp_path, capsys, toy_path, ca
     assert seen < history and not seen & {(row["user"], row["item"]) for row in rows}
 
     assert cli.main(["recommend", checkpoint, *options, "--text", "a whale and a ship", "--k", "2"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    table = capsys.readouterr().out
+    assert len(table.splitlines()) == 3
+    assert cli.main(["similar", checkpoint, *options, "--text", "a whale and a ship", "--k", "2"]) == 0
+    assert capsys.readouterr().out == table
+    assert cli.main(["recommend", checkpoint, *options, "--items", "i1", "--by", "chance"]) == 2
+    assert "--by chance belongs to --text" in capsys.readouterr().err
     assert (
         cli.main(["similar", checkpoint, *options, "--item", "i2", "--k", "2", "--output", str(tmp_path / "like.csv")])
         == 0

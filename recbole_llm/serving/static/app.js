@@ -78,6 +78,12 @@ function meter(name, share) {
 
 function why(item, source) {
   const first = item.reasons?.[0];
+  if (source === "text" && item.parts) {
+    const { likeness, words, taste } = item.parts;
+    if (first && taste > likeness + words) return `bought with ${first.title}`;
+    if (words > likeness) return item.cold ? "new, has your words" : "has your words";
+    return item.cold ? "new, fits your words" : "fits your words";
+  }
   if (first) return `because of ${first.title}`;
   if (source === "popular") return `chosen ${item.score === 1 ? "once" : `${item.score.toLocaleString("en")} times`}`;
   if (source === "similar") return item.cold ? "like it by its text" : "like it";
@@ -105,8 +111,11 @@ function describe(about, item) {
   if (item.probability != null) {
     about.append(element("p", { text: `Chance that it is among the next choices: ${percent(item.probability)}` }));
   }
+  if (item.parts) {
+    for (const [part, name] of Object.entries(PARTS)) about.append(meter(name, item.parts[part] / item.score));
+  }
   if (item.reasons?.length) {
-    about.append(element("p", { className: "dim", text: "What speaks for it most:" }));
+    about.append(element("p", { className: "dim", text: item.parts ? "Its buyers chose these, which are like your words:" : "What speaks for it most:" }));
     const most = item.reasons[0].contribution;
     for (const reason of item.reasons) about.append(meter(reason.title, reason.contribution / most));
   }
@@ -124,6 +133,8 @@ function describe(about, item) {
     known.append(list);
   }, (error) => known.append(element("p", { className: "dim", text: error.message })));
 }
+
+const PARTS = { likeness: "like it in meaning", words: "the same words", taste: "bought with its like" };
 
 const SOURCES = {
   history: "From this customer's history, best first.",
