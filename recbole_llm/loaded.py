@@ -76,6 +76,7 @@ class LoadedModel:
         items: Iterable[str | int] | None = None,
         text: str | None = None,
         k: int = 10,
+        by: str = "both",
         include_seen: bool = False,
         skip_unknown: bool = False,
     ) -> "pandas.DataFrame":
@@ -86,6 +87,7 @@ class LoadedModel:
             items: ids of items that a new user likes; oldest first where the model weighs histories by recency.
             text: what a new user asks for, in words.
             k: items per user; fewer come where fewer are allowed.
+            by: how a text is answered: by ``likeness``, by ``chance`` (what buyers of the likest items bought), or by ``both``.
             include_seen: whether items of the history may be recommended again.
             skip_unknown: leave unknown ids out instead of raising.
 
@@ -94,7 +96,8 @@ class LoadedModel:
             is NaN where there is none.
 
         Raises:
-            ValueError: if more than one of ``users``, ``items`` and ``text`` is given, an id is unknown, or ``k`` is below 1.
+            ValueError: if more than one of ``users``, ``items`` and ``text`` is given, an id is unknown, ``k`` is below 1, or
+                ``by`` is unknown, given without a text, or cannot be had of a model without content.
         """
         given = [name for name, value in (("users", users), ("items", items), ("text", text)) if value is not None]
         if len(given) > 1:
@@ -104,7 +107,9 @@ class LoadedModel:
         if k < 1:
             raise ValueError(f"k is {k}; expected at least 1.")
         if text is not None:
-            return _frame(rows_of(recommend_text(self.export, text, k=k), text))
+            return _frame(rows_of(recommend_text(self.export, text, k=k, by=by), text))
+        if by != "both":
+            raise ValueError(f"by is {by!r}, which says how a text is answered; give text, or leave by out.")
         if items is not None:
             liked = _ids("items", items)
             try:
@@ -121,24 +126,25 @@ class LoadedModel:
         except UnknownUserError as error:
             raise _unknown("users", error, "For a new user give items.") from error
 
-    def similar(self, item: str | int, *, k: int = 10) -> "pandas.DataFrame":
+    def similar(self, item: str | int, *, k: int = 10, by: str = "both") -> "pandas.DataFrame":
         """Find the items most like one.
 
         Args:
             item: its id.
             k: how many.
+            by: ``likeness`` of content, ``chance`` (what buyers of the item bought), or ``both``.
 
         Returns:
             A row for each item, likest first, as :meth:`recommend`; ``user`` holds the item's id, ``score`` the likeness.
 
         Raises:
-            ValueError: if no item has the id, or ``k`` is below 1.
+            ValueError: if no item has the id, ``k`` is below 1, or ``by`` is unknown or cannot be had of a model without content.
         """
         (item_id,) = _ids("item", item)
         if k < 1:
             raise ValueError(f"k is {k}; expected at least 1.")
         try:
-            return _frame(rows_of(similar_items(self.export, item_id, k=k), item_id))
+            return _frame(rows_of(similar_items(self.export, item_id, k=k, by=by), item_id))
         except UnknownItemError as error:
             raise _unknown("item", error) from error
 

@@ -17,6 +17,7 @@ from recbole_llm.export.neighbours import neighbours
 from recbole_llm.export.reader import ItemRecord, load_export
 from recbole_llm.export.search_tables import SearchTables
 from recbole_llm.export.writer import write_artifact
+from recbole_llm.loaded import LoadedModel
 from recbole_llm.retrieval import search as module
 from recbole_llm.retrieval.recommender import Recommender, Request
 from recbole_llm.retrieval.rules import Boost, Diversity, Exploration, Rules
@@ -434,6 +435,27 @@ def test_an_export_of_before_answers_as_before(caplog):
     for question in (lambda: ask(shop, "iron pan", by="likeness"), lambda: shop.similar("i1", by="chance")):
         with pytest.raises(ValueError, match="export again"):
             question()
+
+
+@pytest.mark.parametrize("by", ["both", "likeness", "chance"])
+def test_the_python_interface_answers_by_what_is_asked(shop, by, monkeypatch):
+    pytest.importorskip("pandas")
+    model = LoadedModel(shop.export)
+    monkeypatch.setattr("recbole_llm.serving.text.vector_of_question", lambda export, text: vector_of(text))
+    expected = ask(shop, "iron pan", by=by, k=7)
+    found = model.recommend(text="iron pan", by=by, k=7)
+    assert list(found.item) == [item.id for item in expected.items]
+    np.testing.assert_allclose(found.score, [item.score for item in expected.items], rtol=1e-6)
+    expected = shop.similar("i4", 7, by=by)
+    assert list(model.similar("i4", by=by, k=7).item) == [item.id for item in expected.items]
+
+
+def test_by_belongs_to_a_text(shop):
+    model = LoadedModel(shop.export)
+    with pytest.raises(ValueError, match="by is 'chance', which says how a text is answered; give text"):
+        model.recommend(items=["i4"], by="chance")
+    with pytest.raises(ValueError, match="by"):
+        model.similar("i4", by="price")
 
 
 # ------------------------------------------------------------------ an index of candidates
