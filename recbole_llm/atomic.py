@@ -52,6 +52,12 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         yield file
 
 
+def write_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Make ``text``, in UTF-8, the content of ``path`` in one step."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a new folder that becomes ``path`` in the end, every file in it on the disk; on an error nothing is left.
@@ -64,8 +70,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for file in [*temporary.rglob("*"), temporary]:
-            sync(file)
+        sync_folder(temporary)
         replace(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -82,6 +87,12 @@ def replace(temporary: Path, target: Path) -> None:
             raise
     if os.name == "posix":  # the folder's entry too; Windows has no such call
         sync(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder and all that lies in it is on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
 
 
 def sync(path: Path) -> None:

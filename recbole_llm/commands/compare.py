@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from recbole_llm.atomic import write_atomically
 from recbole_llm.bridge.experiments.comparison import about_tests, as_json, as_markdown, compare, draw
 from recbole_llm.bridge.experiments.latex import as_latex
 
@@ -44,10 +45,10 @@ def run_compare(options: argparse.Namespace, config_files: Sequence[str], overri
     if options.output:
         folder = Path(options.output)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "comparison.json").write_text(json.dumps(as_json(found), indent=2) + "\n", encoding="utf-8")
+        write_atomically(folder / "comparison.json", json.dumps(as_json(found), indent=2) + "\n")
         text = f"{as_markdown(found)}\n\n{about_tests(found)}\n"
-        (folder / "comparison.md").write_text(text, encoding="utf-8")
-        (folder / "comparison.tex").write_text(as_latex(found) + "\n", encoding="utf-8")
+        write_atomically(folder / "comparison.md", text)
+        write_atomically(folder / "comparison.tex", as_latex(found) + "\n")
         try:
             draw(found, folder / "comparison.png")
         except ValueError as error:

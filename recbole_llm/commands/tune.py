@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from recbole_llm.atomic import write_atomically
 from recbole_llm.bridge.environment import versions
 from recbole_llm.bridge.experiments.tuning import ALGORITHMS, line_of, name_of, ranked, tune
 
@@ -53,7 +54,7 @@ def run_tune(options: argparse.Namespace, config_files: Sequence[str], overrides
     if best.score is not None:
         print(f"\nbest by validation: {line_of(best)}\nits test metrics: {best.test}")
     report = {"trials": [vars(t) for t in table], "versions": versions()}
-    (output / "tuning.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    (output / "tuning.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomically(output / "tuning.json", json.dumps(report, indent=2) + "\n")
+    write_atomically(output / "tuning.md", "\n".join(lines) + "\n")
     print(f"written: {output}")
     return 0 if best.score is not None else 1

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from recbole_llm.atomic import replace, sync_folder
+
 _TEMPORARY, _OLD = ".{name}.importing-", "-old"
 
 
@@ -50,18 +52,19 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _move(temporary: Path, folder: Path) -> None:
-    """Give ``temporary`` the name ``folder``; what stood there is removed after that."""
+    """Give ``temporary``, on the disk by then, the name ``folder``; what stood there is removed after that."""
     aside = temporary.with_name(temporary.name + _OLD)
     try:
+        sync_folder(temporary)
         if not folder.exists():
-            os.replace(temporary, folder)
+            replace(temporary, folder)
             return
         with _locked(folder):  # the lock stays with the folder under its new name
-            os.replace(folder, aside)
+            replace(folder, aside)
             try:
-                os.replace(temporary, folder)
+                replace(temporary, folder)
             except OSError:
-                os.replace(aside, folder)
+                replace(aside, folder)
                 raise
             shutil.rmtree(aside)
     except OSError as error:
@@ -98,6 +101,6 @@ def _clear_up(stale: Path, folder: Path) -> None:
     """Remove what a killed import left, unless an import is at work in it; put a dataset that it set aside back."""
     with suppress(OSError), _locked(stale):
         if stale.name.endswith(_OLD) and not folder.exists():
-            os.replace(stale, folder)
+            replace(stale, folder)
         else:
             shutil.rmtree(stale)

@@ -1,6 +1,5 @@
 """Rows of an atomic file written as they come, then chosen and ordered without reading them as objects again."""
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -100,8 +99,6 @@ class RowFile:
                     while block := rows.read(1 << 24):
                         target.write(block)
             target.write(extra)
-            target.flush()
-            os.fsync(target.fileno())
 
     def _gather(self, target: BinaryIO, chosen: np.ndarray) -> None:
         offsets = np.zeros(self._n + 1, dtype=np.int64)

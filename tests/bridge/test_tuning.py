@@ -69,6 +69,9 @@ def test_a_line_cut_short_by_a_kill_is_run_again(space, tmp_path):
     runner = Runner()
     assert len(search(space, tmp_path, runner)) == 6
     assert len(runner.ran) == 1
+    again = Runner()
+    assert len(search(space, tmp_path, again)) == 6
+    assert again.ran == []  # the trial after the line that was cut short is there
 
 
 def test_failures_are_kept_with_their_reason_and_the_search_goes_on(space, tmp_path):

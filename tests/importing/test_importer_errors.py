@@ -218,6 +218,25 @@ def test_a_killed_import_leaves_no_dataset_and_the_next_one_clears_up(tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["x", "y"]
 
 
+def test_everything_is_on_the_disk_before_it_has_its_name(files, tmp_path, monkeypatch):
+    seen, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        seen.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def named(old, new):
+        seen.append(("named", os.path.basename(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", named)
+    import_dataset(files[0], "x", data_path=tmp_path / "out")
+    at = seen.index(("named", "x"))
+    assert {"x.inter", "x.yaml", "import_report.json"} <= set(seen[:at])
+    assert seen[at + 1 :] == ["out"]
+
+
 def test_the_module_is_light():
     code = "import sys, recbole_llm.importer; print({'numpy', 'pyarrow', 'torch', 'recbole', 'yaml', 'tqdm'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)

@@ -12,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.atomic import write_atomically
 from recbole_llm.bridge.experiments.experiment import Experiment, Outcome, run_isolated
 from recbole_llm.bridge.experiments.search_file import read_space
 from recbole_llm.text_files import read_text
@@ -50,7 +51,8 @@ class _Log:
         self.path = path
         self.trials: dict[str, Trial] = {}
         if path.is_file():
-            header, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+            text = path.read_text(encoding="utf-8")
+            header, *lines = text.splitlines() or [""]
             found = json.loads(header) if header else {}
             if found != identity:
                 changed = sorted(k for k in {*found, *identity} if found.get(k) != identity.get(k))
@@ -64,9 +66,12 @@ class _Log:
                 except (ValueError, TypeError):
                     continue  # the line that a kill cut short
                 self.trials[name_of(trial.params)] = trial
+            if not text.endswith("\n"):
+                with path.open("a", encoding="utf-8") as file:
+                    file.write("\n")  # the next trial would be a part of the line that was cut short
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(identity) + "\n", encoding="utf-8")
+            write_atomically(path, json.dumps(identity) + "\n")
 
     def add(self, trial: Trial) -> None:
         with self.path.open("a", encoding="utf-8") as file:

@@ -8,6 +8,7 @@ from logging import getLogger
 from types import ModuleType
 from typing import Any
 
+from recbole_llm.atomic import atomic_path
 from recbole_llm.bridge.repairs.registry import always, override, repair
 
 
@@ -78,12 +79,11 @@ def unique_file(file: str) -> str:
 
 def _publish(file: str, name: str) -> None:
     """Give ``file`` the further name ``name`` at once, so that a reader finds the old content or the new, and whole."""
-    draft = unique_file(name)
-    try:
-        os.link(file, draft)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(file, draft)
-    os.replace(draft, name)
+    with atomic_path(name) as draft:
+        try:
+            os.link(file, draft)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(file, draft)
 
 
 @repair(
