@@ -28,6 +28,8 @@ _NOT_IN_IDS = '^"|[\\x{00}-\\x{1f}\\x{7f}-\\x{9f}\\x{2028}\\x{2029}]'
 _PLAIN_BYTES = np.zeros(256, dtype=bool)
 _PLAIN_BYTES[0x21:0x7F] = True
 _PLAIN_BYTES[ord('"')] = False
+# of the ids that are words with another meaning, in bytes
+_LONGEST_WORD = max(len(word.encode()) for word in (*NA_STRINGS, PADDING))
 
 
 class IdColumn:
@@ -95,8 +97,9 @@ def _problems(ids: pa.Array, kind: str) -> np.ndarray:
         for ending in ITEM_ROUTE_ENDINGS:
             found[_true(pc.ends_with(ids, ending))] = ROUTE
     found[lengths == 0] = MISSING
-    found[_true(pc.is_in(ids, value_set=pa.array(sorted(NA_STRINGS))))] = MISSING_WORD
-    found[_true(pc.equal(ids, PADDING))] = UNUSABLE
+    if len(lengths) and lengths.min() <= _LONGEST_WORD:
+        found[_true(pc.is_in(ids, value_set=pa.array(sorted(NA_STRINGS))))] = MISSING_WORD
+        found[_true(pc.equal(ids, PADDING))] = UNUSABLE
     return found
 
 

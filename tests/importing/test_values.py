@@ -7,6 +7,7 @@ pa = pytest.importorskip("pyarrow", reason="the extra 'import'")
 
 from recbole_llm.importing.ids import ID_PROBLEMS, MISSING, MISSING_WORD, UNUSABLE, IdColumn, look_alikes  # noqa: E402
 from recbole_llm.importing.numbers import LabelReader, cast_or_null, number_strings, numbers  # noqa: E402
+from recbole_llm.importing.parquet import as_strings  # noqa: E402
 from recbole_llm.importing.times import TimeReader  # noqa: E402
 from recbole_llm.importing.values import NA_STRINGS, clean_text, protected, trimmed  # noqa: E402
 
@@ -155,3 +156,25 @@ def test_number_strings_read_back_the_same():
     assert texts[:3] == ["0", "1577836800", "1700000000.123"]
     assert texts[-1] is None
     assert [float(text) for text in texts[:-1]] == values[:-1].tolist()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.0, 2.0, -0.0, 2.0**52],
+        [1.0, None, float("nan"), 3.0],
+        [1.5, 2.0, None, 2.0**53, -1e300, float("inf")],
+        [None, float("nan")],
+        [],
+    ],
+)
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+def test_floats_become_whole_numbers_where_they_are_and_nan_nothing(values, kind):
+    array = pa.array(values, kind)
+    kept = [None if v is None or v != v else v for v in array.to_pylist()]
+    whole = [v is not None and abs(v) < 2.0**53 and v == int(v) for v in kept]
+    read = kind.to_pandas_dtype()  # the shortest digits that tell a float32 from the others
+    strings = as_strings(array).to_pylist()
+    assert [s if w else s and read(s) for s, w in zip(strings, whole, strict=True)] == [
+        str(int(v)) if w else v for v, w in zip(kept, whole, strict=True)
+    ]
