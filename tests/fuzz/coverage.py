@@ -10,8 +10,10 @@ ends with an error code; ``python -m tests.fuzz.coverage exports crash-...`` run
 
 import sys
 from pathlib import Path
+from random import Random
 
 INSTRUMENTED = ["recbole_llm", "torch._weights_only_unpickler", "torch.serialization"]
+FORMED = 0.5  # share of the changes that leave an input in its form; the others are libFuzzer's, of bytes
 
 
 def main() -> None:
@@ -29,7 +31,14 @@ def main() -> None:
         if corpus is not None and not any(corpus.iterdir()):
             for number, content in enumerate(target.seeds()):
                 (corpus / f"seed-{number}").write_bytes(content)
-        atheris.Setup(sys.argv, target.run)
+
+        def mutate(content: bytes, most: int, seed: int) -> bytes:
+            draw = Random(seed)
+            changed = targets.mutated(target, content, most, draw) if draw.random() < FORMED else None
+            return atheris.Mutate(content, most) if changed is None else changed
+
+        # right inputs reach the same branches: all but the shortest would be left out
+        atheris.Setup([*sys.argv, "-keep_seed=1"], target.run, custom_mutator=mutate)
         atheris.Fuzz()
 
 

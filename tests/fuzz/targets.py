@@ -7,9 +7,11 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from random import Random
 from typing import Any, Protocol
+from urllib.parse import quote_from_bytes
 
 from tests.fuzz import exports, requests
 
@@ -26,6 +28,10 @@ class Target(Protocol):
 
     def run(self, content: bytes) -> None:
         """Give an input to the product."""
+        ...
+
+    def mutate(self, content: bytes, draw: Random) -> bytes:
+        """Change what an input says and leave its form: bytes changed at random are refused before anything reads them."""
         ...
 
 
@@ -52,6 +58,16 @@ class Exports(_InFolder):
         """Each file as it is."""
         for number, name in enumerate(self.files):
             yield bytes([number]) + (self.source / name).read_bytes()
+
+    def mutate(self, content: bytes, draw: Random) -> bytes:
+        """Change a value of JSON, a line, or the header or the numbers of a tensor file."""
+        name, path = self.files[content[0] % len(self.files)], self.folder / "changed"
+        if name == "manifest.json":
+            return content[:1] + changed_json(content[1:], draw)
+        path.write_bytes(content[1:])
+        tensors = (exports.change_header, exports.change_numbers)
+        draw.choice(tensors if name.endswith(".safetensors") else [exports.change_lines])(path, draw)
+        return content[:1] + path.read_bytes()
 
     def run(self, content: bytes) -> None:
         """Load the export."""
@@ -85,9 +101,15 @@ class Checkpoints(_InFolder):
             with zipfile.ZipFile(path) as archive:
                 yield from (archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
 
+    def mutate(self, content: bytes, draw: Random) -> bytes:
+        """Change operations of the pickle."""
+        from tests.fuzz import checkpoints  # with torch, which the other targets do without
+
+        return checkpoints.change_pickle(content, draw)
+
     def run(self, content: bytes) -> None:
         """Read the checkpoint."""
-        from tests.fuzz import checkpoints  # with torch, which the other targets do without
+        from tests.fuzz import checkpoints
 
         target = io.BytesIO()
         with zipfile.ZipFile(target, "w") as archive:
@@ -100,12 +122,21 @@ class Checkpoints(_InFolder):
 
 ROUTES = [
     ("POST", "/v1/recommend"), ("POST", "/v1/recommend/batch"), ("PUT", "/v1/items/a"), ("POST", "/v1/items/batch"),
-    ("POST", "/v1/admin/reload"),
+    ("POST", "/v1/admin/reload"), ("GET", "/v1/items/1/similar"), ("GET", "/v1/items"), ("GET", "/v1/items/"),
 ]  # fmt: skip
+QUERIES = [b"k=4&explain=2", b"search=love%20story&limit=2", b"i%2F3"]  # seeds of the last three
+
+
+def changed_json(content: bytes, draw: Random) -> bytes:
+    """Change one to three places of a JSON value."""
+    value = [json.loads(content)]
+    for _ in range(draw.choice([1, 1, 3])):
+        exports.change_tree(value, draw)
+    return json.dumps(value[0] if value else None).encode()
 
 
 class Requests(_InFolder):
-    """The body of a request, the first byte says to which route."""
+    """The body of a request, its query or the end of its path; the first byte says to which route."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,16 +161,39 @@ class Requests(_InFolder):
             for number, (route_method, route) in enumerate(ROUTES):
                 if body and (method.decode(), path.decode()) == (route_method, route):
                     yield bytes([number]) + body
+        for number, query in enumerate(QUERIES, len(ROUTES) - len(QUERIES)):
+            yield bytes([number]) + query
         yield b"\x02" + json.dumps({"title": "ü", "text": "love", "attributes": {"year": 1990}}).encode()
+
+    def mutate(self, content: bytes, draw: Random) -> bytes:
+        """Change a value of the body, or put a piece into the query."""
+        if ROUTES[content[0] % len(ROUTES)][0] != "GET":
+            return content[:1] + changed_json(content[1:], draw)
+        at = draw.randrange(1, len(content) + 1)
+        return content[:at] + draw.choice(requests.PIECES) + content[at + draw.randrange(3) :]
 
     def run(self, content: bytes) -> None:
         """Ask the service."""
         if not 1 <= len(content) <= MOST_BYTES:
             return
         method, path = ROUTES[content[0] % len(ROUTES)]
-        headers = {"content-type": "application/json"}
-        answer = self.client.request(method, path, content=content[1:], headers=headers)
+        if method == "GET":  # whatever stands in a query is characters of ASCII by then
+            asked = quote_from_bytes(content[1:], safe="=&%+/")
+            answer = self.client.get(path + asked if path.endswith("/") else f"{path}?{asked}")
+        else:
+            headers = {"content-type": "application/json"}
+            answer = self.client.request(method, path, content=content[1:], headers=headers)
         assert answer.status_code in requests.BY_DESIGN, (answer.status_code, answer.text)
+
+
+def mutated(target: Target, content: bytes, most: int, draw: Random) -> bytes | None:
+    """Return what :meth:`Target.mutate` makes of an input; ``None`` where the input has no such form, or it grows too long."""
+    # a change of what an earlier one left may find nothing that it can change
+    with suppress(OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        made = target.mutate(content, draw)
+        if made != content and len(made) <= most:
+            return made
+    return None
 
 
 TARGETS: dict[str, Callable[[], Any]] = {"exports": Exports, "checkpoints": Checkpoints, "requests": Requests}
