@@ -5,16 +5,23 @@
 The work is: read CSV with ids as strings, keep the last row of each user and item by time, order by time, write a
 tab-separated file. Reading alone is timed too, by each library's own reader. Every measurement is a process of its own; memory
 is its largest resident set (VmHWM), mapped files included. Libraries that are not installed are named and left out.
+
+    python benchmarks/import_speed.py --rows 1e6 --against OLD --rounds 15 --output import_paired.json
+
+compares ours with the code of another checkout: processor time, in turn, each in a process of its own; the median of the
+rounds' ratios.
 """
 
 import argparse
 import importlib.util
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,7 +108,8 @@ def read_duckdb(source: Path, target: Path) -> int:
 
 
 def work_ours(source: Path, target: Path) -> int:
-    sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+    code = Path(os.environ.get("IMPORTED_FROM", ROOT))
+    sys.path[:0] = [str(code), str(code / "kernels")]
     from recbole_llm.importer import import_dataset
 
     return import_dataset(source, "big", data_path=target.parent / "imported").interactions.rows_kept
@@ -170,9 +178,9 @@ MEASUREMENTS = {
 def measure(name: str, folder: Path) -> None:
     """One measurement, in this process; prints it as JSON."""
     function, kind, library = MEASUREMENTS[name]
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     rows = function(folder / f"big.{kind}", folder / "out.tsv")
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     status = Path("/proc/self/status").read_text()
     peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
     from importlib import metadata
@@ -180,21 +188,84 @@ def measure(name: str, folder: Path) -> None:
     version = metadata.version(library) if library != "csv" else sys.version.split()[0]
     print(
         json.dumps(
-            {"name": name, "rows_out": rows, "seconds": seconds, "peak_mib": peak, "library": f"{library} {version}"}
+            {
+                "name": name,
+                "rows_out": rows,
+                "seconds": seconds,
+                "cpu_s": cpu,
+                "peak_mib": peak,
+                "library": f"{library} {version}",
+            }
         )
     )
 
 
-def run(name: str, folder: Path) -> dict[str, object]:
-    """One measurement in a fresh process and an empty output folder."""
+def run(name: str, folder: Path, source: Path = ROOT) -> dict[str, object]:
+    """One measurement in a fresh process and an empty output folder, of the code in ``source``."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for path in folder.glob("big.*"):
             os.link(path, Path(scratch) / path.name)
         command = [sys.executable, __file__, "--measure", name, "--folder", scratch]
-        done = subprocess.run(command, capture_output=True, text=True)
+        environment = {**os.environ, "IMPORTED_FROM": str(source)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         return {"name": name, "error": done.stderr.strip().split("\n")[-1]}
     return json.loads(done.stdout.strip().split("\n")[-1])
+
+
+def paired(names: Sequence[str], folder: Path, against: Path, rounds: int) -> dict[str, dict]:
+    """Processor time of ours and of another checkout, in turn."""
+    found: dict[str, dict] = {}
+    for name in names:
+        runs: dict[str, list[dict]] = {"ours": [], "against": []}
+        for number in range(rounds):
+            for side in sorted(runs, reverse=bool(number % 2)):
+                runs[side].append(run(name, folder, ROOT if side == "ours" else against))
+                if "error" in runs[side][-1]:
+                    raise SystemExit(f"{name}, {side}: {runs[side][-1]['error']}")
+        ratios = [ours["cpu_s"] / old["cpu_s"] for ours, old in zip(runs["ours"], runs["against"], strict=True)]
+        sides = {
+            side: {key: round(statistics.median(one[key] for one in those), 3) for key in ("cpu_s", "peak_mib")}
+            for side, those in runs.items()
+        }
+        quartiles = statistics.quantiles(ratios, n=4)
+        found[name] = {
+            **sides,
+            "rows_out": runs["ours"][0]["rows_out"],
+            "cpu_ratio": round(statistics.median(ratios), 3),
+            "cpu_ratio_quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
+        }
+        print(name, json.dumps(found[name]), flush=True)
+    return found
+
+
+def compared(folder: Path, rows: int, names: Sequence[str], options: argparse.Namespace) -> None:
+    """Compare with another checkout; a report that is there keeps what it holds of other names."""
+    from timing import machine
+
+    command = ["git", "-C", str(options.against), "rev-parse", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    about = {**machine("cpu"), "against_commit": commit, "rows": rows, "rounds": options.rounds}
+    report = json.loads(options.output.read_text()) if options.output and options.output.exists() else {}
+    for name, found in paired(names, folder, options.against, options.rounds).items():
+        report[name] = about | found
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def make_files(folder: Path, rows: int, kinds: Collection[str]) -> None:
+    """Make ``big.KIND``, each in a process of its own: numpy and the strings must not count as this one's memory."""
+    for kind in ("csv", "quoted", "jsonl"):
+        if {kind, f"{kind}.csv"} & set(kinds) or (kind == "csv" and "parquet" in kinds):
+            target = folder / ("big.quoted.csv" if kind == "quoted" else f"big.{kind}")
+            code = (
+                f"import import_speed as s; from pathlib import Path; s.make(Path({str(target)!r}), {rows}, {kind!r})"
+            )
+            subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+    if "parquet" in kinds:
+        call = f"s.to_parquet(Path({str(folder / 'big.csv')!r}), Path({str(folder / 'big.parquet')!r}))"
+        code = f"import import_speed as s; from pathlib import Path; {call}"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
 
 
 def main() -> None:
@@ -205,6 +276,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="measurements whose name contains this")
     parser.add_argument("--folder", type=Path, help="where the files are made (default: a temporary folder)")
     parser.add_argument("--output", type=Path, help="the measurements as JSON")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="a checkout to compare ours with, in turn")
+    parser.add_argument("--rounds", type=int, default=15, help="of that comparison")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -212,17 +285,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         folder, rows = Path(scratch), int(options.rows)
         chosen = {name: m for name, m in MEASUREMENTS.items() if options.only in name}
-        kinds = {kind for _, kind, _ in chosen.values()}
-        for kind in ("csv", "quoted", "jsonl"):
-            if {kind, f"{kind}.csv"} & kinds or (kind == "csv" and "parquet" in kinds):
-                # in a process of its own: numpy and the strings must not count as this one's memory
-                target = folder / ("big.quoted.csv" if kind == "quoted" else f"big.{kind}")
-                code = f"import import_speed as s; from pathlib import Path; s.make(Path({str(target)!r}), {rows}, {kind!r})"
-                subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
-        if "parquet" in kinds:
-            call = f"s.to_parquet(Path({str(folder / 'big.csv')!r}), Path({str(folder / 'big.parquet')!r}))"
-            code = f"import import_speed as s; from pathlib import Path; {call}"
-            subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+        make_files(folder, rows, {kind for _, kind, _ in chosen.values()})
+        if options.against:
+            return compared(folder, rows, [name for name in chosen if name.endswith("ours")], options)
         best: dict[str, dict] = {}
         for _ in range(options.repeats):
             for name, (_, _, library) in chosen.items():
