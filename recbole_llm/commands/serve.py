@@ -9,10 +9,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from recbole_llm.export.manifest import read_manifest
-from recbole_llm.serving.change_log import OverlayError
+from recbole_llm.serving.change_log import ChangeLogError
 from recbole_llm.serving.connections import RESERVE
 from recbole_llm.serving.load_and_swap import find_export
-from recbole_llm.serving.open_log import open_overlay
+from recbole_llm.serving.open_log import open_change_log
 from recbole_llm.serving.settings import LOOPBACK_HOSTS, Limits, Settings, is_loopback, proxies_of, read_keys, state_of
 
 EXTRA = "the service needs FastAPI and uvicorn: pip install -e '.[serve]' in the checkout."
@@ -272,8 +272,8 @@ def _run_alone(config: Any) -> int:
 def _check_log(settings: Settings) -> None:
     """Open the log once before any worker does: a mistake is one line, and the tables are made by one process."""
     try:
-        open_overlay(settings.state).close()
-    except OverlayError as error:
+        open_change_log(settings.state).close()
+    except ChangeLogError as error:
         raise ValueError(f"state {_without_password(settings.state)}: {error}") from error
 
 

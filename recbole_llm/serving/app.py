@@ -22,7 +22,7 @@ from recbole_llm.serving import schemas
 from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
 from recbole_llm.serving.bodies import Bodies
 from recbole_llm.serving.browsing import add_browsing
-from recbole_llm.serving.change_log import OverlayError
+from recbole_llm.serving.change_log import ChangeLogError
 from recbole_llm.serving.changes import NotYetApplied
 from recbole_llm.serving.connections import STATE_KEY, Connections
 from recbole_llm.serving.gate import Gate
@@ -136,7 +136,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     for kind in (
-        Problem, LookupError, ValueError, QueueFull, DeadlineExceeded, NotYetApplied, ReloadRunning, OverlayError,
+        Problem, LookupError, ValueError, QueueFull, DeadlineExceeded, NotYetApplied, ReloadRunning, ChangeLogError,
         EncoderUnavailable, SearchError,
     ):  # fmt: skip
         app.add_exception_handler(kind, known)

@@ -27,11 +27,11 @@ FOLDER_MODE = 0o770
 BUSY_SECONDS = 5.0
 
 
-class OverlayError(RuntimeError):
+class ChangeLogError(RuntimeError):
     """The log could not be written or read: disk full, no permission, server gone."""
 
 
-class LogLostError(OverlayError):
+class LogLostError(ChangeLogError):
     """What is open is no longer what lies in its place."""
 
 
@@ -85,14 +85,14 @@ class Change:
     fault: str | None = None
 
 
-class Overlay(Protocol):
+class ChangeLog(Protocol):
     """The log. Used from one thread at a time."""
 
     def check(self) -> None:
         """Raise :class:`LogLostError` if what is open is no longer what lies in its place; cheap."""
 
     def verify(self) -> None:
-        """Raise :class:`OverlayError` if what is stored is damaged; reads all of it, from any thread."""
+        """Raise :class:`ChangeLogError` if what is stored is damaged; reads all of it, from any thread."""
 
     def write(self, changes: Sequence[Put | Delete], after: int = 0) -> list[int]:
         """Commit changes in one transaction; the seq of each. On return they survive a kill.
@@ -217,7 +217,7 @@ def _is_attribute(value: Any) -> bool:
     return isinstance(value, str) or (type(value) in (int, float) and math.isfinite(value))
 
 
-class SqliteOverlay:
+class SqliteChangeLog:
     """The log in one SQLite file, for the processes of one machine: WAL, and every commit reaches the disk.
 
     The file and those beside it are made readable for owner and group only, less what the umask takes away.
@@ -226,7 +226,7 @@ class SqliteOverlay:
         folder: made if it is missing; the file in it is ``overlay.sqlite3``.
 
     Raises:
-        OverlayError: if the file cannot be opened or is of another version.
+        ChangeLogError: if the file cannot be opened or is of another version.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -248,7 +248,7 @@ class SqliteOverlay:
             ((version,),) = self._run("SELECT value FROM counter WHERE name = 'schema'")
             self._places = {suffix: self._place(suffix) for suffix in FILE_SUFFIXES}
         if version != SCHEMA_VERSION:
-            raise OverlayError(
+            raise ChangeLogError(
                 f"{self.path} has schema {version}; this version reads {SCHEMA_VERSION}. Upgrade recbole-llm."
             )
 
@@ -291,7 +291,7 @@ class SqliteOverlay:
             with closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as connection:
                 ((result,),) = connection.execute("PRAGMA quick_check(1)").fetchall()
         if result != "ok":
-            raise OverlayError(
+            raise ChangeLogError(
                 f"{self.path.name} is damaged ({result}): put a copy of it in its place, and start again."
             )
 
@@ -374,10 +374,10 @@ def _as_overlay_error(path: Path) -> Any:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        raise OverlayError(f"{path.name}: {error}") from error
+        raise ChangeLogError(f"{path.name}: {error}") from error
 
 
-class MemoryOverlay:
+class MemoryChangeLog:
     """A log that is forgotten with the process: for a read-only service, and for trying things out."""
 
     def __init__(self) -> None:

@@ -10,8 +10,8 @@ from recbole_llm.serving.change_log import (
     SCHEMA_VERSION,
     UPSERT,
     Change,
+    ChangeLogError,
     Delete,
-    OverlayError,
     Put,
     changes_of,
     row_of,
@@ -24,7 +24,7 @@ STATEMENT_MILLISECONDS = 10_000
 SETUP_LOCK = 0x7265636C
 
 
-class PostgresOverlay:
+class PostgresChangeLog:
     """The log in a PostgreSQL database. The row of the counter is locked to the commit, so seqs become visible in order.
 
     A connection that was lost is opened again with the next call; the call that met the loss is an error, since nobody
@@ -34,7 +34,7 @@ class PostgresOverlay:
         address: ``postgresql://user:password@host/database``.
 
     Raises:
-        OverlayError: if the server cannot be reached or the log is of another version.
+        ChangeLogError: if the server cannot be reached or the log is of another version.
         ValueError: if psycopg is not installed.
     """
 
@@ -54,7 +54,7 @@ class PostgresOverlay:
                 self._run(statement.format(bool="BOOLEAN", blob="BYTEA", version=SCHEMA_VERSION))
             ((version,),) = self._run("SELECT value FROM counter WHERE name = 'schema'")
         if version != SCHEMA_VERSION:
-            raise OverlayError(
+            raise ChangeLogError(
                 f"The log has schema {version}; this version reads {SCHEMA_VERSION}. Upgrade recbole-llm."
             )
 
@@ -75,7 +75,7 @@ class PostgresOverlay:
             yield
         except self._psycopg.Error as error:
             # the first line: what follows may repeat values
-            raise OverlayError(
+            raise ChangeLogError(
                 f"PostgreSQL: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
             ) from error
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from recbole_llm.retrieval.recommender import Recommender
 from recbole_llm.serving.batching import Batcher
 from recbole_llm.serving.bodies import Interrupted, in_time
-from recbole_llm.serving.change_log import Change, Delete, LogLostError, Overlay, OverlayError, Put
+from recbole_llm.serving.change_log import Change, ChangeLog, ChangeLogError, Delete, LogLostError, Put
 from recbole_llm.serving.load_and_swap import apply_all
-from recbole_llm.serving.open_log import open_overlay
+from recbole_llm.serving.open_log import open_change_log
 
 X = TypeVar("X")
 VERIFY_SECONDS = 10.0  # between two looks at all that is stored, and a hundred times as long as one takes
@@ -33,7 +33,7 @@ class Changes:
     """Changes to the catalogue of one service, for one event loop.
 
     Args:
-        state: of :func:`open_overlay`.
+        state: of :func:`open_change_log`.
         recommender: the current one.
         batcher: on whose thread changes are applied.
         seconds: until a change of the log must be applied here.
@@ -47,7 +47,7 @@ class Changes:
         self, state: str | None, recommender: Callable[[], Recommender], batcher: Batcher[Any, Any], seconds: float
     ) -> None:
         self._state, self._recommender, self._batcher, self._seconds = state, recommender, batcher, seconds
-        self._overlay: Overlay | None = None
+        self._open_log: ChangeLog | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="log")
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._asking: asyncio.Task[int] | None = None
@@ -59,21 +59,21 @@ class Changes:
         """Open the log.
 
         Raises:
-            OverlayError: if it cannot be opened, or is damaged.
+            ChangeLogError: if it cannot be opened, or is damaged.
         """
-        self._overlay = await self._in_log(lambda: open_overlay(self._state))
+        self._open_log = await self._in_log(lambda: open_change_log(self._state))
         await self._in_log(self._log.verify)
 
     async def close(self) -> None:
         """Let go of the log and its thread."""
-        if self._overlay is not None:
-            await self._in_log(self._overlay.close)
+        if self._open_log is not None:
+            await self._in_log(self._open_log.close)
         self._thread.shutdown(wait=False)
 
     @property
-    def _log(self) -> Overlay:
-        assert self._overlay is not None
-        return self._overlay
+    def _log(self) -> ChangeLog:
+        assert self._open_log is not None
+        return self._open_log
 
     async def _in_log(self, function: Callable[[], X]) -> X:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
@@ -87,10 +87,10 @@ class Changes:
             The seq of each.
 
         Raises:
-            OverlayError: if they could not be committed: nothing was changed.
+            ChangeLogError: if they could not be committed: nothing was changed.
         """
         if self._damage is not None:
-            raise OverlayError(self._damage)
+            raise ChangeLogError(self._damage)
         applied = self._recommender().overlay_seq
         try:
             seqs = await self._in_log(lambda: self._log.write(changes, applied))
@@ -156,7 +156,7 @@ class Changes:
         Raises:
             NoSuchChange: at once, if the log does not hold it.
             NotYetApplied: if it is not applied in time.
-            OverlayError: if the log cannot be read.
+            ChangeLogError: if the log cannot be read.
         """
         if self._recommender().overlay_seq >= seq:
             return
@@ -183,11 +183,11 @@ class Changes:
     # ------------------------------------------------------------------ reloads
 
     async def reload_asked(self) -> tuple[int, str | None]:
-        """Ask the log as :meth:`Overlay.reload_asked` does."""
+        """Ask the log as :meth:`ChangeLog.reload_asked` does."""
         return await self._in_log(self._log.reload_asked)
 
     async def ask_reload(self, name: str | None) -> int:
-        """Write to the log as :meth:`Overlay.ask_reload` does."""
+        """Write to the log as :meth:`ChangeLog.ask_reload` does."""
         return await self._in_log(lambda: self._log.ask_reload(name))
 
     # ------------------------------------------------------------------ watching over
@@ -198,10 +198,10 @@ class Changes:
             applied = self._recommender().overlay_seq
             last = await self._in_log(self._checked)
             if last < applied:
-                raise OverlayError(
+                raise ChangeLogError(
                     f"the log ends at change {last}, and change {applied} is applied: it is another log."
                 )
-        except OverlayError as error:
+        except ChangeLogError as error:
             self.note(str(error))
         else:
             self.note(self._damage)
@@ -217,7 +217,7 @@ class Changes:
             try:
                 await asyncio.get_running_loop().run_in_executor(None, self._log.verify)
                 self._damage = None
-            except OverlayError as error:
+            except ChangeLogError as error:
                 self._damage = str(error)
                 self.note(self._damage)
             await asyncio.sleep(max(VERIFY_SECONDS, 100 * (time.monotonic() - started)))

@@ -1,17 +1,17 @@
 """Which log of changes a service keeps."""
 
-from recbole_llm.serving.change_log import MemoryOverlay, Overlay, SqliteOverlay
-from recbole_llm.serving.change_log_postgres import PostgresOverlay
+from recbole_llm.serving.change_log import ChangeLog, MemoryChangeLog, SqliteChangeLog
+from recbole_llm.serving.change_log_postgres import PostgresChangeLog
 
 
-def open_overlay(state: str | None) -> Overlay:
+def open_change_log(state: str | None) -> ChangeLog:
     """Open the log at a place.
 
     Args:
         state: a folder, a ``postgresql://`` address, or ``None`` for one in memory.
     """
     if state is None:
-        return MemoryOverlay()
+        return MemoryChangeLog()
     if state.startswith(("postgresql://", "postgres://")):
-        return PostgresOverlay(state)
-    return SqliteOverlay(state)
+        return PostgresChangeLog(state)
+    return SqliteChangeLog(state)

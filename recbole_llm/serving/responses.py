@@ -15,7 +15,7 @@ from recbole_llm.retrieval.remote import SearchError
 from recbole_llm.retrieval.rules import NO_RULES, Boost, Diversity, Exploration, Rules
 from recbole_llm.serving import schemas
 from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
-from recbole_llm.serving.change_log import OverlayError
+from recbole_llm.serving.change_log import ChangeLogError
 from recbole_llm.serving.changes import NotYetApplied
 from recbole_llm.serving.problem import Problem, echo
 from recbole_llm.serving.reading import Versioned
@@ -104,7 +104,7 @@ _REFUSALS: tuple[tuple[type[Exception], int, str, int | None], ...] = (
     (DeadlineExceeded, 504, "The answer was not ready in time.", None),
     (NotYetApplied, 503, "This process has not seen that change yet.", 1),
     (ReloadRunning, 409, "An export is being loaded already.", None),
-    (OverlayError, 503, "The log of changes cannot be written; nothing was changed.", 10),
+    (ChangeLogError, 503, "The log of changes cannot be written; nothing was changed.", 10),
     (SearchError, 503, "The server that searches items did not take the export; the log says why.", 10),
 )
 

@@ -21,7 +21,7 @@ from recbole_llm.export.manifest import Manifest, read_manifest
 from recbole_llm.retrieval.recommender import Recommender
 from recbole_llm.retrieval.remote import SearchError
 from recbole_llm.retrieval.servers import remote_retriever
-from recbole_llm.serving.change_log import Change, OverlayError
+from recbole_llm.serving.change_log import Change, ChangeLogError
 from recbole_llm.serving.changes import Changes
 from recbole_llm.serving.load_and_swap import Built, Encode, apply_all, build, find_export
 from recbole_llm.serving.metrics import Gauge, Metrics
@@ -107,7 +107,7 @@ class Service:
 
         Raises:
             ExportError: if the export cannot be read.
-            OverlayError: if the log cannot be opened.
+            ChangeLogError: if the log cannot be opened.
             SearchError: if vectors cannot be copied to where they are searched.
         """
         await self.changes.open()
@@ -211,7 +211,7 @@ class Service:
                     if find_export(self.settings.export) != self.recommender.export.folder:
                         await self._reload_here(None)
                 said = ""
-            except (OverlayError, ExportError, SearchError, ReloadRunning) as error:
+            except (ChangeLogError, ExportError, SearchError, ReloadRunning) as error:
                 if str(error) != said:  # not five times a second
                     log.warning("%s", error)
                 said = str(error)
@@ -229,7 +229,7 @@ class Service:
         Raises:
             ReloadRunning: if another one is being loaded.
             ExportError: if it cannot be served; the old one stays.
-            OverlayError: if the log cannot be read.
+            ChangeLogError: if the log cannot be read.
             SearchError: if its vectors cannot be copied to where they are searched; the old one stays.
         """
         swap = await self._reload_here(name)
@@ -244,7 +244,7 @@ class Service:
             started, before = time.perf_counter(), self.export_id
             try:
                 await self._load_and_swap(name)
-            except (ExportError, OverlayError, SearchError):
+            except (ExportError, ChangeLogError, SearchError):
                 self.metrics.swaps.add(result="failed")
                 raise
             self.metrics.swaps.add(result="ok")

@@ -15,7 +15,7 @@ from waiting import LIMIT, happens, join, wait_until
 from recbole_llm.export.reader import ItemRecord
 from recbole_llm.export.writer import write_artifact
 from recbole_llm.retrieval.recommender import Recommender, Request
-from recbole_llm.serving.change_log import OverlayError
+from recbole_llm.serving.change_log import ChangeLogError
 from recbole_llm.serving.settings import Limits
 
 # ------------------------------------------------------------------ reading
@@ -343,7 +343,7 @@ def test_waiting_for_a_change_takes_no_place_from_others(start):
 
 def test_a_log_that_cannot_be_written_is_503_and_reading_goes_on(client):
     def fail(changes, after):
-        raise OverlayError("database or disk is full")
+        raise ChangeLogError("database or disk is full")
 
     client.service.changes._overlay.write = fail
     answer = client.put("/v1/items/new", json={"text": "sea"})

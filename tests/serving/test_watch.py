@@ -19,8 +19,8 @@ from recbole_llm.export.reader import load_export
 from recbole_llm.export.tensor_file import check_file, open_file
 from recbole_llm.export.writer import write_artifact
 from recbole_llm.serving import changes as changes_module
-from recbole_llm.serving.change_log import Delete, OverlayError, Put, SqliteOverlay
-from recbole_llm.serving.open_log import open_overlay
+from recbole_llm.serving.change_log import ChangeLogError, Delete, Put, SqliteChangeLog
+from recbole_llm.serving.open_log import open_change_log
 from recbole_llm.serving.watch import WatchedFiles
 
 
@@ -203,7 +203,7 @@ def folder_gone(folder):
 
 def folder_replaced(folder):
     shutil.rmtree(folder)
-    SqliteOverlay(folder).close()
+    SqliteChangeLog(folder).close()
 
 
 def overwritten(folder):
@@ -241,12 +241,12 @@ def test_a_log_that_comes_back_is_written_again(start, tmp_path, caplog):
     assert client.put("/v1/items/new", json={"text": "sea"}).json()["seq"] == 1
     assert "in order again" in caplog.text
     client.__exit__(None, None, None)
-    assert [change.id for change in SqliteOverlay(state).since(0)] == ["new"]
+    assert [change.id for change in SqliteChangeLog(state).since(0)] == ["new"]
 
 
 def test_damage_in_the_middle_of_the_file_is_noticed(start, tmp_path, monkeypatch):
     """The header is whole, and what is open reads its cache: only reading all of it shows the damage."""
-    overlay = SqliteOverlay(tmp_path / "state")
+    overlay = SqliteChangeLog(tmp_path / "state")
     overlay.write([Put(f"n{n}", text="t" * 3000) for n in range(100)])
     overlay.close()
     monkeypatch.setattr(changes_module, "VERIFY_SECONDS", 0.05)
@@ -262,24 +262,24 @@ def test_damage_in_the_middle_of_the_file_is_noticed(start, tmp_path, monkeypatc
 
 
 def test_a_damaged_log_is_not_begun_with(tmp_path):
-    overlay = SqliteOverlay(tmp_path)
+    overlay = SqliteChangeLog(tmp_path)
     overlay.write([Put(f"n{n}", text="t" * 3000) for n in range(100)])
     overlay.verify()
     overlay.close()
     with (tmp_path / "overlay.sqlite3").open("r+b") as file:
         file.seek(4096 * 20)
         file.write(os.urandom(4096 * 20))
-    with pytest.raises(OverlayError):
-        SqliteOverlay(tmp_path).verify()
+    with pytest.raises(ChangeLogError):
+        SqliteChangeLog(tmp_path).verify()
 
 
 def test_an_older_log_in_its_place_takes_no_writes(postgres):
     """As after a database was restored from a copy: its seqs would come twice."""
-    overlay = open_overlay(postgres)
+    overlay = open_change_log(postgres)
     overlay.write([Put("a", "A"), Put("b", "B")])
     overlay._run("DELETE FROM item WHERE id = 'b'")
     overlay._run("UPDATE counter SET value = 1 WHERE name = 'seq'")
-    with pytest.raises(OverlayError, match="stands at change 1, and change 2 is applied"):
+    with pytest.raises(ChangeLogError, match="stands at change 1, and change 2 is applied"):
         overlay.write([Put("c", "C")], after=2)
     assert overlay.last_seq() == 1 and overlay.knows(["c"]) == set()
     assert overlay.write([Put("c", "C")], after=1) == [2]
@@ -299,14 +299,14 @@ def test_a_log_that_went_back_is_noticed(start, tmp_path):
 def test_the_log_is_not_for_everybody_to_read(tmp_path):
     old = os.umask(0o022)
     try:
-        overlay = SqliteOverlay(tmp_path / "state")
+        overlay = SqliteChangeLog(tmp_path / "state")
         overlay.write([Put("a", text="secret")])
         modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "state").iterdir()}
         assert len(modes) == 3 and set(modes.values()) == {0o640}
         assert (tmp_path / "state").stat().st_mode & 0o777 == 0o750
         overlay.close()
         (tmp_path / "state" / "overlay.sqlite3").chmod(0o644)  # as earlier versions made it
-        SqliteOverlay(tmp_path / "state").close()
+        SqliteChangeLog(tmp_path / "state").close()
         assert (tmp_path / "state" / "overlay.sqlite3").stat().st_mode & 0o777 == 0o640
     finally:
         os.umask(old)
@@ -400,7 +400,7 @@ def test_every_log_reads_around_a_bad_row(kind, tmp_path, request):
         if kind != "postgres"
         else request.getfixturevalue("postgres")
     )
-    overlay = open_overlay(place)
+    overlay = open_change_log(place)
     overlay.write([Put("a", "A", attributes={"kind": "x"}), Put("bad", "B", attributes={}), Put("c", "C")])
     if kind == "memory":
         overlay._rows["bad"] = (*overlay._rows["bad"][:5], "{bad", *overlay._rows["bad"][6:])

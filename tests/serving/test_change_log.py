@@ -9,91 +9,91 @@ import numpy as np
 import pytest
 from waiting import join
 
-from recbole_llm.serving.change_log import Delete, MemoryOverlay, OverlayError, Put, SqliteOverlay
-from recbole_llm.serving.open_log import open_overlay
+from recbole_llm.serving.change_log import ChangeLogError, Delete, MemoryChangeLog, Put, SqliteChangeLog
+from recbole_llm.serving.open_log import open_change_log
 
 FEATURE = np.arange(4, dtype=np.float32)
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
-def overlay(request, tmp_path):
+def log(request, tmp_path):
     if request.param == "memory":
-        overlay = MemoryOverlay()
+        log = MemoryChangeLog()
     elif request.param == "sqlite":
-        overlay = SqliteOverlay(tmp_path / "state")
+        log = SqliteChangeLog(tmp_path / "state")
     else:
-        overlay = open_overlay(request.getfixturevalue("postgres"))
-    yield overlay
-    overlay.close()
+        log = open_change_log(request.getfixturevalue("postgres"))
+    yield log
+    log.close()
 
 
-def test_writes_come_back_in_order(overlay):
-    assert overlay.write([Put("a", "A", "text", {"year": 1.0}, FEATURE, "f1", True), Put("b", "B")]) == [1, 2]
-    assert overlay.write([Delete("b")]) == [3]
-    a, b = overlay.since(0)
+def test_writes_come_back_in_order(log):
+    assert log.write([Put("a", "A", "text", {"year": 1.0}, FEATURE, "f1", True), Put("b", "B")]) == [1, 2]
+    assert log.write([Delete("b")]) == [3]
+    a, b = log.since(0)
     assert (a.id, a.seq, a.deleted, a.title, a.text, a.attributes, a.fingerprint, a.refit) == (
         "a", 1, False, "A", "text", {"year": 1.0}, "f1", True,
     )  # fmt: skip
     np.testing.assert_array_equal(a.feature, FEATURE)
     assert a.feature.dtype == np.float32
     assert (b.id, b.seq, b.deleted, b.title) == ("b", 3, True, "B")
-    assert [c.id for c in overlay.since(1)] == ["b"] and overlay.since(3) == []
-    assert overlay.last_seq() == 3 and overlay.knows(["a", "b", "c"]) == {"a", "b"}
+    assert [c.id for c in log.since(1)] == ["b"] and log.since(3) == []
+    assert log.last_seq() == 3 and log.knows(["a", "b", "c"]) == {"a", "b"}
 
 
-def test_what_a_put_leaves_out_stays(overlay):
-    overlay.write([Put("a", "A", "text", {"kind": "x"}, FEATURE, "f1", True)])
-    overlay.write([Delete("a")])
-    overlay.write([Put("a", title="New")])
-    (a,) = overlay.since(0)
+def test_what_a_put_leaves_out_stays(log):
+    log.write([Put("a", "A", "text", {"kind": "x"}, FEATURE, "f1", True)])
+    log.write([Delete("a")])
+    log.write([Put("a", title="New")])
+    (a,) = log.since(0)
     assert (a.seq, a.deleted, a.title, a.text, a.attributes, a.fingerprint, a.refit) == (
         3, False, "New", "text", {"kind": "x"}, "f1", True,
     )  # fmt: skip
     np.testing.assert_array_equal(a.feature, FEATURE)
-    overlay.write([Put("a", attributes={})])
-    assert overlay.since(0)[0].attributes == {}
+    log.write([Put("a", attributes={})])
+    assert log.since(0)[0].attributes == {}
 
 
-def test_odd_ids(overlay):
+def test_odd_ids(log):
     ids = ["", "a/b", "a'b", '"', "\n", "🎬", "x" * 256, "%s", "a\\b"]
-    overlay.write([Put(i, i) for i in ids])
-    assert [c.id for c in overlay.since(0)] == ids
+    log.write([Put(i, i) for i in ids])
+    assert [c.id for c in log.since(0)] == ids
 
 
-def test_reload_requests(overlay):
-    assert overlay.reload_asked() == (0, None)
-    assert overlay.ask_reload("e2") == 1 and overlay.reload_asked() == (1, "e2")
-    assert overlay.ask_reload(None) == 2 and overlay.reload_asked() == (2, None)
+def test_reload_requests(log):
+    assert log.reload_asked() == (0, None)
+    assert log.ask_reload("e2") == 1 and log.reload_asked() == (1, "e2")
+    assert log.ask_reload(None) == 2 and log.reload_asked() == (2, None)
 
 
 def test_a_transaction_is_all_or_nothing(tmp_path):
-    overlay = SqliteOverlay(tmp_path)
-    overlay.write([Put("a", "A")])
-    with pytest.raises(OverlayError):
-        overlay.write([Put("b", "B"), Put("c", title=object())])
-    assert [c.id for c in overlay.since(0)] == ["a"] and overlay.last_seq() == 1
-    assert overlay.write([Put("d", "D")]) == [2]
+    log = SqliteChangeLog(tmp_path)
+    log.write([Put("a", "A")])
+    with pytest.raises(ChangeLogError):
+        log.write([Put("b", "B"), Put("c", title=object())])
+    assert [c.id for c in log.since(0)] == ["a"] and log.last_seq() == 1
+    assert log.write([Put("d", "D")]) == [2]
 
 
 def test_it_outlives_its_process_and_another_reads_it(tmp_path):
-    first, second = SqliteOverlay(tmp_path), SqliteOverlay(tmp_path)
+    first, second = SqliteChangeLog(tmp_path), SqliteChangeLog(tmp_path)
     first.write([Put("a", "A")])
     assert [c.id for c in second.since(0)] == ["a"]
     assert second.write([Put("b", "B")]) == [2] and first.last_seq() == 2
     first.close()
     second.close()
-    assert [c.id for c in SqliteOverlay(tmp_path).since(0)] == ["a", "b"]
+    assert [c.id for c in SqliteChangeLog(tmp_path).since(0)] == ["a", "b"]
 
 
 def test_writers_at_once_never_share_a_seq(tmp_path):
-    SqliteOverlay(tmp_path).close()
+    SqliteChangeLog(tmp_path).close()
     seqs = []
 
     def write(name):
-        overlay = SqliteOverlay(tmp_path)
+        log = SqliteChangeLog(tmp_path)
         for n in range(30):
-            seqs.extend(overlay.write([Put(f"{name}{n}", "x"), Put(f"{name}{n}b", "x")]))
-        overlay.close()
+            seqs.extend(log.write([Put(f"{name}{n}", "x"), Put(f"{name}{n}b", "x")]))
+        log.close()
 
     threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
     for thread in threads:
@@ -103,38 +103,38 @@ def test_writers_at_once_never_share_a_seq(tmp_path):
 
 
 def test_commits_reach_the_disk(tmp_path):
-    overlay = SqliteOverlay(tmp_path)
-    assert overlay._run("PRAGMA journal_mode") == [("wal",)]
-    assert overlay._run("PRAGMA synchronous") == [(2,)]  # FULL
+    log = SqliteChangeLog(tmp_path)
+    assert log._run("PRAGMA journal_mode") == [("wal",)]
+    assert log._run("PRAGMA synchronous") == [(2,)]  # FULL
 
 
 def test_another_version_is_refused(tmp_path):
-    overlay = SqliteOverlay(tmp_path)
-    overlay._run("UPDATE counter SET value = 99 WHERE name = 'schema'")
-    overlay.close()
-    with pytest.raises(OverlayError, match="schema 99"):
-        SqliteOverlay(tmp_path)
+    log = SqliteChangeLog(tmp_path)
+    log._run("UPDATE counter SET value = 99 WHERE name = 'schema'")
+    log.close()
+    with pytest.raises(ChangeLogError, match="schema 99"):
+        SqliteChangeLog(tmp_path)
 
 
 def test_a_file_that_is_no_database(tmp_path):
     (tmp_path / "overlay.sqlite3").write_bytes(b"not a database at all, but long enough to be read as one" * 50)
-    with pytest.raises(OverlayError):
-        SqliteOverlay(tmp_path)
+    with pytest.raises(ChangeLogError):
+        SqliteChangeLog(tmp_path)
 
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OverlayError):
-        open_overlay(str(tmp_path / "file" / "state"))
+    with pytest.raises(ChangeLogError):
+        open_change_log(str(tmp_path / "file" / "state"))
 
 
 WRITER = """
 import sys
-from recbole_llm.serving.change_log import Put, SqliteOverlay
-overlay = SqliteOverlay(sys.argv[1])
-n = overlay.last_seq()
+from recbole_llm.serving.change_log import Put, SqliteChangeLog
+log = SqliteChangeLog(sys.argv[1])
+n = log.last_seq()
 while True:
-    overlay.write([Put(f"i{n}", "t" * 500), Put(f"j{n}", "t" * 500)])
+    log.write([Put(f"i{n}", "t" * 500), Put(f"j{n}", "t" * 500)])
     print(n, flush=True)
     n += 1
 """
@@ -150,14 +150,14 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
         writer.kill()
         acknowledged.update(int(line) for line in writer.stdout.read().splitlines(True) if line.endswith("\n"))
         writer.wait()
-        overlay = SqliteOverlay(tmp_path)
-        assert overlay._run("PRAGMA integrity_check") == [("ok",)]
-        present = {c.id for c in overlay.since(0)}
+        log = SqliteChangeLog(tmp_path)
+        assert log._run("PRAGMA integrity_check") == [("ok",)]
+        present = {c.id for c in log.since(0)}
         assert {f"{kind}{n}" for n in acknowledged for kind in "ij"} <= present
         assert len([p for p in present if p[0] == "i"]) == len(
             [p for p in present if p[0] == "j"]
         )  # whole transactions
-        overlay.close()
+        log.close()
     assert len(acknowledged) >= 240
 
 
@@ -170,14 +170,14 @@ def test_a_full_disk_is_an_error_and_reading_goes_on(tmp_path):
     ).returncode:
         pytest.skip("cannot mount a tmpfs here")
     try:
-        overlay = SqliteOverlay(folder)
+        log = SqliteChangeLog(folder)
         written = 0
-        with pytest.raises(OverlayError):
+        with pytest.raises(ChangeLogError):
             for n in range(1000):
-                overlay.write([Put(f"i{n}", "t" * 2000)])
+                log.write([Put(f"i{n}", "t" * 2000)])
                 written += 1
         assert 0 < written < 1000
-        assert len(overlay.since(0)) == written == overlay.last_seq()
-        overlay.close()
+        assert len(log.since(0)) == written == log.last_seq()
+        log.close()
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
