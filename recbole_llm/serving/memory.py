@@ -1,16 +1,17 @@
-"""Give memory back to the system after a burst; the C library would keep what was freed."""
+"""Give memory back to the system after a burst; the interpreter and the C library would keep what was freed."""
 
 import asyncio
 import ctypes
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 LOOK_SECONDS = 2.0
-REST_SECONDS = 15.0  # after a trim that gained nothing
-GROWTH_BYTES = 16 << 20  # since the start: less is not worth a trim
+REST_SECONDS = 4.0  # between two releases where nothing has grown: what was in use by then may be free
+GROWTH_BYTES = 16 << 20  # since the start: less is not worth a release
 GAIN_BYTES = 1 << 20
-TRIM_WITHOUT = 4 << 20  # bytes of bodies: while more are held, the burst is not over
+HELD_BYTES = 4 << 20  # of bodies: while more are held, the burst is not over
 
 
 def _trim() -> Callable[[], object] | None:
@@ -30,8 +31,20 @@ def resident_bytes() -> int:
         return 0
 
 
+def release(trim: Callable[[], object]) -> None:
+    """Give back what no object needs.
+
+    A full collection empties the interpreter's lists of free tuples, lists and dictionaries as well. Each of them that was
+    first made in a burst keeps a megabyte around it from being given back. What an export consists of is frozen and not
+    looked at. While one is loaded no collection runs, here neither.
+    """
+    if gc.isenabled():
+        gc.collect()
+    trim()
+
+
 async def give_back(held: Callable[[], int]) -> None:
-    """Trim while the process is larger than at first and no burst is going on; runs until it is cancelled.
+    """Release memory while the process is larger than at first and no burst is going on; runs until it is cancelled.
 
     Args:
         held: bytes of bodies that are held now.
@@ -39,13 +52,14 @@ async def give_back(held: Callable[[], int]) -> None:
     trim = _trim()
     if trim is None or not resident_bytes():
         return
-    first = resident_bytes()
-    pause = LOOK_SECONDS
+    first = left = resident_bytes()
+    rested = 0.0
     while True:
-        await asyncio.sleep(pause)
-        pause = LOOK_SECONDS
-        before = resident_bytes()
-        if before - first > GROWTH_BYTES and held() < TRIM_WITHOUT:
-            await asyncio.get_running_loop().run_in_executor(None, trim)  # it lets the interpreter go meanwhile
-            if before - resident_bytes() < GAIN_BYTES:  # what is left is in use, or will be free after a burst
-                pause = REST_SECONDS
+        await asyncio.sleep(LOOK_SECONDS)
+        rested += LOOK_SECONDS
+        now = resident_bytes()
+        if now - first <= GROWTH_BYTES or held() >= HELD_BYTES:
+            continue
+        if now - left >= GAIN_BYTES or rested >= REST_SECONDS:
+            await asyncio.get_running_loop().run_in_executor(None, release, trim)  # trimming lets the interpreter go
+            left, rested = resident_bytes(), 0.0

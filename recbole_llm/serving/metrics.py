@@ -1,8 +1,8 @@
 """Counters, gauges and histograms in Prometheus' text format; no dependency, one process."""
 
+from array import array
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -74,6 +74,78 @@ def _labels(key: tuple[tuple[str, str], ...]) -> str:
     return "{" + ",".join(f'{name}="{escape(value)}"' for name, value in key) + "}"
 
 
+class Shown:
+    """Which items the last answers held.
+
+    All memory is taken at the start: an object for every answer, kept long after the burst that it came in, would keep the
+    memory around it from being given back.
+
+    Args:
+        answers: most answers that are remembered.
+        items: most items in them.
+
+    Attributes:
+        answers: that are remembered.
+    """
+
+    def __init__(self, answers: int, items: int) -> None:
+        self._lengths = array("i", bytes(4 * answers))
+        self._items = array("i", bytes(4 * items))  # the numbers of the items, answer after answer, in a ring
+        self._next_answer = self._next_item = 0
+        self.answers = self._remembered = 0
+        self._numbers: dict[str, int] = {}
+        self._ids: list[str] = []
+        self._counts = array("i")
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        """Return how many different items they held."""
+        return len(self._numbers)
+
+    def add(self, ids: Sequence[str]) -> None:
+        """Remember an answer, and forget the oldest that no longer have a place; of a longer one only the first items."""
+        ids = ids[: len(self._items)]
+        while self.answers == len(self._lengths) or self._remembered + len(ids) > len(self._items):
+            self._forget()
+        ring, at, size, numbers = self._items, self._next_item, len(self._items), self._numbers
+        for item_id in ids:
+            number = numbers.get(item_id)
+            if number is None:
+                number = self._number(item_id)
+            self._counts[number] += 1
+            ring[at] = number
+            at = at + 1 if at + 1 < size else 0
+        self._lengths[self._next_answer] = len(ids)
+        self._next_answer = (self._next_answer + 1) % len(self._lengths)
+        self._next_item = at
+        self.answers += 1
+        self._remembered += len(ids)
+
+    def _number(self, item_id: str) -> int:
+        if self._free:
+            number = self._free.pop()
+            self._ids[number] = item_id
+        else:
+            number = len(self._ids)
+            self._ids.append(item_id)
+            self._counts.append(0)
+        self._numbers[item_id] = number
+        return number
+
+    def _forget(self) -> None:
+        length = self._lengths[(self._next_answer - self.answers) % len(self._lengths)]
+        first = self._next_item - self._remembered
+        for place in range(first, first + length):
+            number = self._items[place % len(self._items)]
+            self._counts[number] -= 1
+            if not self._counts[number]:
+                del self._numbers[self._ids[number]]
+                self._ids[number] = ""
+                self._free.append(number)
+        self.answers -= 1
+        self._remembered -= length
+
+
 class Metrics:
     """What the service counts."""
 
@@ -89,9 +161,7 @@ class Metrics:
         self.encode_seconds = Histogram(SECONDS)
         self.batch_size = Histogram(SIZES)
         self.gauges: dict[str, tuple[str, Gauge]] = {}
-        self._window: deque[tuple[str, ...]] = deque()
-        self._shown: dict[str, int] = {}
-        self._remembered = 0
+        self.shown = Shown(COVERAGE_WINDOW, COVERAGE_ITEMS)
 
     def batch(self, size: int, waited: list[float]) -> None:
         """Count a batch of the scorer."""
@@ -105,23 +175,12 @@ class Metrics:
             self.recommended.add(cold, kind="cold")
         if len(ids) > cold:
             self.recommended.add(len(ids) - cold, kind="warm")
-        self._window.append(ids)
-        for item_id in ids:
-            self._shown[item_id] = self._shown.get(item_id, 0) + 1
-        self._remembered += len(ids)
-        while len(self._window) > COVERAGE_WINDOW or self._remembered > COVERAGE_ITEMS:
-            oldest = self._window.popleft()
-            self._remembered -= len(oldest)
-            for item_id in oldest:
-                if self._shown[item_id] == 1:
-                    del self._shown[item_id]
-                else:
-                    self._shown[item_id] -= 1
+        self.shown.add(ids)
 
     @property
     def distinct_shown(self) -> int:
         """Different items in the last answers."""
-        return len(self._shown)
+        return len(self.shown)
 
     def text(self) -> str:
         """Format everything in Prometheus' text format."""

@@ -237,9 +237,8 @@ def test_the_metrics_remember_a_bounded_number_of_items():
     ids = tuple(f"i{n}" for n in range(1000))
     for number in range(3 * COVERAGE_ITEMS // 1000):
         metrics.answer((f"only{number}", *ids), 0)
-    assert metrics._remembered <= COVERAGE_ITEMS
-    assert metrics._remembered == sum(map(len, metrics._window))
-    assert metrics.distinct_shown == 1000 + len(metrics._window)
+    assert metrics.shown.answers == COVERAGE_ITEMS // 1001
+    assert metrics.distinct_shown == 1000 + metrics.shown.answers
 
 
 def test_masks_of_filters_are_bounded_in_number_and_bytes(export, monkeypatch):
