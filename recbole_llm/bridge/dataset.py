@@ -249,7 +249,7 @@ class LLMTwoTowerDataset(Dataset):
             table, self._tokens(id_field), choose_text_fields(table, fields, template), template
         )
         for line in report.lines():
-            log.info(line)
+            log.info(line, extra={"content": True})
         with _random_state_kept():
             encoder = load_encoder(
                 str(options.encoder),

@@ -1,4 +1,4 @@
-"""What ``recbole-llm run`` shows while it runs: a line a stage with a bar, and warnings."""
+"""What ``recbole-llm run`` shows while it runs: a line a stage with a bar, what the content of items is, and warnings."""
 
 import logging
 import re
@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from recbole_llm.bridge.watched_run import COLOURS, epoch_of
 
 WIDTH = 20  # of the bar
+SHOWN = 160  # characters of a line about content: the first text may be long
 NAME = 26  # of a stage's name
 SECONDS_BETWEEN = 0.2  # two drawings of a bar
 
@@ -46,6 +47,9 @@ class Console(logging.Handler):
         elif hasattr(record, "trial"):
             self._trials += 1
             self._draw()
+        elif hasattr(record, "content"):
+            text = record.getMessage()
+            self._line(f"  {text if len(text) <= SHOWN else f'{text[:SHOWN]} ...'}")
         elif record.levelno >= logging.WARNING and record.name != "py.warnings":
             self._line(COLOURS.sub("", record.getMessage()))
 

@@ -71,6 +71,8 @@ def test_the_answer_is_on_the_terminal_in_the_checkpoint_in_the_output_and_in_th
     # a line a stage, nothing of the log on the terminal, all of it in the file that is named
     stages = [line for line in err.splitlines() if line.startswith("  ") and "█" in line]  # not the bar of the encoder
     assert len(stages) == len(record["history"]["stages"]) == 7
+    # what the model reads of the items is said: the wrong column would be seen here
+    assert re.search(r"^  Text of toy.item: columns .+; first text: ", err, re.M)
     assert not any(word in out + err for word in ("FLOPs", "OrderedDict", "train loss", "Hyper Parameters"))
     log = Path(re.search(r"^log: (.+)$", out, re.M)[1]).read_text()
     assert "epoch 0 training" in log and "train loss" in log

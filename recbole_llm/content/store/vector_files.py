@@ -110,6 +110,7 @@ def load_features(
         len(asked),
         len(row_of.keys() - set(asked)),
         len(ids) - len(row_of),
+        extra={"content": True},
     )
     fingerprint = content_digest("\n".join([file_digest(path), *ids]))
     return FeatureTable(torch.from_numpy(aligned), torch.from_numpy(present), modality, fingerprint)
