@@ -177,7 +177,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         response_model=schemas.RecommendationOut,
         responses=problems_of_route(404, 408, 413, 415, 504),
         summary="Recommend for a known user, for items, or for a text",
-        route_class_override=route_of(schemas.RecommendBody),
+        route_class_override=route_of(schemas.RecommendBody, few_at_once=True),
     )
 
     async def recommend_batch(body: schemas.BatchBody) -> Response:
@@ -190,7 +190,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         response_model=schemas.BatchOut,
         responses=problems_of_route(408, 413, 415, 504),
         summary="Several requests; one that fails does not fail the rest",
-        route_class_override=route_of(schemas.BatchBody),
+        route_class_override=route_of(schemas.BatchBody, few_at_once=True),
     )
 
 

@@ -6,16 +6,19 @@ address that holds most gives way: a client that holds its bodies back pays for 
 """
 
 import asyncio
+import time
 import types
 from collections import Counter as Tally
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
+from recbole_llm.serving.batching import DeadlineExceeded
 from recbole_llm.serving.metrics import Metrics
 from recbole_llm.serving.problem import Problem
 from recbole_llm.serving.settings import Limits
@@ -34,6 +37,10 @@ PARTS_A_TURN = 4  # parts of large bodies, up to 256 KiB each
 DRAINED_BYTES = 64 << 20  # of a body that nobody wants, so that its client can read the answer
 DRAIN_SECONDS = 2.0
 VALUE_BYTES = 64  # that a parsed value takes, about
+PARSED_AT_ONCE = 8  # large bodies of questions, each up to 3 MB of objects; twice as many as are answered at a time
+
+# seconds that the question of this task has waited for its place
+waited: ContextVar[float] = ContextVar("waited", default=0.0)
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -171,6 +178,7 @@ class Bodies:
         self.held = 0  # bytes of the budget that are taken
         self._arriving: dict[Body, None] = {}  # those that hold some of it, in the order of their first large part
         self._one_a_turn = asyncio.Lock()
+        self._places = asyncio.Semaphore(PARSED_AT_ONCE)
         self._parts_left = PARTS_A_TURN
         self._paced: deque[asyncio.Future[None]] = deque()
 
@@ -185,6 +193,28 @@ class Bodies:
                 yield
             finally:
                 await asyncio.sleep(0)
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Wait for a place among the large bodies that are parsed, and hold it until the question is answered.
+
+        A body in bytes takes a tenth of what its values take as objects. What the interpreter once took for small objects
+        it gives back only where a whole megabyte is free.
+
+        Raises:
+            DeadlineExceeded: if no place is free in time.
+        """
+        began = time.monotonic()
+        try:
+            await in_time(self._places.acquire(), self.limits.batch_seconds)
+        except Interrupted:
+            raise DeadlineExceeded from None
+        before = waited.set(time.monotonic() - began)
+        try:
+            yield
+        finally:
+            waited.reset(before)
+            self._places.release()
 
     async def _pace(self) -> None:
         """Wait until another part of a large body may be read.

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from recbole_llm.retrieval.recommender import Recommendation, Recommender, Request
 from recbole_llm.serving.batching import Batcher, DeadlineExceeded
+from recbole_llm.serving.bodies import waited
 from recbole_llm.serving.metrics import Metrics
 from recbole_llm.serving.settings import Limits
 
@@ -211,7 +212,7 @@ class Reader:
         Args:
             requests: any number.
             render: makes JSON of an answer, on the thread.
-            seconds: until all of them must be answered; no piece is begun later.
+            seconds: until all of them must be answered, less what their body has waited for its place; no piece is begun later.
 
         Returns:
             A list with JSON or an error for each.
@@ -220,7 +221,7 @@ class Reader:
             QueueFull: as :meth:`Batcher.submit`.
             DeadlineExceeded: if time is up.
         """
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds - waited.get()
         costs = [self.cost_of(request) for request in requests]
         total = sum(costs)
         async with self._turn(deadline):

@@ -1,6 +1,7 @@
 """Turn requests into calls: ids in paths, strict JSON, routes whose body is all of the input."""
 
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from typing import Any
 from urllib.parse import unquote
 
@@ -61,6 +62,7 @@ class _BodyRoute(APIRoute):
     """A route whose body is all of its input, validated here: looking for other parameters costs as much as the answer."""
 
     adapter: TypeAdapter[Any]
+    few_at_once: bool
 
     def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
         endpoint = self.endpoint
@@ -68,11 +70,13 @@ class _BodyRoute(APIRoute):
         async def handle(request: HttpRequest) -> Response:
             raw = await request.body()
             if len(raw) <= FREE_BYTES:
-                body = self._parse(raw)
-            else:
-                async with request.scope["bodies"].turn(raw):
+                response: Response = await endpoint(self._parse(raw))
+                return response
+            bodies = request.scope["bodies"]
+            async with bodies.place() if self.few_at_once else nullcontext():
+                async with bodies.turn(raw):
                     body = self._parse(raw)
-            response: Response = await endpoint(body)
+                response = await endpoint(body)
             return response
 
         return handle
@@ -88,6 +92,11 @@ class _BodyRoute(APIRoute):
             raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from error
 
 
-def route_of(body: Any) -> type[_BodyRoute]:
-    """Make a route of which a body of this type is all of the input."""
-    return type("_BodyRouteOf", (_BodyRoute,), {"adapter": TypeAdapter(body)})
+def route_of(body: Any, few_at_once: bool = False) -> type[_BodyRoute]:
+    """Make a route of which a body of this type is all of the input.
+
+    Args:
+        body: the type.
+        few_at_once: whether a large body waits, unparsed, until few others of such routes are worked on.
+    """
+    return type("_BodyRouteOf", (_BodyRoute,), {"adapter": TypeAdapter(body), "few_at_once": few_at_once})

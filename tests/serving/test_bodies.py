@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from contextlib import AsyncExitStack
 
 import pytest
 from waiting import LIMIT
@@ -9,7 +10,17 @@ from waiting import LIMIT
 pytest.importorskip("orjson", reason="extra 'serve'")
 pytest.importorskip("fastapi", reason="extra 'serve'")
 
-from recbole_llm.serving.bodies import FREE_BYTES, MAX_VALUES, VALUE_BYTES, Bodies, Incoming, check_values
+from recbole_llm.serving.batching import DeadlineExceeded
+from recbole_llm.serving.bodies import (
+    FREE_BYTES,
+    MAX_VALUES,
+    PARSED_AT_ONCE,
+    VALUE_BYTES,
+    Bodies,
+    Incoming,
+    check_values,
+    waited,
+)
 from recbole_llm.serving.metrics import Metrics
 from recbole_llm.serving.problem import Problem
 from recbole_llm.serving.settings import Limits
@@ -292,3 +303,44 @@ def test_an_error_in_a_turn_keeps_the_turns():
 
     order = run(work())
     assert all((first, second) == (first, "other") or first == "other" for first, second in itertools.pairwise(order))
+
+
+def test_few_large_bodies_are_objects_at_a_time():
+    async def work():
+        store, held, most, go = bodies(), [], [], asyncio.Event()
+
+        async def question(number):
+            async with store.place():
+                held.append(number)
+                most.append(len(held))
+                await go.wait()
+                held.remove(number)
+                return waited.get()
+
+        tasks = [asyncio.create_task(question(number)) for number in range(3 * PARSED_AT_ONCE)]
+        await asyncio.sleep(0.05)
+        assert sorted(held) == list(range(PARSED_AT_ONCE))  # first come, first served
+        go.set()
+        times = await asyncio.gather(*tasks)
+        assert max(most) == PARSED_AT_ONCE
+        assert max(times[:PARSED_AT_ONCE]) < min(times[PARSED_AT_ONCE:])  # what a question has waited is known to it
+        assert waited.get() == 0
+
+    run(work())
+
+
+def test_a_place_that_does_not_become_free_is_waited_for_until_the_deadline():
+    async def work():
+        store = bodies(batch_seconds=0.05)
+        async with AsyncExitStack() as stack:
+            for _ in range(PARSED_AT_ONCE):
+                await stack.enter_async_context(store.place())
+            for _ in range(2):
+                with pytest.raises(DeadlineExceeded):
+                    async with store.place():
+                        pass
+        for _ in range(2 * PARSED_AT_ONCE):  # none was lost
+            async with store.place():
+                pass
+
+    run(work())

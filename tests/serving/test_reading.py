@@ -16,6 +16,7 @@ from recbole_llm.export.writer import write_artifact
 from recbole_llm.retrieval.recommender import Recommender, Request
 from recbole_llm.serving import app as app_module
 from recbole_llm.serving.batching import DeadlineExceeded
+from recbole_llm.serving.bodies import FREE_BYTES, PARSED_AT_ONCE, waited
 from recbole_llm.serving.metrics import COVERAGE_ITEMS, Metrics
 from recbole_llm.serving.reading import MAX_COST, Reader
 from recbole_llm.serving.responses import rendered
@@ -230,6 +231,51 @@ def test_a_wait_for_a_turn_ends_with_the_deadline(export):
         return await reader.render([Request(user="u1")], rendered, LIMIT)
 
     assert len(asyncio.run(asyncio.wait_for(work(), LIMIT)).value) == 1
+
+
+def test_what_a_body_has_waited_is_a_part_of_its_time(export):
+    recommender = Recommender(export)
+    reader = Reader(Limits(), Metrics(), lambda: recommender)
+
+    async def work():
+        assert len((await reader.render([Request(user="u1")], rendered, LIMIT)).value) == 1
+        waited.set(LIMIT)
+        with pytest.raises(DeadlineExceeded):
+            await reader.render([Request(user="u1")], rendered, LIMIT)
+
+    asyncio.run(asyncio.wait_for(work(), LIMIT))
+
+
+def test_large_questions_are_parsed_a_few_at_a_time_and_all_are_answered(client, monkeypatch):
+    parsed, most, lock = [], [], threading.Lock()
+    answer_batch = app_module._answer_batch
+
+    async def counted(service, body):
+        with lock:
+            parsed.append(body)
+            most.append(len(parsed))
+        try:
+            await asyncio.sleep(0.02)
+            return await answer_batch(service, body)
+        finally:
+            with lock:
+                parsed.remove(body)
+
+    monkeypatch.setattr(app_module, "_answer_batch", counted)
+    large = {"requests": [{"user": "u1", "k": 2, "exclude": [f"x{n}" for n in range(600)]}] * 8}
+    assert len(json.dumps(large)) > FREE_BYTES
+    codes = []
+    threads = [
+        threading.Thread(target=lambda: codes.append(client.post("/v1/recommend/batch", json=large).status_code))
+        for _ in range(3 * PARSED_AT_ONCE)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert codes == [200] * 3 * PARSED_AT_ONCE
+    assert max(most) <= PARSED_AT_ONCE
+    assert not parsed
 
 
 def test_the_metrics_remember_a_bounded_number_of_items():
