@@ -1,8 +1,9 @@
-"""Counters, gauges and histograms in Prometheus' text format; no dependency, one process."""
+"""Counters, gauges and histograms in Prometheus' text format, of one process."""
 
-from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -77,7 +78,7 @@ def _labels(key: tuple[tuple[str, str], ...]) -> str:
 class Shown:
     """Which items the last answers held.
 
-    All memory is taken at the start: an object for every answer, kept long after the burst that it came in, would keep the
+    But for a number per item all memory is taken at the start. An object for every answer, kept long after the burst that it came in, would keep the
     memory around it from being given back.
 
     Args:
@@ -89,61 +90,52 @@ class Shown:
     """
 
     def __init__(self, answers: int, items: int) -> None:
-        self._lengths = array("i", bytes(4 * answers))
-        self._items = array("i", bytes(4 * items))  # the numbers of the items, answer after answer, in a ring
+        self._lengths = np.zeros(answers, dtype=np.int32)
+        self._ring = np.zeros(items, dtype=np.int32)  # the numbers of the items, answer after answer
         self._next_answer = self._next_item = 0
         self.answers = self._remembered = 0
         self._numbers: dict[str, int] = {}
-        self._ids: list[str] = []
-        self._counts = array("i")
-        self._free: list[int] = []
 
     def __len__(self) -> int:
         """Return how many different items they held."""
-        return len(self._numbers)
+        return int(np.count_nonzero(np.bincount(self._last())))
+
+    def _last(self) -> np.ndarray:
+        first, end = self._next_item - self._remembered, self._next_item
+        return self._ring[first:end] if first >= 0 else np.concatenate([self._ring[first:], self._ring[:end]])
 
     def add(self, ids: Sequence[str]) -> None:
         """Remember an answer, and forget the oldest that no longer have a place; of a longer one only the first items."""
-        ids = ids[: len(self._items)]
-        while self.answers == len(self._lengths) or self._remembered + len(ids) > len(self._items):
-            self._forget()
-        ring, at, size, numbers = self._items, self._next_item, len(self._items), self._numbers
-        for item_id in ids:
-            number = numbers.get(item_id)
-            if number is None:
-                number = self._number(item_id)
-            self._counts[number] += 1
-            ring[at] = number
-            at = at + 1 if at + 1 < size else 0
-        self._lengths[self._next_answer] = len(ids)
+        ring, size, at = self._ring, len(self._ring), self._next_item
+        ids = ids[:size]
+        n = len(ids)
+        while self.answers == len(self._lengths) or self._remembered + n > size:
+            self._remembered -= int(self._lengths[(self._next_answer - self.answers) % len(self._lengths)])
+            self.answers -= 1
+        known = self._numbers.get
+        numbers = [known(item_id) for item_id in ids]
+        if None in numbers:
+            numbers = self._new(ids)
+        split = size - at
+        ring[at : at + n] = numbers[:split]
+        if n > split:
+            ring[: n - split] = numbers[split:]
+        self._next_item = (at + n) % size
+        self._lengths[self._next_answer] = n
         self._next_answer = (self._next_answer + 1) % len(self._lengths)
-        self._next_item = at
         self.answers += 1
-        self._remembered += len(ids)
+        self._remembered += n
 
-    def _number(self, item_id: str) -> int:
-        if self._free:
-            number = self._free.pop()
-            self._ids[number] = item_id
-        else:
-            number = len(self._ids)
-            self._ids.append(item_id)
-            self._counts.append(0)
-        self._numbers[item_id] = number
-        return number
-
-    def _forget(self) -> None:
-        length = self._lengths[(self._next_answer - self.answers) % len(self._lengths)]
-        first = self._next_item - self._remembered
-        for place in range(first, first + length):
-            number = self._items[place % len(self._items)]
-            self._counts[number] -= 1
-            if not self._counts[number]:
-                del self._numbers[self._ids[number]]
-                self._ids[number] = ""
-                self._free.append(number)
-        self.answers -= 1
-        self._remembered -= length
+    def _new(self, ids: Sequence[str]) -> list[int]:
+        """Number the items that have no number; items that were shown long ago lose theirs where there are too many."""
+        numbers = self._numbers
+        if len(numbers) + len(ids) > 2 * len(self._ring):
+            kept = np.zeros(len(numbers), dtype=bool)
+            kept[self._last()] = True
+            self._ring[:] = (np.cumsum(kept) - 1)[self._ring]
+            names = [item_id for item_id, keep in zip(numbers, kept.tolist(), strict=True) if keep]
+            self._numbers = numbers = {item_id: number for number, item_id in enumerate(names)}
+        return [numbers.setdefault(item_id, len(numbers)) for item_id in ids]
 
 
 class Metrics:
