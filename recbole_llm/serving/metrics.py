@@ -78,8 +78,8 @@ def _labels(key: tuple[tuple[str, str], ...]) -> str:
 class Shown:
     """Which items the last answers held.
 
-    But for a number per item all memory is taken at the start. An object for every answer, kept long after the burst that it came in, would keep the
-    memory around it from being given back.
+    But for a number per item all memory is taken at the start. An object for every answer, kept long after the burst that it
+    came in, would keep the memory around it from being given back.
 
     Args:
         answers: most answers that are remembered.
