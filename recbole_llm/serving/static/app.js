@@ -4,6 +4,7 @@ const FIRST = 10;
 const MOST = 100;
 const REASONS = 3;
 const TYPING_PAUSE_MS = 150;
+const SLIDING_PAUSE_MS = 250;
 const KEY = "recbole-llm-key";
 
 const $ = (id) => document.getElementById(id);
@@ -107,6 +108,8 @@ function line(item, rank, length, source, added) {
   return element("li", { className: item.id === added ? "added" : "", "data-id": item.id }, details);
 }
 
+const RULES = { diversity: "Variety" };
+
 function describe(about, item) {
   if (item.probability != null) {
     about.append(element("p", { text: `Chance that it is among the next choices: ${percent(item.probability)}` }));
@@ -118,6 +121,9 @@ function describe(about, item) {
     about.append(element("p", { className: "dim", text: item.parts ? "Its buyers chose these, which are like your words:" : "What speaks for it most:" }));
     const most = item.reasons[0].contribution;
     for (const reason of item.reasons) about.append(meter(reason.title, reason.contribution / most));
+  }
+  for (const { rule, place } of item.rules ?? []) {
+    if (place) about.append(element("p", { text: `${RULES[rule] ?? rule}: by score alone it would be number ${place}.` }));
   }
   if (item.cold) about.append(element("p", { text: "Nobody chose it yet: it is placed by its text." }));
   const known = element("div");
@@ -143,11 +149,20 @@ const SOURCES = {
   popular: "Nothing is known about the taste: what most people chose.",
   similar: "The likest first.",
 };
+const VARIED = {
+  history: "From this customer's history, with variety.",
+  items: "From the items you like, with variety.",
+  text: "From your words, with variety.",
+  popular: "Nothing is known about the taste: what most people chose, with variety.",
+};
 
 function notes(answer) {
-  const found = [answer.items.length ? SOURCES[answer.source] : "Nothing is left to show."];
-  if (!answer.items.length && filters.size) found.push("Take a filter away.");
-  else if (answer.items.length < shown && filters.size) found.push("The filters leave no more.");
+  const varied = wishes().diversity && VARIED[answer.source];
+  const found = [answer.items.length ? varied || SOURCES[answer.source] : "Nothing is left to show."];
+  const narrowed = filters.size > 0 && answer.source !== "similar";
+  if (!answer.items.length && narrowed) found.push("Take a filter away.");
+  else if (answer.items.length < shown && narrowed) found.push("The filters leave no more.");
+  if (answer.source === "similar" && (filters.size || variety())) found.push("Filters and variety do not apply here.");
   if (answer.unknown?.length) found.push(`Unknown: ${answer.unknown.join(", ")}.`);
   if (answer.truncated) found.push("The text is longer than the encoder reads.");
   return found.join(" ");
@@ -184,9 +199,11 @@ async function show(what, added) {
   }
 }
 
+const variety = () => Number($("variety").value);
+
 function wishes() {
   const filter = Object.fromEntries([...filters].map(([name, { condition }]) => [name, condition]));
-  return filters.size ? { filter } : {};
+  return { ...(filters.size && { filter }), ...(variety() && { diversity: { weight: variety() / $("variety").max } }) };
 }
 
 function recommend(title, who, added) {
@@ -404,6 +421,24 @@ $("filter-form").addEventListener("submit", (event) => {
   showFilters();
 });
 
+// ------------------------------------------------------------------ variety
+
+function nameVariety() {
+  const text = variety() ? `${variety()} of ${$("variety").max}` : "none";
+  $("variety-value").textContent = text;
+  $("variety").setAttribute("aria-valuetext", text);
+}
+
+let sliding;
+$("variety").addEventListener("input", () => {
+  nameVariety();
+  clearTimeout(sliding);
+  sliding = setTimeout(() => {
+    shown = FIRST;
+    if (subject) show(subject);
+  }, SLIDING_PAUSE_MS);
+});
+
 // ------------------------------------------------------------------ adding an item
 
 $("new-item").addEventListener("click", () => {
@@ -459,6 +494,8 @@ async function load() {
     $("attribute").replaceChildren(...Object.keys(attributes).map((each) => element("option", { text: each })));
     $("filter-box").hidden = !Object.keys(attributes).length;
     chooseAttribute();
+    $("variety-box").hidden = false;
+    nameVariety(); // a browser keeps where a slider was when a page is loaded again
     welcome();
   } catch (error) {
     say(error.message, true);
