@@ -5,8 +5,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from recbole_llm.bridge.environment import versions
 from recbole_llm.bridge.experiments.comparison import about_tests, as_json, as_markdown, compare, draw
 from recbole_llm.bridge.experiments.latex import as_latex
+from recbole_llm.commands.pages import can_draw, say_if_not_drawn, settings_given, today
+from recbole_llm.reporting.document import write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the model the others are tested against; default: the best stock model by validation",
     )
     parser.add_argument("--config-files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
-    parser.add_argument("--output", default=None, metavar="DIR", help="write comparison.json, .md, .tex and .png")
+    parser.add_argument(
+        "--output", default=None, metavar="DIR", help="write comparison.html, .json, .md, .tex and .png"
+    )
 
 
 def run_compare(options: argparse.Namespace, config_files: Sequence[str], overrides: Sequence[str]) -> int:
     """Run the command; 1 if no model finished."""
     models = [name.strip() for name in options.models.split(",") if name.strip()]
+    if options.output:
+        say_if_not_drawn("comparison.html and .png")
     quiet = [value for value in ("--show_progress=False", "--state=WARNING") if _key(value) not in map(_key, overrides)]
     found = compare(
         models,
@@ -48,10 +55,12 @@ def run_compare(options: argparse.Namespace, config_files: Sequence[str], overri
         text = f"{as_markdown(found)}\n\n{about_tests(found)}\n"
         (folder / "comparison.md").write_text(text, encoding="utf-8")
         (folder / "comparison.tex").write_text(as_latex(found) + "\n", encoding="utf-8")
-        try:
+        if can_draw():
+            from recbole_llm.reporting.comparison_page import comparison_page
+
             draw(found, folder / "comparison.png")
-        except ValueError as error:
-            print(error)
+            page = comparison_page(found, settings_given(config_files, overrides), versions(), today())
+            write(page, folder / "comparison.html")
         print(f"written: {folder}")
     return 0 if any(not row.error for row in found.rows) else 1
 

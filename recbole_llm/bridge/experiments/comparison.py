@@ -231,7 +231,8 @@ def _popularity_means(trainings: Sequence[Training]) -> dict[str, dict[str, floa
 # ------------------------------------------------------------------ what it looks like
 
 
-def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Format the table: the header, and a line of cells for each model."""
     names = next((list(row.mean) for row in comparison.rows if row.mean), [])
     header = [
         "model",
@@ -270,7 +271,7 @@ def about_tests(comparison: Comparison) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """Format the table as GitHub Markdown."""
-    header, body = _cells(comparison)
+    header, body = cells(comparison)
     escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in body]
     lines = [header, ["---"] * len(header), *escaped]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
