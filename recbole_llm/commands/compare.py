@@ -5,11 +5,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from recbole_llm.atomic import atomic_path
 from recbole_llm.bridge.environment import versions
-from recbole_llm.bridge.experiments.comparison import about_tests, as_json, as_markdown, compare, draw
+from recbole_llm.bridge.experiments.comparison import about_tests, as_json, as_markdown, as_rows, compare, draw
 from recbole_llm.bridge.experiments.latex import as_latex
 from recbole_llm.commands.pages import can_draw, say_if_not_drawn, settings_given, today
+from recbole_llm.reporting.comparison_page import comparison_page, headline, verdict
 from recbole_llm.reporting.document import write
+from recbole_llm.spreadsheet import Workbook
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config-files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
     parser.add_argument(
-        "--output", default=None, metavar="DIR", help="write comparison.html, .json, .md, .tex and .png"
+        "--output", default=None, metavar="DIR", help="write comparison.html, .xlsx, .tex, .md, .json and .png"
     )
 
 
@@ -47,7 +50,8 @@ def run_compare(options: argparse.Namespace, config_files: Sequence[str], overri
         overrides=[*overrides, *quiet],
         progress=lambda text: print(text, flush=True),
     )
-    print(f"\n{as_markdown(found)}\n\n{about_tests(found)}")
+    said = "\n".join(filter(None, [headline(found), verdict(found)]))
+    print(f"\n{said}\n\n{as_markdown(found)}\n\n{about_tests(found)}")
     if options.output:
         folder = Path(options.output)
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,9 +59,11 @@ def run_compare(options: argparse.Namespace, config_files: Sequence[str], overri
         text = f"{as_markdown(found)}\n\n{about_tests(found)}\n"
         (folder / "comparison.md").write_text(text, encoding="utf-8")
         (folder / "comparison.tex").write_text(as_latex(found) + "\n", encoding="utf-8")
+        header, rows = as_rows(found)
+        with atomic_path(folder / "comparison.xlsx") as temporary, Workbook(temporary, header, "comparison") as book:
+            for row in rows:
+                book.append(row)
         if can_draw():
-            from recbole_llm.reporting.comparison_page import comparison_page
-
             draw(found, folder / "comparison.png")
             page = comparison_page(found, settings_given(config_files, overrides), versions(), today())
             write(page, folder / "comparison.html")

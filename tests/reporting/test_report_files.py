@@ -1,7 +1,9 @@
 """The HTML files of ``report``, ``compare`` and ``tune``: nothing of the data is markup, and a browser shows them to everybody."""
 
 import dataclasses
+import zipfile
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,10 +14,14 @@ import recbole_llm  # noqa: F401
 
 pytest.importorskip("recbole")
 pytest.importorskip("matplotlib", reason="extra 'report'")
+from recbole_llm import cli
 from recbole_llm.bridge.evaluation.popularity import BucketQuality
 from recbole_llm.bridge.experiments.comparison import compare
 from recbole_llm.bridge.experiments.experiment import Outcome, Training
 from recbole_llm.bridge.experiments.tuning import Trial
+from recbole_llm.commands import compare as compare_command
+from recbole_llm.commands import pages
+from recbole_llm.commands import tune as tune_command
 from recbole_llm.reporting import comparison_page, tuning_page
 from recbole_llm.reporting.customers import Customer, Shown
 from recbole_llm.reporting.document import shown_settings
@@ -194,6 +200,57 @@ def test_settings_are_shown_without_paths():
     given = {"encoder": "~/x/mini", "data_path": "/home/x", "epochs": 3, "checkpoint_dir": "/home/x"}
     assert shown_settings(given) == {"encoder": "mini", "epochs": "3"}
     assert shown_settings({"encoder": "org/mini"}) == {"encoder": "org/mini"}
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def cells(file):
+    """The worksheet's cells."""
+    with zipfile.ZipFile(file) as archive:
+        sheet = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
+        assert 'name="comparison"' in archive.read("xl/workbook.xml").decode()
+    space = {"m": "http://schemas.openxmlformats.org/spreadsheetml/2006/main"}
+    rows = sheet.iter(f"{{{space['m']}}}row")
+    return [["".join(cell.itertext()) for cell in row.findall("m:c", space)] for row in rows]
+
+
+def test_compare_writes_its_files(tmp_path, monkeypatch, capsys):
+    made = made_comparison()
+    monkeypatch.setattr(compare_command, "compare", lambda *models, **options: made)
+    settings = tmp_path / "a.yaml"
+    settings.write_text("epochs: 7\ndata_path: /home/somebody\n")
+    folder = tmp_path / "out"
+    arguments = ["compare", "-m", "EASE,BPR", "-d", "shop", "--config-files", str(settings), "--learning-rate=0.5"]
+    assert cli.main([*arguments, "--output", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert comparison_page.headline(made) in out and comparison_page.verdict(made) in out
+    names = {f"comparison.{suffix}" for suffix in ("html", "xlsx", "tex", "md", "json", "png")}
+    assert {path.name for path in folder.iterdir()} == names
+    content = (folder / "comparison.html").read_text()
+    assert "<td>epochs</td><td>7</td>" in content and "<td>learning_rate</td><td>0.5</td>" in content
+    assert "somebody" not in content and len(content) < 2_000_000
+    header, first, *rest = cells(folder / "comparison.xlsx")
+    assert header[:4] == ["model", "ndcg@10", "ndcg@10 standard deviation", "hit@10"] and header[-1] == "failed"
+    assert first[0] == "LLMTwoTower" and float(first[1]) == made.rows[0].mean["ndcg@10"]
+    assert float(first[header.index("ndcg@10 against EASE")]) == made.rows[0].difference.mean
+    assert rest[-1][0] == "Absent" and rest[-1][-1] == "ValueError: shop" and rest[-1][1] == ""
+    # without matplotlib the rest is there, and what is not is said first
+    monkeypatch.setattr(compare_command, "can_draw", lambda: False)
+    monkeypatch.setattr(pages, "can_draw", lambda: False)
+    assert cli.main([*arguments, "--output", str(tmp_path / "bare")]) == 0
+    assert "comparison.html and .png will not be written" in capsys.readouterr().out.splitlines()[0]
+    assert {path.name for path in (tmp_path / "bare").iterdir()} == names - {"comparison.html", "comparison.png"}
+
+
+def test_tune_writes_its_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tune_command, "tune", lambda *given, output, **options: (output.mkdir(), made_trials())[1])
+    folder = tmp_path / "out"
+    assert cli.main(["tune", "-m", "BPR", "--params-file", "x", "--output", str(folder), "--epochs=3"]) == 0
+    assert {path.name for path in folder.iterdir()} == {"tuning.html", "tuning.json", "tuning.md"}
+    content = (folder / "tuning.html").read_text()
+    assert "BPR on ml-100k, tuned" in content and "<td>epochs</td><td>3</td>" in content
+    assert "Exhaustive search." in content and len(content) < 2_000_000
 
 
 # ---------------------------------------------------------------- in a browser

@@ -261,6 +261,23 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
+def as_rows(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
+    """The table as plain values, for a worksheet: the header, and a row for each model; ``None`` where there is no value."""
+    names = next((list(row.mean) for row in comparison.rows if row.mean), [])
+    against = f"{comparison.metric} against {comparison.reference}"
+    header = ["model", *(text for name in names for text in (name, f"{name} standard deviation")), "trainings"]
+    header += [against, "95% from", "95% to", "p (Holm)", "train s", "test s", "GiB", "failed"]
+    rows = []
+    for row in comparison.rows:
+        d = row.difference
+        figures = [value for name in names for value in (row.mean.get(name), row.spread.get(name))]
+        tested = [None] * 3 if d is None else [d.mean, d.low, d.high]
+        seconds = [None, None] if row.error else [row.seconds, row.test_seconds]
+        size = row.peak_bytes / 2**30 if row.peak_bytes else None
+        rows.append([row.model, *figures, row.seeds, *tested, row.p, *seconds, size, row.error or None])
+    return header, rows
+
+
 def about_tests(comparison: Comparison) -> str:
     """Say what the table's differences and p-values are of."""
     return (
