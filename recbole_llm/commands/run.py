@@ -365,13 +365,14 @@ def _next(checkpoint: str | Path | None, config: Any, watch: Any) -> list[str]:
     from recbole_llm.bridge.checkpoint_settings import options_to_repeat
 
     file, repeated = shlex.quote(str(checkpoint)), options_to_repeat(config)
-    user = "ID"
+    whom = "--output recommendations.csv"  # everybody
     if watch is not None:
         training = watch.splits[0]._dataset
-        user = shlex.quote(str(training.id2token(training.uid_field, int(training.inter_feat[training.uid_field][0]))))
+        user = str(training.id2token(training.uid_field, int(training.inter_feat[training.uid_field][0])))
+        whom = f"--users {shlex.quote(user)}"
     return [
         " ".join([f"{PROGRAM} report {file} --output report.html", *repeated]),
-        " ".join([f"{PROGRAM} recommend {file} --users {user}", *repeated]),
+        " ".join([f"{PROGRAM} recommend {file} {whom}", *repeated]),
         _serving(file, config, repeated),
     ]
 

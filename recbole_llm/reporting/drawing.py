@@ -97,6 +97,14 @@ class Sheet:
         locator: Any = self.axes.xaxis.get_major_locator()
         locator.set_params(integer=True)
 
+    def logarithmic(self) -> None:
+        """Make the x axis logarithmic, its marks plain numbers."""
+        from matplotlib.ticker import FuncFormatter, NullFormatter
+
+        self.axes.set_xscale("log")
+        self.axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        self.axes.xaxis.set_minor_formatter(NullFormatter())
+
     def rows(self, labels: list[str]) -> None:
         """Name the rows 0, 1, ... from the top."""
         self.axes.set_yticks(range(len(labels)), labels)

@@ -231,6 +231,7 @@ def _left_out(trained: Trained, ranking: Ranking, count: Tensor, rows: RankedRow
         "items_never_shown": len(count) - 1 - int(ranking.items[ranking.shown].unique().numel()),
         "users_without_history": int((sizes[1:] == 0).sum()),
         "measured_users_without_history": int((sizes[rows.users.numpy()] == 0).sum()),
+        "items_not_read": trained.training.unread_items() if hasattr(trained.training, "unread_items") else 0,
     }
 
 

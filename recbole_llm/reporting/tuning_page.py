@@ -111,10 +111,10 @@ def _course(done: Sequence[Trial], metric: str) -> list[Picture]:
     sheet.axes.step(places, so_far, where="post", color=GREY, linewidth=1.2)
     sheet.axes.plot(places, scores, "o", color=SECOND, markersize=5)
     sheet.axes.plot([at + 1], [scores[at]], "o", color=OURS, markersize=8)
-    sheet.axes.set_xlabel("setting, in the order tried")
+    sheet.axes.set_xlabel("settings that finished, in the order tried")
     sheet.axes.set_ylabel(f"validation {metric}")
     sheet.whole_numbers()
-    title = f"Setting {at + 1} of {len(scores)} is the best"
+    title = f"The best is number {at + 1} of the {len(scores)} settings that finished"
     return [Picture(title, sheet.svg("course", title), "The line is the best so far.")]
 
 
@@ -151,7 +151,9 @@ def _parameter(done: Sequence[Trial], best: Trial, key: str, metric: str, name: 
         at: list[float] = numbers
         best_at = float(own)  # type: ignore[arg-type]
         if min(numbers) > 0 and max(numbers) / min(numbers) >= LOGARITHMIC:
-            sheet.axes.set_xscale("log")
+            sheet.logarithmic()
+        elif all(isinstance(value, int) for value in values):
+            sheet.whole_numbers()
     else:
         names = sorted({str(value) for value in values}, key=_order)
         at = [float(names.index(str(value))) for value in values]

@@ -120,6 +120,11 @@ def left_out_in_words(record: Record) -> list[str]:
             else "they are placed by their content"
         )
         lines.append(f"Items without a training interaction: {left['items_without_interactions']:,}; {where}.")
+    if unread := left.get("items_not_read"):
+        lines.append(
+            f"Items of the .item file that no interaction names, and that were not read: {unread:,}; add item: [item_id] to load_col "
+            "and they are placed by their content."
+        )
     if left["users_without_history"]:
         lines.append(
             f"{people(record).capitalize()} without a training interaction: {left['users_without_history']:,}; they get what fits "

@@ -58,7 +58,7 @@ def made_comparison(word="shop", seeds=2, **changed):
     """A comparison of five models, one of which fails and one of which is ours and best."""
     rng = np.random.default_rng(0)
     base = rng.random(200) * 0.4
-    levels = {"LLMTwoTower": 0.08, "EASE": 0.05, "ItemKNN": 0.0501, word if word == HOSTILE else "BPR": -0.02}
+    levels = {"LLMTwoTower": 0.08, "EASE": 0.05, "ItemKNN": 0.05, word if word == HOSTILE else "BPR": -0.02}
 
     def run(experiment):
         if experiment.model not in levels:
@@ -186,6 +186,8 @@ def test_the_words_and_figures_of_a_search():
     assert f"The best of 10 settings reaches ndcg@10 {best.score:.4f} on validation: learning_rate 0.01" in content
     assert f"On the test split the best setting has ndcg@10 {-best.score:.4f}." in content
     assert "failed: RuntimeError: shop" in content
+    assert "The best is number 2 of the 9 settings that finished" in content
+    assert ">0.001</text>" in content and "mathdefault" not in content  # marks of a logarithmic axis
     assert "learning_rate: the best setting has 0.01" in content and "fixed: the best" not in content
     failed = [trial for trial in made_trials() if trial.score is None]
     assert "No setting finished." in tuning_page.tuning_page("m", "d", failed, "random", {}, {}, "today")

@@ -56,6 +56,7 @@ def test_the_answer_is_on_the_terminal_in_the_checkpoint_in_the_output_and_in_th
         record["measured"]["targets"] == record["data"]["test"] == sum(group["targets"] for group in own["by_activity"])
     )
     # 60 users of 14 interactions
+    assert "that no interaction names, and that were not read: 4;" in out
     assert record["data"]["interactions"] == 840 and record["data"]["users"] == 60 and record["data"]["items"] == 44
     assert sum(part["targets"] for part in own["by_popularity"].values()) == record["data"]["test"]
     assert len(record["history"]["loss"]) == 3 and record["history"]["valid_metric"] == "NDCG@10"
