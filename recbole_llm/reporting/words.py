@@ -122,8 +122,8 @@ def left_out_in_words(record: Record) -> list[str]:
         lines.append(f"Items without a training interaction: {left['items_without_interactions']:,}; {where}.")
     if unread := left.get("items_not_read"):
         lines.append(
-            f"Items of the .item file that no interaction names, and that were not read: {unread:,}; add item: [item_id] to load_col "
-            "and they are placed by their content."
+            f"Items of the .item file that no interaction names, and that were not read: {unread:,}; add item: [item_id] to "
+            "load_col and they are placed by their content."
         )
     if left["users_without_history"]:
         lines.append(
