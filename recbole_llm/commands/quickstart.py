@@ -10,7 +10,7 @@ from pathlib import Path
 from recbole_llm.commands.output import PROGRAM
 
 # the latest tenth of everybody's interactions is the test, the tenth before it validation
-BY_TIME = "{'split': {'RS': [0.8, 0.1, 0.1]}, 'order': 'TO', 'group_by': 'user', 'mode': 'full'}"
+BY_TIME = '{"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": "user", "mode": "full"}'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

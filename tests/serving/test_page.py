@@ -4,11 +4,12 @@ import json
 import re
 import threading
 
+import numpy as np
 import pytest
 from browsers import SCHEMES, WIDTHS, keep, launched, needs_chromium, violations
-from made_export import PATIENT, WordEncoder
+from made_export import PATIENT, WordEncoder, make_contents
 from made_search import make_shop
-from waiting import LIMIT, join, wait_until
+from waiting import LIMIT, happens, join, wait_until
 
 pytest.importorskip("fastapi", reason="extra 'serve'")
 pytest.importorskip("orjson", reason="extra 'serve'")
@@ -31,14 +32,13 @@ def browser():
         yield started
 
 
-def start(shared_folder, **changes):
-    app = create_app(
-        Settings(export=str(shared_folder), limits=PATIENT, **changes), lambda folder, manifest: WordEncoder()
-    )
+def start(shared_folder, make=WordEncoder, **changes):
+    app = create_app(Settings(export=str(shared_folder), limits=PATIENT, **changes), lambda folder, manifest: make())
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    wait_until(lambda: server.started and app.state.service.text.state == "ready", "the server answers")
+    ready = "ready" if make is WordEncoder else "loading"
+    wait_until(lambda: server.started and app.state.service.text.state == ready, "the server answers")
     return server, thread, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 
 
@@ -284,12 +284,17 @@ def test_three_widths(open_page, tmp_path, width, color_scheme):
     page = open_page(width, color_scheme)
     expect(page.locator("#counts")).to_contain_text("40 items")
     assert violations(page) == []
-    ask(page, "u3")
+    sizes = np.diff(make_contents().history_offsets)
+    ask(page, f"u{sizes.argmax()}")  # on a phone the history scrolls sideways
     expect(lines(page)).to_have_count(10)
     lines(page).nth(1).locator("summary").click()
     expect(lines(page).nth(1).locator("dl")).to_contain_text("genre")
     assert violations(page) == []
     keep(page, tmp_path, f"page-{width}-{color_scheme}")
+    scrolls = page.evaluate(
+        "document.querySelector('#history').scrollWidth > document.querySelector('#history').clientWidth"
+    )
+    assert scrolls == (width == 390) == (page.locator("#history").get_attribute("tabindex") == "0")
     # nothing is cut off at the side, ten lines are no taller than two screens, and bars can be seen
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     lines(page).nth(1).locator("summary").click()
@@ -298,6 +303,24 @@ def test_three_widths(open_page, tmp_path, width, color_scheme):
     assert max(bar_widths(page)) > 60
     page.get_by_role("button", name="Add an item").click()
     assert violations(page) == []
+
+
+def test_an_answer_comes_as_soon_as_texts_can_be_read(open_page):
+    may_load = threading.Event()
+
+    def slow():
+        happens(may_load, "the encoder may load")
+        return WordEncoder()
+
+    page = open_page(make=slow)
+    ask(page, "space story")
+    expect(page.locator("#status")).to_have_text("The encoder is still loading. The answer comes as soon as it can.")
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "true")
+    may_load.set()
+    expect(lines(page)).to_have_count(10)
+    expect(page.locator("#status")).to_have_text("From your words, best first.")
+    # who asks something else meanwhile is not overtaken
+    assert page.evaluate("document.querySelector('#results').hasAttribute('aria-busy')") is False
 
 
 def test_the_page_is_small():

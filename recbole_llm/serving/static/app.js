@@ -5,6 +5,7 @@ const MOST = 100;
 const REASONS = 3;
 const TYPING_PAUSE_MS = 150;
 const SLIDING_PAUSE_MS = 250;
+const MOST_TRIES = 60;
 const KEY = "recbole-llm-key";
 
 const $ = (id) => document.getElementById(id);
@@ -52,8 +53,25 @@ async function call(path, { method = "GET", body } = {}) {
     $("key-form").hidden = false;
     $("key").focus();
   }
-  if (!response.ok) throw new Error(content.detail ?? `The service answered ${response.status}.`);
+  if (!response.ok) {
+    const error = new Error(content.detail ?? `The service answered ${response.status}.`);
+    error.wait = response.status === 503 ? Number(response.headers.get("retry-after")) : 0;
+    throw error;
+  }
   return content;
+}
+
+// asks again while the service says that waiting helps, as it does while it loads what reads texts
+async function patiently(ask, isWanted) {
+  for (let left = MOST_TRIES; ; left--) {
+    try {
+      return await ask();
+    } catch (error) {
+      if (!error.wait || !left || !isWanted()) throw error;
+      say(`${error.message} The answer comes as soon as it can.`);
+      await new Promise((resume) => setTimeout(resume, 1000 * Math.min(error.wait, 5)));
+    }
+  }
 }
 
 const itemPath = (id) => `v1/items/${encodeURIComponent(id)}`;
@@ -177,7 +195,7 @@ async function show(what, added) {
   say("Looking …");
   const started = performance.now();
   try {
-    const answer = await what.ask(shown);
+    const answer = await patiently(() => what.ask(shown), () => mine === asked);
     if (mine !== asked) return;
     const bars = lengths(answer.items);
     $("answer").replaceChildren(
@@ -235,7 +253,17 @@ function showSubject(title, note, entries) {
   $("subject-note").textContent = note;
   $("history").replaceChildren(...entries);
   $("subject").hidden = false;
+  letHistoryScroll();
 }
+
+// on a phone the history is a row that scrolls: by keyboard too
+function letHistoryScroll() {
+  const history = $("history");
+  if (history.scrollWidth > history.clientWidth) history.tabIndex = 0;
+  else history.removeAttribute("tabindex");
+}
+
+addEventListener("resize", letHistoryScroll);
 
 function showCustomer(user) {
   const order = user.ordered ? "the newest first" : "in no order";
