@@ -1,14 +1,14 @@
 // The page: asks the service at its own origin, and writes text with textContent alone.
 
+import { PARTS, RULES, SOURCES, VARIED, lengths, meter, why } from "./answer.js";
+import { $, KEY, button, call, count, element, itemPath, patiently, percent, say } from "./common.js";
+
 const FIRST = 10;
 const MOST = 100;
 const REASONS = 3;
 const TYPING_PAUSE_MS = 150;
 const SLIDING_PAUSE_MS = 250;
-const MOST_TRIES = 60;
-const KEY = "recbole-llm-key";
 
-const $ = (id) => document.getElementById(id);
 const liked = new Map(); // id -> title, in the order chosen
 const filters = new Map(); // attribute -> {condition, text}
 let attributes = {};
@@ -17,98 +17,7 @@ let subject = null; // what the list answers: {title, ask(k), why, user}
 let shown = FIRST;
 let asked = 0; // number of the latest question: an earlier answer that comes later is dropped
 
-function element(tag, { text, className, ...rest } = {}, ...children) {
-  const node = document.createElement(tag);
-  if (text !== undefined) node.textContent = text;
-  if (className) node.className = className;
-  for (const [name, value] of Object.entries(rest)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-function button(text, act, rest = {}) {
-  const node = element("button", { text, type: "button", ...rest });
-  node.addEventListener("click", act);
-  return node;
-}
-
-function say(text, isError = false) {
-  $("status").textContent = text;
-  $("status").classList.toggle("error", isError);
-}
-
-async function call(path, { method = "GET", body } = {}) {
-  const headers = {};
-  if (body !== undefined) headers["content-type"] = "application/json";
-  const key = sessionStorage.getItem(KEY);
-  if (key) headers["x-api-key"] = key;
-  let response;
-  try {
-    response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
-  } catch {
-    throw new Error("The service does not answer. Try again in a moment.");
-  }
-  const content = await response.json().catch(() => ({}));
-  if (response.status === 401) {
-    $("key-form").hidden = false;
-    $("key").focus();
-  }
-  if (!response.ok) {
-    const error = new Error(content.detail ?? `The service answered ${response.status}.`);
-    error.wait = response.status === 503 ? Number(response.headers.get("retry-after")) : 0;
-    throw error;
-  }
-  return content;
-}
-
-// asks again while the service says that waiting helps, as it does while it loads what reads texts
-async function patiently(ask, isWanted) {
-  for (let left = MOST_TRIES; ; left--) {
-    try {
-      return await ask();
-    } catch (error) {
-      if (!error.wait || !left || !isWanted()) throw error;
-      say(`${error.message} The answer comes as soon as it can.`);
-      await new Promise((resume) => setTimeout(resume, 1000 * Math.min(error.wait, 5)));
-    }
-  }
-}
-
-const itemPath = (id) => `v1/items/${encodeURIComponent(id)}`;
-const count = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
-const percent = (p) => (p >= 0.1 ? `${Math.round(100 * p)}%` : p >= 0.001 ? `${(100 * p).toPrecision(2)}%` : "<.1%");
-
 // ------------------------------------------------------------------ the list
-
-// lengths of the bars, the best item's being 1: chances where all have one, else what the items are ranked by
-function lengths(items) {
-  const values = items.map((item) => (items.every((each) => each.probability != null) ? item.probability : item.score));
-  const top = Math.max(...values);
-  const low = Math.min(0, ...values);
-  return values.map((value) => (top > low ? Math.max(0, (value - low) / (top - low)) : 1));
-}
-
-function meter(name, share) {
-  const fill = element("span");
-  fill.style.width = `${100 * Math.min(1, share)}%`;
-  return element("div", { className: "meter" },
-    element("span", { text: name, title: name }), element("span", { className: "bar", "aria-hidden": "true" }, fill));
-}
-
-function why(item, source) {
-  const first = item.reasons?.[0];
-  if (source === "text" && item.parts) {
-    const { likeness, words, taste } = item.parts;
-    if (first && taste > likeness + words) return `bought with ${first.title}`;
-    if (words > likeness) return item.cold ? "new, has your words" : "has your words";
-    return item.cold ? "new, fits your words" : "fits your words";
-  }
-  if (first) return `because of ${first.title}`;
-  if (source === "popular") return `chosen ${item.score === 1 ? "once" : `${item.score.toLocaleString("en")} times`}`;
-  if (source === "similar") return item.cold ? "like it by its text" : "like it";
-  if (source === "text") return item.cold ? "new, fits your words" : "fits your words";
-  return item.cold ? "new, fits the taste" : "fits the taste as a whole";
-}
 
 function line(item, rank, length, source, added) {
   const fill = element("span");
@@ -125,8 +34,6 @@ function line(item, rank, length, source, added) {
   details.addEventListener("toggle", () => details.open && !about.hasChildNodes() && describe(about, item));
   return element("li", { className: item.id === added ? "added" : "", "data-id": item.id }, details);
 }
-
-const RULES = { diversity: "Variety" };
 
 function describe(about, item) {
   if (item.probability != null) {
@@ -157,22 +64,6 @@ function describe(about, item) {
     known.append(list);
   }, (error) => known.append(element("p", { className: "dim", text: error.message })));
 }
-
-const PARTS = { likeness: "like it in meaning", words: "the same words", taste: "bought with its like" };
-
-const SOURCES = {
-  history: "From this customer's history, best first.",
-  items: "From the items you like, best first.",
-  text: "From your words, best first.",
-  popular: "Nothing is known about the taste: what most people chose.",
-  similar: "The likest first.",
-};
-const VARIED = {
-  history: "From this customer's history, with variety.",
-  items: "From the items you like, with variety.",
-  text: "From your words, with variety.",
-  popular: "Nothing is known about the taste: what most people chose, with variety.",
-};
 
 function notes(answer) {
   const varied = wishes().diversity && VARIED[answer.source];
