@@ -276,6 +276,8 @@ def test_the_search_box_answers_by_likeness_words_and_taste(open_page, tmp_path,
     assert len(widths) == 10 and widths == sorted(widths, reverse=True) and widths[-1] < widths[0]
     assert violations(page) == [] and page.errors == []
     keep(page, tmp_path, "page-search")
+    ask(page, "qqq zzz")
+    expect(page.locator("#status")).to_have_text("From your words, best first. No item here has these words.")
 
 
 @pytest.mark.parametrize("color_scheme", SCHEMES)

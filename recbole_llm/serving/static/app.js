@@ -68,6 +68,8 @@ function describe(about, item) {
 function notes(answer) {
   const varied = wishes().diversity && VARIED[answer.source];
   const found = [answer.items.length ? varied || SOURCES[answer.source] : "Nothing is left to show."];
+  const searched = answer.source === "text" && answer.items.length > 0;
+  if (searched && answer.items.every((item) => item.parts?.words === 0)) found.push("No item here has these words.");
   const narrowed = filters.size > 0 && answer.source !== "similar";
   if (!answer.items.length && narrowed) found.push("Take a filter away.");
   else if (answer.items.length < shown && narrowed) found.push("The filters leave no more.");
