@@ -52,7 +52,7 @@ def _customers(record: Mapping[str, Any], customers: Sequence[Customer]) -> list
         return []
     who = words.people(record)
     lines = [
-        f"<h2>{len(customers)} {who if len(customers) > 1 else who[:-1]}</h2>",
+        f"<h2>{words.counted(len(customers), who)}</h2>",
         "<p>From the shortest known history to the longest, under numbers of this report. What was held out and is found is "
         'marked <span class="hit">✓</span>. Histories of real persons are personal data, without a name too.</p>',
         '<div class="grid">',

@@ -16,7 +16,7 @@ from recbole_llm.reporting.drawing import (
     short,
     style,
 )
-from recbole_llm.reporting.words import of_100, people, unit
+from recbole_llm.reporting.words import counted, of_100, people, unit
 
 Record = Mapping[str, Any]
 _LARGE = 30  # users of a group that a title may name
@@ -57,7 +57,8 @@ def _dots(record: Record, groups: Sequence[tuple[str, Mapping[str, Any]]], label
             value, low, high = (100 * found[key] for key in ("value", "low", "high"))
             sheet.axes.plot([low, high], [y, y], color=colours[name], linewidth=1.6, solid_capstyle="round")
             label_of = short(name) if row == 0 else None
-            sheet.axes.plot([value], [y], MARKERS[n % 5], color=colours[name], markersize=5, label=label_of)
+            mark = MARKERS[n % 5]
+            sheet.axes.plot([value], [y], mark, color=colours[name], markersize=5, label=label_of, clip_on=False)
     sheet.axes.set_yticks(range(len(groups)), [text for text, _ in groups])
     sheet.axes.set_ylim(len(groups) - 0.45, -0.55)
     sheet.axes.set_xlim(left=0)
@@ -92,7 +93,7 @@ def _by_activity(record: Record) -> Picture | None:
     every = {name: {int(g["from"]): g for g in figures["by_activity"]} for name, figures in record["models"].items()}
     groups = []
     for start, group in zip(starts, own, strict=True):
-        text = f"{_range(start)}\n{group['users']:,} {people(record)}"
+        text = f"{_range(start)}\n{counted(group['users'], people(record))}"
         groups.append((text, {name: of[start] for name, of in every.items() if start in of}))
     large = [group for group in own if group["users"] >= _LARGE] or own
     known = max(large, key=lambda group: group["value"])
@@ -119,7 +120,7 @@ def _by_popularity(record: Record) -> Picture | None:
     own = models[record["model"]]["by_popularity"]
     groups = [
         (
-            f"{text}\n{own[bucket]['targets']:,} {unit(record)}",
+            f"{text}\n{counted(own[bucket]['targets'], unit(record))}",
             {
                 name: figures["by_popularity"][bucket]
                 for name, figures in models.items()
