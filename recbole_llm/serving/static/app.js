@@ -13,7 +13,7 @@ const liked = new Map(); // id -> title, in the order chosen
 const filters = new Map(); // attribute -> {condition, text}
 let attributes = {};
 let hasText = false;
-let subject = null; // what the list answers: {title, ask(k), why, user}
+let subject = null; // what the list answers: {title, ask(k, wanted)}
 let shown = FIRST;
 let asked = 0; // number of the latest question: an earlier answer that comes later is dropped
 
@@ -65,15 +65,15 @@ function describe(about, item) {
   }, (error) => known.append(element("p", { className: "dim", text: error.message })));
 }
 
-function notes(answer) {
-  const varied = wishes().diversity && VARIED[answer.source];
+function notes(answer, wanted) {
+  const varied = wanted.diversity && VARIED[answer.source];
   const found = [answer.items.length ? varied || SOURCES[answer.source] : "Nothing is left to show."];
   const searched = answer.source === "text" && answer.items.length > 0;
   if (searched && answer.items.every((item) => item.parts?.words === 0)) found.push("No item here has these words.");
-  const narrowed = filters.size > 0 && answer.source !== "similar";
+  const narrowed = wanted.filter && answer.source !== "similar";
   if (!answer.items.length && narrowed) found.push("Take a filter away.");
   else if (answer.items.length < shown && narrowed) found.push("The filters leave no more.");
-  if (answer.source === "similar" && (filters.size || variety())) found.push("Filters and variety do not apply here.");
+  if (answer.source === "similar" && (wanted.filter || wanted.diversity)) found.push("Filters and variety do not apply here.");
   if (answer.unknown?.length) found.push(`Unknown: ${answer.unknown.join(", ")}.`);
   if (answer.truncated) found.push("The text is longer than the encoder reads.");
   return found.join(" ");
@@ -82,18 +82,19 @@ function notes(answer) {
 async function show(what, added) {
   subject = what;
   const mine = ++asked;
+  const wanted = wishes(); // by the time of the answer others may be set
   $("answer-title").textContent = what.title;
   $("answer").classList.add("waiting");
   $("results").setAttribute("aria-busy", "true");
   say("Looking …");
   const started = performance.now();
   try {
-    const answer = await patiently(() => what.ask(shown), () => mine === asked);
+    const answer = await patiently(() => what.ask(shown, wanted), () => mine === asked);
     if (mine !== asked) return;
     const bars = lengths(answer.items);
     $("answer").replaceChildren(
       ...answer.items.map((item, at) => line(item, at + 1, bars[at], answer.source, added)));
-    say(notes(answer));
+    say(notes(answer, wanted));
     $("more").hidden = answer.items.length < shown || shown >= MOST;
     $("latency").textContent = `· ${Math.round(performance.now() - started)} ms`;
     $("model").textContent = `export ${answer.model}, change ${answer.overlay_seq}`;
@@ -119,7 +120,7 @@ function wishes() {
 
 function recommend(title, who, added) {
   shown = FIRST;
-  const ask = (k) => call("v1/recommend", { method: "POST", body: { ...who, ...wishes(), k, explain: REASONS } });
+  const ask = (k, wanted) => call("v1/recommend", { method: "POST", body: { ...who, ...wanted, k, explain: REASONS } });
   return show({ title, ask }, added);
 }
 
