@@ -4,6 +4,7 @@ A :class:`Dots` plot has panels of rows; a row is a name with dots. A :class:`Cu
 keep their contrast on white paper and in grey print; the same figures give the same bytes.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,10 +109,19 @@ def draw(plot: Plot, folder: Path) -> Path:
 
 
 def _headed(figure: Any, plot: Plot, height: float) -> float:
-    """Write finding and note above the axes; returns the share of the height that is left below."""
-    figure.text(0.012, 1 - 0.08 / height, plot.finding, fontsize=12, fontweight="bold", va="top", ha="left")
-    figure.text(0.012, 1 - 0.33 / height, plot.note, fontsize=8.5, color="#5c646a", va="top", ha="left")
-    return 1 - 0.58 / height
+    """Write finding and note above the axes; returns the share of the height that is left below.
+
+    A finding that is wider than the figure takes several lines, and the figure becomes as much higher.
+    """
+    written = figure.text(0.012, 0, plot.finding, fontsize=12, fontweight="bold")
+    room = 0.98 * figure.bbox.width / written.get_window_extent(figure.canvas.get_renderer()).width
+    written.remove()
+    lines = textwrap.wrap(plot.finding, int(room * len(plot.finding))) if room < 1 else [plot.finding]
+    more = 0.22 * (len(lines) - 1)
+    figure.set_figheight(height := height + more)
+    figure.text(0.012, 1 - 0.08 / height, "\n".join(lines), fontsize=12, fontweight="bold", va="top", ha="left")
+    figure.text(0.012, 1 - (0.33 + more) / height, plot.note, fontsize=8.5, color="#5c646a", va="top", ha="left")
+    return 1 - (0.58 + more) / height
 
 
 def _dots(plt: Any, plot: Dots) -> Any:
@@ -174,11 +184,12 @@ def _dress(axis: Any, panel: Panel, most: int) -> None:
     axis.grid(axis="x", color=LINE, linewidth=0.5)
     axis.set_axisbelow(True)
     if panel.log:
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
         low, high = axis.get_xlim()
         subs = (1, 2, 5) if high / low < 50 else (1,)
-        axis.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=12))
+        few = high / low < 5  # a logarithmic locator has no or many marks there
+        axis.xaxis.set_major_locator(MaxNLocator(2) if few else LogLocator(base=10, subs=subs, numticks=12))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axis.xaxis.set_minor_formatter(NullFormatter())
     else:

@@ -27,6 +27,7 @@ def quality(data: Json) -> Section:
 
 
 OURS = "LLMTwoTower"
+LEAST_PAIRS = 100  # of a bin whose share is shown
 
 
 def ranked_plot(data: Json) -> Dots:
@@ -300,14 +301,16 @@ def _reliability(data: Json) -> Curves:
     best = found["ten_best_of_each_user"]
     curves = []
     for name, part, ours in (("sigmoid of the score", plain, False), ("ours", best, True)):
-        points = [(p, y) for n, p, y in zip(part["pairs"], part["probability"], part["positives"], strict=True) if n]
+        points = [(p, y) for n, p, y in zip(part["pairs"], part["probability"], part["positives"], strict=True)
+                  if n >= LEAST_PAIRS]  # fmt: skip
         if points:
             curves.append(Curve(name, [p for p, _ in points], [y for _, y in points], ours))
     finding = (
         f"{data['dataset']}: stated chances are off by {short(best['ece'])}, a plain sigmoid's by {short(plain['ece'])}"
     )
-    return Curves(f"reliability_{data['dataset']}", finding, "each user's ten best items, in bins", "stated probability",
-                  "share that happens", curves, diagonal=True)  # fmt: skip
+    note = f"each user's ten best items, in bins of at least {LEAST_PAIRS} pairs"
+    name = f"reliability_{data['dataset']}"
+    return Curves(name, finding, note, "stated probability", "share that happens", curves, diagonal=True)
 
 
 def sharing(data: Json) -> Section:

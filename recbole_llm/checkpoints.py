@@ -135,7 +135,7 @@ def load_run(
     else:
         raise ValueError(
             f"checkpoint: {str(checkpoint)!r} was trained on other interactions than {config['data_path']} gives now. "
-            "Put the files back as they were, name their folder with --data_path FOLDER, or train again."
+            "Put the files back as they were, name their folder with --data-path FOLDER, or train again."
         )
     model = model_class(config, splits[0]).to(config["device"])
     try:
@@ -202,5 +202,5 @@ def _require_files(config: Any, checkpoint: str | Path) -> None:
         raise ValueError(
             f"checkpoint: {str(checkpoint)!r} was trained on dataset {config['dataset']!r}, and there is no "
             f"{' and no '.join(missing)} in {Path(config['data_path'])}. Run this where the model was trained, or name the "
-            f"folder that holds {config['dataset']}/ with --data_path FOLDER."
+            f"folder that holds {config['dataset']}/ with --data-path FOLDER."
         )

@@ -30,7 +30,7 @@ _PARTS = {
     "_rels/.rels": f'<Relationships xmlns="{_PACKAGE}/relationships">'
     f'<Relationship Id="rId1" Type="{_RELATION}/officeDocument" Target="xl/workbook.xml"/></Relationships>',
     "xl/workbook.xml": f'<workbook xmlns="{_MAIN}" xmlns:r="{_RELATION}"><sheets>'
-    '<sheet name="recommendations" sheetId="1" r:id="rId1"/></sheets></workbook>',
+    '<sheet name="{name}" sheetId="1" r:id="rId1"/></sheets></workbook>',
     "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{_PACKAGE}/relationships">'
     f'<Relationship Id="rId1" Type="{_RELATION}/worksheet" Target="worksheets/sheet1.xml"/></Relationships>',
 }
@@ -42,12 +42,13 @@ class Workbook:
     Args:
         path: the file, overwritten.
         header: names of the columns.
+        name: of the worksheet, letters alone.
     """
 
-    def __init__(self, path: Path, header: Sequence[str]) -> None:
+    def __init__(self, path: Path, header: Sequence[str], name: str = "recommendations") -> None:
         self._archive = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)
-        for name, content in _PARTS.items():
-            self._archive.writestr(name, _HEAD + content)
+        for part, content in _PARTS.items():
+            self._archive.writestr(part, _HEAD + content.replace("{name}", name))
         self._sheet = self._archive.open("xl/worksheets/sheet1.xml", "w", force_zip64=True)
         self._write(f'{_HEAD}<worksheet xmlns="{_MAIN}"><sheetData>')
         self._rows = 0

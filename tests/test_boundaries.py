@@ -30,6 +30,7 @@ ROOMS = {
         "retrieval",
         "scoring",
         "serving",
+        "spreadsheet",
         "text_files",
     },
     "loaded": {"atomic", "export", "recommend"},

@@ -122,7 +122,7 @@ def test_values_that_look_like_code_survive(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset=nowhere"], "--data_path=FOLDER"),
+        (["--dataset=nowhere"], "--data-path=FOLDER"),
         (["--dataset=toy", "epochs=5"], "write values as --key=value"),
         (["--dataset=toy", "--epochs", "5"], "write values as --key=value"),
         (["--model=LLMTwoTowr", "--dataset=ml-100k"], "LLMTwoTower"),
@@ -141,7 +141,7 @@ def test_a_mistake_is_one_error_that_says_what_to_do(command, arguments, message
 def test_a_mistake_ends_the_process_with_an_exit_code(tmp_path):
     done = recbole_llm("run", "--dataset=nowhere", cwd=tmp_path)
     assert done.returncode == 2
-    assert "--data_path=FOLDER" in done.stderr
+    assert "--data-path=FOLDER" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -50,18 +50,18 @@ def test_four_commands(shop, tiny_encoder, capsys):
 
     said = command("import orders.csv --items products.csv --dataset shop")
     assert "0 ids without text" in said and "ordered_at -> timestamp:float" in said
-    assert "next: recbole-llm run --dataset shop --config_files dataset/shop/shop.yaml" in said
+    assert "next: recbole-llm run --dataset shop --config-files dataset/shop/shop.yaml" in said
     small = [
         f"--encoder={tiny_encoder}",
         f"--feature_cache_dir={shop / 'features'}",
         "--gpu_id=",
         "--show_progress=False",
     ]
-    said = command("encode --dataset shop --config_files dataset/shop/shop.yaml", *small)
+    said = command("encode --dataset shop --config-files dataset/shop/shop.yaml", *small)
     assert "items: 48 of 48 have a text vector of 32 dimensions" in said
     quick = ["--epochs=2", "--embedding_size=8"]
     paths = small[:2]  # of a checkpoint no path is taken; with the default encoder and cache there is none to give
-    said = command("run --dataset shop --config_files dataset/shop/shop.yaml", *small, *quick)
+    said = command("run --dataset shop --config-files dataset/shop/shop.yaml", *small, *quick)
     begins = "next: recbole-llm recommend "
     (next_command,) = [line.removeprefix(begins) for line in said.splitlines() if line.startswith(begins)]
     next_command = re.sub(r"--users \S+", "--users c17", next_command)

@@ -53,7 +53,7 @@ def test_a_byte_order_mark_and_blanks_in_the_path(data, capsys):
     run_split(parser.parse_args(["toy", "--output", "x", "--data-path", str(folder)]))
     printed = capsys.readouterr().out.splitlines()[-1]
     assert shlex.split(printed.removeprefix("next: "))[4:] == [
-        f"--data_path={folder}", "--config_files", str(folder / "x" / "x.yaml")
+        f"--data-path={folder}", "--config-files", str(folder / "x" / "x.yaml")
     ]  # fmt: skip
     assert rows(folder, "x", "train")[0] == plain.decode().splitlines()[0]
 
@@ -67,7 +67,7 @@ def test_the_seed_decides(data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dataset": "nowhere", "output": "x"}, "--data_path"),
+        ({"dataset": "nowhere", "output": "x"}, "--data-path"),
         ({"dataset": "toy", "output": "toy"}, "exists"),
         ({"dataset": "toy", "output": "x", "cold_items": 1.0}, "share in \\(0, 1\\)"),
         ({"dataset": "toy", "output": "x", "cold_items": 0.001}, "leaves none"),

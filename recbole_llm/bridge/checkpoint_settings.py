@@ -164,7 +164,7 @@ def given_paths(options: argparse.Namespace) -> dict[str, str | None]:
 
 
 def options_to_repeat(config: Any) -> list[str]:
-    """List the options, such as ``--data_path=data``, that a command needs beside a checkpoint of this configuration."""
+    """List the options, such as ``--data-path=data``, that a command needs beside a checkpoint of this configuration."""
     return [option for _, option in _to_give_again(config["dataset"], config.external_config_dict)]
 
 
@@ -213,7 +213,7 @@ def _to_give_again(dataset: str, given: Mapping[str, Any]) -> Iterator[tuple[str
             "feature_cache_dir": bool(encodes),
         }
         if needed.get(key, True):
-            yield key, f"--{key}={shlex.quote(str(value))}"
+            yield key, f"--{key.replace('_', '-')}={shlex.quote(str(value))}"
 
 
 def _is_folder(encoder: str) -> bool:

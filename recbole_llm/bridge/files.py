@@ -20,6 +20,6 @@ def require_dataset(config: Any) -> None:
     if missing:
         raise ValueError(
             f"dataset: no {' and no '.join(missing)} in {Path(config['data_path'])}. "
-            f"Put RecBole atomic files there, or name the folder that holds {config['dataset']}/ with --data_path=FOLDER. "
+            f"Put RecBole atomic files there, or name the folder that holds {config['dataset']}/ with --data-path=FOLDER. "
             "ml-100k ships with RecBole and needs no file."
         )

@@ -31,7 +31,7 @@ def run_fit(options: argparse.Namespace, files: Sequence[str], overrides: Sequen
     """
     if files:
         raise ValueError(
-            "--config_files: the fit has its checkpoint's settings; change one, or give a path again, as --key=value."
+            "--config-files: the fit has its checkpoint's settings; change one, or give a path again, as --key=value."
         )
     checkpoint = newest_checkpoint(options.checkpoint) or options.checkpoint
     from recbole_llm.bridge.checkpoint import settings_for_refit

@@ -10,7 +10,7 @@ from pathlib import Path
 from recbole_llm.commands.output import PROGRAM
 
 # the latest tenth of everybody's interactions is the test, the tenth before it validation
-BY_TIME = "{'split': {'RS': [0.8, 0.1, 0.1]}, 'order': 'TO', 'group_by': 'user', 'mode': 'full'}"
+BY_TIME = '{"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": "user", "mode": "full"}'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def run_quickstart(options: argparse.Namespace, files: Sequence[str], overrides:
     from recbole_llm.commands import run
     from recbole_llm.commands.report import write_report
     from recbole_llm.importer import RESERVED_NAMES, import_dataset
-    from recbole_llm.reporting.plots import require_matplotlib
+    from recbole_llm.reporting.drawing import require_matplotlib
 
     if options.customers < 0:
         raise ValueError(f"--customers is {options.customers}; expected at least 0.")
@@ -100,7 +100,7 @@ def _by_hand(
     quote = shlex.quote
     items = f" --items {quote(options.items)}" if options.items else ""
     folder = "" if options.data_path == "dataset" else f" --data-path {quote(options.data_path)}"
-    repeated = [f"--{key}={quote(value)}" for key, value in _paths(values).items()]
+    repeated = [f"--{key.replace('_', '-')}={quote(value)}" for key, value in _paths(values).items()]
     return [
         f"{PROGRAM} import {quote(options.interactions)}{items} --dataset {quote(dataset)}{folder} --overwrite",
         " ".join(

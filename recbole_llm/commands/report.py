@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.atomic import atomic_path
-from recbole_llm.bridge.checkpoint_settings import TAKEN, add_path_arguments, given_paths
+from recbole_llm.bridge.checkpoint_settings import add_path_arguments, given_paths
 from recbole_llm.checkpoints import newest_checkpoint
 from recbole_llm.commands.model_argument import add_checkpoint_argument
 
@@ -68,8 +67,10 @@ def write_report(
     from recbole_llm.bridge.environment import versions
     from recbole_llm.checkpoints import load_run
     from recbole_llm.reporting.customers import sample_customers
+    from recbole_llm.reporting.document import shown_settings, write
+    from recbole_llm.reporting.drawing import require_matplotlib
     from recbole_llm.reporting.page import page
-    from recbole_llm.reporting.plots import pictures, require_matplotlib
+    from recbole_llm.reporting.plots import pictures
     from recbole_llm.reporting.quality import measure
     from recbole_llm.reporting.record import checked, kept
     from recbole_llm.reporting.trained import of_loaded
@@ -82,21 +83,7 @@ def write_report(
         trained = of_loaded(load_run(checkpoint, **paths))
         record = record or checked(measure(trained))
         people = sample_customers(trained, customers) if customers else []
-    text = page(record, pictures(record), people, _settings(state), versions())
-    content = text.encode("utf-8", "replace")
-    target = Path(output)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(content)
-    return len(content)
-
-
-def _settings(state: Mapping[str, Any]) -> dict[str, str]:
-    """What was given to the run; of paths the last part, since a report is passed on and a home folder names its owner."""
     settings = state.get("settings")
     given = settings.get("given") if isinstance(settings, Mapping) else None
-    if not isinstance(given, Mapping):
-        return {}
-    shown = {str(key): str(value) for key, value in given.items() if key in TAKEN}
-    encoder = shown.get("encoder", "")
-    return shown | ({"encoder": Path(encoder).name} if encoder.count("/") > 1 or encoder.startswith((".", "~")) else {})
+    shown = shown_settings(given) if isinstance(given, Mapping) else {}
+    return write(page(record, pictures(record), people, shown, versions()), output)

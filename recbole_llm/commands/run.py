@@ -1,12 +1,13 @@
 """``recbole-llm run``: train, evaluate and say what the model is worth, ours or any of RecBole's."""
 
 import argparse
+import itertools
 import logging
 import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def train(
 
         if files:
             raise ValueError(
-                "--config_files: a resumed run has its checkpoint's settings; change one, or give a path again, as --key=value."
+                "--config-files: a resumed run has its checkpoint's settings; change one, or give a path again, as --key=value."
             )
         own = {argument[2:].partition("=")[0] for argument in overrides}
         options.model, options.dataset, settings = settings_for_resume(options.resume, own)
@@ -364,15 +365,36 @@ def _next(checkpoint: str | Path | None, config: Any, watch: Any) -> list[str]:
     from recbole_llm.bridge.checkpoint_settings import options_to_repeat
 
     file, repeated = shlex.quote(str(checkpoint)), options_to_repeat(config)
-    user = "ID"
+    whom = "--output recommendations.csv"  # everybody
     if watch is not None:
         training = watch.splits[0]._dataset
-        user = shlex.quote(str(training.id2token(training.uid_field, int(training.inter_feat[training.uid_field][0]))))
+        user = str(training.id2token(training.uid_field, int(training.inter_feat[training.uid_field][0])))
+        whom = f"--users {shlex.quote(user)}"
     return [
         " ".join([f"{PROGRAM} report {file} --output report.html", *repeated]),
-        " ".join([f"{PROGRAM} recommend {file} --users {user}", *repeated]),
-        " ".join([f"{PROGRAM} export {file} --output export", *repeated]) + f" && {PROGRAM} serve export",
+        " ".join([f"{PROGRAM} recommend {file} {whom}", *repeated]),
+        _serving(file, config, repeated),
     ]
+
+
+def _serving(file: str, config: Any, repeated: Sequence[str]) -> str:
+    """The command that exports a checkpoint and serves the export, with the encoder that texts need."""
+    from recbole_llm.bridge.options import Options
+    from recbole_llm.content.encoder_settings import is_function
+
+    encoder = Options.from_config(config).text_encoder
+    named = encoder is not None and is_function(encoder)  # an export holds no code
+    bundle = ["--bundle-encoder"] if encoder is not None and not named else []
+    folder = next(name for name in _names("export") if not os.path.lexists(name))  # an export is never overwritten
+    export = [PROGRAM, "export", file, "--output", folder, *bundle, *repeated]
+    serve = [PROGRAM, "serve", folder, *(["--encoder", shlex.quote(str(encoder))] if named else [])]
+    return f"{' '.join(export)} && {' '.join(serve)}"
+
+
+def _names(first: str) -> Iterator[str]:
+    """A name, and with numbers from 2 on."""
+    yield first
+    yield from (f"{first}-{number}" for number in itertools.count(2))
 
 
 def _note(text: str) -> None:

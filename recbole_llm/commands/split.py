@@ -26,6 +26,6 @@ def run_split(options: argparse.Namespace) -> int:
         data_path=options.data_path,
     )
     yaml = report.folder / f"{options.output}.yaml"
-    run = ["run", "--dataset", options.output, f"--data_path={options.data_path}", "--config_files", str(yaml)]
+    run = ["run", "--dataset", options.output, f"--data-path={options.data_path}", "--config-files", str(yaml)]
     print("\n".join([*report.lines(), f"next: {shlex.join([PROGRAM, *run])}"]))
     return 0

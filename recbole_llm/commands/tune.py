@@ -8,6 +8,7 @@ from pathlib import Path
 from recbole_llm.atomic import write_atomically
 from recbole_llm.bridge.environment import versions
 from recbole_llm.bridge.experiments.tuning import ALGORITHMS, line_of, name_of, ranked, tune
+from recbole_llm.commands.pages import can_draw, say_if_not_drawn, settings_given, today
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="trials at a time (random, exhaustive)")
     parser.add_argument("--search-seed", type=int, default=0, help="of the search")
     parser.add_argument("--config-files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
-    parser.add_argument("--output", default=None, metavar="DIR", help="trials; started again, the search goes on there")
+    parser.add_argument(
+        "--output",
+        default=None,
+        metavar="DIR",
+        help="gets the trials and tuning.html, .json and .md; started again, the search goes on there",
+    )
 
 
 def run_tune(options: argparse.Namespace, config_files: Sequence[str], overrides: Sequence[str]) -> int:
     """Run the command; 1 if no trial finished."""
     output = Path(options.output or f"tuning/{options.dataset}-{options.model}-{options.algo}")
+    say_if_not_drawn("tuning.html")
     quiet = [v for v in ("--show_progress=False", "--state=WARNING") if not any(o.startswith(v[:8]) for o in overrides)]
     trials = tune(
         options.model,
@@ -56,5 +63,12 @@ def run_tune(options: argparse.Namespace, config_files: Sequence[str], overrides
     report = {"trials": [vars(t) for t in table], "versions": versions()}
     write_atomically(output / "tuning.json", json.dumps(report, indent=2) + "\n")
     write_atomically(output / "tuning.md", "\n".join(lines) + "\n")
+    if can_draw():
+        from recbole_llm.reporting.document import write
+        from recbole_llm.reporting.tuning_page import tuning_page
+
+        given = settings_given(config_files, overrides)
+        page = tuning_page(options.model, options.dataset, trials, options.algo, given, versions(), today())
+        write(page, output / "tuning.html")
     print(f"written: {output}")
     return 0 if best.score is not None else 1

@@ -127,7 +127,7 @@ def _source(dataset: str, data_path: Path) -> Path:
         folder = shipped / "dataset_example" / dataset
     if not (folder / f"{dataset}.inter").is_file():
         raise ValueError(
-            f"dataset: no {dataset}.inter in {data_path / dataset}. Name the folder that holds {dataset}/ with --data_path."
+            f"dataset: no {dataset}.inter in {data_path / dataset}. Name the folder that holds {dataset}/ with --data-path."
         )
     return folder
 

@@ -18,7 +18,7 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another dataset name or data_path.")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise ValueError(f"{folder} exists. Give --overwrite to replace it, or another --dataset or --data_path.")
+        raise ValueError(f"{folder} exists. Give --overwrite to replace it, or another --dataset or --data-path.")
 
 
 @contextmanager

@@ -173,7 +173,7 @@ class ImportReport:
     Attributes:
         dataset: RecBole's name of the dataset.
         folder: where its files are.
-        config_file: the YAML to give as ``--config_files``.
+        config_file: the YAML to give as ``--config-files``.
         interactions: rows of the interactions.
         items: rows of the items, if a file was given.
         users: rows of the users, if a file was given.

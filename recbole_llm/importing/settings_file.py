@@ -10,7 +10,7 @@ from recbole_llm.importing.report import ImportReport
 
 def run_command(report: ImportReport) -> str:
     """Write the command to run next, quoted for a shell if a path holds blanks."""
-    return shlex.join(["recbole-llm", "run", "--dataset", report.dataset, "--config_files", str(report.config_file)])
+    return shlex.join(["recbole-llm", "run", "--dataset", report.dataset, "--config-files", str(report.config_file)])
 
 
 def settings(report: ImportReport, data_path: str | Path, fields: Sequence[str]) -> str:

@@ -1,9 +1,10 @@
 """Two baselines that every shop knows: bestsellers, and "who bought this also bought" (ItemKNN).
 
 Both are fitted on the training interactions alone, as RecBole's own ``Pop`` and ``ItemKNN`` are, and give a score of every item,
-so that they are ranked by the same code as the model.
+so that they are ranked by the same code as the model. ItemKNN's setting is chosen on the validation split, as ours are.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_llm.bridge.evaluation.rows import RankedRows
+from recbole_llm.fitting.validation import evenly
+from recbole_llm.reporting.ranking import rank_rows, some_rows
+
 NEIGHBOURS, SHRINK = 100, 0.0  # RecBole's defaults (properties/model/ItemKNN.yaml)
+CHOICES = {0.0: (100, 20, 50, 200), 10.0: (100, 20, 50, 200)}  # shrink: neighbours; of equal ones the first
+CHOICE_USERS = 2_000  # of validation, evenly spaced
+CHOICE_ITEMS, CHOICE_PAIRS = 10_000, 200_000_000  # beyond, a choice would take minutes
 MAX_ITEMS = 30_000  # ItemKNN compares every pair of items
 MAX_PAIRS = 1_000_000_000  # pairs of items in the histories, which it counts
 _BLOCK = 2**24  # similarities held at once, 64 MiB of float32
@@ -48,17 +56,29 @@ class ItemKNN:
         user_field: name of the users' column in an ``Interaction``.
         neighbours: items kept for each item.
         shrink: added to the denominator.
+        reason: why it is this setting.
     """
 
     name = "ItemKNN"
 
     def __init__(
-        self, interactions: Any, user_field: str, neighbours: int = NEIGHBOURS, shrink: float = SHRINK
+        self,
+        interactions: Any,
+        user_field: str,
+        neighbours: int = NEIGHBOURS,
+        shrink: float = SHRINK,
+        reason: str = "as given",
     ) -> None:
         self._interactions = interactions.astype(np.float32)
         self._user_field = user_field
         self._weights = _similarities(self._interactions, neighbours, shrink)
-        self.about = f"cosine of the items' customers, {neighbours} neighbours, shrink {shrink:g}"
+        self.about = f"cosine of the items' customers, {neighbours} neighbours, shrink {shrink:g} ({reason})"
+
+    def with_fewer(self, neighbours: int) -> "ItemKNN":
+        """The same with the first ``neighbours`` of each item's alone."""
+        fewer = copy.copy(self)
+        fewer._weights = _largest(self._weights, neighbours)
+        return fewer
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of every item for each row, ``[B * N]`` float32."""
@@ -88,6 +108,29 @@ def _similarities(interactions: Any, neighbours: int, shrink: float) -> Any:
     return sp.hstack(parts, format="csc")
 
 
+def _largest(weights: Any, number: int) -> Any:
+    """The largest values of each column of a scipy CSC matrix."""
+    import scipy.sparse as sp
+
+    column = np.repeat(np.arange(weights.shape[1]), np.diff(weights.indptr))
+    order = np.lexsort((-weights.data, column))
+    kept = order[np.arange(len(order)) - weights.indptr[column] < number]
+    return sp.csc_matrix((weights.data[kept], (weights.indices[kept], column[kept])), shape=weights.shape)
+
+
+def _chosen(interactions: Any, user_field: str, valid: RankedRows, n_items: int) -> tuple[int, float]:
+    """Neighbours and shrink with most hits on validation; of equal ones the first of :data:`CHOICES`."""
+    rows = some_rows(valid, evenly(torch.arange(len(valid)), CHOICE_USERS))
+    best, most = (NEIGHBOURS, SHRINK), -1
+    for shrink, numbers in CHOICES.items():
+        widest = ItemKNN(interactions, user_field, max(numbers), shrink)
+        for number in numbers:
+            found = int(rank_rows(widest.with_fewer(number), rows, n_items, torch.device("cpu")).hit.sum())
+            if found > most:
+                best, most = (number, shrink), found
+    return best
+
+
 @dataclass(frozen=True)
 class Baselines:
     """The baselines of one training split.
@@ -101,11 +144,12 @@ class Baselines:
     left_out: dict[str, str]
 
 
-def fit_baselines(training: Any, without: str = "") -> Baselines:
+def fit_baselines(training: Any, valid: RankedRows | None = None, without: str = "") -> Baselines:
     """Fit both on a training split, ItemKNN within its budget.
 
     Args:
         training: RecBole's dataset of the training interactions.
+        valid: rows of the validation split, on which ItemKNN's setting is chosen; without them it is RecBole's default.
         without: name of the model that they stand beside; a baseline of this name is that model and is not fitted.
     """
     interactions = training.inter_matrix(form="csr")
@@ -121,5 +165,16 @@ def fit_baselines(training: Any, without: str = "") -> Baselines:
             f"{n_items - 1:,} and {pairs:,}"
         )
         return Baselines(tuple(fitted), {ItemKNN.name: why})
-    fitted.append(ItemKNN(interactions, training.uid_field))
+    setting, reason = (
+        (NEIGHBOURS, SHRINK),
+        "RecBole's default, as there is no ranking of a validation split to choose by",
+    )
+    if valid is not None and (n_items > CHOICE_ITEMS or pairs > CHOICE_PAIRS):
+        reason = (
+            f"RecBole's default; up to {CHOICE_ITEMS:,} items and {CHOICE_PAIRS:,} pairs in the histories it is chosen"
+        )
+    elif valid is not None:
+        setting = _chosen(interactions, training.uid_field, valid, n_items)
+        reason = f"the best of {sum(map(len, CHOICES.values()))} settings on validation"
+    fitted.append(ItemKNN(interactions, training.uid_field, *setting, reason))
     return Baselines(tuple(fitted), {})

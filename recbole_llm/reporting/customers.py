@@ -10,7 +10,8 @@ import torch
 
 from recbole_llm.bridge.evaluation.rows import ranked_rows
 from recbole_llm.export.item_records import item_records
-from recbole_llm.reporting.quality import Trained, at_test, rank_rows, some_rows
+from recbole_llm.reporting.quality import Trained, at_test
+from recbole_llm.reporting.ranking import rank_rows, some_rows
 
 MOST_HISTORY = 30  # items of a history that are listed, the newest where time is known
 N_REASONS = 2

@@ -1,47 +1,25 @@
-"""The pictures of a report, as SVG that takes its colours from the page: readable in dark, in light and on paper.
+"""The pictures of a report."""
 
-matplotlib draws with stand-in colours, which are replaced by CSS variables; texts stay texts. Every picture has a title that says
-what it shows and a description for who cannot see it.
-"""
-
-import io
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from recbole_llm.reporting.words import of_100, people, unit
+from recbole_llm.reporting.drawing import (
+    FAINT,
+    GREY,
+    INK,
+    MARKERS,
+    OURS,
+    SECOND,
+    THIRD,
+    Picture,
+    Sheet,
+    short,
+    style,
+)
+from recbole_llm.reporting.words import counted, of_100, people, unit
 
 Record = Mapping[str, Any]
-WIDTH = 4.3  # inches; a phone of 390 px shows it nearly at its own size
-_INK, _GREY, _FAINT, _OURS, _SECOND, _THIRD = (f"#0{n}0{n}0{n}" for n in range(1, 7))
-_VARIABLES = {
-    _INK: "var(--ink)",
-    _GREY: "var(--grey)",
-    _FAINT: "var(--faint)",
-    _OURS: "var(--ours)",
-    _SECOND: "var(--second)",
-    _THIRD: "var(--third)",
-}
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": _INK,
-    "text.parse_math": False,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _FAINT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.formatter.useoffset": False,
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-}
 _LARGE = 30  # users of a group that a title may name
-_LONGEST = 20  # characters of a model's name
-_MARKERS = ("o", "s", "D", "^", "v")
 BUCKET_NAMES = {
     "head": "most popular third",
     "middle": "middle third",
@@ -50,104 +28,25 @@ BUCKET_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture with its words.
-
-    Attributes:
-        title: what it shows, in a sentence.
-        svg: an ``<svg>`` element.
-        note: how to read it.
-    """
-
-    title: str
-    svg: str
-    note: str
-
-
-def require_matplotlib() -> None:
-    """Raise where the pictures cannot be drawn.
-
-    Raises:
-        ValueError: if matplotlib is not installed; names the extra.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "The report's pictures need matplotlib: pip install -e '.[report]' in the checkout."
-        ) from error
-
-
 def pictures(record: Record) -> list[Picture]:
     """All pictures that the record has figures for."""
-    from matplotlib import rc_context
-
-    with rc_context(_STYLE):
+    with style():
         drawn = [_found(record), _by_activity(record), _by_popularity(record), _shown(record), _calibration(record)]
         drawn += [_learning(record), _search(record)]
     return [picture for picture in drawn if picture is not None]
 
 
-# ---------------------------------------------------------------- drawing
-
-
-class _Sheet:
-    """A figure with one pair of axes in the report's style."""
-
-    def __init__(self, height: float) -> None:
-        from matplotlib.figure import Figure
-
-        self.figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        self.axes = self.figure.add_subplot()
-        self.axes.grid(axis="x", color=_FAINT, linewidth=0.6)
-        self.axes.set_axisbelow(True)
-
-    def svg(self, name: str, description: str) -> str:
-        """The figure as an element whose ids begin with ``name``."""
-        from matplotlib import rc_context
-
-        out = io.StringIO()
-        with rc_context({"svg.hashsalt": name}):
-            self.figure.patch.set_alpha(0)
-            self.axes.patch.set_alpha(0)
-            self.figure.savefig(
-                out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-            )
-        text = out.getvalue()
-        text = text[text.index("<svg") :]
-        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-        text = re.sub(r' id="', f' id="{name}-', text)
-        text = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", text)
-        for colour, variable in _VARIABLES.items():
-            text = text.replace(colour, variable)
-        described = _escaped(description)
-        start = f'<svg role="img" aria-label="{described}" '
-        return re.sub(r'<svg (height="[^"]*" |width="[^"]*" )?', start, text, count=1).strip()
-
-
-def _short(name: str) -> str:
-    """A model's name as long as a picture has room for."""
-    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
-
-
-def _escaped(text: str) -> str:
-    import html
-
-    return html.escape(text, quote=True)
-
-
 def _colours(record: Record) -> dict[str, str]:
     """Ours coloured, the others in greys."""
     others = [name for name in record["models"] if name != record["model"]]
-    greys = (_SECOND, _THIRD, _GREY)
-    return {record["model"]: _OURS, **{name: greys[min(n, len(greys) - 1)] for n, name in enumerate(others)}}
+    greys = (SECOND, THIRD, GREY)
+    return {record["model"]: OURS, **{name: greys[min(n, len(greys) - 1)] for n, name in enumerate(others)}}
 
 
-def _dots(record: Record, groups: Sequence[tuple[str, Mapping[str, Any]]], label: str) -> _Sheet:
+def _dots(record: Record, groups: Sequence[tuple[str, Mapping[str, Any]]], label: str) -> Sheet:
     """A row a group, a dot with its interval for each model."""
     names = list(record["models"])
-    sheet = _Sheet(0.9 + (0.17 * len(names) + 0.22) * len(groups))
+    sheet = Sheet(0.9 + (0.17 * len(names) + 0.22) * len(groups))
     colours, step = _colours(record), 0.22
     for row, (_, of_model) in enumerate(groups):
         for n, name in enumerate(names):
@@ -157,18 +56,15 @@ def _dots(record: Record, groups: Sequence[tuple[str, Mapping[str, Any]]], label
             y = row + (n - (len(names) - 1) / 2) * step
             value, low, high = (100 * found[key] for key in ("value", "low", "high"))
             sheet.axes.plot([low, high], [y, y], color=colours[name], linewidth=1.6, solid_capstyle="round")
-            label_of = _short(name) if row == 0 else None
-            sheet.axes.plot([value], [y], _MARKERS[n % 5], color=colours[name], markersize=5, label=label_of)
+            label_of = short(name) if row == 0 else None
+            mark = MARKERS[n % 5]
+            sheet.axes.plot([value], [y], mark, color=colours[name], markersize=5, label=label_of, clip_on=False)
     sheet.axes.set_yticks(range(len(groups)), [text for text, _ in groups])
     sheet.axes.set_ylim(len(groups) - 0.45, -0.55)
     sheet.axes.set_xlim(left=0)
     sheet.axes.set_xlabel(label)
-    _legend(sheet, names)
+    sheet.legend(len(names))
     return sheet
-
-
-def _legend(sheet: _Sheet, names: Sequence[str]) -> None:
-    sheet.figure.legend(loc="outside upper left", ncols=len(names), frameon=False, handletextpad=0.2, columnspacing=1.2)
 
 
 # ---------------------------------------------------------------- the pictures
@@ -176,17 +72,12 @@ def _legend(sheet: _Sheet, names: Sequence[str]) -> None:
 
 def _found(record: Record) -> Picture:
     models = record["models"]
-    sheet = _Sheet(0.75 + 0.34 * len(models))
+    sheet = Sheet(0.75 + 0.34 * len(models))
     colours = _colours(record)
     for row, (name, figures) in enumerate(models.items()):
         value, low, high = (100 * figures["found"][key] for key in ("value", "low", "high"))
-        sheet.axes.plot([low, high], [row, row], color=colours[name], linewidth=2.2, solid_capstyle="round")
-        sheet.axes.plot([value], [row], "o", color=colours[name], markersize=7)
-        sheet.axes.annotate(
-            of_100(value / 100), (high, row), xytext=(6, 0), textcoords="offset points", va="center", color=_INK
-        )
-    sheet.axes.set_yticks(range(len(models)), [_short(name) for name in models])
-    sheet.axes.set_ylim(len(models) - 0.5, -0.5)
+        sheet.dot(row, value, low, high, colours[name], of_100(value / 100))
+    sheet.rows([short(name) for name in models])
     sheet.axes.set_xlim(0, 1.15 * max(100 * figures["found"]["high"] for figures in models.values()) or 1)
     sheet.axes.set_xlabel(f"of 100 held-out {unit(record)}, in the first {record['k']}")
     own, best = (models[name]["found"]["value"] for name in (record["model"], record["best_baseline"]))
@@ -202,7 +93,7 @@ def _by_activity(record: Record) -> Picture | None:
     every = {name: {int(g["from"]): g for g in figures["by_activity"]} for name, figures in record["models"].items()}
     groups = []
     for start, group in zip(starts, own, strict=True):
-        text = f"{_range(start)}\n{group['users']:,} {people(record)}"
+        text = f"{_range(start)}\n{counted(group['users'], people(record))}"
         groups.append((text, {name: of[start] for name, of in every.items() if start in of}))
     large = [group for group in own if group["users"] >= _LARGE] or own
     known = max(large, key=lambda group: group["value"])
@@ -229,7 +120,7 @@ def _by_popularity(record: Record) -> Picture | None:
     own = models[record["model"]]["by_popularity"]
     groups = [
         (
-            f"{text}\n{own[bucket]['targets']:,} {unit(record)}",
+            f"{text}\n{counted(own[bucket]['targets'], unit(record))}",
             {
                 name: figures["by_popularity"][bucket]
                 for name, figures in models.items()
@@ -256,8 +147,8 @@ def _by_popularity(record: Record) -> Picture | None:
 
 def _shown(record: Record) -> Picture:
     models = record["models"]
-    sheet = _Sheet(0.9 + 0.42 * len(models))
-    shades = {"head": _OURS, "middle": _SECOND, "tail": _THIRD, "cold": _INK}
+    sheet = Sheet(0.9 + 0.42 * len(models))
+    shades = {"head": OURS, "middle": SECOND, "tail": THIRD, "cold": INK}
     for row, figures in enumerate(models.values()):
         left = 0.0
         for bucket, text in BUCKET_NAMES.items():
@@ -265,9 +156,8 @@ def _shown(record: Record) -> Picture:
             label = text if row == 0 else None
             sheet.axes.barh(row, share, left=left, color=shades[bucket], height=0.55, label=label)
             left += share
-    labels = [f"{_short(name)}\n{figures['items_shown']:,} items" for name, figures in models.items()]
-    sheet.axes.set_yticks(range(len(models)), labels)
-    sheet.axes.set_ylim(len(models) - 0.5, -0.5)
+    labels = [f"{short(name)}\n{figures['items_shown']:,} items" for name, figures in models.items()]
+    sheet.rows(labels)
     sheet.axes.set_xlim(0, 100)
     sheet.axes.set_xlabel("% of the places shown")
     handles, names = sheet.axes.get_legend_handles_labels()
@@ -284,16 +174,16 @@ def _calibration(record: Record) -> Picture | None:
     bins = record["calibration"]
     if not bins:
         return None
-    sheet = _Sheet(3.0)
+    sheet = Sheet(3.0)
     said, came = [100 * each["said"] for each in bins], [100 * each["came"] for each in bins]
     top = 1.05 * max(*said, *came, 0.1)
-    sheet.axes.plot([0, top], [0, top], color=_GREY, linewidth=1, linestyle="--")
-    sheet.axes.plot(said, came, "o-", color=_OURS, linewidth=1.4, markersize=5)
+    sheet.axes.plot([0, top], [0, top], color=GREY, linewidth=1, linestyle="--")
+    sheet.axes.plot(said, came, "o-", color=OURS, linewidth=1.4, markersize=5)
     sheet.axes.set_xlim(0, top)
     sheet.axes.set_ylim(0, top)
     sheet.axes.set_xlabel("chance that was said, %")
     sheet.axes.set_ylabel("how often it came, %")
-    sheet.axes.grid(color=_FAINT, linewidth=0.6)
+    sheet.axes.grid(color=FAINT, linewidth=0.6)
     pairs = sum(each["pairs"] for each in bins)
     off = sum(abs(each["said"] - each["came"]) * each["pairs"] for each in bins) / max(pairs, 1)
     title = f"The chances that are said are off by {100 * off:.1f} percentage points on average"
@@ -306,23 +196,22 @@ def _learning(record: Record) -> Picture | None:
     valid, loss = history.get("valid") or [], history.get("loss") or []
     if len(valid) < 2 and len(loss) < 2:
         return None
-    sheet = _Sheet(2.6)
-    sheet.axes.grid(color=_FAINT, linewidth=0.6)
+    sheet = Sheet(2.6)
+    sheet.axes.grid(color=FAINT, linewidth=0.6)
     sheet.axes.set_xlabel("epoch")
-    whole: Any = sheet.axes.xaxis.get_major_locator()
-    whole.set_params(integer=True)
+    sheet.whole_numbers()
     if len(valid) < 2:
-        sheet.axes.plot(range(1, len(loss) + 1), loss, color=_OURS, linewidth=1.6)
+        sheet.axes.plot(range(1, len(loss) + 1), loss, color=OURS, linewidth=1.6)
         sheet.axes.set_ylabel("training loss")
         return Picture(f"The training ran for {len(loss)} epochs", sheet.svg("learning", "training loss by epoch"), "")
     epochs, values = [int(each[0]) + 1 for each in valid], [each[1] for each in valid]
     best = max(range(len(values)), key=values.__getitem__)
-    sheet.axes.plot(epochs, values, color=_OURS, linewidth=1.6)
-    sheet.axes.plot([epochs[best]], [values[best]], "o", color=_OURS, markersize=6)
-    sheet.axes.set_ylabel(f"validation {history.get('valid_metric', '')}", color=_OURS)
+    sheet.axes.plot(epochs, values, color=OURS, linewidth=1.6)
+    sheet.axes.plot([epochs[best]], [values[best]], "o", color=OURS, markersize=6)
+    sheet.axes.set_ylabel(f"validation {history.get('valid_metric', '')}", color=OURS)
     if len(loss) > 1:
         other = sheet.axes.twinx()
-        other.plot(range(1, len(loss) + 1), loss, color=_SECOND, linewidth=1, linestyle="--")
+        other.plot(range(1, len(loss) + 1), loss, color=SECOND, linewidth=1, linestyle="--")
         other.set_ylabel("training loss (dashed)")
         other.spines[["top", "left", "bottom"]].set_visible(False)
         other.patch.set_alpha(0)
@@ -336,15 +225,14 @@ def _search(record: Record) -> Picture | None:
     search = record["history"].get("search") or []
     if len(search) < 2:
         return None
-    sheet = _Sheet(2.2)
+    sheet = Sheet(2.2)
     values = [each["value"] for each in search]
     best = max(range(len(values)), key=values.__getitem__)
-    sheet.axes.grid(color=_FAINT, linewidth=0.6)
-    sheet.axes.plot(range(1, len(values) + 1), values, "o", color=_SECOND, markersize=5)
-    sheet.axes.plot([best + 1], [values[best]], "o", color=_OURS, markersize=7)
+    sheet.axes.grid(color=FAINT, linewidth=0.6)
+    sheet.axes.plot(range(1, len(values) + 1), values, "o", color=SECOND, markersize=5)
+    sheet.axes.plot([best + 1], [values[best]], "o", color=OURS, markersize=7)
     sheet.axes.set_xlabel("setting of the closed form, in the order tried")
     sheet.axes.set_ylabel(f"validation {search[best]['metric']}")
-    whole: Any = sheet.axes.xaxis.get_major_locator()
-    whole.set_params(integer=True)
+    sheet.whole_numbers()
     title = f"{len(search)} settings of the closed form were tried on validation"
     return Picture(title, sheet.svg("search", title), f"Best: {search[best]['setting']}.")

@@ -19,14 +19,13 @@ from torch import Tensor
 
 from recbole_llm.bridge.evaluation.popularity import BUCKETS, popularity_buckets
 from recbole_llm.bridge.evaluation.rows import RankedRows, ranked_rows
-from recbole_llm.bridge.evaluation.streaming import hits, rank_all
 from recbole_llm.fitting.validation import TopKMetric, evenly
 from recbole_llm.reporting.baselines import fit_baselines
 from recbole_llm.reporting.intervals import ratio
+from recbole_llm.reporting.ranking import K, Ranking, rank_rows, some_rows
 from recbole_llm.reporting.record import VERSION
 from recbole_llm.scoring.rows import Rows
 
-K = 10
 MAX_SCORES = 5_000_000_000  # of one model; with more users times items, fewer users are measured, evenly spaced
 MAX_CALIBRATION_USERS = 5_000
 ACTIVITY = (0, 1, 3, 6, 11, 21, 51, 101)  # lower ends of the groups of users, by items known of them
@@ -45,6 +44,7 @@ class Trained:
         interactions: how many there are in all splits.
         history: what was seen while it trained: ``loss`` and ``valid`` by epoch, ``search``, ``stages``; may be empty.
         metrics: ``valid`` and ``test`` results by name, where they are at hand.
+        valid: RecBole's loader of the validation split, by which baselines choose their settings; ``None`` without one.
     """
 
     config: Any
@@ -54,21 +54,7 @@ class Trained:
     interactions: int
     history: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Ranking:
-    """The best items of each user.
-
-    Attributes:
-        items: ``[M, K]`` int64.
-        hit: ``[M, K]`` bool, whether the item was held out.
-        shown: ``[M, K]`` bool, places that hold an item; False where a user has fewer candidates than places.
-    """
-
-    items: Tensor
-    hit: Tensor
-    shown: Tensor
+    valid: Any = None
 
 
 def reason_without(test: Any) -> str | None:
@@ -104,7 +90,8 @@ def measure(trained: Trained, say: Callable[[str], None] = lambda text: None) ->
         rows = some_rows(every, evenly(torch.arange(len(every)), most))
     name = type(trained.model).__name__
     say("fitting the baselines")
-    baselines = fit_baselines(trained.training, without=name)
+    chosen_on = None if reason_without(trained.valid) else ranked_rows(trained.valid)
+    baselines = fit_baselines(trained.training, chosen_on, without=name)
     rankings = {}
     with at_test(trained.model):
         for label, model in [(name, trained.model), *((each.name, each) for each in baselines.fitted)]:
@@ -147,16 +134,6 @@ def measure(trained: Trained, say: Callable[[str], None] = lambda text: None) ->
     }
 
 
-def some_rows(rows: RankedRows, kept: Tensor) -> RankedRows:
-    """Some rows of a loader, ``[m]`` int64 of them in this order."""
-    return RankedRows(
-        positives=rows.positives.select(kept),
-        seen=None if rows.seen is None else rows.seen.select(kept),
-        batch=lambda index: rows.batch(kept[index]),
-        users=rows.users[kept],
-    )
-
-
 @contextmanager
 def at_test(model: Any) -> Iterator[None]:
     """Let the model rank as for the test, where histories hold the validation items if time splits."""
@@ -169,15 +146,6 @@ def at_test(model: Any) -> Iterator[None]:
     finally:
         if before is not None:
             model.at_test = before
-
-
-def rank_rows(model: Any, rows: RankedRows, n_items: int, device: torch.device) -> Ranking:
-    """The best items of every row by a model, or a baseline, that has ``full_sort_predict``."""
-    items = rank_all(model, rows, K, n_items, device)
-    shown = items > 0
-    if rows.seen is not None:  # a place without a candidate holds a seen item, see rank_all
-        shown &= ~hits(items, rows.seen, n_items).bool()
-    return Ranking(items, hits(items, rows.positives, n_items).bool() & shown, shown)
 
 
 # ---------------------------------------------------------------- figures of each model
@@ -263,6 +231,7 @@ def _left_out(trained: Trained, ranking: Ranking, count: Tensor, rows: RankedRow
         "items_never_shown": len(count) - 1 - int(ranking.items[ranking.shown].unique().numel()),
         "users_without_history": int((sizes[1:] == 0).sum()),
         "measured_users_without_history": int((sizes[rows.users.numpy()] == 0).sum()),
+        "items_not_read": trained.training.unread_items() if hasattr(trained.training, "unread_items") else 0,
     }
 
 

@@ -79,6 +79,7 @@ _FORM: dict[str, Form] = {
             "items_never_shown",
             "users_without_history",
             "measured_users_without_history",
+            "items_not_read",
         )
     },
     "calibration": [{"said": _number, "came": _number, "pairs": _number}],
@@ -145,9 +146,11 @@ def _checked_names(value: Any, form: dict[Any, Form], place: str, budget: list[i
         raise ValueError(f"{place} is no mapping.")
     if str in form:
         return {_Form.text(name): _checked(each, form[str], f"{place}.{name}", budget) for name, each in value.items()}
-    optional = place == "record.history"
-    lacking = [] if optional else [name for name in form if name not in value]
+    lacking = [name for name in form if name not in value and f"{place}.{name}" not in _OPTIONAL]
     strange = [str(name)[:40] for name in value if name not in form]
     if lacking or strange:
         raise ValueError(f"{place}: {', '.join(lacking or strange)} {'is lacking' if lacking else 'is unknown'}.")
     return {name: _checked(each, form[name], f"{place}.{name}", budget) for name, each in value.items()}
+
+
+_OPTIONAL = {"record.left_out.items_not_read", *(f"record.history.{name}" for name in _FORM["history"])}

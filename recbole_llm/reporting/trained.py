@@ -18,10 +18,10 @@ def of_watch(watch: Any, metrics: Mapping[str, Any]) -> Trained:
         watch: :class:`recbole_llm.bridge.watched_run.Watch` of the run.
         metrics: results by split.
     """
-    training, _, test = watch.splits
+    training, valid, test = watch.splits
     model = watch.trainer.model.eval()
     number = sum(len(split._dataset.inter_feat) for split in watch.splits if split)
-    return Trained(watch.config, model, training._dataset, test, number, watch.history, metrics)
+    return Trained(watch.config, model, training._dataset, test, number, watch.history, metrics, valid)
 
 
 def of_checkpoint(
@@ -53,13 +53,23 @@ def of_loaded(
     from recbole.data.utils import create_samplers, get_dataloader
 
     config = loaded.config
-    test = loaded.splits[-1] if len(loaded.splits) > 1 else None
-    loader = None
-    if test is not None and len(test.inter_feat):
-        *_, sampler = create_samplers(config, loaded.dataset, loaded.splits)
-        loader = get_dataloader(config, "test")(config, test, sampler, shuffle=False)
+    loaders: dict[str, Any] = {}
+    if any(len(split.inter_feat) for split in loaded.splits[1:]):
+        _, *samplers = create_samplers(config, loaded.dataset, loaded.splits)
+        for part, split, sampler in zip(("valid", "test"), loaded.splits[1:], samplers, strict=True):
+            if len(split.inter_feat):
+                loaders[part] = get_dataloader(config, part)(config, split, sampler, shuffle=False)
     number = sum(len(split.inter_feat) for split in loaded.splits)
-    return Trained(config, loaded.model, loaded.splits[0], loader, number, history or {}, metrics or {})
+    return Trained(
+        config,
+        loaded.model,
+        loaded.splits[0],
+        loaders.get("test"),
+        number,
+        history or {},
+        metrics or {},
+        loaders.get("valid"),
+    )
 
 
 def keep(checkpoint: str | Path, record: Mapping[str, Any], config: Any) -> None:

@@ -19,6 +19,16 @@ def people(record: Record) -> str:
     return "users" if record["rated"] else "customers"
 
 
+def counted(number: int, what: str) -> str:
+    """A number with its plural noun, or the singular for 1.
+
+    Example:
+        >>> counted(1, "purchases"), counted(2000, "purchases")
+        ('1 purchase', '2,000 purchases')
+    """
+    return f"{number:,} {what[:-1] if number == 1 else what}"
+
+
 def of_100(share: float) -> str:
     """A share as a number of 100, with a decimal place below ten."""
     text = f"{100 * share:.0f}" if abs(share) >= 0.0995 else f"{100 * share:.1f}"
@@ -120,6 +130,11 @@ def left_out_in_words(record: Record) -> list[str]:
             else "they are placed by their content"
         )
         lines.append(f"Items without a training interaction: {left['items_without_interactions']:,}; {where}.")
+    if unread := left.get("items_not_read"):
+        lines.append(
+            f"Items of the .item file that no interaction names, and that were not read: {unread:,}; add item: [item_id] to "
+            "load_col and they are placed by their content."
+        )
     if left["users_without_history"]:
         lines.append(
             f"{people(record).capitalize()} without a training interaction: {left['users_without_history']:,}; they get what fits "

@@ -257,7 +257,7 @@ def test_the_command(files, tmp_path, capsys, monkeypatch):
     assert "inter.csv: 4 rows read, 3 kept, 1 dropped" in printed
     assert "dropped 1: rating below 3" in printed
     assert "text: title, description; 1 ids without text" in printed
-    assert f"--config_files {tmp_path / 'out' / 'x' / 'x.yaml'}" in printed
+    assert f"--config-files {tmp_path / 'out' / 'x' / 'x.yaml'}" in printed
     report = json.loads((tmp_path / "out" / "x" / "import_report.json").read_text())
     assert report["interactions"]["dropped"] == {"rating below 3": 1}
     # a dataset that exists is found before the rows are read

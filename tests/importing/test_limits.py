@@ -301,7 +301,7 @@ def test_the_next_command_is_quoted_for_a_shell(tmp_path, capsys):
     run_import(parser.parse_args([str(inter), "--dataset", "x", "--data-path", str(tmp_path / "my $data"), "--quiet"]))
     last = capsys.readouterr().out.splitlines()[-1]
     config = tmp_path / "my $data" / "x" / "x.yaml"
-    expected = ["recbole-llm", "run", "--dataset", "x", "--config_files", str(config)]
+    expected = ["recbole-llm", "run", "--dataset", "x", "--config-files", str(config)]
     assert shlex.split(last.removeprefix("next: ")) == shlex.split(config.read_text().splitlines()[1][2:]) == expected
 
 

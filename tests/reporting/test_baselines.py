@@ -42,10 +42,11 @@ def stock(tmp_path_factory):
         patch.setattr("sys.argv", ["recbole-llm"])
         config = Config("ItemKNN", "ml-100k", config_dict=dict(SETTINGS))
         init_seed(config["seed"], config["reproducibility"])
-        train, _, test = data_preparation(config, create_dataset(config))
+        train, valid, test = data_preparation(config, create_dataset(config))
         model = get_model("ItemKNN")(config, train._dataset)
         trainer = get_trainer(config["MODEL_TYPE"], "ItemKNN")(config, model)
         trainer.eval_collector.data_collect(train)
+        trainer.valid_data = valid
         yield config, train._dataset, test, model, trainer, trainer.evaluate(test, load_best_model=False)
 
 
@@ -109,6 +110,41 @@ def test_neighbours_and_shrink_are_recboles(stock):
         for column in (1, 5, 400, 1600):
             a, b = (np.sort(w[:, column].toarray().ravel()) for w in (ours, theirs))
             np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_the_setting_is_the_one_with_most_hits_on_validation(stock, monkeypatch):
+    training, trainer = stock[1], stock[4]
+    rows = quality.ranked_rows(trainer.valid_data)
+    choices = {50.0: (5, 60, 30), 0.0: (5, 60, 30)}  # without the default
+    monkeypatch.setattr(baselines, "CHOICES", choices)
+    interactions = training.inter_matrix(form="csr")
+    hits = {}
+    for shrink, numbers in choices.items():
+        for number in numbers:
+            model = ItemKNN(interactions, training.uid_field, number, shrink)
+            ranking = quality.rank_rows(model, rows, training.item_num, torch.device("cpu"))
+            hits[number, shrink] = int(ranking.hit.sum())
+    best = max(hits, key=hits.get)
+    assert len(set(hits.values())) > 3 and best != (5, 50.0)  # there is something to choose
+    fitted = fit_baselines(training, rows).fitted[1]
+    assert f"{best[0]} neighbours, shrink {best[1]:g} (the best of 6 settings on validation)" in fitted.about
+    own = quality.rank_rows(fitted, rows, training.item_num, torch.device("cpu"))
+    assert int(own.hit.sum()) == hits[best]
+    # too large to choose, and nothing to choose by
+    monkeypatch.setattr(baselines, "CHOICE_ITEMS", 1000)
+    assert "100 neighbours, shrink 0 (RecBole's default; up to 1,000" in fit_baselines(training, rows).fitted[1].about
+    assert "no ranking of a validation split" in fit_baselines(training).fitted[1].about
+
+
+def test_fewer_neighbours_are_those_of_a_fit_with_fewer(stock):
+    training = stock[1]
+    interactions = training.inter_matrix(form="csr")
+    wide = ItemKNN(interactions, training.uid_field, 100, 10.0).with_fewer(7)._weights
+    direct = ItemKNN(interactions, training.uid_field, 7, 10.0)._weights
+    assert wide.shape == direct.shape and np.diff(wide.indptr).max() == 7
+    for column in (1, 5, 400, 1600):
+        a, b = (np.sort(w[:, column].toarray().ravel()) for w in (wide, direct))
+        np.testing.assert_array_equal(a, b)
 
 
 def test_what_is_beyond_the_budget_is_said_and_not_fitted(stock, monkeypatch):

@@ -1,61 +1,64 @@
 """The page in a real browser."""
 
-import os
-import shutil
+import json
+import re
 import threading
 
+import numpy as np
 import pytest
-from made_export import PATIENT, WordEncoder
-from waiting import LIMIT, join, wait_until
+from browsers import SCHEMES, WIDTHS, keep, launched, needs_chromium, violations
+from made_export import PATIENT, WordEncoder, make_contents
+from made_search import make_shop
+from waiting import LIMIT, happens, join, wait_until
 
 pytest.importorskip("fastapi", reason="extra 'serve'")
 pytest.importorskip("orjson", reason="extra 'serve'")
 pytest.importorskip("uvicorn", reason="extra 'serve'")
-pytest.importorskip("playwright", reason="extra 'test': playwright")
 import uvicorn
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Error, expect, sync_playwright
+from playwright.sync_api import expect
 
+from recbole_llm.export.writer import write_artifact
 from recbole_llm.serving.app import create_app
 from recbole_llm.serving.settings import Key, Settings
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian package chromium)")
+pytestmark = needs_chromium
 KEY = "k" * 20
 expect.set_options(timeout=LIMIT * 1000)
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_playwright() as playwright:
-        try:
-            # containers have no user namespaces for a sandbox, and little shared memory
-            arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=LIMIT * 1000)
-        except Error as error:
-            pytest.skip(f"chromium does not start here: {str(error).splitlines()[0]}")
-        yield browser
-        browser.close()
+    with launched() as started:
+        yield started
 
 
-def start(shared_folder, **changes):
-    app = create_app(
-        Settings(export=str(shared_folder), limits=PATIENT, **changes), lambda folder, manifest: WordEncoder()
-    )
+def start(shared_folder, make=WordEncoder, **changes):
+    app = create_app(Settings(export=str(shared_folder), limits=PATIENT, **changes), lambda folder, manifest: make())
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    wait_until(lambda: server.started and app.state.service.text.state == "ready", "the server answers")
+    ready = "ready" if make is WordEncoder else "loading"
+    wait_until(lambda: server.started and app.state.service.text.state == ready, "the server answers")
     return server, thread, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def shop_folder(tmp_path_factory):
+    """An export that searches texts by likeness, words and taste."""
+    folder = tmp_path_factory.mktemp("shop") / "export"
+    write_artifact(folder, make_shop())
+    return folder
 
 
 @pytest.fixture
 def open_page(shared_folder, browser):
     opened = []
 
-    def begin(width=1024, color_scheme="light", **changes):
-        server, thread, url = start(shared_folder, **changes)
-        context = browser.new_context(color_scheme=color_scheme, viewport={"width": width, "height": 900})
+    def begin(width=1024, color_scheme="light", folder=shared_folder, touch=False, **changes):
+        server, thread, url = start(folder, **changes)
+        context = browser.new_context(
+            color_scheme=color_scheme, viewport={"width": width, "height": 900}, has_touch=touch
+        )
         context.set_default_timeout(LIMIT * 1000)
         page = context.new_page()
         page.requests, page.errors = [], []
@@ -87,20 +90,6 @@ def bar_widths(page):
     return page.locator("#answer .bar span").evaluate_all(
         "bars => bars.map((bar) => bar.getBoundingClientRect().width)"
     )
-
-
-def violations(page):
-    """Of WCAG and best practice, by axe-core."""
-    found = Axe().run(page).response["violations"]
-    return [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found]
-
-
-def keep(page, tmp_path, name):
-    """A screenshot, which RECBOLE_LLM_SCREENSHOTS=folder keeps."""
-    page.screenshot(path=str(tmp_path / f"{name}.png"), full_page=True)
-    folder = os.environ.get("RECBOLE_LLM_SCREENSHOTS")
-    if folder:
-        shutil.copy(tmp_path / f"{name}.png", folder)
 
 
 def test_a_visit(open_page, tmp_path):
@@ -204,18 +193,110 @@ def test_filters_narrow_the_list_and_are_taken_away(open_page):
     assert page.errors == []
 
 
-@pytest.mark.parametrize("color_scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1024, 1440])
+def answer_of(page, **body):
+    """What the service answers to a body, asked beside the page."""
+    body = {"k": 10, "explain": 3, **body}
+    asked = "body => fetch('v1/recommend', {method: 'POST', headers: {'content-type': 'application/json'}, body})"
+    return page.evaluate(f"{asked}.then((answer) => answer.json())", json.dumps(body))
+
+
+def titles(page):
+    return page.locator("#answer .name").all_text_contents()
+
+
+def test_variety_by_keyboard(open_page):
+    page = open_page()
+    slider = page.get_by_role("slider", name="Variety")
+    expect(slider).to_have_attribute("aria-valuetext", "none")
+    ask(page, "u3")
+    expect(lines(page)).to_have_count(10)
+    plain = titles(page)
+    slider.focus()
+    for _ in range(7):
+        page.keyboard.press("ArrowRight")
+    expect(slider).to_have_attribute("aria-valuetext", "7 of 10")
+    expect(page.locator("#status")).to_have_text("From this customer's history, with variety.")
+    given = answer_of(page, user="u3", fallback="popular", diversity={"weight": 0.7})["items"]
+    assert titles(page) == [item["title"] for item in given] != plain
+    assert titles(page)[0] == plain[0]  # the best item stays first
+    # what variety did to an item is among its details
+    moved = next(at for at, item in enumerate(given) if item.get("rules"))
+    lines(page).nth(moved).locator("summary").click()
+    place = given[moved]["rules"][0]["place"]
+    expect(lines(page).nth(moved)).to_contain_text(f"Variety: by score alone it would be number {place}.")
+    # with more of them, for words, and for similar items, which know no variety
+    page.get_by_role("button", name="Show more").click()
+    expect(lines(page)).to_have_count(20)
+    ask(page, "space story")
+    expect(page.locator("#status")).to_have_text("From your words, with variety.")
+    asked = answer_of(page, text="space story", diversity={"weight": 0.7})["items"]
+    assert titles(page) == [item["title"] for item in asked]
+    lines(page).first.locator("summary").click()
+    lines(page).first.get_by_role("button", name="Similar items").click()
+    expect(page.locator("#status")).to_have_text("The likest first. Filters and variety do not apply here.")
+    # and back
+    ask(page, "u3")
+    slider.focus()
+    page.keyboard.press("Home")
+    expect(page.locator("#status")).to_have_text("From this customer's history, best first.")
+    assert titles(page) == plain
+    assert page.errors == []
+
+
+def test_variety_by_touch_on_a_phone(open_page, tmp_path):
+    page = open_page(390, touch=True)
+    ask(page, "u3")
+    expect(lines(page)).to_have_count(10)
+    slider = page.get_by_role("slider", name="Variety")
+    box = slider.bounding_box()
+    assert box["height"] >= 24 and box["width"] >= 100 and box["x"] >= 0 and box["x"] + box["width"] <= 390
+    page.touchscreen.tap(box["x"] + box["width"] - 4, box["y"] + box["height"] / 2)
+    expect(slider).to_have_attribute("aria-valuetext", "10 of 10")
+    expect(page.locator("#variety-value")).to_have_text("10 of 10")
+    expect(page.locator("#status")).to_contain_text("with variety")
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    keep(page, tmp_path, "page-variety-390")
+
+
+def test_the_search_box_answers_by_likeness_words_and_taste(open_page, tmp_path, shop_folder):
+    page = open_page(folder=shop_folder)
+    ask(page, "Iron mat")
+    expect(page.locator("#status")).to_have_text("From your words, best first.")
+    given = answer_of(page, text="Iron mat")["items"]
+    assert titles(page) == [item["title"] for item in given]
+    assert given[0]["title"].startswith("Iron mat") and given[0]["parts"]["likeness"] > 0
+    first = lines(page).first
+    expect(first.locator(".why")).to_have_text(re.compile("words"))
+    first.locator("summary").click()
+    for part in ("like it in meaning", "the same words", "bought with its like"):
+        expect(first.locator(".about")).to_contain_text(part)
+    page.wait_for_timeout(400)
+    widths = page.locator("#answer summary .bar span").evaluate_all("all => all.map((bar) => bar.offsetWidth)")
+    assert len(widths) == 10 and widths == sorted(widths, reverse=True) and widths[-1] < widths[0]
+    assert violations(page) == [] and page.errors == []
+    keep(page, tmp_path, "page-search")
+    ask(page, "qqq zzz")
+    expect(page.locator("#status")).to_have_text("From your words, best first. No item here has these words.")
+
+
+@pytest.mark.parametrize("color_scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
 def test_three_widths(open_page, tmp_path, width, color_scheme):
     page = open_page(width, color_scheme)
     expect(page.locator("#counts")).to_contain_text("40 items")
     assert violations(page) == []
-    ask(page, "u3")
+    sizes = np.diff(make_contents().history_offsets)
+    ask(page, f"u{sizes.argmax()}")  # on a phone the history scrolls sideways
     expect(lines(page)).to_have_count(10)
     lines(page).nth(1).locator("summary").click()
     expect(lines(page).nth(1).locator("dl")).to_contain_text("genre")
     assert violations(page) == []
     keep(page, tmp_path, f"page-{width}-{color_scheme}")
+    scrolls = page.evaluate(
+        "document.querySelector('#history').scrollWidth > document.querySelector('#history').clientWidth"
+    )
+    assert scrolls == (width == 390) == (page.locator("#history").get_attribute("tabindex") == "0")
     # nothing is cut off at the side, ten lines are no taller than two screens, and bars can be seen
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     lines(page).nth(1).locator("summary").click()
@@ -224,6 +305,24 @@ def test_three_widths(open_page, tmp_path, width, color_scheme):
     assert max(bar_widths(page)) > 60
     page.get_by_role("button", name="Add an item").click()
     assert violations(page) == []
+
+
+def test_an_answer_comes_as_soon_as_texts_can_be_read(open_page):
+    may_load = threading.Event()
+
+    def slow():
+        happens(may_load, "the encoder may load")
+        return WordEncoder()
+
+    page = open_page(make=slow)
+    ask(page, "space story")
+    expect(page.locator("#status")).to_have_text("The encoder is still loading. The answer comes as soon as it can.")
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "true")
+    may_load.set()
+    expect(lines(page)).to_have_count(10)
+    expect(page.locator("#status")).to_have_text("From your words, best first.")
+    # who asks something else meanwhile is not overtaken
+    assert page.evaluate("document.querySelector('#results').hasAttribute('aria-busy')") is False
 
 
 def test_the_page_is_small():

@@ -143,7 +143,7 @@ def test_a_dataset_that_moved_or_changed(checkpoint, paths, options, toy_path, t
     file.unlink()
     assert cli.main([*arguments, str(moved)]) == 2
     error = capsys.readouterr().err
-    assert "no toy.inter in" in error and "--data_path FOLDER" in error
+    assert "no toy.inter in" in error and "--data-path FOLDER" in error
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -231,7 +231,8 @@ def _popularity_means(trainings: Sequence[Training]) -> dict[str, dict[str, floa
 # ------------------------------------------------------------------ what it looks like
 
 
-def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Format the table: the header, and a line of cells for each model."""
     names = next((list(row.mean) for row in comparison.rows if row.mean), [])
     header = [
         "model",
@@ -260,6 +261,23 @@ def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
+def as_rows(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
+    """The table as plain values, for a worksheet: the header, and a row for each model; ``None`` where there is no value."""
+    names = next((list(row.mean) for row in comparison.rows if row.mean), [])
+    against = f"{comparison.metric} against {comparison.reference}"
+    header = ["model", *(text for name in names for text in (name, f"{name} standard deviation")), "trainings"]
+    header += [against, "95% from", "95% to", "p (Holm)", "train s", "test s", "GiB", "failed"]
+    rows = []
+    for row in comparison.rows:
+        d = row.difference
+        figures = [value for name in names for value in (row.mean.get(name), row.spread.get(name))]
+        tested = [None] * 3 if d is None else [d.mean, d.low, d.high]
+        seconds = [None, None] if row.error else [row.seconds, row.test_seconds]
+        size = row.peak_bytes / 2**30 if row.peak_bytes else None
+        rows.append([row.model, *figures, row.seeds, *tested, row.p, *seconds, size, row.error or None])
+    return header, rows
+
+
 def about_tests(comparison: Comparison) -> str:
     """Say what the table's differences and p-values are of."""
     return (
@@ -270,7 +288,7 @@ def about_tests(comparison: Comparison) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """Format the table as GitHub Markdown."""
-    header, body = _cells(comparison)
+    header, body = cells(comparison)
     escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in body]
     lines = [header, ["---"] * len(header), *escaped]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

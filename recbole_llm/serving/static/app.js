@@ -1,95 +1,23 @@
 // The page: asks the service at its own origin, and writes text with textContent alone.
 
+import { PARTS, RULES, SOURCES, VARIED, lengths, meter, why } from "./answer.js";
+import { $, KEY, button, call, count, element, itemPath, patiently, percent, say } from "./common.js";
+
 const FIRST = 10;
 const MOST = 100;
 const REASONS = 3;
 const TYPING_PAUSE_MS = 150;
-const KEY = "recbole-llm-key";
+const SLIDING_PAUSE_MS = 250;
 
-const $ = (id) => document.getElementById(id);
 const liked = new Map(); // id -> title, in the order chosen
 const filters = new Map(); // attribute -> {condition, text}
 let attributes = {};
 let hasText = false;
-let subject = null; // what the list answers: {title, ask(k), why, user}
+let subject = null; // what the list answers: {title, ask(k, wanted)}
 let shown = FIRST;
 let asked = 0; // number of the latest question: an earlier answer that comes later is dropped
 
-function element(tag, { text, className, ...rest } = {}, ...children) {
-  const node = document.createElement(tag);
-  if (text !== undefined) node.textContent = text;
-  if (className) node.className = className;
-  for (const [name, value] of Object.entries(rest)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-function button(text, act, rest = {}) {
-  const node = element("button", { text, type: "button", ...rest });
-  node.addEventListener("click", act);
-  return node;
-}
-
-function say(text, isError = false) {
-  $("status").textContent = text;
-  $("status").classList.toggle("error", isError);
-}
-
-async function call(path, { method = "GET", body } = {}) {
-  const headers = {};
-  if (body !== undefined) headers["content-type"] = "application/json";
-  const key = sessionStorage.getItem(KEY);
-  if (key) headers["x-api-key"] = key;
-  let response;
-  try {
-    response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
-  } catch {
-    throw new Error("The service does not answer. Try again in a moment.");
-  }
-  const content = await response.json().catch(() => ({}));
-  if (response.status === 401) {
-    $("key-form").hidden = false;
-    $("key").focus();
-  }
-  if (!response.ok) throw new Error(content.detail ?? `The service answered ${response.status}.`);
-  return content;
-}
-
-const itemPath = (id) => `v1/items/${encodeURIComponent(id)}`;
-const count = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
-const percent = (p) => (p >= 0.1 ? `${Math.round(100 * p)}%` : p >= 0.001 ? `${(100 * p).toPrecision(2)}%` : "<.1%");
-
 // ------------------------------------------------------------------ the list
-
-// lengths of the bars, the best item's being 1: chances where all have one, else what the items are ranked by
-function lengths(items) {
-  const values = items.map((item) => (items.every((each) => each.probability != null) ? item.probability : item.score));
-  const top = Math.max(...values);
-  const low = Math.min(0, ...values);
-  return values.map((value) => (top > low ? Math.max(0, (value - low) / (top - low)) : 1));
-}
-
-function meter(name, share) {
-  const fill = element("span");
-  fill.style.width = `${100 * Math.min(1, share)}%`;
-  return element("div", { className: "meter" },
-    element("span", { text: name, title: name }), element("span", { className: "bar", "aria-hidden": "true" }, fill));
-}
-
-function why(item, source) {
-  const first = item.reasons?.[0];
-  if (source === "text" && item.parts) {
-    const { likeness, words, taste } = item.parts;
-    if (first && taste > likeness + words) return `bought with ${first.title}`;
-    if (words > likeness) return item.cold ? "new, has your words" : "has your words";
-    return item.cold ? "new, fits your words" : "fits your words";
-  }
-  if (first) return `because of ${first.title}`;
-  if (source === "popular") return `chosen ${item.score === 1 ? "once" : `${item.score.toLocaleString("en")} times`}`;
-  if (source === "similar") return item.cold ? "like it by its text" : "like it";
-  if (source === "text") return item.cold ? "new, fits your words" : "fits your words";
-  return item.cold ? "new, fits the taste" : "fits the taste as a whole";
-}
 
 function line(item, rank, length, source, added) {
   const fill = element("span");
@@ -119,6 +47,9 @@ function describe(about, item) {
     const most = item.reasons[0].contribution;
     for (const reason of item.reasons) about.append(meter(reason.title, reason.contribution / most));
   }
+  for (const { rule, place } of item.rules ?? []) {
+    if (place) about.append(element("p", { text: `${RULES[rule] ?? rule}: by score alone it would be number ${place}.` }));
+  }
   if (item.cold) about.append(element("p", { text: "Nobody chose it yet: it is placed by its text." }));
   const known = element("div");
   about.append(known, element("div", { className: "buttons" },
@@ -134,20 +65,15 @@ function describe(about, item) {
   }, (error) => known.append(element("p", { className: "dim", text: error.message })));
 }
 
-const PARTS = { likeness: "like it in meaning", words: "the same words", taste: "bought with its like" };
-
-const SOURCES = {
-  history: "From this customer's history, best first.",
-  items: "From the items you like, best first.",
-  text: "From your words, best first.",
-  popular: "Nothing is known about the taste: what most people chose.",
-  similar: "The likest first.",
-};
-
-function notes(answer) {
-  const found = [answer.items.length ? SOURCES[answer.source] : "Nothing is left to show."];
-  if (!answer.items.length && filters.size) found.push("Take a filter away.");
-  else if (answer.items.length < shown && filters.size) found.push("The filters leave no more.");
+function notes(answer, wanted) {
+  const varied = wanted.diversity && VARIED[answer.source];
+  const found = [answer.items.length ? varied || SOURCES[answer.source] : "Nothing is left to show."];
+  const searched = answer.source === "text" && answer.items.length > 0;
+  if (searched && answer.items.every((item) => item.parts?.words === 0)) found.push("No item here has these words.");
+  const narrowed = wanted.filter && answer.source !== "similar";
+  if (!answer.items.length && narrowed) found.push("Take a filter away.");
+  else if (answer.items.length < shown && narrowed) found.push("The filters leave no more.");
+  if (answer.source === "similar" && (wanted.filter || wanted.diversity)) found.push("Filters and variety do not apply here.");
   if (answer.unknown?.length) found.push(`Unknown: ${answer.unknown.join(", ")}.`);
   if (answer.truncated) found.push("The text is longer than the encoder reads.");
   return found.join(" ");
@@ -156,18 +82,19 @@ function notes(answer) {
 async function show(what, added) {
   subject = what;
   const mine = ++asked;
+  const wanted = wishes(); // by the time of the answer others may be set
   $("answer-title").textContent = what.title;
   $("answer").classList.add("waiting");
   $("results").setAttribute("aria-busy", "true");
   say("Looking …");
   const started = performance.now();
   try {
-    const answer = await what.ask(shown);
+    const answer = await patiently(() => what.ask(shown, wanted), () => mine === asked);
     if (mine !== asked) return;
     const bars = lengths(answer.items);
     $("answer").replaceChildren(
       ...answer.items.map((item, at) => line(item, at + 1, bars[at], answer.source, added)));
-    say(notes(answer));
+    say(notes(answer, wanted));
     $("more").hidden = answer.items.length < shown || shown >= MOST;
     $("latency").textContent = `· ${Math.round(performance.now() - started)} ms`;
     $("model").textContent = `export ${answer.model}, change ${answer.overlay_seq}`;
@@ -184,14 +111,16 @@ async function show(what, added) {
   }
 }
 
+const variety = () => Number($("variety").value);
+
 function wishes() {
   const filter = Object.fromEntries([...filters].map(([name, { condition }]) => [name, condition]));
-  return filters.size ? { filter } : {};
+  return { ...(filters.size && { filter }), ...(variety() && { diversity: { weight: variety() / $("variety").max } }) };
 }
 
 function recommend(title, who, added) {
   shown = FIRST;
-  const ask = (k) => call("v1/recommend", { method: "POST", body: { ...who, ...wishes(), k, explain: REASONS } });
+  const ask = (k, wanted) => call("v1/recommend", { method: "POST", body: { ...who, ...wanted, k, explain: REASONS } });
   return show({ title, ask }, added);
 }
 
@@ -218,7 +147,17 @@ function showSubject(title, note, entries) {
   $("subject-note").textContent = note;
   $("history").replaceChildren(...entries);
   $("subject").hidden = false;
+  letHistoryScroll();
 }
+
+// on a phone the history is a row that scrolls: by keyboard too
+function letHistoryScroll() {
+  const history = $("history");
+  if (history.scrollWidth > history.clientWidth) history.tabIndex = 0;
+  else history.removeAttribute("tabindex");
+}
+
+addEventListener("resize", letHistoryScroll);
 
 function showCustomer(user) {
   const order = user.ordered ? "the newest first" : "in no order";
@@ -404,6 +343,24 @@ $("filter-form").addEventListener("submit", (event) => {
   showFilters();
 });
 
+// ------------------------------------------------------------------ variety
+
+function nameVariety() {
+  const text = variety() ? `${variety()} of ${$("variety").max}` : "none";
+  $("variety-value").textContent = text;
+  $("variety").setAttribute("aria-valuetext", text);
+}
+
+let sliding;
+$("variety").addEventListener("input", () => {
+  nameVariety();
+  clearTimeout(sliding);
+  sliding = setTimeout(() => {
+    shown = FIRST;
+    if (subject) show(subject);
+  }, SLIDING_PAUSE_MS);
+});
+
 // ------------------------------------------------------------------ adding an item
 
 $("new-item").addEventListener("click", () => {
@@ -459,6 +416,8 @@ async function load() {
     $("attribute").replaceChildren(...Object.keys(attributes).map((each) => element("option", { text: each })));
     $("filter-box").hidden = !Object.keys(attributes).length;
     chooseAttribute();
+    $("variety-box").hidden = false;
+    nameVariety(); // a browser keeps where a slider was when a page is loaded again
     welcome();
   } catch (error) {
     say(error.message, true);
