@@ -86,3 +86,9 @@ def test_a_public_function_is_annotated_and_documented(name, function):
     assert not [p.name for p in given if p.annotation is inspect.Parameter.empty], name
     assert signature.return_annotation is not inspect.Signature.empty, name
     assert inspect.getdoc(function), name
+
+
+def test_what_a_program_begins_with_has_an_example():
+    objects = [recbole_llm.load, recbole_llm.LoadedModel, recbole_llm.import_dataset, recbole_llm.register_model]
+    objects.append(recbole_llm.repair_report)
+    assert not [thing.__name__ for thing in objects if "Example:" not in inspect.getdoc(thing)]
