@@ -16,13 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 # files of the repository that are pages of the site
 PAGES = {"kernels/README.md": "kernels.md", "README.md": "index.md"}
-# what a link in a checkout leads to -> the page of the site that says it better
-STANDS_FOR = {"recbole_llm/properties/LLMTwoTower.yaml": "keys.md", "README.md#commands": "command-line.md"}
 COPIES = "repository"
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(Path(__file__).parent)]
 
 import pages  # noqa: E402
 
+# what a link in a checkout leads to -> the page of the site that says it better
+STANDS_FOR = {
+    "recbole_llm/properties/LLMTwoTower.yaml": "keys.md",
+    "README.md#commands": "command-line.md",
+} | pages.OF_EXAMPLES
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):<code>~?([^<]*)</code>")
 LINK = re.compile(r"(\]\()([^)\s:#]+)(#[^)\s]*)?(\))")
 log = logging.getLogger("mkdocs.hooks")

@@ -154,6 +154,8 @@ def test_a_link_that_the_site_serves_better_leads_to_its_page():
     text = "[a](../README.md#commands) [b](../recbole_llm/properties/LLMTwoTower.yaml) [c](../README.md#limits)"
     told = hooks.on_page_markdown(text, page, {}, None)
     assert told == "[a](command-line.md) [b](keys.md) [c](index.md#limits)"
+    told = hooks.on_page_markdown("[e](../examples/own_data.ipynb)", page, {}, None)
+    assert told == "[e](examples/own_data.md)"
     page.file.src_uri = "keys.md"  # which names the file itself
     told = hooks.on_page_markdown("[d](../recbole_llm/properties/LLMTwoTower.yaml)", page, {}, None)
     assert told == "[d](repository/recbole_llm/properties/LLMTwoTower.yaml)"
@@ -168,6 +170,20 @@ def generator_with_pages(name):
         sys.path[:] = path
         for added in {"pages"} & (set(sys.modules) - modules):
             del sys.modules[added]
+
+
+def test_examples_are_pages_of_the_site_with_what_they_say():
+    pages = generator("pages")
+    text = pages.PAGES["examples/own_data.md"]()
+    book = json.loads((ROOT / "examples" / "own_data.ipynb").read_text())
+    for cell in book["cells"]:
+        assert "".join(cell["source"]) in text
+        for output in cell.get("outputs", ()):
+            assert "".join(output["text"]).rstrip() in text
+    assert text.count("```python\n") == sum(cell["cell_type"] == "code" for cell in book["cells"])
+    assert (ROOT / "examples" / "subclass.py").read_text().rstrip() in pages.PAGES["examples/subclass.md"]()
+    listed = (ROOT / "docs" / "generator" / "mkdocs.yml").read_text()
+    assert all(re.search(rf": {re.escape(page)}$", listed, re.M) for page in pages.OF_EXAMPLES.values())
 
 
 @pytest.mark.parametrize("folder", ["docs", "docs/decisions"])
