@@ -63,4 +63,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """Public names, and the parts of the package that are loaded; what this file imports for itself is nobody's."""
+    parts = (name for name in globals() if f"{__name__}.{name}" in sys.modules)
+    return sorted({*__all__, *parts, *(name for name in globals() if name.startswith("__"))})

@@ -92,6 +92,11 @@ def import_dataset(
 
     Raises:
         ValueError: on a wrong argument or a file that cannot be read; names the file and the lines.
+
+    Example:
+        >>> report = import_dataset(orders, "shop", items=products, data_path=folder)
+        >>> report.n_users, report.n_items, report.config_file.name
+        (2, 3, 'shop.yaml')
     """
     started = time.perf_counter()
     _check_arguments(dataset, threshold, label_column)

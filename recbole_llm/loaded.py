@@ -58,6 +58,20 @@ class LoadedModel:
 
     Attributes:
         export: its tables, as ``recbole-llm export`` would write them.
+
+    Example:
+        >>> model = load(folder)  # of checkpoints, or an export
+        >>> best = model.recommend(users=["u1"], k=3)
+        >>> [(row.user, row.rank) for row in best.itertuples()]
+        [('u1', 1), ('u1', 2), ('u1', 3)]
+        >>> len(model.recommend(items=["i3", "i7"], k=5)), len(model.similar("i3", k=2))
+        (5, 2)
+        >>> list(model.explain("i5", user="u1").columns)
+        ['item', 'title', 'contribution']
+        >>> ids, items = model.item_vectors(bias=True)
+        >>> scores = model.user_vectors(["u1", "u2"], bias=True).vectors @ items.T
+        >>> scores.shape == (2, len(ids)), scores.dtype
+        (True, dtype('float32'))
     """
 
     def __init__(self, export: Export) -> None:
@@ -292,8 +306,16 @@ def load(
         item_features_file: for a checkpoint that was trained with one.
         feature_cache_dir: for a checkpoint, where vectors of texts are kept.
 
+    Returns:
+        The model.
+
     Raises:
         ValueError: if there is nothing at ``path``, it cannot be read, or a path must be given again.
+
+    Example:
+        >>> ids, vectors = load(folder).item_vectors()
+        >>> len(ids) == len(vectors), vectors.dtype
+        (True, dtype('float32'))
     """
     return LoadedModel(
         open_model(

@@ -6,12 +6,15 @@ child wait for ever. The bars of this program take a lock for threads only.
 """
 
 import os
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 from tqdm.std import TqdmDefaultWriteLock  # type: ignore[attr-defined]  # not in the stubs
+
+SECONDS_IN_A_FILE = 30.0  # between two drawings: a log keeps every one of them
 
 _lock = threading.RLock()
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -20,7 +23,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
-    """Make a bar of tqdm that takes a lock for threads only.
+    """Make a bar of tqdm that takes a lock for threads only. In a file it is drawn every half minute, on a terminal as tqdm does.
 
     Args:
         iterable: what to iterate over; ``None`` for a bar that is moved by its ``update``.
@@ -30,6 +33,9 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
         The bar, a ``tqdm.tqdm``.
     """
     use_thread_lock()
+    stream = options.get("file") or sys.stderr
+    if not getattr(stream, "isatty", bool)():
+        options.setdefault("mininterval", SECONDS_IN_A_FILE)
     return tqdm(iterable, **options)
 
 

@@ -9,6 +9,30 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (ROOT, "recbole_llm"), (ROOT / "kernels", "recbole_llm_kernels")
+GIVEN = {
+    "recbole_llm.loaded": "an_export",
+    "recbole_llm.importer": "two_tables",
+}  # what an example reads -> its fixture
+
+
+@pytest.fixture
+def an_export(tmp_path, monkeypatch):
+    pytest.importorskip("pandas")
+    monkeypatch.syspath_prepend(ROOT / "tests" / "serving")
+    from made_export import make_contents
+
+    from recbole_llm.export.writer import write_artifact
+
+    write_artifact(tmp_path / "export", make_contents())
+    return {"folder": tmp_path / "export"}
+
+
+@pytest.fixture
+def two_tables(tmp_path):
+    orders, products = tmp_path / "orders.csv", tmp_path / "products.csv"
+    orders.write_text("customer_id,product_id\nc1,p1\nc1,p2\nc2,p3\n")
+    products.write_text("product_id,title\np1,Frying pan\np2,Tea towel\np3,Cycling gloves\n")
+    return {"orders": orders, "products": products, "folder": tmp_path / "dataset"}
 
 
 def with_examples():
@@ -25,9 +49,12 @@ MODULES = list(with_examples())
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_of_a_module_hold(name):
+def test_the_examples_of_a_module_hold(name, request):
     pytest.importorskip("torch")
-    found = doctest.testmod(importlib.import_module(name), raise_on_error=False, verbose=False)
+    if "bridge" in name:
+        pytest.importorskip("recbole")
+    given = request.getfixturevalue(GIVEN[name]) if name in GIVEN else {}
+    found = doctest.testmod(importlib.import_module(name), extraglobs=given, raise_on_error=False, verbose=False)
     assert found.attempted and not found.failed
 
 

@@ -1,6 +1,7 @@
 """A process that dies or is forked while a bar is drawn leaves the bars of the others usable; in fresh interpreters."""
 
 import ast
+import io
 import os
 import subprocess
 import sys
@@ -118,6 +119,24 @@ def test_a_lock_of_the_program_itself_stays():
         "print(list(progress_bar(range(3), disable=True)), progress_bar().get_lock() is lock)"
     )
     assert run(code) == ["[0,", "1,", "2]", "True"]
+
+
+def test_a_log_file_keeps_few_states_of_a_bar(monkeypatch):
+    from recbole_llm.progress import SECONDS_IN_A_FILE, progress_bar
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def interval(stream, **options):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress_bar(total=2, **options) as bar:
+            return bar.mininterval
+
+    assert interval(io.StringIO()) == SECONDS_IN_A_FILE
+    assert interval(Terminal()) == 0.1
+    assert interval(Terminal(), file=io.StringIO()) == SECONDS_IN_A_FILE
+    assert interval(io.StringIO(), mininterval=2.0) == 2.0
 
 
 def test_every_bar_is_made_in_one_place():

@@ -21,6 +21,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(Path(__file__).parent)]
 
 import pages  # noqa: E402
 
+# what a link in a checkout leads to -> the page of the site that says it better
+STANDS_FOR = {
+    "recbole_llm/properties/LLMTwoTower.yaml": "keys.md",
+    "README.md#commands": "command-line.md",
+} | pages.OF_EXAMPLES
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):<code>~?([^<]*)</code>")
 LINK = re.compile(r"(\]\()([^)\s:#]+)(#[^)\s]*)?(\))")
 log = logging.getLogger("mkdocs.hooks")
@@ -37,7 +42,7 @@ def on_files(files: Files, config: Any) -> Files:
         text = file.content_string
         for match in LINK.finditer(text):
             target = _outside(file.src_uri, match[2])
-            if target is not None and target.is_file() and _page_of(target) is None:
+            if target is not None and target.is_file() and _page_of(target, file.src_uri) is None:
                 wanted[_copy_of(target)] = target
     for uri, target in sorted(wanted.items()):
         files.append(File.generated(config, uri, content=target.read_bytes()))
@@ -52,12 +57,17 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         target = _outside(here, match[2])
         if target is None:
             return match[0]
-        if not target.is_file() and _page_of(target) not in pages.PAGES:
+        if not target.is_file() and _page_of(target, here) not in pages.PAGES:
             log.warning("%s links to %s, which is no file", here, match[2])
             return match[0]
-        inside = _page_of(target) or _copy_of(target)
+        anchor = match[3] or ""
+        better = STANDS_FOR.get(target.relative_to(ROOT).as_posix() + anchor)
+        if better is not None and better != here:
+            inside, anchor = better, ""
+        else:
+            inside = _page_of(target, here) or _copy_of(target)
         up = "../" * here.count("/")
-        return f"{match[1]}{up}{inside}{match[3] or ''}{match[4]}"
+        return f"{match[1]}{up}{inside}{anchor}{match[4]}"
 
     return LINK.sub(rewritten, markdown)
 
@@ -73,11 +83,13 @@ def _copy_of(target: Path) -> str:
     return f"{COPIES}/{name}{'.txt' if name.endswith('.md') else ''}"
 
 
-def _page_of(target: Path) -> str | None:
-    """The page of the site, or the file of docs/, that a file of the repository is."""
+def _page_of(target: Path, here: str) -> str | None:
+    """The page of the site, or the file of docs/, to which a link of the page ``here`` to a file of the repository leads."""
     if target.is_relative_to(DOCS):
         return target.relative_to(DOCS).as_posix()
-    return PAGES.get(target.relative_to(ROOT).as_posix())
+    name = target.relative_to(ROOT).as_posix()
+    better = STANDS_FOR.get(name)
+    return PAGES.get(name) or (better if better != here else None)
 
 
 def _outside(page: str, link: str) -> Path | None:

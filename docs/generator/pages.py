@@ -1,9 +1,14 @@
-"""The pages that come from tables of the code: configuration keys and command line. ``hooks.py`` puts them into the site."""
+"""The pages that come from tables of the code and from examples/. ``hooks.py`` puts them into the site."""
 
 import argparse
+import json
 import os
 import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 WIDTH = 110
 
 
@@ -70,4 +75,27 @@ def _row(action: argparse.Action) -> str | None:
     )
 
 
-PAGES = {"keys.md": keys, "command-line.md": command_line}
+def notebook(path: Path) -> str:
+    """A notebook with the outputs that are stored in it."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        said = "".join(line for output in cell.get("outputs", ()) for line in output.get("text", ()))
+        if said:
+            parts.append(f"```text\n{said.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def script(path: Path) -> str:
+    """A script of examples/ as it stands."""
+    return f"# {path.name}\n\n```python\n{path.read_text(encoding='utf-8').rstrip()}\n```\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {"keys.md": keys, "command-line.md": command_line}
+# file of the repository -> its page
+OF_EXAMPLES = {f"examples/{path.name}": f"examples/{path.stem}.md" for path in sorted(EXAMPLES.glob("*.*"))}
+PAGES |= {
+    page: partial(notebook if name.endswith(".ipynb") else script, EXAMPLES.parent / name)
+    for name, page in OF_EXAMPLES.items()
+}

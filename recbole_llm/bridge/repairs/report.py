@@ -13,6 +13,10 @@ def repair_report() -> list[RepairRecord]:
 
     Raises:
         ImportError: if RecBole is missing or of a version that we do not support.
+
+    Example:
+        >>> {record.name: record.applied for record in repair_report()}["pop"]
+        True
     """
     activation.require_recbole()
     for name in activation.steps():
