@@ -20,8 +20,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import kernel_cases
 import torch
 from torch import Tensor
 
@@ -59,33 +61,19 @@ def calls(device: str, dtype: torch.dtype, D: int, B: int, N: int) -> Iterator[t
     def ids(high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=generator).to(device)
 
-    user_id, item_id, negatives, shared = ids(B, 4 * B), ids(N, 4 * B), ids(N, B, 20), ids(N, 300)
-    label = torch.rand(4 * B, generator=generator).to(device)
-    label = label.masked_fill(bias[item_id] == -torch.inf, 0)
-    rows, positive = torch.arange(B, device=device), targets[1][::5].contiguous()
-    arguments: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
-        "pair_dot": (kernels.pair_dot, (user_id, item_id)),
-        "pair_sigmoid": (kernels.pair_sigmoid, (user_id, item_id)),
-        "pair_bce": (kernels.pair_bce, (user_id, item_id, label)),
-        "sampled_bce": (kernels.sampled_bce, (rows, positive, negatives)),
-        "shared_bce": (kernels.sampled_bce, (rows, positive, shared)),
-        "catalog_bce": (kernels.catalog_bce, targets),
-        "catalog_ce": (kernels.catalog_ce, targets),
-    }
+    user_id, label = ids(B, B), torch.rand(B, generator=generator).to(device)
+    data = SimpleNamespace(user_id=user_id, pos=targets[1][::5].contiguous(), neg=ids(N, B, 20), shared=ids(N, 300),
+                           label=label, targets=targets)  # fmt: skip
 
-    def differentiated(function: Callable[..., Tensor], rest: tuple[Tensor, ...]) -> list[Tensor]:
+    def differentiated(function: Callable[..., Tensor]) -> list[Tensor]:
         leaves = [x.detach().clone().requires_grad_() for x in (query, item, bias)]
-        value = function(leaves[0], leaves[1], *rest, item_bias=leaves[2])
+        value = function(*leaves)
         grad = torch.linspace(-1, 1, value.numel(), device=device).view_as(value)
         return [value.detach(), *torch.autograd.grad(value, leaves, grad)]
 
-    for name, (function, rest) in arguments.items():
-        yield name, partial(differentiated, function, rest)
-    offsets, seen = targets
-    yield (
-        "score_topk",
-        lambda: list(kernels.score_topk(query, item, 50, item_bias=bias, seen_offsets=offsets, seen_ids=seen)),
-    )
+    for name, function in kernel_cases.calls(data).items():
+        yield name, partial(differentiated, function)
+    yield from kernel_cases.steps(data, query, item, bias).items()
 
 
 def run_repeats(device: str, count: int) -> Result:

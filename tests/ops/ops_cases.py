@@ -7,8 +7,10 @@ rounding to the result's dtype. These bounds hold on trained catalogues, where s
 is poor; an implementation within them is nowhere worse than eager by more than the bound.
 """
 
+import importlib
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,16 @@ HAS_TRITON_OPS = find_spec("triton") is not None and find_spec("recbole_llm_kern
 BACKENDS = ["torch"]
 if HAS_TRITON_OPS and (CUDA or os.environ.get("TRITON_INTERPRET") == "1"):
     BACKENDS.append("triton")
+
+
+def emulated_operators():
+    """What the test file of each operator says can be executed anywhere: name -> function of (dtype, D)."""
+    found = {}
+    for file in sorted(Path(__file__).parent.glob("test_*.py")):
+        if "\nEMULATED = {" in file.read_text():
+            found |= importlib.import_module(file.stem).EMULATED
+    return found
+
 
 LOW = [torch.bfloat16, torch.float16]
 REDUCTIONS = ["mean", "sum", "none"]

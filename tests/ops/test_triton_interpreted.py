@@ -25,7 +25,7 @@ import test_sampled
 import test_topk
 import triton
 import triton.language as tl
-from ops_cases import LOW, biases, ids, names, row_lists, rows
+from ops_cases import LOW, biases, emulated_operators, ids, names, row_lists, rows
 from test_contract import Case, raw_calls
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -164,7 +164,7 @@ def test_nothing_waits_for_the_device(monkeypatch):
                 value, slope = result if isinstance(result, tuple) else (result, None)
                 pair_ops.pair_backward._init_fn(torch.ones_like(value), slope, *args[:5], every, "triton")
         assert not watched.found, (operator._name, watched.found)
-    assert len(operators) == 8
+    assert len(operators) == 10
     x, faults = torch.ones(4), [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.__setitem__(0, 0)]
     faults += [lambda x: x.__setitem__(x > 0, 1.0), lambda x: x.nonzero(), lambda x: x.repeat_interleave(x.long())]
     for fault in faults:
@@ -229,6 +229,14 @@ def test_sampled_against_the_oracle(shared, dtype):
     operands, row_ids = test_sampled.make(40, 19, 7, 60, 20, dtype, shared)
     options = test_sampled.everything(operands, 40, 19, shared, per_row=shared)
     test_sampled.check("triton", operands, row_ids, reduction="none", **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("name", emulated_operators())
+def test_operators_against_the_oracle(name, dtype):
+    """What else there is, as the emulator runs it; two widths, one of them no power of two."""
+    for D in (20, 64):
+        emulated_operators()[name](dtype, D)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=names)
