@@ -38,15 +38,27 @@ def leaf(n: int, D: int, scale: float, seed: int, device: str, dtype: torch.dtyp
     return (torch.randn(n, D, generator=generator(seed)) * scale).to(device, dtype).requires_grad_()
 
 
-def step(loss: Callable[[], Tensor], *leaves: Tensor) -> Callable[[], object]:
-    """Forward and backward of ``loss``, with fresh gradients as after ``zero_grad(set_to_none=True)``."""
+class Training:
+    """Forward and backward of a loss, with fresh gradients as after ``zero_grad(set_to_none=True)``.
 
-    def run() -> None:
-        for x in leaves:
+    Args:
+        loss: the forward.
+        leaves: whose gradients are made.
+    """
+
+    def __init__(self, loss: Callable[[], Tensor], leaves: tuple[Tensor, ...]) -> None:
+        self.forward, self.leaves = loss, leaves
+
+    def __call__(self) -> None:
+        """Run both."""
+        for x in self.leaves:
             x.grad = None
-        loss().backward()
+        self.forward().backward()
 
-    return run
+
+def step(loss: Callable[[], Tensor], *leaves: Tensor) -> Training:
+    """Forward and backward of ``loss``."""
+    return Training(loss, leaves)
 
 
 def compiled(loss: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -82,7 +82,7 @@ def test_a_step_changes_the_rows_of_its_batch_alone(run_config):
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     trainer._step(batch, model.calculate_loss)
     users = set(batch[model.USER_ID].tolist())
-    items = set(batch[model.ITEM_ID].tolist()) | set(batch[model.NEG_ITEM_ID].view(-1).tolist())
+    items = set(batch[model.ITEM_ID].tolist()) | set(batch[model.NEG_ITEM_ID].reshape(-1).tolist())
     for table, named in ((model.user_tower.id, users), (model.target_tower.id, items)):
         name = next(n for n, p in model.named_parameters() if p is table.weight)
         changed = (table.weight != before[name]).any(1).nonzero()[:, 0].tolist()
