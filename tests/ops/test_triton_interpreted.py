@@ -312,7 +312,7 @@ def test_every_launch_is_watched():
     assert interpreter_checks.launches == before + 1
 
 
-# --- the checks: eight faults that the stock interpreter forgives
+# --- the checks: nine faults that the stock interpreter forgives
 
 
 @triton.jit
@@ -366,6 +366,23 @@ def test_a_program_that_loads_what_another_stores_is_caught():
     x = torch.ones(16)
     with pytest.raises(RuntimeError, match="race: program . loads what program . stores"):
         _copy[(2,)](x, x, 8, BLOCK=8)
+
+
+@triton.jit
+def _turn(x, BARRIER: tl.constexpr, BLOCK: tl.constexpr):
+    n = tl.arange(0, BLOCK)
+    tl.store(x + n, tl.load(x + n) + 1)  # in place: a lane's own element
+    if BARRIER:
+        tl.debug_barrier()
+    tl.store(x + BLOCK + n, tl.load(x + BLOCK - 1 - n))
+
+
+def test_a_program_that_loads_what_it_has_stored_is_caught():
+    x = torch.arange(16.0)
+    _turn[(1,)](x, True, BLOCK=8)
+    assert torch.equal(x, torch.cat([torch.arange(1.0, 9), torch.arange(8.0, 0, -1)]))
+    with pytest.raises(RuntimeError, match="race: program 0 loads what it has stored, without a barrier"):
+        _turn[(1,)](x, False, BLOCK=8)
 
 
 @triton.jit
