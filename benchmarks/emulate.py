@@ -36,9 +36,14 @@ from recbole_llm_kernels.triton_ops import tuning
 ROOT = timing.ROOT
 TESTS = ROOT / "tests" / "ops" / "test_emulated.py"
 RESULT = ROOT / "benchmarks" / "results" / "emulator.json"
-# the launchers of an operator, by how its name begins, and its test file, by the launchers' name
-MODULES = {"pair": "pairs", "sorted pairs": "pairs", "catalog": "catalog", "score_topk": "topk", "sampled_bce": "sampled",
-           "sampled_ce": "sampled_ce", "pool_rows": "pool", "rowwise_adagrad": "rowwise_adagrad"}  # fmt: skip
+# launchers of the operators that test_emulated.py holds, by how their names begin; others are named by their test file
+MODULES = {
+    "pair": "pairs",
+    "sorted pairs": "pairs",
+    "catalog": "catalog",
+    "score_topk": "topk",
+    "sampled_bce": "sampled",
+}
 MODES = {"bfloat16": (torch.bfloat16, "highest"), "float16": (torch.float16, "highest"),
          "float32": (torch.float32, "highest"), "tf32x3": (torch.float32, "high")}  # fmt: skip
 LIMITS = (
@@ -76,8 +81,11 @@ def needed(file: Path, found: dict[Path, None]) -> dict[Path, None]:
 def source(row: Row, root: Path = ROOT) -> str:
     """Changes with what a row depends on: the operator's kernels and launchers, their block sizes, emulator and test."""
     operator = row.get("operator", "catalog_bce")
-    module = next(stem for name, stem in MODULES.items() if operator.startswith(name))
     ops = root / "tests" / "ops"
+    module = next((stem for name, stem in MODULES.items() if operator.startswith(name)), None)
+    if module is None:
+        named = re.compile(rf'^EMULATED = {{.*"{re.escape(operator)}"', re.M | re.S)
+        module = next(x.stem.removeprefix("test_") for x in ops.glob("test_*.py") if named.search(x.read_text()))
     files = [*needed(root / "kernels" / "recbole_llm_kernels" / "triton_ops" / f"{module}.py", {}),
              *sorted((root / "benchmarks" / "ptx_emulator").glob("*.py")),
              ops / f"test_{module}.py"]  # fmt: skip

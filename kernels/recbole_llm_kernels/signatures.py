@@ -18,7 +18,7 @@ class Sampled(NamedTuple):
         item_bias: ``[N]``; -inf: not in the catalogue.
         user_id: ``[B]``.
         pos_id: ``[B]``.
-        neg_id: ``[B, K]`` of ``sampled_bce`` and ``sampled_ce``, ``[M]`` of ``shared_bce`` and ``shared_ce``.
+        neg_id: ``[B, K]`` for each row its own, or ``[M]`` shared by the batch.
         log_q: ``[N]``, subtracted from the logits.
         neg_valid: bool, as ``neg_id``; of shared negatives also ``[B, M]``.
         weight: ``[B]``.

@@ -25,13 +25,23 @@ if HAS_TRITON_OPS and (CUDA or os.environ.get("TRITON_INTERPRET") == "1"):
     BACKENDS.append("triton")
 
 
+def operator_tests():
+    """Test files of operators that say what the emulator and the interpreter run of them, by ``EMULATED``."""
+    return [file for file in sorted(Path(__file__).parent.glob("test_*.py")) if "\nEMULATED = {" in file.read_text()]
+
+
 def emulated_operators():
-    """What the test file of each operator says can be executed anywhere: name -> function of (dtype, D)."""
+    """What can be executed anywhere: name -> function of (dtype, D)."""
     found = {}
-    for file in sorted(Path(__file__).parent.glob("test_*.py")):
-        if "\nEMULATED = {" in file.read_text():
-            found |= importlib.import_module(file.stem).EMULATED
+    for file in operator_tests():
+        found |= importlib.import_module(file.stem).EMULATED
     return found
+
+
+def raw_calls_of_operators(case, backend):
+    """Registered operators with arguments, from the test files that have any."""
+    for file in operator_tests():
+        yield from getattr(importlib.import_module(file.stem), "raw_calls", lambda *_: ())(case, backend)
 
 
 LOW = [torch.bfloat16, torch.float16]

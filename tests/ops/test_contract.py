@@ -3,11 +3,12 @@
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import kernel_cases
 import pytest
 import torch
-from ops_cases import DEVICE, LOW, biases, generator, ids, inside, names, row_lists, rows
+from ops_cases import DEVICE, LOW, biases, generator, ids, inside, names, raw_calls_of_operators, row_lists, rows
 from torch.library import CustomOpDef
 from waiting import LIMIT, join
 
@@ -166,10 +167,9 @@ def raw_calls(backend):
         yield pair_ops.pair_bce, (*pair, case.label, weight, reduction, backend)
         yield ops.sampled_bce, (user, item, bias, *row_ids, case.neg, log_q, valid, weight, *tail)
         yield ops.shared_bce, (user, item, bias, *row_ids, case.shared, log_q, None, weight, *tail)
-        yield ops.sampled_ce, (user, item, bias, *row_ids, case.neg, log_q, valid, weight, 1.0, *tail[1:])
-        yield ops.shared_ce, (user, item, bias, *row_ids, case.shared, log_q, None, weight, 1.0, *tail[1:])
         yield ops.catalog_bce, (user, item, bias, *case.targets, weight, *tail)
         yield ops.catalog_ce, (user, item, None, *case.targets, None, *tail[1:])
+    yield from raw_calls_of_operators(case, backend)
     yield ops.score_topk, (user, item, 3, bias, *case.targets, backend)
 
 
@@ -183,10 +183,27 @@ def test_registration(backend, number):
     torch.library.opcheck(operator, args)
 
 
-def test_registration_covers_every_operator():
-    operators = {operator for operator, _ in raw_calls("torch")}
+def forward_operators():
+    """Every registered operator that is no backward."""
     defined = {x for module in (ops, pair_ops) for x in vars(module).values() if isinstance(x, CustomOpDef)}
-    assert operators == {x for x in defined if not x._name.endswith("_backward")}
+    return {x for x in defined if not x._name.endswith("backward")}
+
+
+def test_registration_covers_every_operator():
+    assert {operator for operator, _ in raw_calls("torch")} == forward_operators()
+
+
+def test_every_operator_has_all_that_belongs_to_one():
+    """As the list in kernels/README.md says: oracle, launchers twice, a case with shapes, a section."""
+    readme = (Path(kernels.__file__).parents[1] / "README.md").read_text()
+    sections = " ".join(line for line in readme.splitlines() if line.startswith("## "))
+    for name in {*kernel_cases.OPERATORS, *(x for x in kernel_cases.calls(Case()) if not x.startswith("shared_"))}:
+        assert callable(getattr(kernels, name, None) or getattr(kernels, f"{name}_"))
+        assert callable(getattr(reference, name)) and name in sections
+        assert name in {x for x, _ in kernel_cases.FULL} or name in ("pair_dot", "pair_sigmoid")
+    for folder in ("torch_ops", "triton_ops"):
+        files = {file.stem for file in (Path(kernels.__file__).parent / folder).glob("*.py")}
+        assert files >= {"pairs", "sampled", "sampled_ce", "catalog", "topk", "pool", "rowwise_adagrad"}
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

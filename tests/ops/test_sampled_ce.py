@@ -22,7 +22,7 @@ from ops_cases import (
 from test_sampled import OWN, SHARED, everything, make
 
 import recbole_llm_kernels as kernels
-from recbole_llm_kernels import reference
+from recbole_llm_kernels import ops, reference
 
 
 def options_of(operands, B, K, shared, per_row=False):
@@ -177,6 +177,18 @@ def test_gradcheck(shared):
 def emulated(dtype, D, shared):
     operands, row_ids = make(40, 19, 7, 60, D, dtype, shared)
     check("triton", operands, row_ids, reduction="none", **options_of(operands, 40, 19, shared, per_row=shared))
+
+
+def raw_calls(case, backend):
+    """Every registered operator with arguments that exercise it."""
+    user, item, bias = case.fresh()
+    own, shared = case.neg, case.shared
+    weight, valid = torch.rand(len(user), device=DEVICE), torch.rand(own.shape, device=DEVICE) < 0.8
+    log_q, row_ids = torch.randn(len(item), device=DEVICE), (case.user_id, case.pos)
+    for reduction in ("mean", "none"):
+        tail = (1.0, reduction, [True, True, True], backend)
+        yield ops.sampled_ce, (user, item, bias, *row_ids, own, log_q, valid, weight, *tail)
+        yield ops.shared_ce, (user, item, bias, *row_ids, shared, log_q, None, weight, *tail)
 
 
 EMULATED = {
