@@ -94,7 +94,7 @@ def steps(data: Any, user: Tensor, item: Tensor, bias: Tensor, **options: Any) -
         )
 
     def rowwise_adagrad() -> list[Tensor]:
-        table, state = item.detach().clone(), torch.rand(len(item), device=item.device)
+        table, state = item.detach().clone(), torch.linspace(0, 1, len(item), device=item.device)
         kernels.rowwise_adagrad_(table, state, data.pos, user.detach(), lr=0.1, **options)
         return [table, state]
 

@@ -18,6 +18,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import interpreter_checks
+import kernel_cases
 import test_catalog
 import test_checkpointing
 import test_pairs
@@ -30,7 +31,7 @@ from test_contract import Case, forward_operators, raw_calls
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import recbole_llm_kernels as kernels
-from recbole_llm_kernels import backends, ops, pair_ops, reference
+from recbole_llm_kernels import backends, ops, optim, pair_ops, reference
 from recbole_llm_kernels.triton_ops import pairs, segment_sum, targets, tuning
 
 interpreter_checks.install()
@@ -165,6 +166,11 @@ def test_nothing_waits_for_the_device(monkeypatch):
                 pair_ops.pair_backward._init_fn(torch.ones_like(value), slope, *args[:5], every, "triton")
         assert not watched.found, (operator._name, watched.found)
     assert operators == forward_operators()
+    monkeypatch.setattr(optim, "synchronising_checks", lambda device: False)
+    for name, step in kernel_cases.steps(Case(), *Case().leaves, backend="triton").items():
+        with Waits() as watched:
+            step()
+        assert not watched.found, (name, watched.found)
     x, faults = torch.ones(4), [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.__setitem__(0, 0)]
     faults += [lambda x: x.__setitem__(x > 0, 1.0), lambda x: x.nonzero(), lambda x: x.repeat_interleave(x.long())]
     for fault in faults:
