@@ -18,7 +18,6 @@ from recbole_llm_kernels.signatures import Sampled
 from recbole_llm_kernels.torch_ops import threads
 from recbole_llm_kernels.torch_ops.catalog import LOG2E, Grads, negatives_sum, reduce_loss, row_scale
 from recbole_llm_kernels.torch_ops.pairs import Rows, gathered_dots, softplus
-from recbole_llm_kernels.torch_ops.positions import starts
 from recbole_llm_kernels.torch_ops.sampled import (
     GATHERED,
     IN_PLACE,
@@ -74,9 +73,9 @@ def sampled_ce_fwd(args: Sampled) -> tuple[Tensor, Tensor, Tensor | None]:
                 s += shift[part]
             rows[part] = _slopes(s, none, scale[part])
             if grad_query is not None:
-                begin = starts(len(s), W).to(term.device)
+                begin = torch.arange(0, len(term), W, device=term.device)
                 grad_query[part] = torch.nn.functional.embedding_bag(
-                    term.long(), vectors, begin[:-1], mode="sum", per_sample_weights=s.reshape(-1)
+                    term.long(), vectors, begin, mode="sum", per_sample_weights=s.reshape(-1)
                 )
 
     threads.run([partial(job, begins) for begins in threads.cut(range(0, B, chunk), user.device)])
