@@ -60,7 +60,7 @@ class CodedTable:
         scale: of each row in each block, ``[N, blocks]`` float32.
         signs: of the rotation, ``[D]`` int8 of -1 and 1.
         dims: columns of each block.
-        exact: the vectors themselves, ``[N, D]`` float32, a mapped file; rows that are asked for by number come from there.
+        exact: the vectors themselves, ``[N, D]`` float32, a mapped file; rows that are read come from there.
 
     Example:
         >>> table = encoded(np.array([[3.0, -4.0], [0.5, 0.0]], np.float32), [2])
@@ -91,9 +91,9 @@ class CodedTable:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """Float32 rows, and of them columns, as of an array: one row, a slice, an array of numbers or a mask."""
+        if self.exact is not None:
+            return np.array(self.exact[key])
         rows, columns = key if isinstance(key, tuple) else (key, slice(None))
-        if self.exact is not None and not isinstance(rows, slice):
-            return np.array(self.exact[rows])[..., columns]
         codes, scale = self.codes[rows], self.scale[rows]
         return self._decoded(np.atleast_2d(codes), np.atleast_2d(scale)).reshape(codes.shape)[..., columns]
 
