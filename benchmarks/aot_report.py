@@ -14,7 +14,9 @@ tiles on NVIDIA's cards, of issuing the loop's instructions, one a cycle and sch
 
 import argparse
 import hashlib
+import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,17 +25,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest import mock
 
+import kernel_cases
 import sass
 import timing
 import torch
 import triton
 import triton.backends.compiler
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from recbole_llm_kernels import triton_ops
 from recbole_llm_kernels.signatures import Sampled
 from recbole_llm_kernels.triton_ops import catalog, pairs, sampled, topk, tuning
 
@@ -125,11 +132,31 @@ def launches(arch: str, dtype: torch.dtype, D: int) -> list[Recorded]:
             Sampled(user, item, bias, ids, ids, negatives, bias, None, None, 1.0, "mean", every, "triton")
         )
         topk.score_topk(user, item, 10, bias, *targets)
+        known = {launch.kernel for launch in recorded}
+        recorded += [launch for launch in every_launch(user, item, bias, targets) if launch.kernel not in known]
     unique: dict[tuple[Any, ...], Recorded] = {}
     for launch in recorded:
         given = tuple((name, x is None) for name, x in launch.values.items())
         unique.setdefault((launch.label, given), launch)
     return list(unique.values())
+
+
+def every_launch(user: Tensor, item: Tensor, bias: Tensor, targets: tuple[Tensor, Tensor]) -> list[Recorded]:
+    """What the operators of ``kernel_cases`` launch, forward and backward; only within :func:`recorder`."""
+    for file in Path(triton_ops.__path__[0]).glob("*.py"):  # before they are told that Triton interprets
+        importlib.import_module(f"{triton_ops.__name__}.{file.stem}")
+    B, ids = len(user), torch.zeros(len(user), dtype=torch.int64)
+    data = SimpleNamespace(user_id=ids, pos=ids, label=torch.zeros(B), neg=ids[:, None].expand(B, 40),
+                           shared=torch.zeros(300, dtype=torch.int64), targets=targets)  # fmt: skip
+    found: list[Recorded] = []
+    with recorder(tuning.target(user.device)) as recorded, mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1"}):
+        for call in kernel_cases.calls(data, backend="triton").values():
+            leaves = [x.clone().requires_grad_() for x in (user, item, bias)]
+            call(*leaves).sum().backward()
+        for step in kernel_cases.steps(data, user, item, bias, backend="triton").values():
+            step()
+        found += recorded
+    return found
 
 
 def specialised(launch: Recorded, sizes: str) -> ASTSource:
@@ -284,24 +311,9 @@ def floor(label: str, arch: Arch, D: int, dtype: torch.dtype, issued: float | No
         dtype: of the vectors.
         issued: instructions of a thread for a logit; None: not known.
     """
-    P, B, N, K = 65_536, 2048, 1_000_000, 64
-    s = dtype.itemsize
-    rate = arch.matrix_peak * (1 if s == 2 else 0.25)
-    tables = (B + N) * D * s
-    work: dict[str, tuple[float, float, float]] = {  # bytes, flops, exponentials
-        "pair_fwd": (2 * P * D * s + 28 * P, 0, P),
-        "sort_key": (24 * P, 0, 0),
-        "rank": (48 * tuning.COUNTED_PAIRS, 0, 0),
-        "chunk_sum": (2 * P * D * s + 24 * P, 0, 0),
-        "join_chunks": (P // 32 * D * 4, 0, 0),
-        "tile_pass[bce]": (tables + N * D * s, 6 * B * N * D if s == 2 else 4 * B * N * D, B * N),
-        "tile_pass[softmax]": (tables + N * D * s, 6 * B * N * D if s == 2 else 4 * B * N * D, B * N),
-        "tile_pass[exp_sum]": (tables, 2 * B * N * D, B * N),
-        "tile_pass[group_max]": (tables + 8 * B * N // 64, 2 * B * N * D, 0),
-        "softmax_row": (16 * P, 0, 2 * P),
-        "sampled_bce_fwd": (B * (K + 2) * D * s + 4 * B * (K + D), 0, B * K),
-        "group_score": (B * 10 * 64 * (D * s + 8), 0, 0),
-    }
+    B, N = 2048, 1_000_000
+    work = kernel_cases.work(65_536, B, N, 64, D, dtype.itemsize, tuning.COUNTED_PAIRS)
+    rate = arch.matrix_peak * (1 if dtype.itemsize == 2 else 0.25)
     size, flops, exponentials = work[label]
     times = {"memory": size / arch.bandwidth, "matrix": flops / rate, "exp": exponentials / arch.exponentials}
     if issued is not None:

@@ -6,45 +6,107 @@
 
 The PTX for sm_90 is executed by an emulator; ptxas, timing, hardware rounding and the driver are not covered. What is run
 are the tests of ``tests/ops/test_emulated.py``: results against the float64 oracle within the bounds that hold on a card,
-with every access checked. Rows of another version of the kernels, the emulator or the tests are run again. Results:
+with every access checked. A row is run again when its operator's kernels, launchers, block sizes or
+test have changed, or the emulator. Results:
 benchmarks/results/emulator.json and emulator.md.
 """
 
 import argparse
+import ast
+import functools
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import aot_report
 import numpy as np
 import pytest
 import timing
 import torch
 import triton
 
+from recbole_llm_kernels.triton_ops import tuning
+
 ROOT = timing.ROOT
 TESTS = ROOT / "tests" / "ops" / "test_emulated.py"
 RESULT = ROOT / "benchmarks" / "results" / "emulator.json"
-SOURCES = ("kernels/recbole_llm_kernels/triton_ops/*.py", "benchmarks/ptx_emulator/*.py", "tests/ops/ops_cases.py",
-           "tests/ops/test_emulated.py",
-           *(f"tests/ops/test_{name}.py" for name in ("pairs", "catalog", "sampled", "topk")))  # fmt: skip
+# launchers of the operators that test_emulated.py holds, by how their names begin; others are named by their test file
+MODULES = {
+    "pair": "pairs",
+    "sorted pairs": "pairs",
+    "catalog": "catalog",
+    "score_topk": "topk",
+    "sampled_bce": "sampled",
+}
+MODES = {"bfloat16": (torch.bfloat16, "highest"), "float16": (torch.float16, "highest"),
+         "float32": (torch.float32, "highest"), "tf32x3": (torch.float32, "high")}  # fmt: skip
 LIMITS = (
     "The PTX for sm_90 was executed by an emulator; ptxas, timing, hardware rounding and the driver are not covered."
 )
 Row = dict[str, Any]
 
 
-def sources() -> str:
-    """Changes with the kernels, the emulator and the tests."""
-    digest = hashlib.sha256()
-    for pattern in SOURCES:
-        for file in sorted(ROOT.glob(pattern)):
-            digest.update(file.read_bytes())
+@functools.cache
+def code(file: Path) -> str:
+    """A file's code without comments, docstrings and imports, and without ``emulated``, which says where launches come from."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [x for x in body if not _is_beside(x)]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def _is_beside(node: ast.stmt) -> bool:
+    if isinstance(node, (ast.Import, ast.ImportFrom)) or getattr(node, "name", "") == "emulated":
+        return True
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def needed(file: Path, found: dict[Path, None]) -> dict[Path, None]:
+    """The file and what it imports of its folder, but ``tuning``, of which the block sizes count."""
+    if file not in found and file.stem not in ("tuning", "__init__"):
+        found[file] = None
+        for name in re.findall(r"^from recbole_llm_kernels\.triton_ops\.(\w+) import", file.read_text(), re.M):
+            needed(file.parent / f"{name}.py", found)
+    return found
+
+
+def source(row: Row, root: Path = ROOT) -> str:
+    """Changes with what a row depends on: the operator's kernels and launchers, their block sizes, emulator and test."""
+    operator = row.get("operator", "catalog_bce")
+    ops = root / "tests" / "ops"
+    module = next((stem for name, stem in MODULES.items() if operator.startswith(name)), None)
+    if module is None:
+        named = re.compile(rf'^EMULATED = {{.*"{re.escape(operator)}"', re.M | re.S)
+        module = next(x.stem.removeprefix("test_") for x in ops.glob("test_*.py") if named.search(x.read_text()))
+    files = [*needed(root / "kernels" / "recbole_llm_kernels" / "triton_ops" / f"{module}.py", {}),
+             *sorted((root / "benchmarks" / "ptx_emulator").glob("*.py")),
+             ops / f"test_{module}.py"]  # fmt: skip
+    digest = hashlib.sha256(b"".join(code(file).encode() for file in files))
+    if "D" in row:
+        dtype, how = MODES[row["mode"]]
+        digest.update(repr(block_sizes(row["D"], dtype, how)).encode())
     return digest.hexdigest()[:16]
+
+
+def block_sizes(D: int, dtype: torch.dtype, precision: str) -> list[Any]:
+    """What ``tuning`` says on sm_90."""
+    before, on = torch.get_float32_matmul_precision(), aot_report.ARCHS["sm_90"].on
+    torch.set_float32_matmul_precision(precision)
+    try:
+        how = tuning.dot_precision(dtype, on), tuning.dot_precision(dtype, on, exact=True)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    tiles = [tuning.tiles(D, dtype, x.logits, on) for x in how]
+    return [how, tiles, tuning.pairs(D, dtype, on), tuning.segment_sum(D, dtype, on), tuning.sampled(D, 19, on),
+            tuning.COUNTED_PAIRS]  # fmt: skip
 
 
 class Runner:
@@ -83,7 +145,8 @@ class Runner:
                           "instructions": sum(x[2] for x in launches)}  # fmt: skip
             if report.outcome == "failed":
                 facts["error"] = str(report.longreprtext)[-500:]
-            self.rows.append(self.asked[report.nodeid] | facts)
+            row = self.asked[report.nodeid]
+            self.rows.append(row | facts | {"source": source(row)})
             self.keep(self.rows)
             print(f"{name_of(self.rows[-1])}: {report.outcome}, {report.duration:.1f} s", flush=True)
 
@@ -131,7 +194,7 @@ def table(data: Row) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run what is missing; 1: something failed; 3: time ran out first."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    modes, dims = ["bfloat16", "float16", "float32", "tf32x3"], [64, 20, 384, 128]
+    modes, dims = list(MODES), [64, 20, 384, 128]
     parser.add_argument("--mode", nargs="+", choices=modes, default=modes)
     parser.add_argument("--dim", nargs="+", type=int, choices=dims, default=dims)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long; the next call goes on")
@@ -140,12 +203,11 @@ def main(arguments: list[str] | None = None) -> int:
     file = None if options.json == "none" else Path(options.json)
     data = json.loads(file.read_text()) if file and file.exists() else {"limits": LIMITS, "triton": {}}
     before = data["triton"].get(triton.__version__, {})
-    version_of_sources = sources()
-    known = before["rows"] if before.get("sources") == version_of_sources else []
+    known = [row for row in before.get("rows", ()) if row.get("source") == source(row)]
 
     def keep(rows: list[Row]) -> None:
         data["triton"][triton.__version__] = {
-            "sources": version_of_sources, "commit": timing.commit(), "numpy": np.__version__, "torch": torch.__version__,
+            "commit": timing.commit(), "numpy": np.__version__, "torch": torch.__version__,
             "combinations": runner.total, "rows": known + rows,
         }  # fmt: skip
         if file:

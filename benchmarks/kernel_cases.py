@@ -5,77 +5,134 @@ forward and backward, with dense gradients for both matrices. ``kernel_speed.py`
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
+from case_parts import Case, Shape, agreement, competitors, compiled, generator, ids, leaf, relative, step, tried
 from torch import Tensor
 
 import recbole_llm_kernels as kernels
 from recbole_llm_kernels import reference
 
-Shape = dict[str, Any]
+FULL: list[tuple[str, Shape]] = [
+    ("pair_bce", dict(P=65536, n=100_000, D=64)),
+    ("sampled_bce", dict(B=4096, K=64, n=100_000, D=64)),
+    ("score_topk", dict(B=1024, N=100_000, D=64, k=50)),
+    ("score_topk", dict(B=256, N=1_000_000, D=64, k=50)),
+    ("catalog_bce", dict(B=2048, N=200_000, D=64)),
+    ("catalog_ce", dict(B=2048, N=200_000, D=64)),
+    ("pair_bce", dict(P=65536, n=100_000, D=64, ids="zipf")),
+    ("pair_bce", dict(P=65536, n=1_000_000, D=64)),
+    ("pair_bce", dict(P=2048, n=10_000, D=64)),
+    ("sampled_bce", dict(B=4096, K=64, n=100_000, D=64, ids="zipf")),
+    ("sampled_bce", dict(B=16384, K=4, n=100_000, D=64)),
+    ("sampled_ce", dict(B=4096, K=64, n=100_000, D=64)),
+    ("sampled_ce", dict(B=4096, M=4096, n=100_000, D=64)),
+    ("rowwise_adagrad", dict(P=65536, n=1_000_000, D=64)),
+    ("rowwise_adagrad", dict(P=65536, n=1_000_000, D=64, ids="zipf")),
+    ("pool_rows", dict(B=2048, E=131_072, n=100_000, D=64)),
+    ("score_topk", dict(B=4096, N=10_000, D=64, k=20)),
+    ("catalog_bce", dict(B=2048, N=50_000, D=64)),
+    ("catalog_bce", dict(B=1024, N=50_000, D=128)),
+    ("catalog_bce", dict(B=943, N=1683, D=64)),
+    ("catalog_ce", dict(B=2048, N=50_000, D=64)),
+    ("catalog_ce", dict(B=943, N=1683, D=64)),
+]
+QUICK: list[tuple[str, Shape]] = [
+    ("pair_bce", dict(P=4096, n=5000, D=32)),
+    ("sampled_bce", dict(B=512, K=8, n=5000, D=32)),
+    ("sampled_ce", dict(B=512, K=8, n=5000, D=32)),
+    ("rowwise_adagrad", dict(P=4096, n=5000, D=32)),
+    ("pool_rows", dict(B=512, E=4096, n=5000, D=32)),
+    ("catalog_bce", dict(B=128, N=6000, D=32)),
+    ("catalog_ce", dict(B=128, N=6000, D=32)),
+    ("score_topk", dict(B=128, N=20_000, D=32, k=10)),
+]
 
 
-class Case(NamedTuple):
-    """One operator at one shape."""
+def calls(data: Any, library: Any = kernels, **options: Any) -> dict[str, Callable[..., Tensor]]:
+    """Every differentiable operator on ``data``, as a function of (user or query, item, bias).
 
-    variants: dict[str, Callable[[], object]]  # "ours", the baselines, and competitors
-    check: Callable[[], dict[str, float]]  # largest relative errors against the oracle
-    bytes: float  # each distinct row once, each gradient once
-    flops: float
-    leaves: tuple[Tensor, ...]  # their gradients are the result; none: the result is small
-    unavailable: dict[str, str]  # competitors that cannot run here, and why
+    Contract tests, the ahead-of-time report and the acceptance on a card take their operators from here.
 
+    Args:
+        data: ``user_id``, ``pos``, ``label`` [B], ``neg`` [B, K], ``shared`` [M], ``targets`` (offsets and ids of B rows).
+        library: the kernels, or their oracles.
+        **options: of every call.
+    """
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    def of(name: str, *args: Tensor) -> Callable[..., Tensor]:
+        return lambda u, i, b: getattr(library, name)(u, i, *args, item_bias=b, **options)
 
-
-def ids(n: int, shape: tuple[int, ...], law: str, seed: int, device: str) -> Tensor:
-    """Uniform ids, or Zipf ids: the r-th most popular is drawn in proportion to 1 / r."""
-    if law == "zipf":
-        flat = torch.multinomial(
-            1 / torch.arange(1, n + 1.0), int(torch.tensor(shape).prod()), True, generator=generator(seed)
-        )
-        return torch.randperm(n, generator=generator(seed + 1))[flat].view(shape).to(device)
-    return torch.randint(n, shape, generator=generator(seed)).to(device)
-
-
-def leaf(n: int, D: int, scale: float, seed: int, device: str, dtype: torch.dtype) -> Tensor:
-    return (torch.randn(n, D, generator=generator(seed)) * scale).to(device, dtype).requires_grad_()
-
-
-def step(loss: Callable[[], Tensor], *leaves: Tensor) -> Callable[[], object]:
-    """Forward and backward of ``loss``, with fresh gradients as after ``zero_grad(set_to_none=True)``."""
-
-    def run() -> None:
-        for x in leaves:
-            x.grad = None
-        loss().backward()
-
-    return run
-
-
-def compiled(loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    return torch.compile(loss, fullgraph=True)
-
-
-def agreement(
-    ours: Callable[[], object], leaves: tuple[Tensor, ...], oracle: Callable[..., Tensor]
-) -> dict[str, float]:
-    """Largest errors of the gradients, in units of the largest gradient."""
-    ours()
-    doubled = [x.detach().double().requires_grad_() for x in leaves]
-    oracle(*doubled)
     return {
-        f"gradient_{number}": float((x.grad.double() - d.grad).abs().max() / d.grad.abs().max())
-        for number, (x, d) in enumerate(zip(leaves, doubled, strict=True))
+        "pair_dot": of("pair_dot", data.user_id, data.pos),
+        "pair_sigmoid": of("pair_sigmoid", data.user_id, data.pos),
+        "pair_bce": of("pair_bce", data.user_id, data.pos, data.label),
+        "sampled_bce": of("sampled_bce", data.user_id, data.pos, data.neg),
+        "shared_bce": of("sampled_bce", data.user_id, data.pos, data.shared),
+        "sampled_ce": of("sampled_ce", data.user_id, data.pos, data.neg),
+        "shared_ce": of("sampled_ce", data.user_id, data.pos, data.shared),
+        "catalog_bce": of("catalog_bce", *data.targets),
+        "catalog_ce": of("catalog_ce", *data.targets),
     }
 
 
-def relative(got: Tensor, want: Tensor) -> float:
-    return float((got.detach().double() - want.detach()).abs() / want.detach().abs())
+def steps(data: Any, user: Tensor, item: Tensor, bias: Tensor, **options: Any) -> dict[str, Callable[[], list[Tensor]]]:
+    """What else there is, as functions without arguments that return all results, gradients included."""
+    offsets, entries = data.targets
+    weights = torch.linspace(-1, 1, len(entries), device=entries.device)
+
+    def pool_rows() -> list[Tensor]:
+        leaf = item.detach().clone().requires_grad_()
+        value = kernels.pool_rows(leaf, offsets, entries, weights, **options)
+        return [value.detach(), *torch.autograd.grad(value, leaf, torch.ones_like(value))]
+
+    def score_topk() -> list[Tensor]:
+        return list(
+            kernels.score_topk(user, item, 10, item_bias=bias, seen_offsets=offsets, seen_ids=entries, **options)
+        )
+
+    def rowwise_adagrad() -> list[Tensor]:
+        table, state = item.detach().clone(), torch.linspace(0, 1, len(item), device=item.device)
+        kernels.rowwise_adagrad_(table, state, data.pos, user.detach(), lr=0.1, **options)
+        return [table, state]
+
+    return {"pool_rows": pool_rows, "score_topk": score_topk, "rowwise_adagrad": rowwise_adagrad}
+
+
+def work(P: int, B: int, N: int, K: int, D: int, s: int, counted: int) -> dict[str, tuple[float, float, float]]:
+    """Bytes, flops and exponentials of every Triton kernel, for its floor in the ahead-of-time report.
+
+    Args:
+        P: pairs, and touched rows of an optimizer's step.
+        B: rows.
+        N: items.
+        K: negatives of a row; a fourth of the entries of a pooled history.
+        D: width of the vectors.
+        s: bytes of an element.
+        counted: pairs whose places are counted.
+    """
+    tables = (B + N) * D * s
+    products = (6 if s == 2 else 4) * B * N * D
+    return {
+        "pair_fwd": (2 * P * D * s + 28 * P, 0, P),
+        "sort_key": (24 * P, 0, 0),
+        "rank": (48 * counted, 0, 0),
+        "chunk_sum": (2 * P * D * s + 24 * P, 0, 0),
+        "join_chunks": (P // 32 * D * 4, 0, 0),
+        "tile_pass[bce]": (tables + N * D * s, products, B * N),
+        "tile_pass[softmax]": (tables + N * D * s, products, B * N),
+        "tile_pass[exp_sum]": (tables, 2 * B * N * D, B * N),
+        "tile_pass[group_max]": (tables + 8 * B * N // 64, 2 * B * N * D, 0),
+        "softmax_row": (16 * P, 0, 2 * P),
+        "sampled_bce_fwd": (B * (K + 2) * D * s + 4 * B * (K + D), 0, B * K),
+        "sampled_ce_fwd": (B * (K + 2) * D * s + 4 * B * (2 * K + D), 0, 2 * B * K),
+        "join_softmax": (8 * 64 * B, 0, 64 * B),
+        "pool": (4 * K * B * (D * s + 12) + B * D * s, 0, 0),
+        "rowwise_adagrad": (8 * P * D + 2 * P * D * s + 16 * P, 0, 0),
+        "group_score": (B * 10 * 64 * (D * s + 8), 0, 0),
+    }
 
 
 def pair_bce(shape: Shape, device: str, dtype: torch.dtype) -> Case:
@@ -156,6 +213,98 @@ def sampled_bce(shape: Shape, device: str, dtype: torch.dtype) -> Case:
     return Case(
         {k: step(v, user, item) for k, v in variants.items()}, check, moved, 6 * B * (K + 1) * D, (user, item), {}
     )
+
+
+def sampled_ce(shape: Shape, device: str, dtype: torch.dtype) -> Case:
+    """B rows with K negatives of their own, or, with M, as many shared by the batch; tables of n rows."""
+    B, n, D = shape["B"], shape["n"], shape["D"]
+    user, item = leaf(n, D, 0.3, 0, device, dtype), leaf(n, D, 0.3, 1, device, dtype)
+    u, pos = ids(n, (B,), "uniform", 2, device), ids(n // 2, (B,), "uniform", 3, device)
+    # no accidental hits, for which eager has no mask
+    neg = n // 2 + ids(n // 2, (B, shape["K"]) if "K" in shape else (shape["M"],), "uniform", 5, device)
+    first = torch.zeros(B, dtype=torch.long, device=device)
+
+    def eager() -> Tensor:
+        q, rows = functional.embedding(u, user), functional.embedding(neg, item)
+        s = (q * functional.embedding(pos, item)).sum(-1)
+        t = q @ rows.T if neg.ndim == 1 else (rows @ q[:, :, None])[:, :, 0]
+        return functional.cross_entropy(torch.cat([s[:, None], t], 1), first)
+
+    def ours() -> Tensor:
+        return kernels.sampled_ce(user, item, u, pos, neg)
+
+    def check() -> dict[str, float]:
+        def oracle(a: Tensor, b: Tensor) -> None:
+            for lo in range(0, B, 64):
+                part = slice(lo, lo + 64)
+                own = neg[part] if neg.ndim == 2 else neg
+                (reference.sampled_ce(a, b, u[part], pos[part], own, reduction="sum") / B).backward()
+
+        return agreement(step(ours, user, item), (user, item), oracle)  # type: ignore[arg-type]
+
+    size, pairs = user.element_size(), B * (1 + neg.shape[-1])
+    touched = len(u.unique()) + len(torch.cat([pos, neg.view(-1)]).unique())
+    variants = {"eager": eager, "torch.compile": compiled(eager), "ours": ours}
+    moved = touched * D * size + (12 * pairs if neg.ndim == 2 else 0) + 2 * n * D * size
+    return Case({k: step(v, user, item) for k, v in variants.items()}, check, moved, 6 * pairs * D, (user, item), {})
+
+
+def pool_rows(shape: Shape, device: str, dtype: torch.dtype) -> Case:
+    """B histories of E entries in all, lengths from 1 on as they come, from a table of n rows."""
+    B, E, n, D = shape["B"], shape["E"], shape["n"], shape["D"]
+    table, entries = leaf(n, D, 0.3, 0, device, dtype), ids(n, (E,), "zipf", 1, device)
+    edges = torch.randperm(E - 1, generator=generator(2))[: B - 1].sort().values + 1
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), edges, torch.tensor([E])]).to(device)
+    weights = torch.rand(E, generator=generator(3)).to(device)
+    upstream = torch.rand(B, D, generator=generator(4)).to(device, dtype)
+
+    def eager() -> Tensor:
+        given = weights.to(dtype)
+        bag = functional.embedding_bag(
+            entries, table, offsets, mode="sum", per_sample_weights=given, include_last_offset=True
+        )
+        return (bag * upstream).sum()
+
+    def ours() -> Tensor:
+        return (kernels.pool_rows(table, offsets, entries, weights) * upstream).sum()
+
+    def check() -> dict[str, float]:
+        def oracle(a: Tensor) -> None:
+            (reference.pool_rows(a, offsets, entries, weights.double()) * upstream.double()).sum().backward()
+
+        return agreement(step(ours, table), (table,), oracle)  # type: ignore[arg-type]
+
+    size = table.element_size()
+    moved = len(entries.unique()) * D * size + 2 * B * D * size + 24 * E + n * D * size
+    variants = {"eager": eager, "torch.compile": compiled(eager), "ours": ours}
+    return Case({k: step(v, table) for k, v in variants.items()}, check, moved, 4 * E * D, (table,), {})
+
+
+def rowwise_adagrad(shape: Shape, device: str, dtype: torch.dtype) -> Case:
+    """A step of the optimizer on P terms of a table of n rows, from a sparse gradient; Adam and Adagrad from a dense one."""
+    P, n, D = shape["P"], shape["n"], shape["D"]
+    rows, terms = ids(n, (P,), shape.get("ids", "uniform"), 1, device), leaf(P, D, 0.1, 2, device, dtype).detach()
+    tables = {name: leaf(n, D, 0.1, 0, device, dtype) for name in ("ours", "eager", "dense Adagrad")}
+    dense = torch.zeros(n, D, dtype=dtype, device=device).index_add_(0, rows, terms)
+    sparse = torch.sparse_coo_tensor(rows[None], terms, (n, D), check_invariants=False)
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "eager": torch.optim.Adam([tables["eager"]], fused=True),
+        "dense Adagrad": torch.optim.Adagrad([tables["dense Adagrad"]]),
+        "ours": kernels.RowwiseAdagrad([tables["ours"]], lr=0.01),
+    }
+    for name, table in tables.items():
+        table.grad = sparse if name == "ours" else dense
+
+    def check() -> dict[str, float]:
+        table, state = leaf(n, D, 0.1, 0, device, dtype).detach(), torch.rand(n, generator=generator(3)).to(device)
+        want = reference.rowwise_adagrad(table.double(), state.double(), rows, terms.double(), lr=0.01)
+        kernels.rowwise_adagrad_(table, state, rows, terms, lr=0.01)
+        pairs = zip(("table", "state"), (table, state), want, strict=True)
+        return {name: float((x - y).abs().max() / y.abs().max()) for name, x, y in pairs}
+
+    touched, size = len(rows.unique()), terms.element_size()
+    moved = P * D * size + 2 * touched * D * size + 16 * P
+    return Case({name: x.step for name, x in optimizers.items()}, check, moved, 6 * P * D, (), {})
 
 
 def _catalog(shape: Shape, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -241,44 +390,6 @@ def catalog_ce(shape: Shape, device: str, dtype: torch.dtype) -> Case:
     return _catalog_case("catalog_ce", shape, variants, data, unavailable)
 
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def competitors() -> dict[str, Callable[[], Loss]]:
-    """Public fused cross-entropies of (query, item, target)."""
-
-    def liger() -> Loss:
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-        loss = LigerFusedLinearCrossEntropyLoss()
-        return lambda query, item, target: loss(item, query, target)
-
-    def cut(**options: Any) -> Loss:
-        from cut_cross_entropy import linear_cross_entropy
-
-        return lambda query, item, target: linear_cross_entropy(query, item, target, **options)
-
-    return {
-        "Liger-Kernel": liger,
-        "cut-cross-entropy": cut,
-        "cut-cross-entropy exact": lambda: cut(filter_eps=None),
-        "cut-cross-entropy torch_compile": lambda: cut(impl="torch_compile"),
-    }
-
-
-def tried(competitor: Callable[[], Loss], device: str, dtype: torch.dtype) -> Loss | str:
-    """The call, or why it cannot run here, found out on a tiny catalogue."""
-    try:
-        call = competitor()
-        query, item = (leaf(n, 32, 0.1, n, device, dtype) for n in (8, 300))
-        call(query, item, torch.arange(8, device=device)).backward()
-    except ImportError as error:
-        return f"not installed: {error}"
-    except Exception as error:  # whatever a foreign package raises is the reason
-        return f"does not run on {device}: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-    return call
-
-
 def score_topk(shape: Shape, device: str, dtype: torch.dtype) -> Case:
     """RecBole's full-sort evaluation: B users, N items, 100 seen items and 5 positives each; hits of the k best."""
     B, N, D, k = shape["B"], shape["N"], shape["D"], shape["k"]
@@ -331,4 +442,5 @@ def score_topk(shape: Shape, device: str, dtype: torch.dtype) -> Case:
     return Case(variants, check, (B + N) * D * query.element_size() + 12 * B * k, 2 * B * N * D, (), {})
 
 
-OPERATORS = {f.__name__: f for f in (pair_bce, sampled_bce, catalog_bce, catalog_ce, score_topk)}
+CASES = (pair_bce, sampled_bce, sampled_ce, pool_rows, rowwise_adagrad, catalog_bce, catalog_ce, score_topk)
+OPERATORS = {f.__name__: f for f in CASES}

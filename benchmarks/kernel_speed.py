@@ -34,36 +34,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))  # a ch
 
 import timing
 import torch
-from kernel_cases import OPERATORS, Case, Shape
+from case_parts import Case, Shape
+from kernel_cases import FULL, OPERATORS, QUICK
 
 RESULTS = timing.ROOT / "benchmarks" / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FULL: list[tuple[str, Shape]] = [
-    ("pair_bce", dict(P=65536, n=100_000, D=64)),
-    ("sampled_bce", dict(B=4096, K=64, n=100_000, D=64)),
-    ("score_topk", dict(B=1024, N=100_000, D=64, k=50)),
-    ("score_topk", dict(B=256, N=1_000_000, D=64, k=50)),
-    ("catalog_bce", dict(B=2048, N=200_000, D=64)),
-    ("catalog_ce", dict(B=2048, N=200_000, D=64)),
-    ("pair_bce", dict(P=65536, n=100_000, D=64, ids="zipf")),
-    ("pair_bce", dict(P=65536, n=1_000_000, D=64)),
-    ("pair_bce", dict(P=2048, n=10_000, D=64)),
-    ("sampled_bce", dict(B=4096, K=64, n=100_000, D=64, ids="zipf")),
-    ("sampled_bce", dict(B=16384, K=4, n=100_000, D=64)),
-    ("score_topk", dict(B=4096, N=10_000, D=64, k=20)),
-    ("catalog_bce", dict(B=2048, N=50_000, D=64)),
-    ("catalog_bce", dict(B=1024, N=50_000, D=128)),
-    ("catalog_bce", dict(B=943, N=1683, D=64)),
-    ("catalog_ce", dict(B=2048, N=50_000, D=64)),
-    ("catalog_ce", dict(B=943, N=1683, D=64)),
-]
-QUICK: list[tuple[str, Shape]] = [
-    ("pair_bce", dict(P=4096, n=5000, D=32)),
-    ("sampled_bce", dict(B=512, K=8, n=5000, D=32)),
-    ("catalog_bce", dict(B=128, N=6000, D=32)),
-    ("catalog_ce", dict(B=128, N=6000, D=32)),
-    ("score_topk", dict(B=128, N=20_000, D=32, k=10)),
-]
 ALLOWED = {"float32": 5e-6, "bfloat16": 1e-2, "float16": 2e-3}  # a rounding of the result, and a few of the sums
 
 

@@ -5,8 +5,8 @@ The stock interpreter runs one program after another on host memory, so it forgi
 
 - an active lane outside the *view* of every argument is a fault (the interpreter reads whatever lies there);
 - a masked lane of a load without ``other=`` reads NaN, or a huge integer (the interpreter gives 0, a device anything);
-- two programs that store to one address, a program that loads what is stored in the same launch, and two lanes of one
-  store on the same address are races;
+- two programs that store to one address, a program that loads what another one stores in the same launch or what it has
+  stored itself without a barrier since, and two lanes of one store on the same address are races;
 - programs run in the order of ``program_order(seed)``, so a sum that depends on the order shows as a difference.
 
 Four defects of the interpreter are repaired. Triton 3.9: float32 to bfloat16 truncates instead of rounding to nearest
@@ -50,6 +50,7 @@ class Launch:
         self.program = 0
         self.loads: dict[int, list[np.ndarray]] = {}  # program -> addresses
         self.stores: dict[int, list[np.ndarray]] = {}
+        self.unseen: dict[int, list[np.ndarray]] = {}  # program -> addresses it has stored since its last barrier
         self.faults: list[str] = []
         self.patched: frozenset[str] = frozenset()  # names of the language's modules
         self.zero_given = False  # whether the load at hand has other=, which the interpreter drops where it is one zero
@@ -66,7 +67,7 @@ class Launch:
         return address
 
     def races(self) -> list[str]:
-        """Addresses that two programs store, or that are both loaded and stored."""
+        """Addresses that two programs store, or that one loads and another stores."""
         found = []
         programs, stored = _flat(self.stores)
         order = np.argsort(stored, kind="stable")
@@ -78,7 +79,7 @@ class Launch:
         readers, loaded = _flat(self.loads)
         if len(stored) and len(loaded):
             place = np.minimum(np.searchsorted(stored, loaded), len(stored) - 1)
-            clash = stored[place] == loaded
+            clash = (stored[place] == loaded) & (programs[place] != readers)
             if clash.any():
                 at = int(clash.argmax())
                 found.append(f"race: program {readers[at]} loads what program {programs[place[at]]} stores")
@@ -115,6 +116,9 @@ def program_order(seed: int | None) -> Iterator[None]:
 def _load(self, pointers, mask, other, *rest):
     address = _launch.touch(pointers, mask, "load")
     _launch.loads.setdefault(_launch.program, []).append(address)
+    unseen = _launch.unseen.get(_launch.program)
+    if unseen and np.isin(address, np.concatenate(unseen)).any():
+        _launch.faults.append(f"race: program {_launch.program} loads what it has stored, without a barrier")
     if other is None and not _launch.zero_given:
         element = pointers.get_element_ty()
         dtype = interpreter._get_np_dtype(element)
@@ -142,7 +146,12 @@ def _store(self, pointers, value, mask, *rest):
     if len(np.unique(address)) < len(address):
         _launch.faults.append(f"race: two lanes of program {_launch.program} store to one address")
     _launch.stores.setdefault(_launch.program, []).append(address)
+    _launch.unseen.setdefault(_launch.program, []).append(address)
     return _stock["create_masked_store"](self, pointers, value, mask, *rest)
+
+
+def _barrier(self):
+    _launch.unseen.pop(_launch.program, None)
 
 
 def _atomic(self, operation, pointers, value, mask, *rest):
@@ -257,7 +266,7 @@ _stock_patch_lang = interpreter._patch_lang
 def install() -> None:
     """Watch every launch from now on."""
     _Builder.create_masked_load, _Builder.create_masked_store = _load, _store
-    _Builder.create_atomic_rmw = _atomic
+    _Builder.create_atomic_rmw, _Builder.create_barrier = _atomic, _barrier
     _Semantic.load = _semantic_load
     _Builder.set_grid_dim, _Builder.set_grid_idx = _set_grid_dim, _set_grid_idx
     _Builder.cast_impl, _Builder.create_dot = _cast, _dot

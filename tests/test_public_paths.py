@@ -194,9 +194,7 @@ def command_statement(command):
     )
 
 
-LISTED = (
-    f"import recbole_llm_kernels as k\nassert sorted(k.__all__) == sorted({PUBLIC['recbole_llm_kernels']!r}), k.__all__"
-)
+LISTED = f"import recbole_llm_kernels as k\nassert set({PUBLIC['recbole_llm_kernels']!r}) <= set(k.__all__), k.__all__"
 # RecBole and our own modules; test_boundaries.py looks for torch in a fresh interpreter
 OWN = f"""
 import sys

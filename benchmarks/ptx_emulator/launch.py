@@ -5,9 +5,10 @@ launch would, block sizes are those of sm_90, and PTX is what Triton emits for i
 """
 
 import importlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -23,7 +24,7 @@ from ptx_emulator import arithmetic, matrix, transfers  # noqa: F401 (they regis
 from ptx_emulator.machine import Machine, run
 from ptx_emulator.memory import Bytes, GlobalMemory
 from ptx_emulator.program import Program, parse
-from recbole_llm_kernels import ops, pair_ops
+from recbole_llm_kernels import backends
 from recbole_llm_kernels.triton_ops import tuning
 
 ARCH = "sm_90"
@@ -197,13 +198,15 @@ def emulated(fault: Fault | None = None) -> Iterator[Emulator]:
     def launchers(module: str, like: torch.Tensor, backend: str) -> ModuleType:
         return importlib.import_module(f"recbole_llm_kernels.triton_ops.{module}")
 
-    on = aot.ARCHS[ARCH].on
+    on, chosen = aot.ARCHS[ARCH].on, backends.launchers
     with (
-        patch.object(ops, "launchers", launchers),
-        patch.object(pair_ops, "launchers", launchers),
+        ExitStack() as choosing,
         patch.object(JITFunction, "run", launch),
         patch.object(tuning, "target", lambda device: on),
         patch.object(torch, "empty", fresh(torch.empty)),
         patch.object(torch, "empty_like", fresh(torch.empty_like)),
     ):
+        for name, module in list(sys.modules.items()):  # wherever an operator chooses its launchers
+            if name.startswith("recbole_llm_kernels.") and vars(module).get("launchers") is chosen:
+                choosing.enter_context(patch.object(module, "launchers", launchers))
         yield emulator

@@ -9,40 +9,17 @@ A row of ``user``, ``query`` or ``item`` is a vector; a matrix is an embedding t
 Needs PyTorch alone; Triton is loaded when an operator first runs on it.
 """
 
+from recbole_llm_kernels import functional, optim, sampled_losses, tower_ops
 from recbole_llm_kernels.backends import default_backend
-from recbole_llm_kernels.functional import (
-    TopK,
-    catalog_bce,
-    catalog_ce,
-    pair_bce,
-    pair_dot,
-    pair_sigmoid,
-    sampled_bce,
-    score_topk,
-)
-from recbole_llm_kernels.tower_ops import (
-    fuses_scaled_bce,
-    pool_rows,
-    pool_rows_without_own,
-    scaled_rows,
-    scaled_sampled_bce,
-)
+from recbole_llm_kernels.functional import *  # noqa: F403
+from recbole_llm_kernels.optim import *  # noqa: F403
+from recbole_llm_kernels.sampled_losses import *  # noqa: F403
+from recbole_llm_kernels.tower_ops import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "TopK",
-    "catalog_bce",
-    "catalog_ce",
-    "default_backend",
-    "fuses_scaled_bce",
-    "pair_bce",
-    "pair_dot",
-    "pair_sigmoid",
-    "pool_rows",
-    "pool_rows_without_own",
-    "sampled_bce",
-    "scaled_rows",
-    "scaled_sampled_bce",
-    "score_topk",
-]
+__all__ = ["default_backend"]
+__all__ += functional.__all__
+__all__ += optim.__all__
+__all__ += sampled_losses.__all__
+__all__ += tower_ops.__all__

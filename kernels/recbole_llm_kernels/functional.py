@@ -23,6 +23,8 @@ from torch import Tensor
 
 from recbole_llm_kernels import arguments, ops, pair_ops
 
+__all__ = ["TopK", "catalog_bce", "catalog_ce", "pair_bce", "pair_dot", "pair_sigmoid", "score_topk"]
+
 
 class TopK(NamedTuple):
     """The best items of every query."""
@@ -160,87 +162,6 @@ def pair_bce(
     arguments.vector("label", label, len(user_id), "one per pair", user)
     weight = arguments.weights(weight, len(user_id), "one per pair", user)
     return pair_ops.pair_bce(user, item, user_id, item_id, item_bias, label.contiguous(), weight, reduction, backend)[0]
-
-
-def sampled_bce(
-    user: Tensor,
-    item: Tensor,
-    user_id: Tensor,
-    pos_id: Tensor,
-    neg_id: Tensor,
-    *,
-    item_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    neg_weight: float = 1.0,
-    log_q: Tensor | None = None,
-    neg_valid: Tensor | None = None,
-    reduction: str = "mean",
-    backend: str = "auto",
-) -> Tensor:
-    """Compute the binary cross-entropy of one positive against sampled negatives.
-
-    Row loss: softplus(-s_pos) + neg_weight * sum over live k of softplus(s_k), without a ``[B, K, D]`` tensor, nor, for
-    shared negatives, a ``[B, M]`` one. A negative equal to its row's positive is never live.
-
-    Args:
-        user: user rows, ``[n_users, D]``.
-        item: item rows, ``[N, D]``.
-        user_id: rows of ``user``, ``[B]``.
-        pos_id: each row's positive item, ``[B]``.
-        neg_id: negative items, ``[B, K]`` for each row its own, or ``[M]`` shared by all rows. Repeats count again.
-        item_bias: added to every item's logits, ``[N]``; -inf: not in the catalogue, never a live negative.
-        weight: factor of every row's loss, ``[B]``.
-        neg_weight: factor of the negatives' part.
-        log_q: log of the expected count of every item among a row's negatives, ``[N]``; subtracted from the logits of
-            positives and negatives (the sampled-softmax correction of Bengio and Senecal, 2008).
-        neg_valid: bool, True where a negative counts: shaped as ``neg_id``, or ``[B, M]`` with shared negatives.
-        reduction: "mean" (over B, with or without ``weight``), "sum" or "none". The mean of no rows is NaN.
-        backend: "auto", "triton" or "torch".
-
-    Returns:
-        float32 loss in nats: a scalar, or ``[B]`` for "none".
-
-    Raises:
-        ValueError: an argument's shape, dtype or device does not fit; or a positive is not in the catalogue (CPU, or
-            debug mode).
-        IndexError: an id is out of range (CPU, or debug mode).
-
-    Example:
-        >>> user, item = torch.tensor([[1.0]]), torch.tensor([[2.0], [-2.0]])
-        >>> loss = sampled_bce(user, item, torch.tensor([0]), torch.tensor([0]), torch.tensor([[1]]))
-        >>> round(float(loss), 4)  # 2 log(1 + exp(-2))
-        0.2539
-    """
-    user, item, item_bias = arguments.matrices("user", user, item, item_bias)
-    arguments.options(reduction, backend)
-    neg_weight = arguments.negative_weight(neg_weight)
-    arguments.ids("user_id", user_id, user)
-    arguments.ids("pos_id", pos_id, user)
-    B = len(user_id)
-    if len(pos_id) != B:
-        raise ValueError(f"user_id and pos_id must have one entry per row, got {B} and {len(pos_id)}")
-    arguments.ids("neg_id", neg_id, user, dims=(1, 2))
-    if neg_id.ndim == 2 and len(neg_id) != B:
-        raise ValueError(
-            f"neg_id must be [B, K] with B = {B} as user_id, or [M] shared by all rows, got {tuple(neg_id.shape)}"
-        )
-    if log_q is not None:
-        arguments.vector("log_q", log_q, len(item), "one per item", user)
-        log_q = log_q.contiguous()
-    if neg_valid is not None:
-        shapes = [neg_id.shape] if neg_id.ndim == 2 else [neg_id.shape, (B, len(neg_id))]
-        if neg_valid.dtype != torch.bool or tuple(neg_valid.shape) not in [tuple(s) for s in shapes]:
-            raise ValueError(
-                f"neg_valid must be bool of shape {' or '.join(str(tuple(s)) for s in shapes)}, "
-                f"got {neg_valid.dtype} {tuple(neg_valid.shape)}"
-            )
-        arguments.check_device("neg_valid", neg_valid, user)
-        neg_valid = neg_valid.contiguous()
-    weight = arguments.weights(weight, B, "one per row", user)
-    ids = arguments.one_id_type(user_id, pos_id, neg_id)
-    op = ops.sampled_bce if neg_id.ndim == 2 else ops.shared_bce
-    need = arguments.need(user, item, item_bias)
-    return ops.loss(op, user, item, item_bias, *ids, log_q, neg_valid, weight, neg_weight, reduction, need, backend)
 
 
 def catalog_bce(

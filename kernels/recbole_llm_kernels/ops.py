@@ -55,39 +55,48 @@ def loss(operator: CustomOpDef, *inputs: Any) -> Tensor:
 # two matrices and the bias, then ids, then options, with ``need`` (are their gradients wanted) and ``backend`` last.
 
 
-@_operator
-@takes(Sampled)
-def sampled_bce(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss [] or [B]; slopes [B, 1 + K]; gradient of the gathered queries [B, D]. neg_id is [B, K]."""
-    run, args, poison = _sampled(Sampled(*given))
-    with as_given(args.user):
-        loss, slope, query = run.sampled_bce_fwd(args)
-    return poisoned(loss, poison), slope, formed_grads(slope, query)[0]
+def _own_negatives(name: str, module: str) -> tuple[CustomOpDef, CustomOpDef]:
+    """Make the operators of a loss with negatives of each row's own (neg_id is [B, K]): forward and backward."""
+
+    @takes(Sampled)
+    def forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss [] or [B]; slopes [B, 1 + K]; gradient of the gathered queries [B, D]."""
+        run, args, poison = _sampled(module, Sampled(*given))
+        with as_given(args.user):
+            loss, slope, query = getattr(run, f"{name}_fwd")(args)
+        return poisoned(loss, poison), slope, formed_grads(slope, query)[0]
+
+    forward.__name__ = name
+    operator = _operator(forward)
+
+    @operator.register_fake
+    def _(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        args = Sampled(*given)
+        user, (B, K), dtype = args.user, args.neg_id.shape, accumulator(args.user)
+        grad_query = user.new_empty((B, user.shape[1]) if args.need[0] else 0, dtype=dtype)
+        return fake_loss(B, args.reduction, user), user.new_empty(B, K + 1, dtype=dtype), grad_query
+
+    @takes_back(forward)
+    def backward(grad: Tensor, state: list[Tensor], *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of user, item and item_bias; ``state`` is what the forward returned after the loss."""
+        run, args, _ = _sampled(module, Sampled(*given), again=True)
+        with as_given(args.user):
+            grads = getattr(run, f"{name}_bwd")(grad, state[0], present_grads(state[1])[0], args)
+        return filled_grads(grads, args.need, (args.user, args.item, args.item_bias))
+
+    backward.__name__ = f"{name}_backward"
+    return operator, _operator(backward)
 
 
-@sampled_bce.register_fake
-def _(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    args = Sampled(*given)
-    user, (B, K), dtype = args.user, args.neg_id.shape, accumulator(args.user)
-    grad_query = user.new_empty((B, user.shape[1]) if args.need[0] else 0, dtype=dtype)
-    return fake_loss(B, args.reduction, user), user.new_empty(B, K + 1, dtype=dtype), grad_query
-
-
-@_operator
-@takes_back(_functions[sampled_bce])
-def sampled_bce_backward(grad: Tensor, state: list[Tensor], *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of user, item and item_bias; ``state`` is what the forward returned after the loss."""
-    run, args, _ = _sampled(Sampled(*given), again=True)
-    with as_given(args.user):
-        grads = run.sampled_bce_bwd(grad, state[0], present_grads(state[1])[0], args)
-    return filled_grads(grads, args.need, (args.user, args.item, args.item_bias))
+sampled_bce, sampled_bce_backward = _own_negatives("sampled_bce", "sampled")
+sampled_ce, sampled_ce_backward = _own_negatives("sampled_ce", "sampled_ce")
 
 
 @_operator
 @takes(Sampled)
 def shared_bce(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss [] or [B]; slopes of the positives [B]; gradients of queries [B, D], negatives [M, D] and their bias [M]."""
-    run, args, poison = _sampled(Sampled(*given))
+    run, args, poison = _sampled("sampled", Sampled(*given))
     with as_given(args.user):
         loss, slope, *grads = run.shared_bce_fwd(args)
     grad_query, grad_vectors, grad_shift = formed_grads(slope, *grads)
@@ -113,15 +122,42 @@ def _(*given: Any) -> tuple[Tensor, ...]:
 @takes_back(_functions[shared_bce])
 def shared_bce_backward(grad: Tensor, state: list[Tensor], *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of user, item and item_bias; ``state`` is what the forward returned after the loss."""
-    run, args, _ = _sampled(Sampled(*given), again=True)
+    run, args, _ = _sampled("sampled", Sampled(*given), again=True)
     with as_given(args.user):
         grads = run.shared_bce_bwd(grad, state[0], present_grads(*state[1:]), args)
     return filled_grads(grads, args.need, (args.user, args.item, args.item_bias))
 
 
-def _sampled(args: Sampled, again: bool = False) -> tuple[ModuleType, Sampled, Tensor | None]:
+@_operator
+@takes(Sampled)
+def shared_ce(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss [] or [B]; slopes of the positives [B]; log Z of the positive and the live negatives [B]."""
+    run, args, poison = _sampled("sampled_ce", Sampled(*given))
+    with as_given(args.user):
+        loss, slope, log_z = run.shared_ce_fwd(args)
+    return poisoned(loss, poison), slope, log_z
+
+
+@shared_ce.register_fake
+def _(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    args = Sampled(*given)
+    B, dtype = len(args.user_id), accumulator(args.user)
+    return fake_loss(B, args.reduction, args.user), *(args.user.new_empty(B, dtype=dtype) for _ in range(2))
+
+
+@_operator
+@takes_back(_functions[shared_ce])
+def shared_ce_backward(grad: Tensor, state: list[Tensor], *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of user, item and item_bias; ``state`` is what the forward returned after the loss."""
+    run, args, _ = _sampled("sampled_ce", Sampled(*given), again=True)
+    with as_given(args.user):
+        grads = run.shared_ce_bwd(grad, *state, args)
+    return filled_grads(grads, args.need, (args.user, args.item, args.item_bias))
+
+
+def _sampled(module: str, args: Sampled, again: bool = False) -> tuple[ModuleType, Sampled, Tensor | None]:
     """Choose the launchers and check the ids; ``again`` in a backward, whose forward has checked them."""
-    run = launchers("sampled", args.user, args.backend)
+    run = launchers(module, args.user, args.backend)
     named = ("user_id", args.user_id, args.user), ("pos_id", args.pos_id, args.item), ("neg_id", args.neg_id, args.item)
     (user_id, pos_id, neg_id), poison = checked(args.user, run, *named, again=again)
     if not again and synchronising_checks(args.user.device):
@@ -296,6 +332,8 @@ def _register_loss(forward: CustomOpDef, backward: CustomOpDef) -> None:
 
 
 _register_loss(sampled_bce, sampled_bce_backward)
+_register_loss(sampled_ce, sampled_ce_backward)
+_register_loss(shared_ce, shared_ce_backward)
 _register_loss(shared_bce, shared_bce_backward)
 _register_loss(catalog_bce, catalog_bce_backward)
 _register_loss(catalog_ce, catalog_ce_backward)

@@ -84,14 +84,50 @@ def sampled_bce(
     reduction: str = "mean",
 ) -> Tensor:
     """softplus(-s_pos) + neg_weight * sum over live negatives of softplus(s_k)."""
+    s, live = _sampled_logits(user, item, user_id, pos_id, neg_id, item_bias, log_q, neg_valid)
+    rows = _softplus(-s[:, 0]) + neg_weight * torch.where(live[:, 1:], _softplus(s[:, 1:]), 0).sum(1)
+    return _reduce(rows, weight, reduction)
+
+
+def sampled_ce(
+    user: Tensor,
+    item: Tensor,
+    user_id: Tensor,
+    pos_id: Tensor,
+    neg_id: Tensor,
+    *,
+    item_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    log_q: Tensor | None = None,
+    neg_valid: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """-log softmax of the positive among itself and the live negatives, as softplus(log sum of theirs - s_pos)."""
+    s, live = _sampled_logits(user, item, user_id, pos_id, neg_id, item_bias, log_q, neg_valid)
+    some = live[:, 1:].any(1)
+    others = torch.where(some[:, None], torch.where(live[:, 1:], s[:, 1:], -torch.inf), 0)
+    rows = torch.where(some, _softplus(others.logsumexp(1) - s[:, 0]), 0)
+    return _reduce(rows, weight, reduction)
+
+
+def _sampled_logits(
+    user: Tensor,
+    item: Tensor,
+    user_id: Tensor,
+    pos_id: Tensor,
+    neg_id: Tensor,
+    item_bias: Tensor | None,
+    log_q: Tensor | None,
+    neg_valid: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Logits [B, 1 + K], the positive first, and which entries count."""
     ids = torch.cat([pos_id[:, None], neg_id.expand(len(pos_id), -1)], 1).long()
     s, live = _inside((item[ids] @ user[user_id.long()][:, :, None])[:, :, 0], item_bias, ids)
     s = s if log_q is None else s - log_q[ids].to(s.dtype)
     live = live & torch.cat([torch.ones_like(pos_id[:, None], dtype=torch.bool), ids[:, 1:] != ids[:, :1]], 1)
     if neg_valid is not None:
         live = live & torch.cat([live[:, :1], neg_valid.expand(len(pos_id), -1)], 1)
-    rows = _softplus(-s[:, 0]) + neg_weight * torch.where(live[:, 1:], _softplus(s[:, 1:]), 0).sum(1)
-    return _reduce(rows, weight, reduction)
+    return s, live
 
 
 def catalog_bce(
@@ -149,3 +185,19 @@ def score_topk(
     scores = pad(scores[:, :k], (0, max(0, k - N)), value=-torch.inf)
     ids = pad(ids[:, :k], (0, max(0, k - N)), value=-1)
     return scores, torch.where(scores == -torch.inf, -1, ids)
+
+
+def pool_rows(vectors: Tensor, offsets: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """Sum over the entries e of list b of weight_e * vectors[ids_e]."""
+    row = torch.repeat_interleave(torch.arange(len(offsets) - 1, device=ids.device), offsets.diff().long())
+    terms = vectors[ids.long()] * weights[:, None].to(vectors.dtype)
+    return vectors.new_zeros(len(offsets) - 1, vectors.shape[1]).index_add(0, row, terms)
+
+
+def rowwise_adagrad(
+    table: Tensor, state: Tensor, ids: Tensor, grad: Tensor, *, lr: float, eps: float = 1e-10
+) -> tuple[Tensor, Tensor]:
+    """Table and state after a step of row-wise Adagrad on the dense gradient."""
+    g = torch.zeros_like(table).index_add(0, ids.long(), grad)
+    state = state + g.square().mean(1)
+    return table - lr * g / (state.sqrt() + eps)[:, None], state

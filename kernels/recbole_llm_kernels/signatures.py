@@ -18,11 +18,11 @@ class Sampled(NamedTuple):
         item_bias: ``[N]``; -inf: not in the catalogue.
         user_id: ``[B]``.
         pos_id: ``[B]``.
-        neg_id: ``[B, K]`` of ``sampled_bce``, ``[M]`` of ``shared_bce``.
+        neg_id: ``[B, K]`` for each row its own, or ``[M]`` shared by the batch.
         log_q: ``[N]``, subtracted from the logits.
-        neg_valid: bool, as ``neg_id``; of ``shared_bce`` also ``[B, M]``.
+        neg_valid: bool, as ``neg_id``; of shared negatives also ``[B, M]``.
         weight: ``[B]``.
-        neg_weight: factor of the negatives' part.
+        neg_weight: factor of the negatives' part; 1 for the softmax.
         reduction: "mean", "sum" or "none".
         need: whether gradients of user, item and item_bias are wanted.
         backend: "auto", "triton" or "torch".

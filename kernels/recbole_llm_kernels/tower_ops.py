@@ -1,21 +1,26 @@
 """What a two-tower model computes beside the scores: pooled histories, rows of a table, a loss from the parts of a query.
 
-Each function chooses its implementation by the tensors' device. On a CPU the gradients order ids by counting; elsewhere
-PyTorch's own operations run.
+Each function chooses its implementation by the tensors' device. On a CPU the gradients order ids by counting; on a GPU
+histories are pooled in Triton, and PyTorch's own operations do the rest.
 """
+
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recbole_llm_kernels.backends import default_backend
-from recbole_llm_kernels.functional import sampled_bce
+from recbole_llm_kernels import arguments
+from recbole_llm_kernels.backends import default_backend, launchers
+from recbole_llm_kernels.sampled_losses import sampled_bce
 from recbole_llm_kernels.torch_ops import pool as on_cpu
 from recbole_llm_kernels.torch_ops.sampled import has_sampled_dots
 from recbole_llm_kernels.torch_ops.scaled_bce import scaled_sampled_bce as fused_bce
 
+__all__ = ["fuses_scaled_bce", "pool_rows", "pool_rows_without_own", "scaled_rows", "scaled_sampled_bce"]
 
-def pool_rows(vectors: Tensor, offsets: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+
+def pool_rows(vectors: Tensor, offsets: Tensor, ids: Tensor, weights: Tensor, backend: str = "auto") -> Tensor:
     """Weighted sums of the rows that ragged lists name, differentiable in ``vectors``.
 
     Args:
@@ -23,19 +28,34 @@ def pool_rows(vectors: Tensor, offsets: Tensor, ids: Tensor, weights: Tensor) ->
         offsets: where each list begins in ``ids``, ``[B + 1]`` int64, from 0.
         ids: rows of ``vectors``, ``[E]`` int64.
         weights: factor of each entry, ``[E]`` float32 (float64 with float64 vectors).
+        backend: "auto", "triton" or "torch".
 
     Returns:
-        ``[B, D]`` in the dtype of ``vectors``; 0 for an empty list.
+        ``[B, D]`` in the dtype of ``vectors``; 0 for an empty list, NaN for one with an id out of range on a GPU.
+
+    Raises:
+        ValueError: ``backend`` is unknown, or cannot run on these tensors.
 
     Example:
         >>> table = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
         >>> pool_rows(table, torch.tensor([0, 2, 2]), torch.tensor([0, 1]), torch.ones(2)).tolist()
         [[1.0, 2.0], [0.0, 0.0]]
     """
-    if vectors.is_cuda:
-        given = weights.to(vectors.dtype)
-        return F.embedding_bag(ids, vectors, offsets, mode="sum", per_sample_weights=given, include_last_offset=True)
-    return on_cpu.pool(vectors, ids, offsets, weights)
+    arguments.check_backend(backend)
+    return cast(Tensor, _Pool.apply(vectors, offsets, ids, weights, backend))
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, offsets: Tensor, ids: Tensor, weights: Tensor, backend: str) -> Tensor:
+        ctx.save_for_backward(offsets, ids, weights)
+        ctx.run, ctx.rows, ctx.dtype = launchers("pool", vectors, backend), len(vectors), vectors.dtype
+        return cast(Tensor, ctx.run.pool_fwd(vectors.contiguous(), offsets, ids, weights))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.run.pool_bwd(grad, *ctx.saved_tensors, ctx.rows, ctx.dtype), None, None, None, None
 
 
 def pool_rows_without_own(

@@ -352,7 +352,7 @@ RECBOLE_KEYS: dict[str, tuple[Any, str]] = {
     "epochs": (120, "(int) Of the learned block; under a catalogue loss an epoch visits every user once."),
     "train_batch_size": (512, "(int) Users under a catalogue loss, interactions otherwise."),
     "eval_batch_size": (4_000_000, "(int) Scores held at once; RecBole divides it by the number of items."),
-    "learner": ("adamw", "(str) As in RecBole."),
+    "learner": ("adamw", "(str) As in RecBole; rowwise_adagrad visits only the rows that a batch names."),
     "learning_rate": (0.003, "(float) As in RecBole."),
     "weight_decay": (
         1.0,

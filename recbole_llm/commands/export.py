@@ -12,7 +12,7 @@ import numpy as np
 from recbole_llm.bridge.checkpoint_settings import add_history_argument, add_path_arguments, given_paths
 from recbole_llm.checkpoints import load_run, newest_checkpoint
 from recbole_llm.commands.model_argument import add_checkpoint_argument
-from recbole_llm.export.export_model import INDEX_KINDS, export_model
+from recbole_llm.export.export_model import DTYPES, INDEX_KINDS, export_model
 from recbole_llm.export.model_tables import ModelTables
 from recbole_llm.export.pooling import Pooling
 from recbole_llm.reporting.words import quality_of
@@ -26,6 +26,12 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add_path_arguments(parser)
     add_history_argument(parser)
     parser.add_argument("--index", choices=INDEX_KINDS, default="auto", help="auto: ivf above 300,000 items")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the vectors; int8: a quarter of the bytes"
+    )
+    parser.add_argument(
+        "--rescore", action="store_true", help="with int8: keep the float32 vectors too, and score the best by them"
+    )
     parser.add_argument("--attributes", default=None, metavar="A,B", help="item columns to show and filter by")
     parser.add_argument("--no-text", action="store_true", help="leave the items' texts out")
     parser.add_argument("--bundle-encoder", action="store_true", help="copy the encoder into the export")
@@ -65,6 +71,8 @@ def run_export(options: argparse.Namespace) -> int:
         quality=quality_of(loaded.state),
         history=options.history or "all",
         build_search_index=build_search_index,
+        dtype=options.dtype,
+        rescore=options.rescore,
     )
     size = sum(sums.bytes for sums in manifest.files.values())
     spec = manifest.encoder

@@ -29,6 +29,7 @@ from recbole_llm.export.writer import ExportContents, write_artifact
 from recbole_llm.fitting.data import TrainingData
 from recbole_llm.scoring.rows import Rows
 
+DTYPES = ("float32", "int8")
 INDEX_KINDS = ("auto", "exact", "ivf")
 # above this exact scoring takes tens of milliseconds a request on one core
 EXACT_UP_TO = 300_000
@@ -57,6 +58,8 @@ def export_model(
     build_search_index: SearchIndexBuilder | None = None,
     history: str = "all",
     quality: Sequence[str] = (),
+    dtype: str = "float32",
+    rescore: bool = False,
 ) -> Manifest:
     """Write the export of a trained model.
 
@@ -76,6 +79,8 @@ def export_model(
             (``recbole_llm.retrieval.search_index.build_search_index``); ``None``: they compare every item.
         history: ``all`` interactions of the data set are the users' histories, and what they have seen; or ``train``.
         quality: lines of the model card's section on quality (``recbole_llm.reporting.words.card``).
+        dtype: of the vectors of items and users, ``float32`` or ``int8``, a quarter of the bytes.
+        rescore: with ``int8``, keep the float32 vectors in a file of their own, by which the best are scored again.
 
     Returns:
         The manifest.
@@ -85,6 +90,7 @@ def export_model(
     """
     if index not in INDEX_KINDS:
         raise ValueError(f"index is {index!r}; expected one of {', '.join(INDEX_KINDS)}.")
+    _check_dtype(dtype, rescore, onnx)
     if Path(output).exists():  # said before anything long is done
         raise ValueError(
             f"output {str(output)!r} exists, and an export is immutable: name another folder, or remove it."
@@ -103,10 +109,23 @@ def export_model(
         history=history,
     )
     card = model_card(contents, getattr(dataset, "dataset_name", ""), quality)
-    manifest = write_artifact(output, replace(contents, card=card, onnx=onnx))
+    manifest = write_artifact(output, replace(contents, card=card, onnx=onnx, dtype=dtype, rescore=rescore))
     counts = manifest.counts
     log.info("Exported %d items and %d users as %s to %s", counts["items"], counts["users"], manifest.export_id, output)
     return manifest
+
+
+def _check_dtype(dtype: str, rescore: bool, onnx: bool) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    if rescore and dtype == "float32":
+        raise ValueError(
+            "rescore belongs to dtype int8: vectors that are float32 already are what scores. Leave it out."
+        )
+    if onnx and dtype != "float32":
+        raise ValueError(
+            f"onnx needs dtype float32, and dtype is {dtype!r}: the graphs read float32 vectors. Leave one out."
+        )
 
 
 def contents_of(

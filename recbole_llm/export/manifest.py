@@ -17,10 +17,11 @@ from recbole_llm.scoring.probability import ProbabilityMap
 
 FIRST_SCHEMA, CONTENT_SCHEMA = 1, 2  # content.safetensors
 DISLIKED_SCHEMA = SEARCH_SCHEMA = 3  # disliked items in history.safetensors; search.safetensors
-SCHEMA = 3
+CODED_SCHEMA = 4  # vectors in eight bits
+SCHEMA = 4
 MANIFEST = "manifest.json"
 VECTORS, HISTORY, TEXT_MAP = "vectors.safetensors", "history.safetensors", "text_map.safetensors"
-CONTENT, SEARCH = "content.safetensors", "search.safetensors"
+CONTENT, SEARCH, EXACT = "content.safetensors", "search.safetensors", "exact.safetensors"
 ITEM_IDS, USER_IDS, ITEMS, CARD = "item_ids.txt", "user_ids.txt", "items.jsonl", "README.md"
 INDEX, SEARCH_INDEX = "index.faiss", "search.faiss"
 ONNX_RECOMMEND, ONNX_TEXT_MAP = "recommend.onnx", "text_map.onnx"
@@ -37,7 +38,7 @@ _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 # one folder of encoder files may hold one more level (1_Pooling/config.json); nothing executable, nothing pickled
 _ENCODER_FILE = re.compile(rf"{ENCODER_FOLDER}/(?:{_PART}/)?{_PART}\.(?:safetensors|json|txt|model)")
 _PLAIN_FILES = frozenset(
-    {*REQUIRED, TEXT_MAP, CONTENT, SEARCH, SEARCH_INDEX, CARD, INDEX, ONNX_RECOMMEND, ONNX_TEXT_MAP}
+    {*REQUIRED, TEXT_MAP, CONTENT, EXACT, SEARCH, SEARCH_INDEX, CARD, INDEX, ONNX_RECOMMEND, ONNX_TEXT_MAP}
 )
 
 

@@ -4,6 +4,9 @@
       manifest.json          schema, sizes and sha256 of every other file, the model's constants
       vectors.safetensors    item.vector f32[N,D]  item.source f32[N,D]  item.bias f32[N]  item.trained u8[N]
                              item.listed u8[N]  user.offset f32[D]  [user.part f32[U,D]]; row 0 is the first item: no padding
+                             with --dtype int8, for item.vector, item.source and user.part each NAME.codes i8 and NAME.scale
+                             f32[.,blocks], and rotation.signs i8[D]: see quantise.py
+      exact.safetensors      item.vector, item.source and user.part in f32, only with --dtype int8 --rescore
       history.safetensors    offsets i64[U+1]  items i32[nnz]  weight f32[nnz]  [rank f32[nnz]]   histories
                              [disliked_offsets i64[U+1]  disliked_items i32[m]]   seen, not liked and never recommended
       text_map.safetensors   only where texts can be mapped: see text_map.py
@@ -28,13 +31,14 @@ newest item of the history.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from recbole_llm.export.errors import ExportError
 from recbole_llm.export.manifest import (
     CONTENT,
+    EXACT,
     HISTORY,
     INDEX,
     ITEM_IDS,
@@ -48,6 +52,7 @@ from recbole_llm.export.manifest import (
     Manifest,
     read_manifest,
 )
+from recbole_llm.export.quantise import CodedTable
 from recbole_llm.export.search_tables import SearchTables, read_search
 from recbole_llm.export.tensor_file import check_file, open_file, parse_json, parse_tensors, take
 from recbole_llm.export.text_map import TextMap
@@ -77,13 +82,13 @@ class Export:
         item_ids: ``N`` external ids.
         user_ids: ``U`` external ids.
         records: ``N`` records.
-        vector: ``[N, D]`` float32 targets w_i.
-        source: ``[N, D]`` float32 sources v_j.
+        vector: ``[N, D]`` float32 targets w_i; a :class:`recbole_llm.export.quantise.CodedTable`, read alike, of eight bits.
+        source: ``[N, D]`` float32 sources v_j; likewise.
         bias: ``[N]`` float32.
         trained: ``[N]`` bool; the others are cold, known by their text alone.
         listed: ``[N]`` bool; the others have no place in answers.
         offset: ``[D]`` float32 of every user.
-        user_part: ``[U, D]`` float32 of each user, or ``None``.
+        user_part: ``[U, D]`` float32 of each user, likewise, or ``None``.
         history_offsets: ``[U + 1]`` int64.
         history_items: ``[nnz]`` int32 rows, ascending within a user.
         history_weight: ``[nnz]`` float32, t_j.
@@ -147,20 +152,30 @@ def load_export(
     opened = {}
     for name, sums in manifest.files.items():
         sha256 = sums.sha256 if verify else None
-        if name in READ_FILES:
+        if name == EXACT:  # a few rows of it are read for an answer
+            opened[name] = open_file(folder / name, sums.bytes, sha256, mapped=True)
+        elif name in READ_FILES:
             opened[name] = open_file(folder / name, sums.bytes, sha256, mapped=mapped)
         else:
             check_file(folder / name, sums.bytes, sha256)
     N, U, D = manifest.counts["items"], manifest.counts["users"], manifest.dim
 
     tensors = parse_tensors(opened[VECTORS], VECTORS)
-    vector = take(tensors, VECTORS, "item.vector", np.float32, (N, D))
-    source = take(tensors, VECTORS, "item.source", np.float32, (N, D))
+    dims = [block.dim for block in manifest.blocks]
+    is_coded = "rotation.signs" in tensors
+    signs = take(tensors, VECTORS, "rotation.signs", np.int8, (D,)) if is_coded else None
+    exact = parse_tensors(opened[EXACT], EXACT) if EXACT in opened else None
+    if exact is not None and not is_coded:
+        raise ExportError(f"{EXACT} belongs to vectors in eight bits, and those of {VECTORS} are float32.")
+    vector = _read_table(tensors, "item.vector", N, dims, signs, exact)
+    source = _read_table(tensors, "item.source", N, dims, signs, exact)
     bias = take(tensors, VECTORS, "item.bias", np.float32, (N,))
     trained = take(tensors, VECTORS, "item.trained", np.uint8, (N,)).astype(bool)
     listed = take(tensors, VECTORS, "item.listed", np.uint8, (N,)).astype(bool)
     offset = take(tensors, VECTORS, "user.offset", np.float32, (D,))
-    part = take(tensors, VECTORS, "user.part", np.float32, (U, D)) if "user.part" in tensors else None
+    has_part = "user.part" in tensors or "user.part.codes" in tensors
+    part = _read_table(tensors, "user.part", U, dims, signs, exact) if has_part else None
+    _nothing_left(exact or {}, EXACT)
     _nothing_left(tensors, VECTORS)
     if int(trained.sum()) != manifest.counts["trained_items"]:
         raise ExportError(f"{VECTORS}: {int(trained.sum())} items are trained, the manifest says another number.")
@@ -212,6 +227,29 @@ def load_export(
         search=_read_search(opened[SEARCH], content, N) if SEARCH in opened else None,
         search_index=opened.get(SEARCH_INDEX),
     )
+
+
+def _read_table(
+    tensors: dict[str, np.ndarray],
+    name: str,
+    rows: int,
+    dims: Sequence[int],
+    signs: np.ndarray | None,
+    exact: dict[str, np.ndarray] | None,
+) -> np.ndarray:
+    """Read a table of vectors, ``[rows, D]``: float32, or, with the ``signs`` of a rotation, eight bits.
+
+    Rows of such a table are taken from ``exact``, where that is there.
+    """
+    D = sum(dims)
+    if signs is None:
+        return take(tensors, VECTORS, name, np.float32, (rows, D))
+    codes = take(tensors, VECTORS, f"{name}.codes", np.int8, (rows, D))
+    scale = take(tensors, VECTORS, f"{name}.scale", np.float32, (rows, len(dims)))
+    if (scale < 0).any() or (np.abs(signs) != 1).any():
+        raise ExportError(f"{VECTORS}: a scale of {name!r} is negative, or a sign of the rotation is neither 1 nor -1.")
+    floats = None if exact is None else take(exact, EXACT, name, np.float32, (rows, D))
+    return cast(np.ndarray, CodedTable(codes, scale, signs, dims, floats))
 
 
 def _read_content(content: memoryview, n_items: int) -> dict[str, np.ndarray]:

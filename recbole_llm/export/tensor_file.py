@@ -21,7 +21,15 @@ import numpy as np
 
 from recbole_llm.export.errors import ExportError
 
-_DTYPES = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "I64": np.int64, "U8": np.uint8, "BOOL": np.bool_}
+_DTYPES = {
+    "F32": np.float32,
+    "F64": np.float64,
+    "I32": np.int32,
+    "I64": np.int64,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "BOOL": np.bool_,
+}
 _FLOAT_BITS = 1024  # an integer of as many is beyond float64
 _MAX_HEADER_BYTES = 1 << 20
 READ_BYTES = 16 << 20

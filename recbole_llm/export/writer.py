@@ -17,10 +17,12 @@ import recbole_llm
 from recbole_llm.atomic import atomic_folder, is_temporary
 from recbole_llm.export.manifest import (
     CARD,
+    CODED_SCHEMA,
     CONTENT,
     CONTENT_SCHEMA,
     DISLIKED_SCHEMA,
     ENCODER_FOLDER,
+    EXACT,
     FIRST_SCHEMA,
     HISTORY,
     INDEX,
@@ -41,6 +43,7 @@ from recbole_llm.export.manifest import (
     ItemText,
     Manifest,
 )
+from recbole_llm.export.quantise import encoded
 from recbole_llm.export.reader import ItemRecord, load_export
 from recbole_llm.export.search_tables import SearchTables
 from recbole_llm.export.text_map import TextMap
@@ -90,6 +93,8 @@ class ExportContents:
         metrics: for the model card and the manifest.
         producer: further versions for the manifest, and the name of the dataset.
         card: the model card, Markdown.
+        dtype: of the vectors of items and users: ``float32``, or ``int8`` (:mod:`recbole_llm.export.quantise`).
+        rescore: with ``int8``, whether the float32 vectors go along, by which the best are scored again.
     """
 
     item_ids: Sequence[str]
@@ -128,6 +133,8 @@ class ExportContents:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     producer: Mapping[str, str] = field(default_factory=dict)
     card: str | None = None
+    dtype: str = "float32"
+    rescore: bool = False
 
 
 def write_artifact(folder: str | Path, contents: ExportContents) -> Manifest:
@@ -165,22 +172,32 @@ def write_artifact(folder: str | Path, contents: ExportContents) -> Manifest:
     return manifest
 
 
-def _write_files(folder: Path, contents: ExportContents) -> None:
-    D = contents.vector.shape[1]
-    float32 = lambda array: np.ascontiguousarray(array, dtype=np.float32)  # noqa: E731
+def _float32(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _write_vectors(folder: Path, contents: ExportContents) -> None:
+    """Write the vectors of items and users, in float32 or in eight bits."""
+    D, listed = contents.vector.shape[1], contents.listed
     vectors: dict[str, np.ndarray] = {
-        "item.vector": float32(contents.vector),
-        "item.source": float32(contents.source),
-        "item.bias": float32(contents.bias),
+        "item.bias": _float32(contents.bias),
         "item.trained": np.ascontiguousarray(contents.trained, dtype=np.uint8),
-        "item.listed": np.asarray(
-            np.ones(len(contents.bias)) if contents.listed is None else contents.listed, dtype=np.uint8, order="C"
-        ),
-        "user.offset": np.zeros(D, np.float32) if contents.offset is None else float32(contents.offset),
+        "item.listed": np.asarray(np.ones(len(contents.bias)) if listed is None else listed, dtype=np.uint8, order="C"),
+        "user.offset": np.zeros(D, np.float32) if contents.offset is None else _float32(contents.offset),
     }
-    if contents.user_part is not None:
-        vectors["user.part"] = float32(contents.user_part)
+    tables = {"item.vector": contents.vector, "item.source": contents.source, "user.part": contents.user_part}
+    for name, table in tables.items():
+        if table is not None:
+            is_plain = contents.dtype == "float32"
+            vectors |= {name: _float32(table)} if is_plain else _coded(name, _float32(table), contents)
     save_file(vectors, folder / VECTORS)
+    if contents.rescore:
+        save_file({name: _float32(table) for name, table in tables.items() if table is not None}, folder / EXACT)
+
+
+def _write_files(folder: Path, contents: ExportContents) -> None:
+    float32 = _float32
+    _write_vectors(folder, contents)
     items = np.ascontiguousarray(contents.history_items, dtype=np.int32)
     weight = contents.history_weight
     optional = {} if contents.history_rank is None else {"rank": float32(contents.history_rank)}
@@ -228,6 +245,11 @@ def _write_files(folder: Path, contents: ExportContents) -> None:
         target = folder / ENCODER_FOLDER / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+
+
+def _coded(name: str, table: np.ndarray, contents: ExportContents) -> dict[str, np.ndarray]:
+    coded = encoded(table, [block.dim for block in contents.blocks])
+    return {f"{name}.codes": coded.codes, f"{name}.scale": coded.scale, "rotation.signs": coded.signs}
 
 
 def _text_map_tensors(text_map: TextMap) -> dict[str, np.ndarray]:
@@ -285,6 +307,8 @@ def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: M
 
 def _min_reader(contents: ExportContents) -> int:
     """The smallest schema that knows every file and tensor: readers refuse others."""
+    if contents.dtype != "float32":
+        return CODED_SCHEMA
     if contents.search is not None:
         return SEARCH_SCHEMA
     if contents.disliked_items is not None:

@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from recbole_llm.export.quantise import CodedTable
+
 BLOCKS = (256, 64, 16)  # scores of a block; the largest that leaves twice as many blocks as results
 FEW = 3  # queries that are multiplied one by one: a product of so few rows first copies the whole table
 TILE = 16_384  # items; 64 queries x 16,384 float32 scores are 4 MiB
@@ -27,7 +29,7 @@ class Segment(NamedTuple):
 
     Attributes:
         start: catalogue row of the first.
-        vector: ``[n, D]`` float32.
+        vector: ``[n, D]`` float32, or a coded table.
         bias: ``[n]`` float32; -inf for rows that may not be recommended.
     """
 
@@ -134,7 +136,8 @@ class ExactRetriever:
             else:
                 dense.append(b)
         for segment in self.segments:
-            step = len(segment.vector) if len(dense) == 1 else TILE
+            at_once = len(dense) == 1 and not isinstance(segment.vector, CodedTable)
+            step = len(segment.vector) if at_once else TILE
             for first in range(0, len(segment.vector), max(step, 1)):
                 self._tile(segment, first, step, dense, query, k, exclude, allow, found)
         return [self._finish(query[b], k[b], found[b]) for b in range(len(k))]
@@ -165,15 +168,34 @@ class ExactRetriever:
         allow: Sequence[np.ndarray | None],
         found: list[list[tuple[np.ndarray, np.ndarray]]],
     ) -> None:
-        vector, bias = segment.vector[first : first + step], segment.bias[first : first + step]
+        bias = segment.bias[first : first + step]
         start = segment.start + first
-        stop = start + len(vector)
+        if isinstance(segment.vector, CodedTable):
+            scores = segment.vector.dots(query[dense], first, first + len(bias))
+            self._keep(scores, bias, start, dense, k, exclude, allow, found)
+            return
+        vector = segment.vector[first : first + step]
         if len(dense) <= FEW:
             scores = np.empty((len(dense), len(vector)), np.float32)
             for row, b in zip(scores, dense, strict=True):
                 np.matmul(vector, query[b], out=row)
         else:
             scores = query[dense] @ vector.T
+        self._keep(scores, bias, start, dense, k, exclude, allow, found)
+
+    @staticmethod
+    def _keep(
+        scores: np.ndarray,
+        bias: np.ndarray,
+        start: int,
+        dense: list[int],
+        k: Sequence[int],
+        exclude: Sequence[np.ndarray],
+        allow: Sequence[np.ndarray | None],
+        found: list[list[tuple[np.ndarray, np.ndarray]]],
+    ) -> None:
+        """Put the candidates of a tile down, whose ``scores`` ``[len(dense), n]`` are still without bias."""
+        stop = start + len(bias)
         scores += bias
         for row, b in zip(scores, dense, strict=True):
             hidden = exclude[b]

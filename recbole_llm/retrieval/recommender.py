@@ -15,6 +15,7 @@ import numpy as np
 
 from recbole_llm.export.errors import ExportError, UnknownItemError, UnknownUserError
 from recbole_llm.export.pooling import Pooling, Query
+from recbole_llm.export.quantise import squared_lengths
 from recbole_llm.export.reader import Export
 from recbole_llm.retrieval.answers import Reason, Recommendation, Recommended
 from recbole_llm.retrieval.exact import ExactRetriever, Hits, Retriever, best, top_rows
@@ -382,7 +383,7 @@ class Recommender:
         by_source = self.export.manifest.similar_by == "source"
         base = self.export.source if by_source else self.export.vector
         if self._norms is None:
-            self._norms = np.sqrt(np.einsum("nd,nd->n", base, base))
+            self._norms = np.sqrt(squared_lengths(base))
         added = np.arange(catalog.n_base, len(catalog))
         fresh = catalog.source(added) if by_source else catalog.vector(added)
         at = np.array([row])

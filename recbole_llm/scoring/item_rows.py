@@ -60,8 +60,8 @@ class AllRows:
             history: B rows of ids below N.
             weights: ``[nnz]``; ``None`` for the history's own.
         """
-        if vectors.requires_grad and not vectors.is_cuda and weights is not None:
-            # on a CPU this gradient takes a fraction of the time of embedding_bag's
+        if vectors.requires_grad and weights is not None:
+            # this gradient takes a fraction of the time of embedding_bag's
             return pool_rows(vectors, history.offsets, history.ids, weights)
         return pool(vectors, history, weights)
 

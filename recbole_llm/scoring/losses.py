@@ -7,7 +7,7 @@ from torch import Tensor
 
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import NOT_IN_CATALOGUE
-from recbole_llm.scoring.towers import TwoTowers, distinct
+from recbole_llm.scoring.towers import TwoTowers, distinct, is_sparse
 from recbole_llm_kernels import fuses_scaled_bce, pair_bce, sampled_bce, scaled_sampled_bce
 
 
@@ -132,7 +132,7 @@ class TowerLoss:
         if ids is None:
             return None
         bias: Tensor = towers.bias
-        if towers.target.adapters:
+        if towers.target.adapters or is_sparse(towers.target.id):
             used, ids = distinct(ids, towers.rows.n_items)
             vectors, bias = towers.target(used), bias.index_select(0, used)
         else:
@@ -148,6 +148,9 @@ class TowerLoss:
         """User vectors, what is added to each, and the row of each user where the vectors are a table."""
         tower = self.towers.user
         if tower.is_a_table and tower.id is not None:
+            if is_sparse(tower.id):
+                used, rows = distinct(users, len(tower.id.weight))
+                return tower.id(used), tower.offset, rows
             return tower.id.weight, tower.offset, users
         pooled = self.towers.pooled_of_pairs(users, items, histories)
         if tower.is_a_history and pooled is not None:
@@ -166,7 +169,8 @@ class TowerLoss:
 
         A table of IDs is handed over as it is. Where vectors are computed, only those of the items that occur are.
         """
-        if not self.towers.target.adapters and self.options.scoring == "dot":
+        towers = self.towers
+        if not towers.target.adapters and self.options.scoring == "dot" and not is_sparse(towers.target.id):
             return self.towers.candidates(), self._bias(), items
         used, rows = distinct(items, self.towers.rows.n_items)
         return self.towers.candidates(used), self._bias(used), rows

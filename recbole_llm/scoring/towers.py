@@ -182,7 +182,8 @@ class UserTower(nn.Module):
             x = x + pooled
         if self.id is not None:
             # on a CPU the gradient of index_select is formed in a third of the time of Embedding's
-            x = x + (self.id(users) if users.is_cuda else self.id.weight.index_select(0, users))
+            gathered = users.is_cuda or is_sparse(self.id)
+            x = x + (self.id(users) if gathered else self.id.weight.index_select(0, users))
         if self.adapter is not None and self.text is not None and self.has_text is not None:
             x = x + self.adapter(self.text.value[users]) * self.has_text.value[users][:, None]
         return x
@@ -301,7 +302,8 @@ class TwoTowers:
     def queries_of_pairs(self, users: Tensor, items: Tensor, histories: Rows) -> Tensor:
         """Compute queries ``[P, D]`` of (user, item) pairs whose item takes no part in its own user's history."""
         tower = self.user
-        if tower.id is not None and tower.is_a_table and not self.cosine and not users.is_cuda:
+        at_once = tower.is_a_table and not self.cosine and not users.is_cuda
+        if tower.id is not None and at_once and not is_sparse(tower.id):
             return scaled_rows(tower.id.weight, users, tower.offset, self.log_scale.exp())
         return self._scaled(tower(users, self.pooled_of_pairs(users, items, histories)))
 
@@ -339,7 +341,7 @@ class TwoTowers:
 
     def _sources_of(self, items: Tensor) -> tuple[Tensor, Tensor]:
         """Source vectors ``[n, D]`` that hold those of ``items`` (``[m]``), and the row of each, ``[m]``."""
-        if not self.source.adapters:
+        if not self.source.adapters and not is_sparse(self.source.id):
             return self.source(), items
         used, rows = distinct(items, self.rows.n_items)
         return self.source(used), rows
@@ -384,15 +386,22 @@ class TwoTowers:
         return total
 
 
+def is_sparse(table: nn.Embedding | None) -> bool:
+    """Whether the rows of a table get sparse gradients, and a step visits those alone."""
+    return table is not None and table.sparse
+
+
 def distinct(items: Tensor, n_items: int) -> tuple[Tensor, Tensor]:
     """Find unique values and their inverse, as ``torch.unique``.
 
-    Marks in a table of the catalogue take a fraction of a sort's time.
+    Marks in a table of the catalogue take a fraction of a sort's time, unless the catalogue is far longer than the batch.
 
     Args:
         items: any shape, int64 below ``n_items``.
         n_items: size of the catalogue.
     """
+    if items.numel() * 16 < n_items:
+        return torch.unique(items, return_inverse=True)
     marks = torch.zeros(n_items, dtype=torch.int64, device=items.device)
     marks[items] = 1
     return marks.nonzero()[:, 0], (marks.cumsum(0) - 1)[items]

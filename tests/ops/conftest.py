@@ -7,6 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # ops_cases, shared by the files here
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # kernel_cases, the table of operators
 
 from ops_cases import BACKENDS
 

@@ -7,8 +7,10 @@ rounding to the result's dtype. These bounds hold on trained catalogues, where s
 is poor; an implementation within them is nowhere worse than eager by more than the bound.
 """
 
+import importlib
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,26 @@ HAS_TRITON_OPS = find_spec("triton") is not None and find_spec("recbole_llm_kern
 BACKENDS = ["torch"]
 if HAS_TRITON_OPS and (CUDA or os.environ.get("TRITON_INTERPRET") == "1"):
     BACKENDS.append("triton")
+
+
+def operator_tests():
+    """Test files of operators that say what the emulator and the interpreter run of them, by ``EMULATED``."""
+    return [file for file in sorted(Path(__file__).parent.glob("test_*.py")) if "\nEMULATED = {" in file.read_text()]
+
+
+def emulated_operators():
+    """What can be executed anywhere: name -> function of (dtype, D)."""
+    found = {}
+    for file in operator_tests():
+        found |= importlib.import_module(file.stem).EMULATED
+    return found
+
+
+def raw_calls_of_operators(case, backend):
+    """Registered operators with arguments, from the test files that have any."""
+    for file in operator_tests():
+        yield from getattr(importlib.import_module(file.stem), "raw_calls", lambda *_: ())(case, backend)
+
 
 LOW = [torch.bfloat16, torch.float16]
 REDUCTIONS = ["mean", "sum", "none"]

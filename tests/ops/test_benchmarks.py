@@ -14,9 +14,8 @@ import kernel_speed
 import report
 import report_quality
 
-TINY = {"pair_bce": dict(P=300, n=200, D=16), "sampled_bce": dict(B=60, K=5, n=200, D=16),
-        "catalog_bce": dict(B=20, N=300, D=16), "catalog_ce": dict(B=20, N=300, D=16),
-        "score_topk": dict(B=20, N=5000, D=16, k=10)}  # fmt: skip
+SMALL = {"P": 300, "B": 20, "K": 5, "E": 200, "n": 200, "N": 300, "D": 16}  # of every name in a shape
+TINY = {name: {k: SMALL.get(k, v) for k, v in shape.items()} for name, shape in kernel_cases.QUICK}
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from test_contract import OPERATORS, Case
 from test_scaled_bce import batch, leaves
 from torch.utils.checkpoint import checkpoint
 
-from recbole_llm_kernels.torch_ops.pool import pool, pool_without_own, scaled_rows
+from recbole_llm_kernels import pool_rows
+from recbole_llm_kernels.torch_ops.pool import pool_without_own, scaled_rows
 from recbole_llm_kernels.torch_ops.sampled import has_sampled_dots
 from recbole_llm_kernels.torch_ops.scaled_bce import scaled_sampled_bce
 
@@ -58,7 +59,7 @@ def of_a_cpu():
     entries, starts = ids(30, (40,), 4).cpu(), torch.arange(0, 41, 5)
     owner = torch.arange(8).repeat_interleave(5)
     calls = {
-        "pool": (lambda v: pool(v, entries, starts, weights), [table]),
+        "pool": (lambda v: pool_rows(v, starts, entries, weights), [table]),
         "pool_without_own": (
             lambda v: pool_without_own(v, entries, starts, owner, weights, owner[::3], entries[::3], weights[::3], weights[:14]),
             [table],

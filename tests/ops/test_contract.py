@@ -3,10 +3,13 @@
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
+import kernel_cases
 import pytest
 import torch
-from ops_cases import DEVICE, LOW, biases, generator, ids, inside, names, row_lists, rows
+from ops_cases import DEVICE, LOW, biases, generator, ids, inside, names, raw_calls_of_operators, row_lists, rows
+from torch.library import CustomOpDef
 from waiting import LIMIT, join
 
 import recbole_llm_kernels as kernels
@@ -31,19 +34,7 @@ class Case:
         """Name -> function of (user or query, item, bias)."""
         if library is kernels:
             options["backend"] = backend
-
-        def of(name, *args, **more):
-            return lambda u, i, b: getattr(library, name)(u, i, *args, item_bias=b, **more, **options)
-
-        return {
-            "pair_dot": of("pair_dot", self.user_id, self.pos),
-            "pair_sigmoid": of("pair_sigmoid", self.user_id, self.pos),
-            "pair_bce": of("pair_bce", self.user_id, self.pos, self.label),
-            "sampled_bce": of("sampled_bce", self.user_id, self.pos, self.neg),
-            "shared_bce": of("sampled_bce", self.user_id, self.pos, self.shared),
-            "catalog_bce": of("catalog_bce", *self.targets),
-            "catalog_ce": of("catalog_ce", *self.targets),
-        }
+        return kernel_cases.calls(self, library, **options)
 
     def fresh(self):
         return [x.detach().clone().requires_grad_() for x in self.leaves]
@@ -178,18 +169,41 @@ def raw_calls(backend):
         yield ops.shared_bce, (user, item, bias, *row_ids, case.shared, log_q, None, weight, *tail)
         yield ops.catalog_bce, (user, item, bias, *case.targets, weight, *tail)
         yield ops.catalog_ce, (user, item, None, *case.targets, None, *tail[1:])
+    yield from raw_calls_of_operators(case, backend)
     yield ops.score_topk, (user, item, 3, bias, *case.targets, backend)
 
 
-@pytest.mark.parametrize("number", range(13))
+RAW = len(list(raw_calls("torch")))
+
+
+@pytest.mark.parametrize("number", range(RAW))
 def test_registration(backend, number):
     """Schema, fake tensors, autograd and ahead-of-time dispatch agree with the real operator."""
     operator, args = list(raw_calls(backend))[number]
     torch.library.opcheck(operator, args)
 
 
+def forward_operators():
+    """Every registered operator that is no backward."""
+    defined = {x for module in (ops, pair_ops) for x in vars(module).values() if isinstance(x, CustomOpDef)}
+    return {x for x in defined if not x._name.endswith("backward")}
+
+
 def test_registration_covers_every_operator():
-    assert len(list(raw_calls("torch"))) == 13
+    assert {operator for operator, _ in raw_calls("torch")} == forward_operators()
+
+
+def test_every_operator_has_all_that_belongs_to_one():
+    """As the list in kernels/README.md says: oracle, launchers twice, a case with shapes, a section."""
+    readme = (Path(kernels.__file__).parents[1] / "README.md").read_text()
+    sections = " ".join(line for line in readme.splitlines() if line.startswith("## "))
+    for name in {*kernel_cases.OPERATORS, *(x for x in kernel_cases.calls(Case()) if not x.startswith("shared_"))}:
+        assert callable(getattr(kernels, name, None) or getattr(kernels, f"{name}_"))
+        assert callable(getattr(reference, name)) and name in sections
+        assert name in {x for x, _ in kernel_cases.FULL} or name in ("pair_dot", "pair_sigmoid")
+    for folder in ("torch_ops", "triton_ops"):
+        files = {file.stem for file in (Path(kernels.__file__).parent / folder).glob("*.py")}
+        assert files >= {"pairs", "sampled", "sampled_ce", "catalog", "topk", "pool", "rowwise_adagrad"}
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -297,7 +311,7 @@ def test_ids_out_of_range_without_a_synchronisation(number, monkeypatch):
     assert (result.scores if isinstance(result, kernels.TopK) else result).isnan().any()
 
 
-@pytest.mark.parametrize("name", ["pair_bce", "sampled_bce", "shared_bce", "catalog_bce", "catalog_ce"])
+@pytest.mark.parametrize("name", [n for n in OPERATORS if n not in ("pair_dot", "pair_sigmoid")])
 def test_a_target_outside_the_catalogue(backend, name, monkeypatch):
     """An error where ids are looked at, a NaN loss elsewhere."""
     case = Case()

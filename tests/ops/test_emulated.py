@@ -24,7 +24,7 @@ import test_sampled
 import test_topk
 import torch
 import triton
-from ops_cases import biases, inside, row_lists, rows
+from ops_cases import biases, emulated_operators, inside, row_lists, rows
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -107,6 +107,7 @@ OPERATORS = {
     "score_topk": best,
     "sampled_bce": lambda dtype, D: sampled(dtype, D, False),
     "sampled_bce, shared negatives": lambda dtype, D: sampled(dtype, D, True),
+    **emulated_operators(),
 }
 FAST = [("bfloat16", 64, "pair_bce"), ("bfloat16", 20, "catalog_bce"), ("float32", 20, "score_topk"),
         ("float16", 20, "catalog_ce")]  # fmt: skip

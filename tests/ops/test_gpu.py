@@ -1,5 +1,6 @@
 """What only a card shows: nothing waits for the device, streams and graphs work, launches and memory are as promised."""
 
+import kernel_cases
 import pytest
 import torch
 from ops_cases import ids, rows
@@ -9,6 +10,7 @@ import recbole_llm_kernels as kernels
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 OPERATORS = list(Case().calls())
+STEPS = ["score_topk", "pool_rows", "rowwise_adagrad"]
 
 
 @pytest.fixture(autouse=True)
@@ -23,19 +25,17 @@ def step(call, leaves):
 
 
 def work(case, name, backend):
-    """A training step of an operator on fresh leaves, or the search for the best unseen items."""
-    if name != "score_topk":
-        call, leaves = case.calls(backend)[name], case.fresh()
-        return lambda: step(call, leaves)
-    seen = dict(zip(("seen_offsets", "seen_ids"), case.targets, strict=True))
-    query, item, bias = case.leaves
-    return lambda: list(kernels.score_topk(query, item, 5, item_bias=bias, **seen, backend=backend))
+    """A training step of an operator on fresh leaves, or what is called otherwise."""
+    if name in STEPS:
+        return kernel_cases.steps(case, *case.leaves, backend=backend)[name]
+    call, leaves = case.calls(backend)[name], case.fresh()
+    return lambda: step(call, leaves)
 
 
-@pytest.mark.parametrize("name", [*OPERATORS, "score_topk"])
+@pytest.mark.parametrize("name", [*OPERATORS, *STEPS])
 def test_nothing_waits_for_the_device(name, backend):
-    if backend == "torch" and name.startswith(("catalog", "score")):
-        pytest.skip("the torch backend reads the row lists back once a call")
+    if backend == "torch" and name.startswith(("catalog", "score", "rowwise")):
+        pytest.skip("the torch backend reads row lists, or the number of rows that are touched, back once a call")
     run = work(Case(), name, backend)
     run()  # compilation may wait
     torch.cuda.set_sync_debug_mode("error")
@@ -72,7 +72,7 @@ def captured(run):
     return graph, result
 
 
-@pytest.mark.parametrize("name", [*OPERATORS, "score_topk"])
+@pytest.mark.parametrize("name", [*OPERATORS, *STEPS])
 def test_a_step_is_captured_in_a_graph(name):
     """A replay on other ids and other vectors, copied into the captured tensors, is a call on them, bit for bit."""
     case, other = Case(), Case()
@@ -86,7 +86,7 @@ def test_a_step_is_captured_in_a_graph(name):
     other.targets = other.targets[0], torch.cat([other.targets[1][a:b].sort().values for a, b in lists])
     want = work(other, name, "triton")()
 
-    leaves = case.leaves if name == "score_topk" else case.fresh()
+    leaves = case.leaves if name in STEPS else case.fresh()
     case.fresh = lambda: leaves
     graph, result = captured(work(case, name, "triton"))
     with torch.no_grad():

@@ -14,7 +14,20 @@ PACKAGE = Path(recbole_llm_kernels.__file__).parent
 # what stands between a public function and the kernels; checks.py holds the looks themselves, see LOOKS
 FILES = [
     *sorted((PACKAGE / "triton_ops").glob("*.py")),
-    *(PACKAGE / f"{name}.py" for name in ("arguments", "backends", "functional", "ops", "pair_ops", "registration")),
+    *(
+        PACKAGE / f"{name}.py"
+        for name in (
+            "arguments",
+            "backends",
+            "functional",
+            "ops",
+            "optim",
+            "pair_ops",
+            "registration",
+            "sampled_losses",
+            "tower_ops",
+        )
+    ),
 ]
 # methods and functions that read a tensor's values back, whatever the device
 READS = {"item", "tolist", "nonzero", "cpu", "numpy", "unique", "unique_consecutive", "masked_select", "bincount",
@@ -23,7 +36,7 @@ COPIES = {"tensor", "as_tensor", "from_numpy"}  # of host memory
 LOOKS = {"check_ids", "check_inside", "check_rows", "without_repeats"}
 # where a look is meant: asked for by RECBOLE_LLM_KERNELS_DEBUG, on a CPU, or before the operators of PyTorch
 MAY_LOOK = {("backends.py", "checked"), ("backends.py", "checked_rows"), ("ops.py", "_sampled"),
-            ("ops.py", "_targets"), ("pair_ops.py", "pair_bce")}  # fmt: skip
+            ("ops.py", "_targets"), ("optim.py", "rowwise_adagrad_"), ("pair_ops.py", "pair_bce")}  # fmt: skip
 
 
 def kernels_of(tree):
@@ -84,7 +97,8 @@ def of_call(node):
 
 
 # conversions of what is no tensor
-PLAIN = {("tuning.py", "_device_target", "calls int"), ("arguments.py", "negative_weight", "calls float")}
+PLAIN = {("tuning.py", "_device_target", "calls int"), ("arguments.py", "negative_weight", "calls float"),
+         ("optim.py", "rowwise_adagrad_", "calls float"), ("optim.py", "_check_step", "calls float")}  # fmt: skip
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)

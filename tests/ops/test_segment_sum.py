@@ -67,7 +67,7 @@ def test_ids_are_ordered_stably(P, bound, id_dtype, numpy, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=names)
 def test_pooling_has_the_gradient_of_embedding_bag(dtype):
-    from recbole_llm_kernels.torch_ops.pool import pool
+    from recbole_llm_kernels import pool_rows
 
     vectors, weight = rows(40, 5, dtype, 0), torch.rand(700, generator=generator(1)).to(DEVICE, dtype)
     entry, begin = ids(40, (700,), 2, torch.int64), torch.tensor([0, 0, 3, 600, 700])
@@ -75,7 +75,7 @@ def test_pooling_has_the_gradient_of_embedding_bag(dtype):
     bag = torch.nn.functional.embedding_bag(
         entry, two, begin, mode="sum", per_sample_weights=weight, include_last_offset=True
     )
-    pooled = pool(one, entry, begin, weight)
+    pooled = pool_rows(one, begin, entry, weight)
     assert torch.equal(pooled, bag) and not pooled[0].any()
     upstream = rows(4, 5, dtype, 3)
     pooled.backward(upstream)

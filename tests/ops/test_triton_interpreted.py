@@ -18,6 +18,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import interpreter_checks
+import kernel_cases
 import test_catalog
 import test_checkpointing
 import test_pairs
@@ -25,12 +26,12 @@ import test_sampled
 import test_topk
 import triton
 import triton.language as tl
-from ops_cases import LOW, biases, ids, names, row_lists, rows
-from test_contract import Case, raw_calls
+from ops_cases import LOW, biases, emulated_operators, ids, names, row_lists, rows
+from test_contract import Case, forward_operators, raw_calls
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import recbole_llm_kernels as kernels
-from recbole_llm_kernels import backends, ops, pair_ops, reference
+from recbole_llm_kernels import backends, ops, optim, pair_ops, reference
 from recbole_llm_kernels.triton_ops import pairs, segment_sum, targets, tuning
 
 interpreter_checks.install()
@@ -164,7 +165,12 @@ def test_nothing_waits_for_the_device(monkeypatch):
                 value, slope = result if isinstance(result, tuple) else (result, None)
                 pair_ops.pair_backward._init_fn(torch.ones_like(value), slope, *args[:5], every, "triton")
         assert not watched.found, (operator._name, watched.found)
-    assert len(operators) == 8
+    assert operators == forward_operators()
+    monkeypatch.setattr(optim, "synchronising_checks", lambda device: False)
+    for name, step in kernel_cases.steps(Case(), *Case().leaves, backend="triton").items():
+        with Waits() as watched:
+            step()
+        assert not watched.found, (name, watched.found)
     x, faults = torch.ones(4), [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.__setitem__(0, 0)]
     faults += [lambda x: x.__setitem__(x > 0, 1.0), lambda x: x.nonzero(), lambda x: x.repeat_interleave(x.long())]
     for fault in faults:
@@ -229,6 +235,14 @@ def test_sampled_against_the_oracle(shared, dtype):
     operands, row_ids = test_sampled.make(40, 19, 7, 60, 20, dtype, shared)
     options = test_sampled.everything(operands, 40, 19, shared, per_row=shared)
     test_sampled.check("triton", operands, row_ids, reduction="none", **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("name", emulated_operators())
+def test_operators_against_the_oracle(name, dtype):
+    """What else there is, as the emulator runs it; two widths, one of them no power of two."""
+    for D in (20, 64):
+        emulated_operators()[name](dtype, D)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=names)
@@ -304,7 +318,7 @@ def test_every_launch_is_watched():
     assert interpreter_checks.launches == before + 1
 
 
-# --- the checks: eight faults that the stock interpreter forgives
+# --- the checks: nine faults that the stock interpreter forgives
 
 
 @triton.jit
@@ -358,6 +372,23 @@ def test_a_program_that_loads_what_another_stores_is_caught():
     x = torch.ones(16)
     with pytest.raises(RuntimeError, match="race: program . loads what program . stores"):
         _copy[(2,)](x, x, 8, BLOCK=8)
+
+
+@triton.jit
+def _turn(x, BARRIER: tl.constexpr, BLOCK: tl.constexpr):
+    n = tl.arange(0, BLOCK)
+    tl.store(x + n, tl.load(x + n) + 1)  # in place: a lane's own element
+    if BARRIER:
+        tl.debug_barrier()
+    tl.store(x + BLOCK + n, tl.load(x + BLOCK - 1 - n))
+
+
+def test_a_program_that_loads_what_it_has_stored_is_caught():
+    x = torch.arange(16.0)
+    _turn[(1,)](x, True, BLOCK=8)
+    assert torch.equal(x, torch.cat([torch.arange(1.0, 9), torch.arange(8.0, 0, -1)]))
+    with pytest.raises(RuntimeError, match="race: program 0 loads what it has stored, without a barrier"):
+        _turn[(1,)](x, False, BLOCK=8)
 
 
 @triton.jit

@@ -233,7 +233,7 @@ def ce_parts(
     q = query.to(accumulator(query.dtype))
     cols, grid = columns(item, None, item_bias), cut_in_tiles(len(q), len(item))
     targets = group_targets(target_offsets, target_ids, grid, q.dtype)
-    return *_negatives_sum(q, cols, grid, targets), targets.logits
+    return *negatives_sum(q, cols, grid, targets), targets.logits
 
 
 def ce_rows(peak: Tensor, others: Tensor, logits: Tensor, target_offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -301,10 +301,17 @@ def catalog_ce_bwd(
     return scale_formed(one, (grad_query, sums.columns, sums.bias), need, (query, item, item_bias))
 
 
-def _negatives_sum(query: Tensor, cols: Columns, grid: Grid, targets: Targets) -> tuple[Tensor, Tensor]:
+def negatives_sum(
+    query: Tensor,
+    cols: Columns,
+    grid: Grid,
+    targets: Targets | None,
+    excluded: Callable[[slice, slice], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Each row's largest negative logit and the float64 sum of exp(s - largest); the targets' logits go to ``targets``.
 
-    A row without negatives has the sum 0.
+    A row without negatives has the sum 0. ``excluded``: for a slice of rows and of columns, True where an entry is no
+    negative.
     """
     B, lowest = len(query), torch.finfo(query.dtype).min  # not -inf: exp(-inf - -inf) is NaN
 
@@ -315,7 +322,10 @@ def _negatives_sum(query: Tensor, cols: Columns, grid: Grid, targets: Targets) -
         for block in visit(query, cols, grid, rows, column_starts):
             for tile in block.tiles:
                 s = tile.logits
-                targets.take(tile.number, s)
+                if excluded is not None:
+                    s.masked_fill_(excluded(tile.rows, block.columns), -torch.inf)
+                if targets is not None:
+                    targets.take(tile.number, s)
                 old = peak[tile.rows]
                 new = torch.maximum(old, s.amax(1))
                 terms = s.sub_(new[:, None]).mul_(LOG2E).exp2_().sum(1)

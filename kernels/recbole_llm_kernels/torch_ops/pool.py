@@ -17,36 +17,18 @@ from torch.nn.functional import embedding_bag
 from recbole_llm_kernels.torch_ops.segment_sum import segment_sum
 
 
-class _Pool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, vectors: Tensor, ids: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(ids, offsets, weight)
-        ctx.shape, ctx.dtype = vectors.shape, vectors.dtype
-        given = weight.to(vectors.dtype)
-        return embedding_bag(ids, vectors, offsets, mode="sum", per_sample_weights=given, include_last_offset=True)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        ids, offsets, weight = ctx.saved_tensors
-        rows = torch.arange(len(offsets) - 1, device=ids.device)
-        row = torch.repeat_interleave(rows, offsets.diff(), output_size=len(ids))
-        return segment_sum(ids, row, weight, grad.contiguous(), ctx.shape[0], ctx.dtype), None, None, None
+def pool_fwd(vectors: Tensor, offsets: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """Pooled rows ``[B, D]`` in the dtype of ``vectors``; an empty list gives 0."""
+    given = weights.to(vectors.dtype)
+    offsets = offsets.to(ids.dtype)
+    return embedding_bag(ids, vectors, offsets, mode="sum", per_sample_weights=given, include_last_offset=True)
 
 
-def pool(vectors: Tensor, ids: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
-    """Pooled rows, differentiable in ``vectors``.
-
-    Args:
-        vectors: ``[N, D]``.
-        ids: rows of ``vectors``, ``[E]`` int64.
-        offsets: where each list begins in ``ids``, ``[B + 1]`` int64.
-        weight: float32 factor of each entry (float64 with float64 vectors), ``[E]``.
-
-    Returns:
-        ``[B, D]`` in the dtype of ``vectors``; an empty list gives 0.
-    """
-    return _Pool.apply(vectors, ids, offsets, weight)
+def pool_bwd(grad: Tensor, offsets: Tensor, ids: Tensor, weights: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """Gradient of ``vectors``, ``[rows, D]`` in ``dtype``, from upstream ``grad`` [B, D]."""
+    lists = torch.arange(len(offsets) - 1, device=ids.device)
+    row = torch.repeat_interleave(lists, offsets.diff(), output_size=len(ids))
+    return segment_sum(ids, row, weights, grad.contiguous(), rows, dtype)
 
 
 class _PoolWithoutOwn(torch.autograd.Function):

@@ -9,6 +9,7 @@ Negatives shared by the batch (``shared_bce``): a small catalogue, in tiles as i
 """
 
 import warnings
+from collections.abc import Callable
 from functools import cache, partial
 
 import torch
@@ -21,7 +22,7 @@ from recbole_llm_kernels.torch_ops.catalog import Grads, Needs, bce_pass, reduce
 from recbole_llm_kernels.torch_ops.pairs import Rows, gathered_dots, softplus
 from recbole_llm_kernels.torch_ops.positions import starts
 from recbole_llm_kernels.torch_ops.segment_sum import accumulator, sort_segments, sum_segments, sum_values
-from recbole_llm_kernels.torch_ops.tiles import Sums, columns, cut_in_tiles
+from recbole_llm_kernels.torch_ops.tiles import Columns, Sums, columns, cut_in_tiles
 
 GATHERED = 1 << 18  # elements of item rows gathered at a time: 1 MiB of float32
 IN_PLACE = 1 << 16  # ids at a time where nothing is gathered
@@ -37,9 +38,9 @@ def sampled_bce_fwd(args: Sampled) -> tuple[Tensor, Tensor, Tensor | None]:
     ids = torch.cat([pos_id[:, None], neg_id], 1)
     (B, W), D = ids.shape, user.shape[1]
     bias = None if item_bias is None else item_bias[ids].to(dtype)
-    in_place = len(item) >= W and _reads_items_in_place(item, bias)  # PyTorch wants no more entries than a matrix has
-    dead = _dead(ids, bias, neg_valid)
-    shift = _shift(ids, bias, log_q, dtype, dead is None)  # overwrites bias
+    in_place = len(item) >= W and reads_items_in_place(item, bias)  # PyTorch wants no more entries than a matrix has
+    dead = dead_entries(ids, bias, neg_valid)
+    shift = shift_of(ids, bias, log_q, dtype, dead is None)  # overwrites bias
     slope = torch.empty(B, W, dtype=dtype, device=user.device)
     rows = torch.empty(B, dtype=dtype, device=user.device)
     grad_query = torch.empty(B, D, dtype=dtype, device=user.device) if need[0] else None
@@ -86,7 +87,7 @@ def sampled_bce_fwd(args: Sampled) -> tuple[Tensor, Tensor, Tensor | None]:
     return reduce_loss(rows.double(), weight, reduction, user), slope, grad_query
 
 
-def _reads_items_in_place(item: Tensor, bias: Tensor | None) -> bool:
+def reads_items_in_place(item: Tensor, bias: Tensor | None) -> bool:
     """Whether no copy of the items' rows is needed: float on a CPU, and none of them outside the catalogue."""
     if item.device.type != "cpu" or item.dtype not in (torch.float32, torch.float64) or not has_sampled_dots():
         return False
@@ -142,7 +143,7 @@ def sampled_bce_bwd(grad: Tensor, slope: Tensor, grad_query: Tensor | None, args
     return grad_user, grad_item, grad_bias
 
 
-def _dead(ids: Tensor, bias: Tensor | None, neg_valid: Tensor | None) -> Tensor | None:
+def dead_entries(ids: Tensor, bias: Tensor | None, neg_valid: Tensor | None) -> Tensor | None:
     """Entries that do not count, ``[B, 1 + K]``: outside the catalogue, invalid, or negatives that are the row's positive.
 
     None where a CPU has seen that there are none.
@@ -156,7 +157,7 @@ def _dead(ids: Tensor, bias: Tensor | None, neg_valid: Tensor | None) -> Tensor 
     return None if dead.device.type == "cpu" and not bool(dead.any()) else dead
 
 
-def _shift(ids: Tensor, bias: Tensor | None, log_q: Tensor | None, dtype: torch.dtype, inside: bool) -> Tensor | None:
+def shift_of(ids: Tensor, bias: Tensor | None, log_q: Tensor | None, dtype: torch.dtype, inside: bool) -> Tensor | None:
     """Sum of the entries' bias, which is overwritten, and -log_q; 0 outside the catalogue, if not all are ``inside``."""
     if bias is not None and not inside:
         bias.masked_fill_(bias == -torch.inf, 0)
@@ -182,7 +183,7 @@ def shared_bce_fwd(args: Sampled) -> tuple[Tensor, Tensor, Tensor | None, Tensor
     s = gathered_dots(user, item, user_id, pos_id)
     bias = None if item_bias is None else item_bias[pos_id].to(s.dtype)
     outside = None if bias is None else bias == -torch.inf
-    shift = _shift(pos_id, bias, log_q, s.dtype, False)
+    shift = shift_of(pos_id, bias, log_q, s.dtype, False)
     s = s if shift is None else s + shift
     loss = softplus(-s)
     if outside is not None:
@@ -225,23 +226,34 @@ def shared_bce_bwd(grad: Tensor, slope: Tensor, formed: Grads, args: Sampled) ->
 
 def _negatives(args: Sampled, scale: Tensor, need: Needs) -> Sums:
     """Row losses and scaled gradients of the shared negatives alone."""
-    user, item, item_bias, user_id, pos_id, neg_id, log_q, neg_valid, _, neg_weight, *_ = args
-    dtype = scale.dtype
-    query = user.index_select(0, user_id).to(dtype)
+    query = args.user.index_select(0, args.user_id).to(scale.dtype)
+    grid = cut_in_tiles(len(query), len(args.neg_id))
+    return bce_pass(query, scale, shared_columns(args), grid, args.neg_weight, None, excluded_from(args), need)
+
+
+def shared_columns(args: Sampled) -> Columns:
+    """The shared negatives as columns, with bias and -log_q; -inf where one is outside the catalogue or valid for no row."""
+    user, item, item_bias, _, _, neg_id, log_q, neg_valid, *_ = args
+    dtype = accumulator(user.dtype)
     bias = None if item_bias is None else item_bias[neg_id].to(dtype)
     dead = None if bias is None else bias == -torch.inf
-    shift = _shift(neg_id, bias, log_q, dtype, False)
+    shift = shift_of(neg_id, bias, log_q, dtype, False)
     if neg_valid is not None and neg_valid.ndim == 1:
         dead = ~neg_valid if dead is None else dead | ~neg_valid
     if dead is not None:
-        shift = (query.new_zeros(len(neg_id)) if shift is None else shift).masked_fill(dead, -torch.inf)
+        shift = (user.new_zeros(len(neg_id), dtype=dtype) if shift is None else shift).masked_fill(dead, -torch.inf)
+    return columns(item, neg_id, shift)
+
+
+def excluded_from(args: Sampled) -> Callable[[slice, slice], Tensor]:
+    """Return a function of rows and columns: True where a shared negative is the row's positive, or not valid for it."""
+    pos_id, neg_id, neg_valid = args.pos_id, args.neg_id, args.neg_valid
 
     def excluded(rows: slice, cols: slice) -> Tensor:
         hit = neg_id[None, cols] == pos_id[rows, None]
         return hit if neg_valid is None or neg_valid.ndim == 1 else hit | ~neg_valid[rows, cols]
 
-    grid = cut_in_tiles(len(query), len(neg_id))
-    return bce_pass(query, scale, columns(item, neg_id, shift), grid, neg_weight, None, excluded, need)
+    return excluded
 
 
 def _with_positives(sums: Sums, item: Tensor, pos_id: Tensor, slope: Tensor) -> Grads:

@@ -139,7 +139,7 @@ def sampled_bce_bwd(grad: Tensor, slope: Tensor, grad_query: Tensor | None, args
     grad = grad.to(torch.float32).contiguous()
     grad_user = grad_item = grad_bias = None
     if need[0] and grad_query is not None:
-        grad_user, _ = sum_segments(sort_by(_key(user_id, len(user))), len(user), None, None, grad, grad_query, 1,
+        grad_user, _ = sum_segments(sort_by(sort_key(user_id, len(user))), len(user), None, None, grad, grad_query, 1,
                                     user.dtype, None)  # fmt: skip
     if need[1] or need[2]:
         ids = torch.cat([pos_id[:, None], neg_id], 1).view(-1)
@@ -147,13 +147,13 @@ def sampled_bce_bwd(grad: Tensor, slope: Tensor, grad_query: Tensor | None, args
         in_id = user_id.clamp(0, max(0, len(user) - 1))
         bias_dtype = item_bias.dtype if need[2] and item_bias is not None else None
         grad_item, grad_bias = sum_segments(
-            sort_by(_key(ids, len(item))), len(item), in_id, slope.view(-1), grad, user, W,
+            sort_by(sort_key(ids, len(item))), len(item), in_id, slope.view(-1), grad, user, W,
             item.dtype if need[1] else None, bias_dtype,
         )  # fmt: skip
     return grad_user, grad_item, grad_bias
 
 
-def _key(ids: Tensor, rows: int) -> Tensor:
+def sort_key(ids: Tensor, rows: int) -> Tensor:
     """Sort keys; an id out of range gets the number of rows."""
     key = ids.masked_fill((ids < 0) | (ids >= rows), rows)
     return key.int() if rows < 2**31 - 1 else key
@@ -175,7 +175,7 @@ def shared_bce_fwd(args: Sampled) -> tuple[Tensor, Tensor, Tensor | None, Tensor
     positive, slope = launch_pairs("bce", user, item, user_id, pos_id, item_bias, log_q)
     assert slope is not None
     slope = slope * scale
-    queries, negatives, valid, stray = _axes(args, scale)
+    queries, negatives, valid, stray = axes(args, scale)
     sums = tile_pass(
         "bce", queries, negatives, valid=valid, neg_weight=neg_weight, want_value=True,
         grad_dtype=torch.float32 if need[0] else None,
@@ -197,11 +197,11 @@ def shared_bce_bwd(grad: Tensor, slope: Tensor, formed: Grads, args: Sampled) ->
     grad = grad.to(torch.float32).contiguous()
     grad_user = grad_item = grad_bias = None
     if need[0] and formed[0] is not None:
-        grad_user, _ = sum_segments(sort_by(_key(user_id, len(user))), len(user), None, None, grad, formed[0], 1,
+        grad_user, _ = sum_segments(sort_by(sort_key(user_id, len(user))), len(user), None, None, grad, formed[0], 1,
                                     user.dtype, None)  # fmt: skip
     if need[1] or need[2]:
         scale = upstream_scale(grad, weight, reduction, user, B)
-        queries, negatives, valid, _ = _axes(args, scale)
+        queries, negatives, valid, _ = axes(args, scale)
         wanted = torch.float32 if need[1] else None, torch.float32 if need[2] and item_bias is not None else None
         sums = Sums(None, None, None, None)
         if M:
@@ -211,21 +211,36 @@ def shared_bce_bwd(grad: Tensor, slope: Tensor, formed: Grads, args: Sampled) ->
             )  # fmt: skip
         _, by_pos = order_pairs(user_id, pos_id, item_bias, len(user), N, [False, True, True])
         assert by_pos is not None
-        positive = sum_segments(by_pos, N, user_id, slope * grad, _one(user), user, 1, *wanted)
-        by_neg = sort_by(_key(neg_id, N))
-        other = None if sums.grad is None else sum_segments(by_neg, N, None, None, _one(user), sums.grad, 1, *wanted)[0]
-        if need[1]:
-            grad_item = _add(positive[0], other, item.dtype)
-        if need[2] and item_bias is not None:
-            other = None
-            if sums.bias is not None:
-                source = sums.bias[:, None]
-                other = sum_segments(by_neg, N, None, sums.bias, _one(user), source, 1, None, torch.float32)[1]
-            grad_bias = _add(positive[1], other, item_bias.dtype)
+        positive = sum_segments(by_pos, N, user_id, slope * grad, one(user), user, 1, *wanted)
+        grad_item, grad_bias = add_up(positive, sums, args, wanted)
     return grad_user, grad_item, grad_bias
 
 
-def _one(like: Tensor) -> Tensor:
+def add_up(
+    positive: tuple[Tensor | None, Tensor | None],
+    negatives: Sums,
+    args: Sampled,
+    wanted: tuple[torch.dtype | None, torch.dtype | None],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of item and item_bias from those of the positives and the sums of the shared negatives [M, D] and [M]."""
+    N, by_neg = len(args.item), sort_by(sort_key(args.neg_id, len(args.item)))
+    grad_item = grad_bias = None
+    if args.need[1]:
+        of_items = None
+        if negatives.grad is not None:
+            of_items = sum_segments(by_neg, N, None, None, one(args.user), negatives.grad, 1, wanted[0], None)[0]
+        grad_item = _add(positive[0], of_items, args.item.dtype)
+    if args.need[2] and args.item_bias is not None:
+        of_bias = None
+        if negatives.bias is not None:
+            source = negatives.bias[:, None]
+            of_bias = sum_segments(by_neg, N, None, negatives.bias, one(args.user), source, 1, None, wanted[1])[1]
+        grad_bias = _add(positive[1], of_bias, args.item_bias.dtype)
+    return grad_item, grad_bias
+
+
+def one(like: Tensor) -> Tensor:
+    """Return the scalar 1 on the device of ``like``."""
     return torch.ones((), dtype=torch.float32, device=like.device)
 
 
@@ -233,7 +248,7 @@ def _add(a: Tensor | None, b: Tensor | None, dtype: torch.dtype) -> Tensor | Non
     return None if a is None else (a if b is None else a + b).to(dtype)
 
 
-def _axes(args: Sampled, scale: Tensor) -> tuple[Axis, Axis, Tensor | None, Tensor]:
+def axes(args: Sampled, scale: Tensor) -> tuple[Axis, Axis, Tensor | None, Tensor]:
     """Queries and negatives as the axes of a logit matrix, which entries count, and whether any id is out of range."""
     user, item, item_bias, user_id, pos_id, neg_id, log_q, neg_valid, *_ = args
     stray_user = (user_id < 0) | (user_id >= len(user))

@@ -50,6 +50,14 @@ class PairBlocks(NamedTuple):
     num_warps: int
 
 
+class PoolBlocks(NamedTuple):
+    """Blocks of the pooling kernel."""
+
+    BLOCK_E: int
+    BLOCK_D: int
+    num_warps: int
+
+
 class SegmentBlocks(NamedTuple):
     """Blocks of the segment sum."""
 
@@ -68,6 +76,13 @@ def pairs(D: int, dtype: torch.dtype, on: Target) -> PairBlocks:
     """Pairs per program and columns per step."""
     # 34 registers on sm_90 for float32 and D = 64: many programs at once hide the latency of the gathers
     return PairBlocks(BLOCK_P=32, BLOCK_D=min(padded(D), 64), num_warps=4)
+
+
+def pooled(D: int) -> PoolBlocks:
+    """Entries of a list per step and columns per program."""
+    # 2,048 elements, 16 a thread: 32 rows of 64 columns are in flight at once
+    BLOCK_D = min(padded(D), 128)
+    return PoolBlocks(BLOCK_E=2048 // BLOCK_D, BLOCK_D=BLOCK_D, num_warps=4)
 
 
 def segment_sum(D: int, dtype: torch.dtype, on: Target) -> SegmentBlocks:

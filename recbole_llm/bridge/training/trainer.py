@@ -28,6 +28,7 @@ from recbole_llm.bridge.checkpoint import (
 )
 from recbole_llm.bridge.checkpoint_settings import command_to_resume
 from recbole_llm.bridge.options import default_values
+from recbole_llm.bridge.training import optimizers
 from recbole_llm.bridge.training.advice import advice_of
 from recbole_llm.bridge.training.choices import given_choices
 from recbole_llm.bridge.training.interruption import Interruption
@@ -87,15 +88,10 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self._best_epochs = 0
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
-        """Build RecBole's optimizer, fused if possible: the update is a third of a sparse model's step."""
-        optimizer = super()._build_optimizer(**kwargs)
-        if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
-            return optimizer
-        try:
-            groups = [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in optimizer.param_groups]
-            return type(optimizer)(groups, fused=True)
-        except (RuntimeError, ValueError):  # a dtype or device without it
-            return optimizer
+        """Build RecBole's optimizer, fused if possible, or the one that visits touched rows."""
+        if optimizers.is_rowwise(self.config):
+            return optimizers.rowwise_adagrad(self.config, self.model)
+        return optimizers.fused(super()._build_optimizer(**kwargs))
 
     def fit(
         self,
