@@ -20,6 +20,7 @@ from recbole_llm.export.export_model import export_model
 from recbole_llm.export.reader import load_export
 from recbole_llm.fitting import pipeline
 from recbole_llm.fitting.decay_search import Fading
+from recbole_llm.fitting.validation import user_metric
 from recbole_llm.retrieval.recommender import Recommender, Request
 
 BY_TIME = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
@@ -194,6 +195,22 @@ def test_cold_items_stand_beside_the_next_item_block(walks, tmp_path, dim):
     affected[history.row_of_entry()[held]] = True
     changed = (model.scores(users) - without)[:, warm][:, 1:].abs().amax(1)
     assert (changed[affected] > 1e-3).all() and (changed[~affected] == 0).all()
+
+
+def test_repeatable_ranks_the_items_of_the_history_too_in_choices_and_figures(walks):
+    trainer, (train_data, valid, test) = train(walks | {"repeatable": True, "blocks": "closed_form"})
+    model, validation = trainer.model, trainer.validation(valid)
+    assert not len(validation.seen.ids) and len(validation.seen.offsets) == len(validation.targets.offsets)
+    unmasked = validation.value(model.scores, model.n_items)
+    assert trainer.best_valid_result["ndcg@10"] == pytest.approx(unmasked, abs=6e-5)
+    masked = replace(validation, seen=model.history).value(model.scores, model.n_items)
+    assert masked > unmasked + 0.01  # a walk does not return, and closed forms rank what was near
+    found = trainer.evaluate(test)["ndcg@10"]
+    model.at_test = True
+    targets = test._dataset.training_rows()
+    empty = validation.seen
+    by_hand = float(user_metric(model.scores, targets, empty, model.n_items, validation.metric).mean())
+    assert found == pytest.approx(by_hand, abs=6e-5)
 
 
 def test_an_order_by_a_column_that_is_not_read_is_refused_by_name(walks):

@@ -241,6 +241,8 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         targets = valid_data._dataset.training_rows().to(self.device)
         disliked = None if train_split is None else train_split.negative_rows()
         seen = history if disliked is None else union(history, disliked.to(self.device))
+        if self.config["repeatable"]:  # RecBole's key: every item has a place in a ranking, those of the history too
+            seen = seen.keep(torch.zeros_like(seen.ids, dtype=torch.bool))
         return Validation(history=history, targets=targets, seen=seen, metric=metric)
 
     # ------------------------------------------------------------------ an epoch
