@@ -126,7 +126,7 @@ def test_a_fit_is_its_stages_one_after_the_other():
     made, options = world(), Options(cold_boost="auto")
     fitted = fit(made.data, made.validation, options, made.train_towers)
     closed = pipeline.fit_closed_form_block(made.data, made.validation, options)
-    score = pipeline.weigh(made.data, made.validation, closed, None, made.learned)
+    score = pipeline.weigh(made.data, made.validation, closed, (), made.learned)
     score = pipeline.choose_decays(score, made.data, made.validation)
     score = pipeline.place_cold_items(score, made.data, made.validation, options, closed.setting)
     score = pipeline.calibrate(score, made.data, made.validation)
