@@ -1,11 +1,13 @@
 r"""How fast histories decay and how much each block counts, searched jointly, where interactions are split by time.
 
-    score = closed_tau / s_tau + f (next_tau' + c content_tau'') / s_tau' + l learned / s      s: deviation of a block's scores
+    score = closed_tau / s_tau + f (next_tau' + c content_tau'') / s_tau' + l learned / s + q sequence / s
+    s: deviation of a block's scores
 
 Each block was tuned before the later ones existed. Once all are present the best settings change: the closed form prefers a
 faster decay, and the towers start to help. So tau, tau', f and l are searched again from a grid of all four, with tau'' = tau'
-and c = 1. Where the next-item block reads content, all six are then changed one after the other while the value rises, as content
-may remember longer than transitions. Weights are in units of standard deviations, since a faster decay makes scores smaller.
+c = 1 and q = 0. Where the next-item block reads content, or there is a sequence block, all are then changed one after the other
+while the value rises, as content may remember longer than transitions. Weights are in units of standard deviations, since a faster
+decay makes a block's scores smaller.
 
 A validation split by time mostly holds one item a user, so that a choice is noisy. The value is therefore the mean of the metric
 at k and at 2k places. Hundreds of blends are compared on a few hundred candidates a user, the best of each block. An item that no
@@ -30,6 +32,7 @@ FOLLOWING_DECAYS = (1.0, 2.0, 3.0, 5.0, 8.0)  # tau' and tau''
 FOLLOWS = (0.2, 0.5, 1.2, 3.0, 8.0)  # f beside 0
 CONTENT = (0.0, 0.5, 0.7, 1.0, 1.5)  # c
 LEARNED = (0.0, 0.2, 0.5, 1.2, 2.0, 4.0)  # l
+SEQUENCE = (0.0, 0.3, 0.7, 1.2, 2.0, 4.0)  # q
 CANDIDATES = 80  # of each block; 4k where that is more
 
 
@@ -46,6 +49,8 @@ class Fading:
         value: on validation.
         content: tau''; ``None`` where the content of the next-item block does not count.
         content_factor: of its scores.
+        sequence: q.
+        sequence_factor: of the sequence block's scores.
     """
 
     closed: float | None
@@ -56,6 +61,8 @@ class Fading:
     value: float
     content: float | None = None
     content_factor: float = 0.0
+    sequence: float = 0.0
+    sequence_factor: float = 0.0
 
     def __str__(self) -> str:
         blocks = ["the closed form" + (f", histories fading by exp(-rank / {self.closed:g})" if self.closed else "")]
@@ -66,6 +73,8 @@ class Fading:
             blocks.append(f"its content times {share:g}, exp(-rank / {self.content:g})")
         if self.learned:
             blocks.append(f"{self.learned:g} of the learned block")
+        if self.sequence:
+            blocks.append(f"{self.sequence:g} of the sequence block")
         return "; ".join(blocks)
 
 
@@ -95,6 +104,7 @@ class _Choice(NamedTuple):
     content: int = 0
     content_weight: float = 0.0
     learned: float = 0.0
+    sequence: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,8 @@ class _Grid:
         n_closed: scorers of the closed form, which come first.
         n_following: of the next-item block, the next ones.
         n_content: of its content, the next ones; 0 or ``n_following``.
-        has_learned: whether the learned block is the last one.
+        has_learned: whether the learned block is the next one.
+        has_sequence: whether the sequence block is the last one.
         metric: by which blends are compared.
     """
 
@@ -117,11 +128,17 @@ class _Grid:
     n_following: int
     n_content: int
     has_learned: bool
+    has_sequence: bool
     metric: TopKMetric
+
+    @property
+    def learned(self) -> int:
+        """Place of the learned block's scorer."""
+        return self.n_closed + self.n_following + self.n_content
 
     def others(self, choice: _Choice) -> list[tuple[int, float]]:
         """Return the place and the factor of every scorer beside the closed form's."""
-        found = [(len(self.units) - 1, choice.learned)]
+        found = [(self.learned, choice.learned), (len(self.units) - 1, choice.sequence)]
         if choice.following is not None:
             at = self.n_closed + choice.following
             found.append((at, choice.follows))
@@ -154,6 +171,9 @@ class _Grid:
         if self.has_learned:
             for share in LEARNED:
                 yield choice._replace(learned=share)
+        if self.has_sequence:
+            for share in SEQUENCE:
+                yield choice._replace(sequence=share)
 
 
 def choose_fading(
@@ -165,6 +185,7 @@ def choose_fading(
     metric: TopKMetric,
     excluded: Tensor,
     content: Mapping[float, Scorer] | None = None,
+    sequence: Scorer | None = None,
 ) -> Fading:
     """Find the best decays and factors of the grid.
 
@@ -180,6 +201,7 @@ def choose_fading(
         excluded: ``[n_items]`` bool, items without a place in any row; they do not count to deviations.
         content: scores of the content of the next-item block by tau'', for the decays of ``following``, in its units; empty or
             ``None`` without one.
+        sequence: scores of the sequence block; ``None`` without one.
 
     Raises:
         ValueError: if ``content`` has other decays than ``following``.
@@ -187,7 +209,7 @@ def choose_fading(
     content = content or {}
     if content and list(content) != list(following):
         raise ValueError(f"content has the decays {list(content)}; expected those of following, {list(following)}.")
-    own = [] if learned is None else [learned]
+    own = [scorer for scorer in (learned, sequence) if scorer is not None]
     scorers: list[Scorer] = [*closed.values(), *following.values(), *content.values(), *own]
     chunks, deviations = _gather(scorers, targets, seen, excluded, max(CANDIDATES, 4 * metric.k))
     units = [1 / s if s else 0.0 for s in deviations]
@@ -198,12 +220,13 @@ def choose_fading(
                 scores.mul_(unit)
         for scores in chunk.scores[: len(closed)]:
             scores[chunk.absent] = -math.inf
-    grid = _Grid(chunks, units, len(closed), len(following), len(content), learned is not None, metric)
+    there = learned is not None, sequence is not None
+    grid = _Grid(chunks, units, len(closed), len(following), len(content), *there, metric)
     best, value = _Choice(), -1.0
     for choice in grid.all_together():
         if (found := grid.value(choice)) > value:
             best, value = choice, found
-    risen = bool(content)
+    risen = bool(content) or sequence is not None
     while risen:
         before = value
         for choice in list(grid.neighbours(best)):
@@ -218,7 +241,7 @@ def _fading(
 ) -> Fading:
     factors = dict(grid.others(best))
     at = None if best.following is None else grid.n_closed + best.following
-    learned = best.learned * grid.units[-1] if grid.has_learned else 0.0
+    learned = best.learned * grid.units[grid.learned] if grid.has_learned else 0.0
     content = factors.get(grid.n_closed + grid.n_following + best.content, 0.0) if grid.n_content and at else 0.0
     return Fading(
         closed[best.closed],
@@ -229,6 +252,8 @@ def _fading(
         value,
         following[best.content] if content else None,
         content,
+        best.sequence,
+        best.sequence * grid.units[-1],
     )
 
 

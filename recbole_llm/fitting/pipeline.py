@@ -24,6 +24,7 @@ from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.hyperparameters import DIM, EXACT_ITEMS
 from recbole_llm.fitting.logs import quietly, stage
 from recbole_llm.fitting.next_item import CONTENT, TRANSITIONS, choose_decay, fit_next_item
+from recbole_llm.fitting.sequence import fit_sequence
 from recbole_llm.fitting.stage_values import (
     FittedBlock,
     FittedScore,
@@ -35,6 +36,7 @@ from recbole_llm.fitting.stage_values import (
 from recbole_llm.fitting.validation import DEFAULT_METRIC, Validation, evenly, user_metric
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import LinearBlock, Score, Scorer
+from recbole_llm.scoring.sequence import SEQUENCE, SequenceBlock
 
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
 MAX_ORDER_USERS = 6_000  # by whom the next-item block and the decays are chosen, one block after the other
@@ -52,7 +54,7 @@ class FitOptions(Protocol):
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """Of ``closed_form`` and ``learned``."""
+        """Of ``closed_form``, ``learned`` and ``sequence``."""
 
     @property
     def closed_form_dim(self) -> int | str:
@@ -102,8 +104,13 @@ def fit(
     if "learned" in options.blocks:
         with stage("towers"):
             learned = train_towers()
+    sequence = None
+    if SEQUENCE in options.blocks:
+        with stage("sequence block"):
+            sequence = agree(fit_sequence_block(data, validation))
+        sequence = None if sequence is None else sequence.to(data.history.ids.device)
     with stage("weights of the blocks"):
-        score = weigh(data, validation, closed, following, learned)
+        score = weigh(data, validation, closed, following, learned, sequence)
         score = choose_decays(score, data, validation)
         score = with_weights(score, agree(weights_of(score)))
     setting = None if closed is None else closed.setting
@@ -163,6 +170,23 @@ def fit_next_item_block(
     return fit_next_item(data.history, histories, data.n_items, scorer, value, dim, data.trained, data.content)
 
 
+def fit_sequence_block(data: TrainingData, validation: Validation | None) -> SequenceBlock | None:
+    """Train the sequence block, its best epoch by validation.
+
+    Raises:
+        ValueError: if the interactions have no order.
+    """
+    if not data.is_ordered:
+        raise ValueError(
+            "blocks names sequence, which reads the order of a history, and the interactions have none: set eval_args.order "
+            "to TO, load the time column and leave history_decay empty, or leave sequence out."
+        )
+    if validation is None:
+        return fit_sequence(data, None, data.history)
+    users, value = _users_and_value(data, validation)
+    return fit_sequence(data, value, data.history.select(users))
+
+
 def _users_and_value(data: TrainingData, validation: Validation) -> tuple[Tensor, Callable[[Scorer], float]]:
     """Users who have a validation target, and the mean metric of a scorer of these users among the trained items."""
     users = evenly(torch.nonzero(validation.targets.sizes).squeeze(1), MAX_ORDER_USERS)
@@ -183,13 +207,21 @@ def weigh(
     closed: FittedBlock | None,
     following: tuple[LinearBlock, ...],
     learned: LinearBlock | None,
+    sequence: LinearBlock | None = None,
 ) -> Score:
-    """Start the score from the solved blocks as they were weighed against each other, and join the learned one to them."""
-    solved = () if closed is None else (closed.block, *following)
-    blocks = solved or tuple(block for block in (learned,) if block is not None)
-    score = Score(blocks, data.rows.listed().to(data.history.ids.device), rows=data.rows)
-    if solved and learned is not None:
-        score = join(score, learned, data, validation)
+    """Start the score from the solved blocks as they were weighed against each other, and join the trained ones to them.
+
+    Raises:
+        ValueError: if there is no block at all.
+    """
+    blocks = () if closed is None else (closed.block, *following)
+    trained = [block for block in (learned, sequence) if block is not None]
+    if not blocks and not trained:
+        raise ValueError("No block could be fitted: histories of one item leave nothing to a sequence block alone.")
+    first = blocks or (trained.pop(0),)
+    score = Score(first, data.rows.listed().to(data.history.ids.device), rows=data.rows)
+    for block in trained:
+        score = join(score, block, data, validation)
     return score
 
 
@@ -245,8 +277,8 @@ def choose_decays(score: Score, data: TrainingData, validation: Validation | Non
     Each block was tuned before the later ones existed. What was chosen block by block stays where the best of the grid is no
     better, both measured by whole rankings.
     """
-    closed, learned, following, content = (
-        score.block(name) for name in ("closed_form", "learned", TRANSITIONS, CONTENT)
+    closed, learned, following, content, sequence = (
+        score.block(name) for name in ("closed_form", "learned", TRANSITIONS, CONTENT, SEQUENCE)
     )
     if not data.is_ordered or validation is None or closed is None or not closed.scale:
         return score
@@ -268,6 +300,7 @@ def choose_decays(score: Score, data: TrainingData, validation: Validation | Non
         validation.metric,
         ~data.trained,
         {} if content is None else {tau: fading(content, tau) for tau in FOLLOWING_DECAYS},
+        None if sequence is None else replace(sequence, scale=1.0).scorer(histories),
     )
     closed_factor, following_factor, share = choice.factors
     if not closed_factor:  # no history to tell by
@@ -279,6 +312,8 @@ def choose_decays(score: Score, data: TrainingData, validation: Validation | Non
         blocks.append(replace(content, decay=choice.content, scale=choice.content_factor))
     if learned is not None:
         blocks.append(replace(learned, scale=share))
+    if sequence is not None:
+        blocks.append(replace(sequence, scale=choice.sequence_factor))
     candidate = replace(score, blocks=tuple(blocks))
 
     def values(of: Score) -> list[float]:

@@ -22,10 +22,12 @@ from recbole_llm.fitting.factors import FactorForm
 from recbole_llm.fitting.logs import quietly
 from recbole_llm.fitting.next_item import TRANSITIONS, NextItemSetting, directions_of, next_item_blocks
 from recbole_llm.fitting.pipeline import FitOptions, place_cold_items
+from recbole_llm.fitting.sequence import fit_sequence
 from recbole_llm.fitting.stage_values import FittedScore
 from recbole_llm.fitting.validation import evenly
 from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.scoring.score import LinearBlock, Score
+from recbole_llm.scoring.sequence import SEQUENCE
 
 MAX_USERS, MAX_PAIRS = 5_000, 100_000_000  # over whose scores deviations are taken, and pairs of users and items
 
@@ -174,6 +176,10 @@ def refit(
     blocks = [block.to(data.history.ids.device) for block in blocks]
     if any(block.name == "learned" for block in chosen.blocks):
         blocks.append(train_towers())
+    chosen_sequence = next((block for block in chosen.blocks if block.name == SEQUENCE), None)
+    if chosen_sequence is not None:
+        sequence = agree(fit_sequence(data, None, data.history, int(chosen_sequence.constants["epochs"])))
+        blocks += [] if sequence is None else [sequence.to(data.history.ids.device)]
     score = Score(tuple(blocks), data.rows.listed().to(data.history.ids.device), rows=data.rows)
     scaled = []
     for block in score.blocks:
