@@ -21,6 +21,7 @@ from recbole_llm.fitting.hyperparameters import (
     Spectral,
     TriedSetting,
     choose_setting,
+    is_sparse,
     kernel_candidates,
     search,
     search_ease,
@@ -34,9 +35,6 @@ from recbole_llm.scoring.score import LinearBlock
 AUTO_DIMS = (512, 1024, 2048)
 RANK_TOLERANCE = 0.01  # of the full form's validation value, what a smaller rank may cost
 SHARPEN_ABOVE = 0.002  # loss from which factors are sharpened
-HOPELESS = (
-    0.05  # loss of the first rank from which, beyond EXACT_ITEMS, the full form is kept and no further rank tried
-)
 MAX_ITEMS_FOR_ALL_FORMS = 8192  # beyond, only the cheapest of the factor forms, then sharpened
 MAX_DENSE_ITEMS = 20_000  # 6.4 GB while solving
 SPECTRAL_DIMS = (512, 1024, 1536, 2048)
@@ -125,7 +123,7 @@ def fit_closed_form(
     _check_arguments(train, n_items, content, dim)
     items = warm_items(train, content, n_items)
     base = _start(setting, [modality for modality, directions in items.content.items() if bool(directions.any())])
-    subset = validation.subset() if validation is not None and len(validation.targets.ids) else None
+    subset = validation.subset(n_items) if validation is not None and len(validation.targets.ids) else None
     chooses = subset is not None and (setting is None or bool(setting.kernels))
     candidates = kernel_candidates(items.content) if chooses else {}
     n = len(items.items)
@@ -286,14 +284,10 @@ class _Ranks:
         """Share of the full form's validation value that is lost; 0 where there is nothing to compare."""
         return 1 - value / self.full.value if value is not None and self.full.value else 0.0
 
-    def factored(self, dim: int, gives_up: bool = False) -> ClosedForm:
+    def factored(self, dim: int) -> ClosedForm:
         """The best factors of one rank: the best of ``FACTOR_FORMS``, sharpened if that loses too much.
 
         Beyond ``EXACT_ITEMS`` items, where a form takes ten seconds and more, the first that loses little is taken.
-
-        Args:
-            dim: the rank.
-            gives_up: whether there factors that lose more than ``HOPELESS`` are returned as they are.
         """
         metric = gram_product(self.train, self.weights, self.gram, len(self.gram))
         forms = (
@@ -309,8 +303,7 @@ class _Ranks:
             )
             better = self._better(best, source, target, form)
             best, best_form = better, form if better is not best else best_form
-            settled = self.loss(best.value) <= SHARPEN_ABOVE or (gives_up and self.loss(best.value) > HOPELESS)
-            if len(self.gram) > EXACT_ITEMS and self.value is not None and settled:
+            if len(self.gram) > EXACT_ITEMS and self.value is not None and self.loss(best.value) <= SHARPEN_ABOVE:
                 return best
         assert best is not None and best.target is not None
         if self.value is not None and self.loss(best.value) <= SHARPEN_ABOVE:
@@ -340,14 +333,14 @@ def _choose_rank(ranks: _Ranks, dim: int | str, max_table_bytes: int, n_items: i
     dims = [d for d in AUTO_DIMS if 2 * d <= n and 8 * n_items * d <= max_table_bytes]
     best: ClosedForm | None = None
     full_fits = 4 * n_items**2 <= max_table_bytes
+    if full_fits and n > EXACT_ITEMS and ranks.value is not None and is_sparse(ranks.gram):
+        dims = []  # the spectrum is flat: no rank comes near the full form, and each takes a minute
     for d in dims if ranks.value is not None else dims[:1]:
-        factored = _told(ranks, ranks.factored(d, gives_up=full_fits))
+        factored = _told(ranks, ranks.factored(d))
         if ranks.loss(factored.value) <= RANK_TOLERANCE and (factored.value or 0.0) >= ranks.floor:
             return factored
         if best is None or (factored.value or 0.0) > (best.value or 0.0):
             best = factored
-        if full_fits and n > EXACT_ITEMS and ranks.loss(factored.value) > HOPELESS:
-            break  # the spectrum is flat, and a larger rank takes minutes
     if best is None or full_fits:
         log.info(f"closed form: the full item-item matrix is kept ({4 * n_items**2 / 2**20:.0f} MiB)")
         return full

@@ -25,7 +25,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from recbole_llm.fitting.blend import choose_blend
+from recbole_llm.fitting.blend import choose_blend, remembered
 from recbole_llm.fitting.ease import content_centre, content_directions, inverse_in_place
 from recbole_llm.fitting.factors import factorise
 from recbole_llm.fitting.warm_items import ContentTables
@@ -332,6 +332,7 @@ def fit_next_item(
         log.info(f"next-item block: left out, {n_items} items are more than {MAX_ITEMS}")
         return ()
     rows = torch.arange(len(histories.offsets) - 1, device=histories.ids.device)
+    closed = remembered(closed, rows, n_items)
     directions = directions_of(content or {}, columns)
     grams: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
 

@@ -33,7 +33,7 @@ from recbole_llm.fitting.stage_values import (
     weights_of,
     with_weights,
 )
-from recbole_llm.fitting.validation import DEFAULT_METRIC, Validation, evenly, user_metric
+from recbole_llm.fitting.validation import DEFAULT_METRIC, MAX_PAIRS, MIN_USERS, Validation, evenly, user_metric
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import LinearBlock, Score, Scorer
 from recbole_llm.scoring.sequence import SEQUENCE, SequenceBlock
@@ -238,7 +238,8 @@ def join(score: Score, block: LinearBlock, data: TrainingData, validation: Valid
         validation: by which the weight is chosen.
     """
     rated = data.history if validation is None else validation.targets
-    users = evenly(torch.nonzero(rated.sizes).squeeze(1), MAX_BLEND_USERS)
+    most = min(MAX_BLEND_USERS, max(MIN_USERS, MAX_PAIRS // data.n_items))
+    users = evenly(torch.nonzero(rated.sizes).squeeze(1), most)
     chooses = validation is not None and len(users) > 0
 
     def value(scorer: Scorer) -> float:

@@ -247,21 +247,21 @@ def test_which_data_are_sparse():
     assert not hyperparameters.is_sparse(dense) and hyperparameters.is_sparse(few)
 
 
-def test_a_flat_spectrum_keeps_the_full_form_without_further_ranks(many, monkeypatch):
+def test_sparse_data_keep_the_full_form_without_trying_ranks(many, monkeypatch):
     tried = []
-    for name in ("factorise", "sharpen"):
-        function = getattr(closed_form, name)
-        monkeypatch.setattr(closed_form, name, lambda *a, f=function, n=name: (tried.append(n), f(*a))[1])
+    factorise_ = closed_form.factorise
+    monkeypatch.setattr(closed_form, "factorise", lambda *a: (tried.append(a[1]), factorise_(*a))[1])
     monkeypatch.setattr(closed_form, "AUTO_DIMS", (3, 5, 8))
     monkeypatch.setattr(closed_form, "RANK_TOLERANCE", -9.0)
-    monkeypatch.setattr(closed_form, "HOPELESS", -9.0)  # any loss is one
+    monkeypatch.setattr(hyperparameters, "SPARSE_GRAM", 2.0)
     train, validation, content = made(6)
-    assert fit_closed_form(train, 42, content, validation).target is None
-    assert tried == ["factorise"]
-    # where the full form does not fit, every rank is tried
-    tried.clear()
+    assert fit_closed_form(train, 42, content, validation).target is None and tried == []
+    # where the full form does not fit, ranks are tried, and on dense data they are too
     assert fit_closed_form(train, 42, content, validation, max_table_bytes=8 * 42 * 8).target is not None
-    assert tried.count("factorise") >= 3
+    assert set(tried) == {3, 5, 8}
+    tried.clear()
+    monkeypatch.setattr(hyperparameters, "SPARSE_GRAM", 0.0)
+    assert fit_closed_form(train, 42, content, validation).target is None and set(tried) == {3, 5, 8}
 
 
 def test_many_items_keep_the_first_factors_that_lose_little(many, monkeypatch):

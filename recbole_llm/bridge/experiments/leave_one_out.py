@@ -27,7 +27,7 @@ from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.ease import Setting, solve, user_weights, weighted_gram
 from recbole_llm.fitting.hyperparameters import search_setting
 from recbole_llm.fitting.next_item import next_item_gram
-from recbole_llm.fitting.validation import TopKMetric, Validation, user_metric
+from recbole_llm.fitting.validation import CHUNK_ELEMENTS, TopKMetric, Validation, hide_seen
 from recbole_llm.fitting.warm_items import warm_items
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import LinearBlock, Scorer
@@ -66,6 +66,20 @@ class LeaveOneOut:
         if rule == "masked":
             return self.later
         return self.later.keep(torch.zeros_like(self.later.ids, dtype=torch.bool))
+
+    def figures(self, scorer: Scorer, rule: str) -> dict[str, Tensor]:
+        """Rank every test user once; each of ``METRICS`` by name, ``[U]`` float64."""
+        users = torch.nonzero(self.targets.sizes).squeeze(1)
+        seen, most = self.seen(rule), max(metric.k for metric in METRICS)
+        hits = []
+        for few in users.split(max(1, CHUNK_ELEMENTS // self.data.n_items)):
+            scores = scorer(few)
+            relevant = hide_seen(scores, seen.select(few), self.targets.select(few), self.padding)
+            assert relevant is not None
+            top, items = scores.topk(min(most, self.data.n_items), dim=1)
+            hits.append(relevant.gather(1, items) & (top > -torch.inf))
+        places, sizes = torch.cat(hits), self.targets.sizes[users]
+        return {str(metric).lower(): metric.of(places[:, : metric.k], sizes) for metric in METRICS}
 
     @property
     def padding(self) -> Tensor:
@@ -208,12 +222,7 @@ def measure(loaded: Loaded, name: str, seed: int = 0) -> Measured:
     figures: dict[str, dict[str, float]] = {}
     users: dict[str, np.ndarray] = {}
     for rule in RULES:
-        found = {
-            str(metric).lower(): user_metric(
-                scorer, rows.targets, rows.seen(rule), rows.data.n_items, metric, rows.padding
-            )
-            for metric in METRICS
-        }
+        found = rows.figures(scorer, rule)
         figures[rule] = {metric: float(value.mean()) for metric, value in found.items()}
         users[rule] = found["ndcg@10"].cpu().numpy()
     chosen_by = RULES[bool(loaded.config["repeatable"])]
