@@ -29,9 +29,10 @@ from recbole_llm.scoring.score import Scorer
 
 CLOSED_DECAYS = (None, 1.0, 2.0, 4.0, 10.0, 20.0, 50.0)  # tau; None: histories do not fade
 FOLLOWING_DECAYS = (1.0, 2.0, 3.0, 5.0, 8.0)  # tau' and tau''
-FOLLOWS = (0.2, 0.5, 1.2, 3.0, 8.0)  # f beside 0
+FOLLOWS = (0.2, 0.5, 1.2)  # f beside 0
+FURTHER = (*FOLLOWS, 2.0, 3.5, 8.0)  # f where blocks are changed one after the other
 CONTENT = (0.0, 0.5, 0.7, 1.0, 1.5)  # c
-LEARNED = (0.0, 0.2, 0.5, 1.2, 2.0, 4.0)  # l
+LEARNED = (0.0, 0.2, 0.5, 1.2, 2.0)  # l
 SEQUENCE = (0.0, 0.3, 0.7, 1.2, 2.0, 4.0)  # q
 CANDIDATES = 80  # of each block; 4k where that is more
 
@@ -164,7 +165,7 @@ class _Grid:
         for a in range(self.n_closed):
             yield choice._replace(closed=a)
         if choice.following is not None:
-            for b, f in itertools.product(range(self.n_following), FOLLOWS):
+            for b, f in itertools.product(range(self.n_following), FURTHER):
                 yield choice._replace(following=b, follows=f)
             for c, weight in itertools.product(range(self.n_content), CONTENT):
                 yield choice._replace(content=c, content_weight=weight)

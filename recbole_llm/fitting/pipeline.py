@@ -40,7 +40,7 @@ from recbole_llm.scoring.sequence import SEQUENCE, SequenceBlock
 
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
 MAX_ORDER_USERS = 6_000  # by whom the next-item block and the decays are chosen, one block after the other
-MAX_DECAY_USERS = 6_000  # the same of all decays together, which takes 22 rankings, and 1,092 of candidates
+MAX_DECAY_USERS = 6_000  # the same of all decays together, which takes 20 rankings, and 560 of candidates
 MIN_DECAY_USERS, MAX_DECAY_PAIRS = 500, 200_000_000  # pairs of users and items: fewer users above 40,000 items
 MAX_CALIBRATION_USERS = 5_000  # two numbers are fitted to millions of pairs
 MAX_CALIBRATION_PAIRS = 200_000_000  # of users and items; a pass over so many takes seconds, and there are ten
