@@ -298,8 +298,8 @@ def _search_few(search: _Search, modalities: Sequence[str]) -> None:
     search(start)
     for modality in modalities:
         search((search.setting or start).with_content(modality, 0.0))
-    for change in ({"floor": 0.0}, {"tau": 2.0}):
-        search(replace(search.setting or start, **change))
+    search(replace(search.setting or start, floor=0.0))
+    search(replace(search.setting or start, tau=2.0))
 
 
 def fit_next_item(
