@@ -169,8 +169,7 @@ class Options:
         ["closed_form", "learned"],
         "Blocks",
         "list",
-        "Summands of the score: closed_form (fitted at once), learned (towers, by gradient descent); where time splits, sequence "
-        "(one attention layer over the order of a history), which an export cannot hold.",
+        "Summands: closed_form (fitted at once), learned (towers); split by time, sequence (attention; no export holds it).",
     )
     closed_form_dim: int | str = _key(
         values.rank,
