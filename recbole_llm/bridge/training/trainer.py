@@ -235,7 +235,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             metric = TopKMetric.parse(self.config["valid_metric"])
         except ValueError:
             metric = TopKMetric("ndcg", 10)
-            getLogger().info("%s is no top-k metric: the blocks are chosen by %s", self.config["valid_metric"], metric)
+            getLogger().info("valid_metric %s is no top-k metric: %s chooses", self.config["valid_metric"], metric)
         history = self.model.history
         targets = valid_data._dataset.training_rows().to(self.device)
         disliked = None if train_split is None else train_split.negative_rows()
