@@ -123,6 +123,17 @@ COMMANDS: dict[str, Command] = {
         ),
         True,
     ),
+    "leaderboard": Command(
+        "the canonical leave-one-out table of Amazon Beauty, Sports or Toys, measured and cited",
+        "recbole_llm.commands.leaderboard",
+        "add_arguments",
+        "run_leaderboard",
+        (
+            "leaderboard beauty --data_path=data",
+            "leaderboard beauty --data_path=data --rows EASE,LLMTwoTower --seeds 3 --unmasked --output table",
+        ),
+        True,
+    ),
     "tune": Command(
         "search hyper-parameters on validation; resumable",
         "recbole_llm.commands.tune",

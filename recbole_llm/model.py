@@ -19,8 +19,9 @@ from recbole_llm.bridge.checkpoint_settings import HISTORIES
 from recbole_llm.bridge.options import NEG_VALID_FIELD, Options
 from recbole_llm.fitting.data import Known, TrainingData
 from recbole_llm.fitting.ease import Setting
-from recbole_llm.fitting.pipeline import FittedScore, log_length
+from recbole_llm.fitting.pipeline import log_length
 from recbole_llm.fitting.refit import Chosen
+from recbole_llm.fitting.stage_values import FittedScore
 from recbole_llm.scoring.item_rows import AllRows, ShardedRows
 from recbole_llm.scoring.losses import LossOptions, TowerLoss
 from recbole_llm.scoring.rows import Rows

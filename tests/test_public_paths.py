@@ -114,6 +114,7 @@ COMMANDS = (
     "run",
     "fit",
     "compare",
+    "leaderboard",
     "tune",
     "import",
     "encode",

@@ -21,7 +21,7 @@ from recbole_llm.content.encoder_settings import DTYPES, OVERFLOWS, POOLINGS, is
 LOSS_TYPES = ("catalog_bce", "catalog_ce", "sampled_bce", "pair_bce")
 CATALOG_LOSSES = ("catalog_bce", "catalog_ce")
 USER_TOWER_PARTS = ("history", "id", "text")
-BLOCKS = ("closed_form", "learned")
+BLOCKS = ("closed_form", "learned", "sequence")
 EVAL_BACKENDS = ("streamed", "stock")
 NEG_VALID_FIELD = "neg_valid"  # column of a batch whose rows share their negatives: where one counts
 # at this similarity an unknown key is taken for a misspelt one of ours
@@ -169,7 +169,7 @@ class Options:
         ["closed_form", "learned"],
         "Blocks",
         "list",
-        "Summands of the score: closed_form (fitted at once), learned (towers, by gradient descent).",
+        "Summands: closed_form (fitted at once), learned (towers); split by time, sequence (attention; no export holds it).",
     )
     closed_form_dim: int | str = _key(
         values.rank,

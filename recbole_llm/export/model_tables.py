@@ -9,7 +9,7 @@ kappa and r being those of the model's own cold-start items, m the trained items
 calibration.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,9 +153,10 @@ def tables_of(
         history: from which recommendations are made; ``None`` for that of ``data``.
 
     Raises:
-        ValueError: if the tables would be too large to serve.
+        ValueError: if the tables would be too large to serve, or a block is not linear.
     """
     blocks = score.counting
+    _refuse_nonlinear(blocks)
     n_items = len(score.listed)
     _refuse_large(n_items, sum(block.dim for block in blocks))
     vector, source, offset, part = score.own_columns(n_users)
@@ -227,6 +228,15 @@ def _new_items(score: Score, data: TrainingData, vector: Tensor, source: Tensor)
         "bias_scale": score.slope,
         "bias_offset": score.intercept + kappa * score.slope * mean,
     }
+
+
+def _refuse_nonlinear(blocks: Sequence[LinearBlock]) -> None:
+    for block in blocks:
+        if not block.is_linear:
+            raise ValueError(
+                f"The {block.name} block of this model reads a history by a network, which an export and the commands that "
+                f"make one (export, recommend, serve) cannot hold. Train without {block.name} in blocks."
+            )
 
 
 def _refuse_large(n_items: int, columns: int) -> None:

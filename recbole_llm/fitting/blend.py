@@ -10,6 +10,7 @@ from torch import Tensor
 from recbole_llm.fitting.validation import CHUNK_ELEMENTS
 from recbole_llm.scoring.score import Scorer
 
+MAX_REMEMBERED = 120_000_000  # scores of a block that are kept while weights are tried, 480 MB in float32
 BLEND_WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
 
 
@@ -34,6 +35,20 @@ def score_deviation(scorer: Scorer, rows: Tensor, n_items: int, columns: Tensor 
         total += float(scores.sum(dtype=torch.float64))
         squares += float(scores.double().square_().sum())
     return math.sqrt(max(squares / count - (total / count) ** 2, 0.0)) if count else 0.0
+
+
+def remembered(scorer: Scorer, rows: Tensor, n_items: int) -> Scorer:
+    """Return a scorer that computes the scores of ``rows`` once, where they fit ``MAX_REMEMBERED``; else the scorer itself.
+
+    Args:
+        scorer: scores of rows.
+        rows: ``[R]`` int64, 0 .. R - 1: the rows that will be asked for.
+        n_items: columns of the scores.
+    """
+    if len(rows) * n_items > MAX_REMEMBERED:
+        return scorer
+    scores = torch.cat([scorer(chunk) for chunk in rows.split(max(1, CHUNK_ELEMENTS // n_items))])
+    return lambda ids: scores[ids]
 
 
 @dataclass(frozen=True)
@@ -76,7 +91,7 @@ def choose_blend(
     Args:
         first: scores of the block that has weight 1 - w.
         second: scores of the block that has weight w.
-        rows: ``[R]`` int64, the rows over which the deviations are taken.
+        rows: ``[R]`` int64, 0 .. R - 1, the rows that ``value`` asks for; the deviations are taken over them.
         n_items: columns of the scores.
         value: the validation value of a scorer; larger is better.
         weights: ascending candidates for w in [0, 1).
@@ -85,6 +100,8 @@ def choose_blend(
     Returns:
         The best weight; the smaller one of equals.
     """
+    if len(rows):
+        first, second = (remembered(scorer, rows, n_items) for scorer in (first, second))
     stds = score_deviation(first, rows, n_items, columns), score_deviation(second, rows, n_items, columns)
     if not all(stds):
         weight = 0.0 if stds[0] or not stds[1] else 1.0

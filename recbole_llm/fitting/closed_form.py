@@ -21,6 +21,7 @@ from recbole_llm.fitting.hyperparameters import (
     Spectral,
     TriedSetting,
     choose_setting,
+    is_sparse,
     kernel_candidates,
     search,
     search_ease,
@@ -122,7 +123,7 @@ def fit_closed_form(
     _check_arguments(train, n_items, content, dim)
     items = warm_items(train, content, n_items)
     base = _start(setting, [modality for modality, directions in items.content.items() if bool(directions.any())])
-    subset = validation.subset() if validation is not None and len(validation.targets.ids) else None
+    subset = validation.subset(n_items) if validation is not None and len(validation.targets.ids) else None
     chooses = subset is not None and (setting is None or bool(setting.kernels))
     candidates = kernel_candidates(items.content) if chooses else {}
     n = len(items.items)
@@ -170,7 +171,7 @@ def _fit_dense(
         if rival is None:
             floor = share * (full.value or 0.0)
             log.info(
-                f"closed form: plain EASE is {1 - share:.1%} below it on the popular items, too much to be solved for"
+                f"closed form: plain EASE is {1 - share:.1%} below it where it was tried, too much to be solved for"
             )
         ease = full if rival is None else _full_form(rival)
         if rival is not None:
@@ -331,13 +332,16 @@ def _choose_rank(ranks: _Ranks, dim: int | str, max_table_bytes: int, n_items: i
     # beyond n / 2 two tables of rank d are larger than the matrix
     dims = [d for d in AUTO_DIMS if 2 * d <= n and 8 * n_items * d <= max_table_bytes]
     best: ClosedForm | None = None
+    full_fits = 4 * n_items**2 <= max_table_bytes
+    if full_fits and n > EXACT_ITEMS and ranks.value is not None and is_sparse(ranks.gram):
+        dims = []  # the spectrum is flat: no rank comes near the full form, and each takes a minute
     for d in dims if ranks.value is not None else dims[:1]:
         factored = _told(ranks, ranks.factored(d))
         if ranks.loss(factored.value) <= RANK_TOLERANCE and (factored.value or 0.0) >= ranks.floor:
             return factored
         if best is None or (factored.value or 0.0) > (best.value or 0.0):
             best = factored
-    if best is None or 4 * n_items**2 <= max_table_bytes:
+    if best is None or full_fits:
         log.info(f"closed form: the full item-item matrix is kept ({4 * n_items**2 / 2**20:.0f} MiB)")
         return full
     return best

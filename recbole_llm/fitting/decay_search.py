@@ -1,10 +1,13 @@
 r"""How fast histories decay and how much each block counts, searched jointly, where interactions are split by time.
 
-    score = closed_tau / s_tau + f next_tau' / s_tau' + l learned / s          s: standard deviation of a block's scores
+    score = closed_tau / s_tau + f (next_tau' + c content_tau'') / s_tau' + l learned / s + q sequence / s
+    s: deviation of a block's scores
 
-Each block was tuned before the later ones existed. Once all three are present the best settings change: the closed form prefers a
-faster decay, and the towers start to help. So tau, tau', f and l are searched again from a grid of all four. Weights are in
-units of standard deviations, since a faster decay makes a block's scores smaller.
+Each block was tuned before the later ones existed. Once all are present the best settings change: the closed form prefers a
+faster decay, and the towers start to help. So tau, tau', f and l are searched again from a grid of all four, with tau'' = tau'
+c = 1 and q = 0. Where the next-item block reads content, or there is a sequence block, all are then changed one after the other
+while the value rises, as content may remember longer than transitions. Weights are in units of standard deviations, since a faster
+decay makes a block's scores smaller.
 
 A validation split by time mostly holds one item a user, so that a choice is noisy. The value is therefore the mean of the metric
 at k and at 2k places. Hundreds of blends are compared on a few hundred candidates a user, the best of each block. An item that no
@@ -13,8 +16,9 @@ block ranks high is rarely ranked high by a blend. docs/decisions/decays.md has 
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,9 +28,12 @@ from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import Scorer
 
 CLOSED_DECAYS = (None, 1.0, 2.0, 4.0, 10.0, 20.0, 50.0)  # tau; None: histories do not fade
-FOLLOWING_DECAYS = (1.0, 2.0, 5.0, 8.0)  # tau'
+FOLLOWING_DECAYS = (1.0, 2.0, 3.0, 5.0, 8.0)  # tau' and tau''
 FOLLOWS = (0.2, 0.5, 1.2)  # f beside 0
+FURTHER = (*FOLLOWS, 2.0, 3.5, 8.0)  # f where blocks are changed one after the other
+CONTENT = (0.0, 0.5, 0.7, 1.0, 1.5)  # c
 LEARNED = (0.0, 0.2, 0.5, 1.2, 2.0)  # l
+SEQUENCE = (0.0, 0.3, 0.7, 1.2, 2.0, 4.0)  # q
 CANDIDATES = 80  # of each block; 4k where that is more
 
 
@@ -41,6 +48,10 @@ class Fading:
         learned: l.
         factors: of the scores of the closed form, the next-item block and the learned block.
         value: on validation.
+        content: tau''; ``None`` where the content of the next-item block does not count.
+        content_factor: of its scores.
+        sequence: q.
+        sequence_factor: of the sequence block's scores.
     """
 
     closed: float | None
@@ -49,13 +60,22 @@ class Fading:
     learned: float
     factors: tuple[float, float, float]
     value: float
+    content: float | None = None
+    content_factor: float = 0.0
+    sequence: float = 0.0
+    sequence_factor: float = 0.0
 
     def __str__(self) -> str:
         blocks = ["the closed form" + (f", histories fading by exp(-rank / {self.closed:g})" if self.closed else "")]
         if self.following is not None:
             blocks.append(f"{self.follows:g} of the next-item block, exp(-rank / {self.following:g})")
+        if self.content is not None:
+            share = self.content_factor / (self.factors[1] or 1.0)
+            blocks.append(f"its content times {share:g}, exp(-rank / {self.content:g})")
         if self.learned:
             blocks.append(f"{self.learned:g} of the learned block")
+        if self.sequence:
+            blocks.append(f"{self.sequence:g} of the sequence block")
         return "; ".join(blocks)
 
 
@@ -76,6 +96,87 @@ class _Candidates:
     n_targets: Tensor
 
 
+class _Choice(NamedTuple):
+    """A blend, by places in the grid."""
+
+    closed: int = 0
+    following: int | None = None
+    follows: float = 0.0
+    content: int = 0
+    content_weight: float = 0.0
+    learned: float = 0.0
+    sequence: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The blends of a grid and their values.
+
+    Attributes:
+        chunks: candidates with their scores; in deviations, but for those of content.
+        units: of every scorer, 1 / deviation.
+        n_closed: scorers of the closed form, which come first.
+        n_following: of the next-item block, the next ones.
+        n_content: of its content, the next ones; 0 or ``n_following``.
+        has_learned: whether the learned block is the next one.
+        has_sequence: whether the sequence block is the last one.
+        metric: by which blends are compared.
+    """
+
+    chunks: Sequence[_Candidates]
+    units: Sequence[float]
+    n_closed: int
+    n_following: int
+    n_content: int
+    has_learned: bool
+    has_sequence: bool
+    metric: TopKMetric
+
+    @property
+    def learned(self) -> int:
+        """Place of the learned block's scorer."""
+        return self.n_closed + self.n_following + self.n_content
+
+    def others(self, choice: _Choice) -> list[tuple[int, float]]:
+        """Return the place and the factor of every scorer beside the closed form's."""
+        found = [(self.learned, choice.learned), (len(self.units) - 1, choice.sequence)]
+        if choice.following is not None:
+            at = self.n_closed + choice.following
+            found.append((at, choice.follows))
+            if self.n_content:
+                content = self.n_closed + self.n_following + choice.content
+                found.append((content, choice.follows * self.units[at] * choice.content_weight))
+        return found
+
+    def value(self, choice: _Choice) -> float:
+        """Return the value of a blend."""
+        return _value(self.chunks, choice.closed, self.others(choice), self.metric)
+
+    def all_together(self) -> Iterator[_Choice]:
+        """Yield every blend in which content fades as transitions do, those with fewer blocks first."""
+        beside: list[tuple[int | None, float]] = [(None, 0.0)]
+        beside += [(place, f) for place in range(self.n_following) for f in FOLLOWS]
+        shares = LEARNED if self.has_learned else (0.0,)
+        for a, (b, f), share in itertools.product(range(self.n_closed), beside, shares):
+            yield _Choice(a, b, f, b or 0, float(b is not None and bool(self.n_content)), share)
+
+    def neighbours(self, choice: _Choice) -> Iterator[_Choice]:
+        """Yield every blend that differs in the closed form, in the next-item block, in its content or in the learned block."""
+        for a in range(self.n_closed):
+            yield choice._replace(closed=a)
+        if choice.following is not None:
+            for b, f in itertools.product(range(self.n_following), FURTHER):
+                yield choice._replace(following=b, follows=f)
+            for c, weight in itertools.product(range(self.n_content), CONTENT):
+                yield choice._replace(content=c, content_weight=weight)
+        if self.has_learned:
+            for share in LEARNED:
+                yield choice._replace(learned=share)
+        if self.has_sequence:
+            for share in SEQUENCE:
+                yield choice._replace(sequence=share)
+
+
 def choose_fading(
     closed: Mapping[float | None, Scorer],
     following: Mapping[float, Scorer],
@@ -84,6 +185,8 @@ def choose_fading(
     seen: Rows,
     metric: TopKMetric,
     excluded: Tensor,
+    content: Mapping[float, Scorer] | None = None,
+    sequence: Scorer | None = None,
 ) -> Fading:
     """Find the best decays and factors of the grid.
 
@@ -97,25 +200,62 @@ def choose_fading(
         seen: as many rows; items without a place, unless they are targets of the same row.
         metric: by which the best is chosen, at k and at 2k places.
         excluded: ``[n_items]`` bool, items without a place in any row; they do not count to deviations.
+        content: scores of the content of the next-item block by tau'', for the decays of ``following``, in its units; empty or
+            ``None`` without one.
+        sequence: scores of the sequence block; ``None`` without one.
+
+    Raises:
+        ValueError: if ``content`` has other decays than ``following``.
     """
-    scorers: list[Scorer] = [*closed.values(), *following.values(), *([] if learned is None else [learned])]
+    content = content or {}
+    if content and list(content) != list(following):
+        raise ValueError(f"content has the decays {list(content)}; expected those of following, {list(following)}.")
+    own = [scorer for scorer in (learned, sequence) if scorer is not None]
+    scorers: list[Scorer] = [*closed.values(), *following.values(), *content.values(), *own]
     chunks, deviations = _gather(scorers, targets, seen, excluded, max(CANDIDATES, 4 * metric.k))
     units = [1 / s if s else 0.0 for s in deviations]
+    raw = range(len(closed) + len(following), len(closed) + len(following) + len(content))
     for chunk in chunks:
-        for scores, unit in zip(chunk.scores, units, strict=True):
-            scores.mul_(unit)
+        for place, (scores, unit) in enumerate(zip(chunk.scores, units, strict=True)):
+            if place not in raw:
+                scores.mul_(unit)
         for scores in chunk.scores[: len(closed)]:
             scores[chunk.absent] = -math.inf
-    beside: list[tuple[int, float | None, float]] = [(0, None, 0.0)]  # place among the scorers, tau', f
-    beside += [(len(closed) + i, tau, f) for i, tau in enumerate(following) for f in FOLLOWS]
-    best: Fading | None = None
-    shares = (0.0,) if learned is None else LEARNED
-    for (a, tau), (b, tau_next, f), weight in itertools.product(enumerate(closed), beside, shares):
-        found = _value(chunks, a, [(b, f), (len(scorers) - 1, weight)], metric)
-        if best is None or found > best.value:
-            best = Fading(tau, tau_next, f, weight, (units[a], f * units[b], weight * units[-1]), found)
-    assert best is not None
-    return best
+    there = learned is not None, sequence is not None
+    grid = _Grid(chunks, units, len(closed), len(following), len(content), *there, metric)
+    best, value = _Choice(), -1.0
+    for choice in grid.all_together():
+        if (found := grid.value(choice)) > value:
+            best, value = choice, found
+    risen = bool(content) or sequence is not None
+    while risen:
+        before = value
+        for choice in list(grid.neighbours(best)):
+            if (found := grid.value(choice)) > value:
+                best, value = choice, found
+        risen = value > before
+    return _fading(grid, best, value, list(closed), list(following))
+
+
+def _fading(
+    grid: _Grid, best: _Choice, value: float, closed: Sequence[float | None], following: Sequence[float]
+) -> Fading:
+    factors = dict(grid.others(best))
+    at = None if best.following is None else grid.n_closed + best.following
+    learned = best.learned * grid.units[grid.learned] if grid.has_learned else 0.0
+    content = factors.get(grid.n_closed + grid.n_following + best.content, 0.0) if grid.n_content and at else 0.0
+    return Fading(
+        closed[best.closed],
+        None if best.following is None else following[best.following],
+        best.follows,
+        best.learned,
+        (grid.units[best.closed], 0.0 if at is None else best.follows * grid.units[at], learned),
+        value,
+        following[best.content] if content else None,
+        content,
+        best.sequence,
+        best.sequence * grid.units[-1],
+    )
 
 
 def _gather(

@@ -200,7 +200,7 @@ def solve(gram: Tensor, content: Content, setting: Setting, scale: Tensor | None
     """
     popularity = gram.diagonal().clone()
     scale = popularity.mean() if scale is None else scale
-    inverse = _inverse_in_place(_system(gram, content, setting, scale))
+    inverse = inverse_in_place(_system(gram, content, setting, scale))
     if inverse is None:
         inverse = torch.linalg.inv(_system(gram, content, setting, scale).double()).float()
     B = inverse.mul_(-((popularity / scale) ** -setting.tilt) / inverse.diagonal())
@@ -220,7 +220,7 @@ def _system(gram: Tensor, content: Content, setting: Setting, scale: Tensor) -> 
     return A
 
 
-def _inverse_in_place(A: Tensor) -> Tensor | None:
+def inverse_in_place(A: Tensor) -> Tensor | None:
     """The inverse of a symmetric matrix, whose memory may be used for it; ``None`` where Cholesky's algorithm fails.
 
     On a CPU by SciPy's LAPACK, which needs no second matrix; its OpenBLAS also takes 0.7 of the time of the MKL in PyTorch

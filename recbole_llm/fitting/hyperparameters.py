@@ -4,6 +4,9 @@ Up to ``EXACT_ITEMS`` items every setting is solved for in full. Beyond, where a
 weights are searched in the SVD form of a small rank, which leaves no item out. The SVD form cannot evaluate the squared kernel or
 plain EASE. Both are compared with the current best by exact solves on the most popular items, with the ridge scaled as for the full
 catalogue. Exact solves of the full catalogue are left for the few candidates of that race.
+
+Where few pairs of items have a common user, the spectrum is flat: a small rank keeps little of it and prefers other constants than
+the exact solution does. On such data every setting is solved for in full, whatever it takes.
 """
 
 import time
@@ -11,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import getLogger
 
+import torch
 from torch import Tensor
 
 from recbole_llm.fitting.ease import Content, Kernel, Setting, Spectrum, solve, spectrum, user_weights, weighted_gram
@@ -26,6 +30,10 @@ EXACT_ITEMS = 4096
 POPULAR_SHARE = 0.4  # of the items, at least EXACT_ITEMS; 0.8 of the interactions on the datasets above
 DIM = 512  # of the SVD form
 CLOSE_EASE = 0.02  # of the value of the popular items: if EASE loses no more there, it is solved for in full
+SPARSE_GRAM = 0.1  # share of the pairs of items with a common user; below, the SVD form misjudges settings
+FAR_EASE = (
+    0.05  # of the value: if plain EASE loses more at the ridge of the rival, no other ridge is tried on sparse data
+)
 
 log = getLogger(__name__)
 
@@ -256,6 +264,11 @@ def _timed(value: Callable[[Setting], float], setting: Setting, way: str) -> Tri
     return TriedSetting(setting, found, time.perf_counter() - started, way)
 
 
+def is_sparse(gram: Tensor) -> bool:
+    """Whether so few pairs of items have a common user that the SVD form would misjudge settings."""
+    return int(torch.count_nonzero(gram)) < SPARSE_GRAM * gram.numel()
+
+
 def search(
     items: WarmItems,
     gram: Tensor,
@@ -274,7 +287,7 @@ def search(
     """
     exact, metric = Exact(items, gram, subset), str(subset.metric)
     n = len(items.items)
-    if n <= EXACT_ITEMS:
+    if n <= EXACT_ITEMS or is_sparse(gram):
         _, trials = choose_setting(exact, base, candidates, metric, "all items")
         return Search(exact, (), exact.value, trials)
     weights = user_weights(items.train, base.user_exponent)
@@ -319,10 +332,14 @@ def search_ease(
         rival_value: its value as :class:`Search` tells it.
 
     Returns:
-        The search, or ``None`` where the popular items sufficed to tell that EASE is worse; and its value there as a share
-        of the rival's.
+        The search, or ``None`` where the popular items, or one ridge, sufficed to tell that EASE is worse; and its value there as
+        a share of the rival's.
     """
     gram = weighted_gram(items.train, user_weights(items.train, 0.0), len(items.items))
+    if len(items.items) > EXACT_ITEMS and is_sparse(gram) and rival_value:
+        share = Exact(items, gram, subset)(Setting.of_ease(rival.ridge)) / rival_value
+        if share < 1 - FAR_EASE:
+            return None, share
     found = search(items, gram, subset, Setting.of_ease(rival.ridge), {})
     share = found.value / rival_value if rival_value else 1.0
     return (None if found.candidates and share < 1 - CLOSE_EASE else found), share

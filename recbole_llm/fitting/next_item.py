@@ -1,17 +1,23 @@
 r"""Order in a history, where interactions are split by time: how fast items fade, and what comes next.
 
     closed form with decay    sum_{j in H_u} exp(-rank_uj / tau) B_ji                      rank 0: the newest item
-    next-item ridge           C = (Z'Z + R)^-1 Z'Y,   R = lam g diag(diag Z'Z / g)^a       g = mean diag Z'Z
+    next-item ridge           A = Z'Z + lam g sum_m t_m K_m + R,   R = lam g diag(max(diag Z'Z / g, 1e-6))^a
+                              transitions T = A^-1 Z'Y,   content C = A^-1 lam g sum_m t_m K_m
+                              g = mean positive diag Z'Z,   K_m = E_m E_m', E_m the content directions of modality m
 
-A row of Z is the decayed prefix of a history at one of its items, at most ``MAX_PREFIX`` long, and the row of Y that item: C
-predicts the item that follows. Its score is sum_j exp(-rank_uj / tau') C_ji, one more block of the same dot product. tau,
-tau', lam and the weight between the two are chosen on validation, "no decay" and "no such block" among the choices. Each is
-chosen before the blocks after it are there; :mod:`recbole_llm.fitting.decay_search` chooses tau, tau' and the weights once
-more where all are.
+A row of Z is the prefix of a history at one of its items, at most ``MAX_PREFIX`` long. The item at rank r of the prefix has
+weight max(exp(-r / tau), floor). The row of Y is the item that follows. Content enters both sides, as if every dimension of the
+content vectors were one more prefix that is followed by itself: A keeps rare items near items like them, and C gives them
+transitions that nobody made.
+
+The score is sum_j exp(-rank_uj / tau') T_ji + sum_j exp(-rank_uj / tau'') C_ji, two more blocks of the same dot product. The
+second one has as many columns as the content vectors. tau, the floor, lam, t_m, tau', tau'' and all weights are chosen on
+validation; no floor, no content and no such block are among the choices. Each is chosen before the blocks after it are there.
+:mod:`recbole_llm.fitting.decay_search` chooses tau', tau'' and the weights once more where all are.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from logging import getLogger
 
 import numpy as np
@@ -19,21 +25,75 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from recbole_llm.fitting.blend import choose_blend
+from recbole_llm.fitting.blend import choose_blend, remembered
+from recbole_llm.fitting.ease import content_centre, content_directions, inverse_in_place
 from recbole_llm.fitting.factors import factorise
+from recbole_llm.fitting.warm_items import ContentTables
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import LinearBlock, Scorer
 
+TRANSITIONS, CONTENT = "next_item", "next_item_content"  # names of the two blocks
 DECAYS = (None, 1.0, 2.0, 4.0, 7.0, 10.0, 20.0, 50.0)
 NEXT_DECAYS = (3.0, 8.0)  # fitted by
 NEXT_RIDGES = (1.0, 4.0, 16.0)
 NEXT_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
+FLOOR = 0.1
+CONTENT_WEIGHTS = (0.05, 0.2)  # beside 0
 RIDGE_EXPONENT = 0.25
 MAX_PREFIX = 40
 MAX_STEPS = 400_000  # prefixes; longer data are thinned evenly
-MAX_ITEMS = 8_000  # a solve is of the order of the cube
+FULL_SEARCH_ITEMS = (
+    4_096  # beyond, a solve takes half a minute, and the search starts from constants that suit sparse data
+)
+MAX_ITEMS = 20_000  # a solve is of the order of the cube, in four [n, n] float32 matrices
 
 log = getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NextItemSetting:
+    """Constants of one solve, in the notation of the module docstring.
+
+    Attributes:
+        tau: by which the prefixes fade.
+        floor: the least weight of an item of a prefix.
+        ridge: lam.
+        content: modality and t_m of every modality that enters.
+    """
+
+    tau: float
+    ridge: float
+    floor: float = 0.0
+    content: tuple[tuple[str, float], ...] = ()
+
+    def with_content(self, modality: str, weight: float) -> "NextItemSetting":
+        """Return the same constants with another weight of a modality; 0 leaves it out."""
+        others = [each for each in self.content if each[0] != modality]
+        return replace(self, content=(*others, (modality, weight)) if weight else tuple(others))
+
+    def weight_of(self, modality: str) -> float:
+        """Return t_m; 0 for a modality that does not enter."""
+        return dict(self.content).get(modality, 0.0)
+
+    def constants(self) -> dict[str, float]:
+        """Convert to the constants of a block."""
+        numbers = {"tau": self.tau, "ridge": self.ridge, "floor": self.floor}
+        return numbers | {f"content.{modality}": weight for modality, weight in self.content}
+
+    @classmethod
+    def from_constants(cls, constants: Mapping[str, float]) -> "NextItemSetting":
+        """Invert :meth:`constants`; those of version 0.1 have neither a floor nor content."""
+        content = tuple(
+            (key.removeprefix("content."), weight) for key, weight in constants.items() if key.startswith("content.")
+        )
+        return cls(constants["tau"], constants["ridge"], constants.get("floor", 0.0), content)
+
+    def __str__(self) -> str:
+        text = [f"{modality} weight {weight:g}" for modality, weight in self.content] or ["no content"]
+        return ", ".join([f"decay {self.tau:g}, floor {self.floor:g}, ridge {self.ridge:g}", *text])
+
+
+SPARSE_START = NextItemSetting(tau=4.0, ridge=8.0, floor=FLOOR)
 
 
 def choose_decay(block: LinearBlock, histories: Rows, value: Callable[[Scorer], float]) -> tuple[float | None, float]:
@@ -49,72 +109,197 @@ def choose_decay(block: LinearBlock, histories: Rows, value: Callable[[Scorer], 
     return best, values[best]
 
 
-def _steps(ranked: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Items of all histories oldest first, the row of each, and the place of each in its row."""
+# ---------------------------------------------------------------- the solution
+
+
+def _steps(ranked: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Items of all histories oldest first, and the place of each in its row."""
     assert ranked.ranks is not None
     row = ranked.row_of_entry().cpu().numpy()
     order = np.lexsort((-ranked.ranks.cpu().numpy(), row))
     items, row = ranked.ids.cpu().numpy()[order], row[order]
-    place = np.arange(len(items)) - ranked.offsets.cpu().numpy()[row]
-    return items, row, place
+    return items, np.arange(len(items)) - ranked.offsets.cpu().numpy()[row]
 
 
-def next_item_gram(ranked: Rows, n_items: int, tau: float) -> tuple[Tensor, Tensor]:
+def next_item_gram(ranked: Rows, n_items: int, tau: float, floor: float = 0.0) -> tuple[Tensor, Tensor]:
     """Compute Z'Z and Z'Y of the module docstring, ``[n_items, n_items]`` float32 each, on the device of ``ranked``.
 
     Args:
         ranked: training histories, with ranks.
         n_items: size of the catalogue.
-        tau: tau'.
+        tau: decay of the prefixes.
+        floor: least weight of an item of a prefix.
+
+    Returns:
+        Z'Z as a dense tensor, and Z'Y as a sparse COO tensor.
     """
-    items, _, place = _steps(ranked)
+    items, place = _steps(ranked)
     at = np.nonzero(place)[0]  # every item but the first of its row is a target
     if len(at) > MAX_STEPS:
         at = at[np.linspace(0, len(at) - 1, MAX_STEPS).astype(np.int64)]
-    length = np.minimum(place[at], min(MAX_PREFIX, int(np.ceil(5 * tau))))
+    longest = MAX_PREFIX if floor else min(MAX_PREFIX, int(np.ceil(5 * tau)))
+    length = np.minimum(place[at], longest)
     step = np.repeat(np.arange(len(at)), length)
     back = np.arange(len(step)) - np.repeat(np.cumsum(length) - length, length)  # 0: the item just before
+    weight = np.maximum(np.exp(-back / tau), floor).astype(np.float32)
     shape = (len(at), n_items)
-    z = sparse.csr_matrix((np.exp(-back / tau).astype(np.float32), (step, items[at[step] - 1 - back])), shape=shape)
+    z = sparse.csr_matrix((weight, (step, items[at[step] - 1 - back])), shape=shape)
     y = sparse.csr_matrix((np.ones(len(at), np.float32), (np.arange(len(at)), items[at])), shape=shape)
     device = ranked.ids.device
-    gram, follows = (torch.from_numpy((z.T @ other).toarray()).to(device) for other in (z, y))
-    return gram, follows
+    gram = torch.from_numpy((z.T @ z).toarray()).to(device)
+    follows = (z.T @ y).tocoo()
+    index = torch.from_numpy(np.stack([follows.row, follows.col]).astype(np.int64))
+    entries = torch.sparse_coo_tensor(index, torch.from_numpy(follows.data), gram.shape, check_invariants=False)
+    return gram, entries.coalesce().to(device)
 
 
-def solve_next_item(gram: Tensor, follows: Tensor, ridge: float) -> Tensor:
-    """Solve for C of the module docstring, ``[n_items, n_items]``; rows of items that no prefix holds are zero."""
-    diagonal = gram.diagonal()
+def directions_of(content: ContentTables, trained: Tensor) -> dict[str, Tensor]:
+    """Compute E_m of every modality, ``[n_items, f]``; zero for items without it and for those that nobody has touched."""
+    return {
+        modality: content_directions(vectors, present, content_centre(vectors, present)) * trained[:, None]
+        for modality, (vectors, present) in content.items()
+    }
+
+
+def solve_next_item(
+    gram: Tensor, follows: Tensor, setting: NextItemSetting, directions: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Solve for T and C of the module docstring.
+
+    Args:
+        gram: Z'Z, ``[n, n]``.
+        follows: Z'Y, ``[n, n]``, sparse.
+        setting: the constants.
+        directions: E_m of every modality that ``setting`` names.
+
+    Returns:
+        T, ``[n, n]``, zero in rows of items that no prefix and no content ties to others; and the vectors V ``[n, F]`` with
+        C = V E', E the directions of the modalities side by side; ``None`` without content.
+
+    Raises:
+        ValueError: if A is not positive definite.
+    """
+    diagonal = gram.diagonal().clone()
     known = diagonal > 0
     scale = diagonal[known].mean()
-    A = gram.clone()
-    A.diagonal().add_(
-        torch.where(
-            known, ridge * scale * (diagonal / scale).clamp(min=1e-6) ** RIDGE_EXPONENT, torch.ones_like(diagonal)
-        )
-    )
-    return torch.cholesky_solve(follows, torch.linalg.cholesky(A))
+    unit = setting.ridge * float(scale)
+    A = gram.clone(memory_format=torch.contiguous_format)
+    for modality, weight in setting.content:
+        A.addmm_((directions or {})[modality], (directions or {})[modality].T, alpha=weight * unit)
+    A.diagonal().add_(torch.where(known, unit * (diagonal / scale).clamp(min=1e-6) ** RIDGE_EXPONENT, unit))
+    inverse = inverse_in_place(A)
+    if inverse is None:
+        raise ValueError(f"The next-item block has no solution with {setting}: its matrix is not positive definite.")
+    side = [weight * unit * (directions or {})[modality] for modality, weight in setting.content]
+    content = inverse @ torch.cat(side, 1) if side else None
+    # (Z'Y)' A^-1 = T', as A is symmetric; Z'Y has few entries, and its product with a dense matrix costs little
+    return torch.sparse.mm(follows.T.coalesce(), inverse).T.contiguous(), content
 
 
-def next_item_block(train: Rows, n_items: int, tau: float, ridge: float, dim: int | None) -> LinearBlock:
-    """The block of given constants, of scale 1.
+def next_item_blocks(
+    train: Rows, n_items: int, setting: NextItemSetting, dim: int | None, directions: Mapping[str, Tensor]
+) -> tuple[LinearBlock, ...]:
+    """Fit the blocks of given constants, of scale 1: transitions, and content where the setting names some.
 
     Args:
         train: all training histories, with ranks.
         n_items: size of the catalogue.
-        tau: tau'.
-        ridge: lam.
-        dim: rank of the factors; ``None`` for the full matrix.
+        setting: the constants.
+        dim: rank of the transitions; ``None`` for the full matrix.
+        directions: from :func:`directions_of`.
     """
-    gram, follows = next_item_gram(train, n_items, tau)
-    return _block(gram, follows, tau, ridge, dim)
+    return _blocks(next_item_gram(train, n_items, setting.tau, setting.floor), setting, dim, directions)
 
 
-def _block(gram: Tensor, follows: Tensor, tau: float, ridge: float, dim: int | None) -> LinearBlock:
-    source, target = solve_next_item(gram, follows, ridge), None
+def _blocks(
+    gram: tuple[Tensor, Tensor], setting: NextItemSetting, dim: int | None, directions: Mapping[str, Tensor]
+) -> tuple[LinearBlock, ...]:
+    source, content = solve_next_item(*gram, setting, directions)
+    target = None
     if dim is not None:
-        source, target = factorise(source, dim, gram.matmul, free_diagonal=False)
-    return LinearBlock("next_item", source, target, decay=tau, constants={"tau": tau, "ridge": ridge})
+        source, target = factorise(source, dim, gram[0].matmul, free_diagonal=False)
+    first = LinearBlock(TRANSITIONS, source, target, decay=setting.tau, constants=setting.constants())
+    if content is None:
+        return (first,)
+    own = torch.cat([directions[modality] for modality, _ in setting.content], 1)
+    return first, LinearBlock(CONTENT, content, own, decay=setting.tau, constants=setting.constants())
+
+
+def summed(scorers: Sequence[Scorer]) -> Scorer:
+    """Return a scorer that adds up those of several blocks."""
+
+    def scores(rows: Tensor) -> Tensor:
+        total = scorers[0](rows)
+        for scorer in scorers[1:]:
+            total = total.add_(scorer(rows))
+        return total
+
+    return scores
+
+
+# ---------------------------------------------------------------- the choice
+
+
+class _Search:
+    """Settings tried on validation, of which the best blocks are kept."""
+
+    def __init__(
+        self,
+        fit: Callable[[NextItemSetting], tuple[LinearBlock, ...]],
+        weigh: Callable[[tuple[LinearBlock, ...]], tuple[float, float]],
+        value: float,
+    ) -> None:
+        self.fit, self.weigh = fit, weigh
+        self.blocks: tuple[LinearBlock, ...] = ()
+        self.setting: NextItemSetting | None = None
+        self.without = self.value = value
+        self.tried: dict[NextItemSetting, float] = {}
+
+    def __call__(self, setting: NextItemSetting) -> float:
+        """Return the value of the best blend with a setting's blocks; a setting is solved for once."""
+        if setting in self.tried:
+            return self.tried[setting]
+        blocks = self.fit(setting)
+        found, factor = self.weigh(blocks)
+        self.tried[setting] = found
+        log.info(f"next-item block, {setting}: {found:.4f}, {self.without:.4f} without it")
+        if factor and found > self.value:
+            self.value, self.setting = found, setting
+            self.blocks = tuple(replace(block, scale=factor) for block in blocks)
+        return found
+
+    def keep_rising(self, settings: Sequence[NextItemSetting]) -> None:
+        """Try settings in their order, until the value falls."""
+        last = -1.0
+        for setting in settings:
+            found = self(setting)
+            if found <= last:
+                return
+            last = found
+
+
+def _search_all(search: _Search, modalities: Sequence[str]) -> None:
+    """Search decay and ridge, then the other constants one by one, where a solve takes seconds."""
+    for tau in NEXT_DECAYS:
+        search.keep_rising([NextItemSetting(tau, ridge) for ridge in NEXT_RIDGES])
+    if search.setting is None:
+        return
+    for modality in modalities:
+        search.keep_rising([search.setting.with_content(modality, weight) for weight in CONTENT_WEIGHTS])
+    search(replace(search.setting, floor=FLOOR))
+    search.keep_rising([replace(search.setting, ridge=search.setting.ridge * factor) for factor in (2.0, 4.0)])
+
+
+def _search_few(search: _Search, modalities: Sequence[str]) -> None:
+    """Start from ``SPARSE_START`` and change one constant after the other, where a solve takes half a minute."""
+    start = SPARSE_START
+    for modality in modalities:
+        start = start.with_content(modality, CONTENT_WEIGHTS[0])
+    search(start)
+    for modality in modalities:
+        search((search.setting or start).with_content(modality, 0.0))
+    search(replace(search.setting or start, floor=0.0))
+    search(replace(search.setting or start, tau=2.0))
 
 
 def fit_next_item(
@@ -125,11 +310,9 @@ def fit_next_item(
     value: Callable[[Scorer], float],
     dim: int | None,
     columns: Tensor,
-    *,
-    decays: Sequence[float] = NEXT_DECAYS,
-    ridges: Sequence[float] = NEXT_RIDGES,
-) -> LinearBlock | None:
-    """Fit the next-item block and weigh it against the closed form on validation.
+    content: ContentTables | None = None,
+) -> tuple[LinearBlock, ...]:
+    """Fit the next-item blocks and weigh them against the closed form on validation.
 
     Args:
         train: all training histories, with ranks.
@@ -137,35 +320,40 @@ def fit_next_item(
         n_items: size of the catalogue.
         closed: the closed form's scores of these rows.
         value: validation value of a scorer.
-        dim: rank of the factors; ``None`` for the full matrix.
-        columns: ``[n_items]`` bool, items whose scores set the scale.
-        decays: tau' tried.
-        ridges: lam tried, ascending; the search of a tau' ends where the value falls.
+        dim: rank of the transitions; ``None`` for the full matrix.
+        columns: ``[n_items]`` bool, the trained items, whose scores set the scale.
+        content: vectors of the items by modality.
 
     Returns:
-        The block, scaled beside a closed form of scale 1; ``None`` where it adds nothing, or the catalogue is too large.
+        Transitions and, where content is chosen, content, scaled beside a closed form of scale 1; nothing where they add nothing
+        or the catalogue is too large.
     """
     if n_items > MAX_ITEMS:
         log.info(f"next-item block: left out, {n_items} items are more than {MAX_ITEMS}")
-        return None
+        return ()
     rows = torch.arange(len(histories.offsets) - 1, device=histories.ids.device)
-    best: LinearBlock | None = None
-    best_value = value(closed)
-    for tau in decays:
-        gram, follows = next_item_gram(train, n_items, tau)
-        last = -1.0
-        for ridge in ridges:
-            block = _block(gram, follows, tau, ridge, dim)
-            blend = choose_blend(closed, block.scorer(histories), rows, n_items, value, NEXT_WEIGHTS, columns)
-            found = max((trial[1] for trial in blend.trials), default=0.0)
-            if blend.weight and blend.scales[0] and found > best_value:
-                best, best_value = replace(block, scale=blend.scales[1] / blend.scales[0]), found
-                log.info(
-                    f"next-item block, decay {tau:g}, ridge {ridge:g}: {found:.4f} with a share of {blend.weight:g}"
-                )
-            if found <= last:
-                break
-            last = found
-    if best is None:
+    closed = remembered(closed, rows, n_items)
+    directions = directions_of(content or {}, columns)
+    grams: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
+
+    def fit(setting: NextItemSetting) -> tuple[LinearBlock, ...]:
+        key = setting.tau, setting.floor
+        if key not in grams:
+            grams.clear()  # one at a time: they are large
+            grams[key] = next_item_gram(train, n_items, *key)
+        return _blocks(grams[key], setting, dim, directions)
+
+    def weigh(blocks: tuple[LinearBlock, ...]) -> tuple[float, float]:
+        following = summed([block.scorer(histories) for block in blocks])
+        blend = choose_blend(closed, following, rows, n_items, value, NEXT_WEIGHTS, columns)
+        found = max((trial[1] for trial in blend.trials), default=0.0)
+        return found, blend.scales[1] / blend.scales[0] if blend.weight and blend.scales[0] else 0.0
+
+    search = _Search(fit, weigh, value(closed))
+    modalities = [modality for modality, own in directions.items() if bool(own.any())]
+    (_search_all if n_items <= FULL_SEARCH_ITEMS else _search_few)(search, modalities)
+    if search.setting is None:
         log.info("next-item block: left out, it adds nothing on validation")
-    return best
+        return ()
+    log.info(f"next-item block: {search.setting} is best of {len(search.tried)} settings, {search.value:.4f}")
+    return search.blocks

@@ -5,7 +5,7 @@ the documented constants apply. docs/architecture.md has the stages as a table w
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from logging import getLogger
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recbole_llm.fitting.blend import BLEND_WEIGHTS, choose_blend
 from recbole_llm.fitting.calibration import fit_platt, fit_probability
-from recbole_llm.fitting.closed_form import ClosedForm, fit_closed_form
+from recbole_llm.fitting.closed_form import MAX_DENSE_ITEMS, ClosedForm, fit_closed_form
 from recbole_llm.fitting.cold_start.boost import ColdBoost
 from recbole_llm.fitting.cold_start.kernel_ridge import MU, any_present
 from recbole_llm.fitting.cold_start.placement import UNMEASURED, Evidence, Fitted, choose_place, place
@@ -23,13 +23,24 @@ from recbole_llm.fitting.decay_search import CLOSED_DECAYS, FOLLOWING_DECAYS, ch
 from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.hyperparameters import DIM, EXACT_ITEMS
 from recbole_llm.fitting.logs import quietly, stage
-from recbole_llm.fitting.next_item import choose_decay, fit_next_item
-from recbole_llm.fitting.validation import DEFAULT_METRIC, Validation, evenly, user_metric
+from recbole_llm.fitting.next_item import CONTENT, TRANSITIONS, choose_decay, fit_next_item
+from recbole_llm.fitting.sequence import fit_sequence
+from recbole_llm.fitting.stage_values import (
+    FittedBlock,
+    FittedScore,
+    on_device,
+    solved_blocks,
+    weights_of,
+    with_weights,
+)
+from recbole_llm.fitting.validation import DEFAULT_METRIC, MAX_PAIRS, MIN_USERS, Validation, evenly, user_metric
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import LinearBlock, Score, Scorer
+from recbole_llm.scoring.sequence import SEQUENCE, SequenceBlock
 
 MAX_BLEND_USERS = 20_000  # users by whom the weight between the blocks is chosen
-MAX_DECAY_USERS = 5_000  # the same of decays, which takes 16 rankings, and 455 of candidates
+MAX_ORDER_USERS = 6_000  # by whom the next-item block and the decays are chosen, one block after the other
+MAX_DECAY_USERS = 6_000  # the same of all decays together, which takes 20 rankings, and 560 of candidates
 MIN_DECAY_USERS, MAX_DECAY_PAIRS = 500, 200_000_000  # pairs of users and items: fewer users above 40,000 items
 MAX_CALIBRATION_USERS = 5_000  # two numbers are fitted to millions of pairs
 MAX_CALIBRATION_PAIRS = 200_000_000  # of users and items; a pass over so many takes seconds, and there are ten
@@ -43,7 +54,7 @@ class FitOptions(Protocol):
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """Of ``closed_form`` and ``learned``."""
+        """Of ``closed_form``, ``learned`` and ``sequence``."""
 
     @property
     def closed_form_dim(self) -> int | str:
@@ -56,27 +67,6 @@ class FitOptions(Protocol):
     @property
     def cold_boost(self) -> float | str:
         """``auto``, or the factor of cold-start items."""
-
-
-@dataclass(frozen=True, eq=False)
-class FittedScore:
-    """What a fit gives.
-
-    Attributes:
-        score: the score.
-        setting: constants of its closed form; ``None`` without one.
-    """
-
-    score: Score
-    setting: Setting | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class FittedBlock:
-    """A closed form with its constants."""
-
-    block: LinearBlock
-    setting: Setting | None
 
 
 def fit(
@@ -106,16 +96,21 @@ def fit(
     if start is None or start.score.block("closed_form") is None:
         with stage("closed form"):
             closed = fit_closed_form_block(data, validation, options) if "closed_form" in options.blocks else None
-            following = fit_next_item_block(data, closed, validation) if closed is not None else None
-        closed, following = _on(data.history.ids.device, agree((closed, following)))
+            following = fit_next_item_block(data, closed, validation) if closed is not None else ()
+        closed, following = on_device(data.history.ids.device, agree((closed, following)))
     else:
-        closed, following = _blocks_of(start, data.trained)
+        closed, following = solved_blocks(start, data.trained)
     learned = None
     if "learned" in options.blocks:
         with stage("towers"):
             learned = train_towers()
+    sequence = None
+    if SEQUENCE in options.blocks:
+        with stage("sequence block"):
+            sequence = agree(fit_sequence_block(data, validation))
+        sequence = None if sequence is None else sequence.to(data.history.ids.device)
     with stage("weights of the blocks"):
-        score = weigh(data, validation, closed, following, learned)
+        score = weigh(data, validation, closed, following, learned, sequence)
         score = choose_decays(score, data, validation)
         score = with_weights(score, agree(weights_of(score)))
     setting = None if closed is None else closed.setting
@@ -124,43 +119,6 @@ def fit(
     with stage("probabilities"):
         score = calibrate(score, data, validation)
     return FittedScore(score, setting)
-
-
-def _on(
-    device: torch.device, blocks: tuple[FittedBlock | None, LinearBlock | None]
-) -> tuple[FittedBlock | None, LinearBlock | None]:
-    closed, following = blocks
-    moved = None if closed is None else replace(closed, block=closed.block.to(device))
-    return moved, None if following is None else following.to(device)
-
-
-Weights = list[tuple[str, float, float | None]]
-"""Name, scale and decay of every block."""
-
-
-def weights_of(score: Score) -> Weights:
-    """Read off what :func:`weigh` and :func:`choose_decays` have chosen."""
-    return [(block.name, block.scale, block.decay) for block in score.blocks]
-
-
-def with_weights(score: Score, weights: Weights) -> Score:
-    """Return the score with these choices; blocks that they do not name are left out."""
-    blocks = {block.name: block for block in score.blocks}
-    return replace(score, blocks=tuple(replace(blocks[name], scale=s, decay=tau) for name, s, tau in weights))
-
-
-def _blocks_of(start: FittedScore, trained: Tensor) -> tuple[FittedBlock, LinearBlock | None]:
-    """The solved blocks of an earlier fit, as they were before they were weighed and cold-start items placed."""
-    closed, following = start.score.block("closed_form"), start.score.block("next_item")
-    assert closed is not None
-    if following is not None:
-        following = _bare(following, trained, following.scale / (closed.scale or 1.0))
-    return FittedBlock(_bare(closed, trained, 1.0), start.setting), following
-
-
-def _bare(block: LinearBlock, trained: Tensor, scale: float) -> LinearBlock:
-    source, target = (None if table is None else table * trained[:, None] for table in (block.source, block.target))
-    return replace(block, source=source, target=target, scale=scale, exceptions=None)
 
 
 # ---------------------------------------------------------------- the blocks that are solved for
@@ -177,8 +135,10 @@ def fit_closed_form_block(data: TrainingData, validation: Validation | None, opt
         return FittedBlock(found.block(), found.setting)
     users, value = _users_and_value(data, validation)
     histories = data.history.select(users)
+    # one solution tells a decay; its factors would take longer than it does
+    many = EXACT_ITEMS < int(data.trained.sum()) <= MAX_DENSE_ITEMS
     with quietly():
-        first = _closed_form(data, data.history, None, options)
+        first = _closed_form(data, data.history, None, options, **({"dim": "full"} if many else {}))
     decay, _ = choose_decay(first.block(), histories, value)
     validation = replace(validation, history=data.history.decayed(decay))
     found = _closed_form(data, data.history, validation, options)
@@ -195,19 +155,41 @@ def _closed_form(
 
 def fit_next_item_block(
     data: TrainingData, closed: FittedBlock | None, validation: Validation | None
-) -> LinearBlock | None:
-    """Fit the next-item block beside the closed form, if interactions are ordered; ``None`` if it adds nothing."""
+) -> tuple[LinearBlock, ...]:
+    """Fit the next-item block beside the closed form, if interactions are ordered.
+
+    Returns:
+        Its transitions and, where they read content, that; nothing if it adds nothing.
+    """
     if closed is None or not data.is_ordered or validation is None:
-        return None
+        return ()
     users, value = _users_and_value(data, validation)
     histories, block = data.history.select(users), closed.block
     dim = None if block.target is None else block.dim
-    return fit_next_item(data.history, histories, data.n_items, block.scorer(histories), value, dim, data.trained)
+    scorer = block.scorer(histories)
+    return fit_next_item(data.history, histories, data.n_items, scorer, value, dim, data.trained, data.content)
+
+
+def fit_sequence_block(data: TrainingData, validation: Validation | None) -> SequenceBlock | None:
+    """Train the sequence block, its best epoch by validation.
+
+    Raises:
+        ValueError: if the interactions have no order.
+    """
+    if not data.is_ordered:
+        raise ValueError(
+            "blocks names sequence, which reads the order of a history, and the interactions have none: set eval_args.order "
+            "to TO, load the time column and leave history_decay empty, or leave sequence out."
+        )
+    if validation is None:
+        return fit_sequence(data, None, data.history)
+    users, value = _users_and_value(data, validation)
+    return fit_sequence(data, value, data.history.select(users))
 
 
 def _users_and_value(data: TrainingData, validation: Validation) -> tuple[Tensor, Callable[[Scorer], float]]:
-    """The users who have a validation target, and the mean metric of a scorer of these users among the trained items."""
-    users = torch.nonzero(validation.targets.sizes).squeeze(1)
+    """Users who have a validation target, and the mean metric of a scorer of these users among the trained items."""
+    users = evenly(torch.nonzero(validation.targets.sizes).squeeze(1), MAX_ORDER_USERS)
     targets, seen = validation.targets.select(users), validation.seen.select(users)
 
     def value(scorer: Scorer) -> float:
@@ -223,15 +205,23 @@ def weigh(
     data: TrainingData,
     validation: Validation | None,
     closed: FittedBlock | None,
-    following: LinearBlock | None,
+    following: tuple[LinearBlock, ...],
     learned: LinearBlock | None,
+    sequence: LinearBlock | None = None,
 ) -> Score:
-    """Start the score from the solved blocks as they were weighed against each other, and join the learned one to them."""
-    solved = tuple(block for block in (None if closed is None else closed.block, following) if block is not None)
-    blocks = solved or tuple(block for block in (learned,) if block is not None)
-    score = Score(blocks, data.rows.listed().to(data.history.ids.device), rows=data.rows)
-    if solved and learned is not None:
-        score = join(score, learned, data, validation)
+    """Start the score from the solved blocks as they were weighed against each other, and join the trained ones to them.
+
+    Raises:
+        ValueError: if there is no block at all.
+    """
+    blocks = () if closed is None else (closed.block, *following)
+    trained = [block for block in (learned, sequence) if block is not None]
+    if not blocks and not trained:
+        raise ValueError("No block could be fitted: histories of one item leave nothing to a sequence block alone.")
+    first = blocks or (trained.pop(0),)
+    score = Score(first, data.rows.listed().to(data.history.ids.device), rows=data.rows)
+    for block in trained:
+        score = join(score, block, data, validation)
     return score
 
 
@@ -248,7 +238,8 @@ def join(score: Score, block: LinearBlock, data: TrainingData, validation: Valid
         validation: by which the weight is chosen.
     """
     rated = data.history if validation is None else validation.targets
-    users = evenly(torch.nonzero(rated.sizes).squeeze(1), MAX_BLEND_USERS)
+    most = min(MAX_BLEND_USERS, max(MIN_USERS, MAX_PAIRS // data.n_items))
+    users = evenly(torch.nonzero(rated.sizes).squeeze(1), most)
     chooses = validation is not None and len(users) > 0
 
     def value(scorer: Scorer) -> float:
@@ -287,7 +278,9 @@ def choose_decays(score: Score, data: TrainingData, validation: Validation | Non
     Each block was tuned before the later ones existed. What was chosen block by block stays where the best of the grid is no
     better, both measured by whole rankings.
     """
-    closed, following, learned = (score.block(name) for name in ("closed_form", "next_item", "learned"))
+    closed, learned, following, content, sequence = (
+        score.block(name) for name in ("closed_form", "learned", TRANSITIONS, CONTENT, SEQUENCE)
+    )
     if not data.is_ordered or validation is None or closed is None or not closed.scale:
         return score
     most = min(MAX_DECAY_USERS, max(MIN_DECAY_USERS, MAX_DECAY_PAIRS // data.n_items))
@@ -307,6 +300,8 @@ def choose_decays(score: Score, data: TrainingData, validation: Validation | Non
         seen,
         validation.metric,
         ~data.trained,
+        {} if content is None else {tau: fading(content, tau) for tau in FOLLOWING_DECAYS},
+        None if sequence is None else replace(sequence, scale=1.0).scorer(histories),
     )
     closed_factor, following_factor, share = choice.factors
     if not closed_factor:  # no history to tell by
@@ -314,8 +309,12 @@ def choose_decays(score: Score, data: TrainingData, validation: Validation | Non
     blocks: list[LinearBlock] = [replace(closed, decay=choice.closed, scale=closed_factor)]
     if following is not None and choice.following is not None:
         blocks.append(replace(following, decay=choice.following, scale=following_factor))
+    if content is not None and choice.content is not None:
+        blocks.append(replace(content, decay=choice.content, scale=choice.content_factor))
     if learned is not None:
         blocks.append(replace(learned, scale=share))
+    if sequence is not None:
+        blocks.append(replace(sequence, scale=choice.sequence_factor))
     candidate = replace(score, blocks=tuple(blocks))
 
     def values(of: Score) -> list[float]:

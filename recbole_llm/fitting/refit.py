@@ -20,11 +20,14 @@ from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.factors import FactorForm
 from recbole_llm.fitting.logs import quietly
-from recbole_llm.fitting.next_item import next_item_block
-from recbole_llm.fitting.pipeline import FitOptions, FittedScore, place_cold_items
+from recbole_llm.fitting.next_item import TRANSITIONS, NextItemSetting, directions_of, next_item_blocks
+from recbole_llm.fitting.pipeline import FitOptions, place_cold_items
+from recbole_llm.fitting.sequence import fit_sequence
+from recbole_llm.fitting.stage_values import FittedScore
 from recbole_llm.fitting.validation import evenly
 from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.scoring.score import LinearBlock, Score
+from recbole_llm.scoring.sequence import SEQUENCE
 
 MAX_USERS, MAX_PAIRS = 5_000, 100_000_000  # over whose scores deviations are taken, and pairs of users and items
 
@@ -173,6 +176,10 @@ def refit(
     blocks = [block.to(data.history.ids.device) for block in blocks]
     if any(block.name == "learned" for block in chosen.blocks):
         blocks.append(train_towers())
+    chosen_sequence = next((block for block in chosen.blocks if block.name == SEQUENCE), None)
+    if chosen_sequence is not None:
+        sequence = agree(fit_sequence(data, None, data.history, int(chosen_sequence.constants["epochs"])))
+        blocks += [] if sequence is None else [sequence.to(data.history.ids.device)]
     score = Score(tuple(blocks), data.rows.listed().to(data.history.ids.device), rows=data.rows)
     scaled = []
     for block in score.blocks:
@@ -213,11 +220,11 @@ def _solved(data: TrainingData, chosen: Chosen) -> list[LinearBlock]:
                 )
             log.info(f"closed form solved once more, {chosen.setting}, rank {block.dim}")
             found.append(form.block())
-        if block.name == "next_item":
+        if block.name == TRANSITIONS:
             if not data.is_ordered:
                 raise ValueError("A next-item block was chosen, and the histories have no order: load the time column.")
             dim = block.dim if isinstance(block.dim, int) else None
-            found.append(
-                next_item_block(data.history, data.n_items, block.constants["tau"], block.constants["ridge"], dim)
-            )
+            setting = NextItemSetting.from_constants(block.constants)
+            directions = directions_of(data.content, data.trained)
+            found += next_item_blocks(data.history, data.n_items, setting, dim, directions)
     return found

@@ -16,6 +16,8 @@ from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import Scorer
 
 CHUNK_ELEMENTS = 2**23  # scores held at once: 32 MiB in float32, where a larger chunk is no faster on two cores
+MAX_PAIRS = 100_000_000  # of users and items in one evaluation of a choice: beyond 5,000 items, fewer than 20,000 users
+MIN_USERS = 2_000
 METRICS = ("hit", "map", "mrr", "ndcg", "precision", "recall")
 
 
@@ -171,9 +173,14 @@ class Validation:
     metric: TopKMetric = DEFAULT_METRIC
     max_users: int = 20_000
 
-    def subset(self) -> "Validation":
-        """Return the users evaluated as a selection of their own."""
-        users = evenly(torch.nonzero(self.targets.sizes).squeeze(1), self.max_users)
+    def subset(self, n_items: int = 1) -> "Validation":
+        """Return the users evaluated as a selection of their own.
+
+        Args:
+            n_items: size of the catalogue; of a large one fewer users are evaluated, within ``MAX_PAIRS``.
+        """
+        most = min(self.max_users, max(MIN_USERS, MAX_PAIRS // n_items))
+        users = evenly(torch.nonzero(self.targets.sizes).squeeze(1), most)
         return Validation(
             self.history.select(users), self.targets.select(users), self.seen.select(users), self.metric, self.max_users
         )

@@ -7,6 +7,7 @@ x_ub      = sum_{j in H_u} a_uj v_jb + offset_b + part_ub     a_uj: recbole_llm.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,8 @@ class LinearBlock:
     user_part: Tensor | None = field(default=None, repr=False)
     exceptions: Exceptions | None = field(default=None, repr=False)
     constants: Mapping[str, float] = field(default_factory=dict)
+
+    is_linear: ClassVar[bool] = True  # whether a query is a weighted sum over the history
 
     @property
     def dim(self) -> int:

@@ -127,7 +127,7 @@ class ScoreParts:
 
     Attributes:
         of_history: by block ``[M, h]``, what each of the h entries of the history adds.
-        rest: by block ``[M]``, what its offset and the user's own part add.
+        rest: by block ``[M]``, what its offset and the user's own part add; all that a block adds that is not linear.
         bias: ``[M]``, each item's bias and the calibration's intercept.
     """
 
@@ -347,10 +347,14 @@ class Score:
         """
         of_history, rest = {}, {}
         for block in self.counting:
-            target = self._target_rows(block, items).double()
+            stored, n = block.target, len(self.listed)
+            target = (identity_rows(items, n, block.exceptions) if stored is None else stored[items]).double()
             own = (part or {}).get(block.name)
             factor = self.slope * block.scale * block.temperature
             x = block.queries(history, own)  # cosine and temperature are in it
+            if not block.is_linear:
+                rest[block.name] = self.slope * block.scale * (target @ x[0].double())
+                continue
             if block.cosine:
                 plain = replace(block, cosine=False, temperature=1.0).queries(history, own)
                 factor /= max(float(plain.norm()), torch.finfo(torch.float32).tiny)
@@ -363,11 +367,6 @@ class Score:
             constant = sum((summand.reshape(-1) for summand in own_columns), torch.zeros_like(x[0].double()))
             rest[block.name] = factor * (target @ constant)
         return ScoreParts(of_history, rest, self.item_bias[items].double())
-
-    def _target_rows(self, block: LinearBlock, items: Tensor) -> Tensor:
-        if block.target is not None:
-            return block.target[items]
-        return identity_rows(items, len(self.listed), block.exceptions)
 
     # ------------------------------------------------------------------ items placed by their content
 

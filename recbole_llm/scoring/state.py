@@ -12,6 +12,7 @@ from torch import Tensor
 from recbole_llm.scoring.item_rows import AllRows
 from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.scoring.score import ColdRows, Exceptions, LinearBlock, Score
+from recbole_llm.scoring.sequence import SequenceBlock, SequenceNetwork
 
 LEARNED = "learned"
 _BLOCK_FIELDS = (
@@ -38,6 +39,7 @@ def score_to_state(score: Score) -> dict[str, Any]:
             {"name": block.name, "scale": block.scale}
             if block.name == LEARNED
             else {name: getattr(block, name) for name in _BLOCK_FIELDS}
+            | ({"network": block.network.to_state()} if isinstance(block, SequenceBlock) and block.network else {})
             for block in score.blocks
         ],
         "listed": None if cold is None else score.listed,
@@ -68,7 +70,7 @@ def score_from_state(state: Mapping[str, Any], learned: LinearBlock, rows: AllRo
                     cold.ids, cold.source.get(LEARNED), cold.target[LEARNED], cold.bias.get(LEARNED)
                 )
         else:
-            block = LinearBlock(**values).to(device)
+            block = _block_of(values).to(device)
             if block.target is None and cold is not None:
                 block = replace(block, exceptions=Exceptions(cold.ids, cold.target[block.name]))
         blocks.append(block)
@@ -81,6 +83,12 @@ def score_from_state(state: Mapping[str, Any], learned: LinearBlock, rows: AllRo
         cold,
         rows=rows,
     )
+
+
+def _block_of(values: Mapping[str, Any]) -> LinearBlock:
+    if "network" not in values:
+        return LinearBlock(**values)
+    return SequenceBlock(**{**values, "network": SequenceNetwork.from_state(values["network"])})
 
 
 def state_of_version_1(para: Mapping[str, Any], rows: AllRows) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from recbole.quick_start import load_data_and_model, objective_function, run_rec
 from recbole.utils import get_model, get_trainer, init_seed
 from recbole.utils.case_study import full_sort_topk
 
-from recbole_llm.fitting.pipeline import FittedScore
+from recbole_llm.fitting.stage_values import FittedScore
 from recbole_llm.scoring.probability import ProbabilityMap
 
 

@@ -16,10 +16,13 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
+from recbole_llm.checkpoints import load_trained
 from recbole_llm.export.export_model import export_model
 from recbole_llm.export.reader import load_export
-from recbole_llm.fitting import pipeline
+from recbole_llm.fitting import next_item, pipeline
 from recbole_llm.fitting.decay_search import Fading
+from recbole_llm.fitting.next_item import SPARSE_START
+from recbole_llm.fitting.validation import user_metric
 from recbole_llm.retrieval.recommender import Recommender, Request
 
 BY_TIME = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
@@ -196,6 +199,22 @@ def test_cold_items_stand_beside_the_next_item_block(walks, tmp_path, dim):
     assert (changed[affected] > 1e-3).all() and (changed[~affected] == 0).all()
 
 
+def test_repeatable_ranks_the_items_of_the_history_too_in_choices_and_figures(walks):
+    trainer, (train_data, valid, test) = train(walks | {"repeatable": True, "blocks": "closed_form"})
+    model, validation = trainer.model, trainer.validation(valid)
+    assert not len(validation.seen.ids) and len(validation.seen.offsets) == len(validation.targets.offsets)
+    unmasked = validation.value(model.scores, model.n_items)
+    assert trainer.best_valid_result["ndcg@10"] == pytest.approx(unmasked, abs=6e-5)
+    masked = replace(validation, seen=model.history).value(model.scores, model.n_items)
+    assert masked > unmasked  # a walk does not return, and some items of the history stand before the target
+    found = trainer.evaluate(test)["ndcg@10"]
+    model.at_test = True
+    targets = test._dataset.training_rows()
+    empty = validation.seen
+    by_hand = float(user_metric(model.scores, targets, empty, model.n_items, validation.metric).mean())
+    assert found == pytest.approx(by_hand, abs=6e-5)
+
+
 def test_an_order_by_a_column_that_is_not_read_is_refused_by_name(walks):
     config_dict = walks | {"load_col": {"inter": ["user_id", "item_id"]}}
     config = Config(model="LLMTwoTower", dataset="toy", config_dict=config_dict)
@@ -244,3 +263,57 @@ def test_hidden_items_leave_the_decayed_histories_of_a_refit(walks):
     whole = score.with_blocks(replace(closed, source=anew.blocks[0].source)).queries(data.history.select(users))
     torch.testing.assert_close(found, whole)
     assert not torch.allclose(found, score.queries(data.history.select(users)))
+
+
+def test_a_sequence_block_is_kept_in_checkpoints_and_refused_by_exports(walks, tmp_path, monkeypatch):
+    monkeypatch.setattr("recbole_llm.fitting.sequence.EPOCHS", 4)
+    monkeypatch.setattr("recbole_llm.fitting.pipeline.BLEND_WEIGHTS", (0.3,))  # it counts, whatever it is worth
+    monkeypatch.setattr(pipeline, "choose_decays", lambda score, *args: score)
+    trainer, loaders = train(walks | {"blocks": ["closed_form", "sequence"]})
+    model, users = trainer.model.eval(), torch.arange(1, 30)
+    assert model.score.counting[-1].name == "sequence"
+    value = trainer.validation(loaders[1]).value(model.scores, model.n_items)
+    assert trainer.best_valid_result["ndcg@10"] == pytest.approx(value, abs=6e-5)
+    before = model.scores(users)
+    again, dataset = load_trained(trainer.saved_model_file)
+    torch.testing.assert_close(again.scores(users), before)
+    with pytest.raises(ValueError, match="The sequence block of this model reads a history by a network"):
+        export_model(again, dataset, tmp_path / "export", index="exact", history="train")
+
+
+def test_a_sequence_block_needs_interactions_in_order(walks):
+    random_split = {"eval_args": BY_TIME | {"split": {"RS": [8, 1, 1]}, "order": "RO"}}
+    with pytest.raises(ValueError, match="blocks names sequence, which reads the order of a history"):
+        train(walks | random_split | {"blocks": ["closed_form", "sequence"]})
+
+
+def test_the_content_of_the_next_item_block_counts_in_checkpoints_and_exports(walks, tmp_path, monkeypatch):
+    """Vectors tell the place on the circle; that the block has content is no choice here."""
+    angle = 2 * np.pi * np.arange(48) / 48
+    vectors = np.stack([np.cos(angle), np.sin(angle), np.cos(2 * angle), np.sin(2 * angle)], 1).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", vectors)
+    (tmp_path / "vectors.ids.txt").write_text("".join(f"i{i}\n" for i in range(48)))
+    monkeypatch.setattr(next_item, "_search_all", lambda search, _: search(SPARSE_START.with_content("text", 0.05)))
+    monkeypatch.setattr(next_item, "NEXT_WEIGHTS", (0.3,))
+    monkeypatch.setattr(pipeline, "choose_decays", lambda score, *args: score)
+    trainer, loaders = train(
+        walks | {"item_features_file": str(tmp_path / "vectors.npy"), "blocks": ["closed_form"], "cold_map": "none"}
+    )
+    model = trainer.model.eval()
+    content = model.score.block("next_item_content")
+    assert content is not None and content.scale and content.dim == 4
+    users = torch.arange(1, 30)
+    before, other = model.scores(users), model.other_parameter()
+    model.fitted = None
+    model.load_other_parameter(other)
+    torch.testing.assert_close(model.scores(users), before)
+    dataset = loaders[0]._dataset
+    manifest = export_model(model, dataset, tmp_path / "export", index="exact", history="train")
+    assert "next_item_content" in {block.name for block in manifest.blocks}
+    recommender = Recommender(load_export(tmp_path / "export"))
+    logits = model.full_sort_predict({model.USER_ID: users}).view(len(users), -1)[:, 1:].numpy()
+    for row, user in enumerate(recommender.export.user_ids[:3]):
+        answer = recommender.recommend(Request(user=user, k=48, exclude_seen=False, explain=2))
+        got = {item.id: item.score for item in answer.items}
+        found = [got[item] for item in recommender.export.item_ids]
+        np.testing.assert_allclose(found, logits[row], rtol=2e-4, atol=5e-5)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from recbole_llm.fitting import blend
 from recbole_llm.fitting.blend import choose_blend, score_deviation
 
 
@@ -44,3 +45,20 @@ def test_blend_takes_the_smaller_of_equal_weights_and_skips_a_constant_block():
     assert len(tied.trials) == 7
     assert choose_blend(scorer_of(scores), scorer_of(constant), rows, 5, lambda scorer: 0.0).scales[1] == 0.0
     assert choose_blend(scorer_of(constant), scorer_of(scores), rows, 5, lambda scorer: 0.0).weight == 1.0
+
+
+@pytest.mark.parametrize("most", [0, 10**9])
+def test_scores_are_computed_once_where_they_fit(monkeypatch, most):
+    monkeypatch.setattr(blend, "MAX_REMEMBERED", most)
+    asked = []
+
+    def scorer(rows):
+        asked.append(rows.tolist())
+        return rows[:, None] * torch.arange(1.0, 4.0)
+
+    kept = blend.remembered(scorer, torch.arange(5), 3)
+    first = kept(torch.tensor([4, 1]))
+    assert first.tolist() == [[4, 8, 12], [1, 2, 3]]
+    first.zero_()  # the caller may write into it
+    assert kept(torch.tensor([4])).tolist() == [[4, 8, 12]]
+    assert asked == ([[0, 1, 2, 3, 4]] if most else [[4, 1], [4]])

@@ -1,11 +1,12 @@
 """The joint choice of decays and factors against every blend of the grid, ranked whole in float64."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
-from recbole_llm.fitting.decay_search import FOLLOWS, LEARNED, choose_fading
+from recbole_llm.fitting.decay_search import CONTENT, FOLLOWS, LEARNED, choose_fading
 from recbole_llm.fitting.validation import TopKMetric, user_metric
 from recbole_llm.scoring.rows import rows_from_pairs
 
@@ -132,3 +133,87 @@ def test_a_block_whose_scores_do_not_vary_counts_nothing():
     case.learned[:, 1:] = 3.0
     choice = case.choose()
     assert choice.factors[2] == 0 and choice.value == case.choose(learned=False).value
+
+
+def with_content(case, seed=9):
+    g = torch.Generator().manual_seed(seed)
+    return {tau: torch.randn(case.following[tau].shape, generator=g) / 50 for tau in FOLLOWING}
+
+
+def choose_with_content(case, content, learned=True):
+    def scorer(scores):
+        return lambda rows: scores[rows]
+
+    return choose_fading(
+        {tau: scorer(s) for tau, s in case.closed.items()},
+        {tau: scorer(s) for tau, s in case.following.items()},
+        scorer(case.learned) if learned else None,
+        case.targets,
+        case.seen,
+        METRIC,
+        case.excluded,
+        {tau: scorer(s) for tau, s in content.items()},
+    )
+
+
+def value_with_content(case, choice, content):
+    """The whole catalogue ranked in float64, as ``Case.value``."""
+    plain, kept = case.learned, case.learned
+    if choice.content is not None:  # the learned block's place carries the content beside it
+        kept = choice.factors[2] * plain.double() + choice.content_factor * content[choice.content].double()
+        kept[:, 0] = -torch.inf
+        case.learned = kept
+        found = case.value(choice.closed, choice.following, (*choice.factors[:2], 1.0))
+        case.learned = plain
+        return found
+    return case.value(choice.closed, choice.following, choice.factors)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("learned", [True, False])
+def test_content_is_weighed_beside_the_transitions_and_no_single_change_is_better(seed, learned):
+    case = Case(seed=seed)
+    content = with_content(case, seed + 9)
+    choice = choose_with_content(case, content, learned)
+    assert value_with_content(case, choice, content) == pytest.approx(choice.value, abs=1e-12)
+    # at least the best in which content fades with its transitions at their weight
+    best = 0.0
+    for tau, after, f, share in itertools.product(CLOSED, FOLLOWING, FOLLOWS, LEARNED if learned else (0.0,)):
+        unit = f / case.deviation(case.following[after])
+        total = case.following[after] + content[after]
+        beside = dict(case.following)
+        case.following = beside | {after: total}
+        found = case.value(
+            tau, after, (1 / case.deviation(case.closed[tau]), unit, share / case.deviation(case.learned))
+        )
+        case.following = beside
+        best = max(best, found)
+    assert choice.value >= best - 1e-12
+    # and no other decay or weight of the content alone is better
+    if choice.following is not None:
+        for tau, weight in itertools.product(FOLLOWING, CONTENT):
+            factor = weight * choice.factors[1]
+            other = replace(choice, content=tau, content_factor=factor)
+            assert value_with_content(case, other, content) <= choice.value + 1e-12
+
+
+def test_content_that_knows_the_targets_is_found_with_its_decay():
+    case = Case(seed=11)
+    content = with_content(case)
+    content[3.0][case.targets.row_of_entry(), case.targets.ids] = 2.0
+    choice = choose_with_content(case, content)
+    assert choice.content == 3.0 and choice.content_factor > 0 and choice.value > 0.9
+
+
+def test_content_that_misleads_is_left_out():
+    case = Case(seed=12)
+    case.following[1.0][case.targets.row_of_entry(), case.targets.ids] = 2.0
+    content = {tau: torch.randn(40, 30, generator=torch.Generator().manual_seed(3)) * 5 for tau in FOLLOWING}
+    choice = choose_with_content(case, content)
+    assert (choice.following, choice.content, choice.content_factor) == (1.0, None, 0.0) and choice.value > 0.9
+
+
+def test_content_of_other_decays_is_refused():
+    case = Case()
+    with pytest.raises(ValueError, match=r"content has the decays \[3.0\]; expected those of following, \[1.0, 3.0\]"):
+        choose_with_content(case, {3.0: with_content(case)[3.0]})

@@ -7,9 +7,9 @@ import pytest
 import torch
 from made_interactions import interactions, of_text, selection_of, texts
 
-from recbole_llm.fitting import hyperparameters
+from recbole_llm.fitting import closed_form, hyperparameters
 from recbole_llm.fitting.closed_form import fit_closed_form
-from recbole_llm.fitting.ease import Kernel, Setting, _inverse_in_place, solve, user_weights, weighted_gram
+from recbole_llm.fitting.ease import Kernel, Setting, inverse_in_place, solve, user_weights, weighted_gram
 from recbole_llm.fitting.factors import factorise
 from recbole_llm.fitting.hyperparameters import KERNELS, kernel_candidates, search_setting
 from recbole_llm.fitting.validation import user_metric
@@ -152,11 +152,11 @@ def test_the_inverse_takes_no_memory_of_its_own_and_is_symmetric(n):
     X = torch.randn(n, n + 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     A = X @ X.T / n + torch.eye(n, dtype=torch.float64)
     taken = A.float()
-    found = _inverse_in_place(taken)
+    found = inverse_in_place(taken)
     assert found.data_ptr() == taken.data_ptr()
     assert torch.equal(found, found.T)
     torch.testing.assert_close(found.double(), torch.linalg.inv(A), rtol=1e-4, atol=1e-5)
-    assert _inverse_in_place(-torch.eye(n)) is None
+    assert inverse_in_place(-torch.eye(n)) is None
 
 
 @pytest.fixture
@@ -226,6 +226,42 @@ def test_the_squared_kernel_is_solved_for_in_full_where_popular_items_prefer_it(
     monkeypatch.setattr(WarmItems, "value", changed)
     fit_closed_form(train, 42, content, validation, dim="full")
     assert {n for n, setting in many if setting.kernel("text").power == 2} == ({20, 40} if better else {20})
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_sparse_data_are_searched_by_exact_solutions(many, monkeypatch, far):
+    monkeypatch.setattr(hyperparameters, "SPARSE_GRAM", 2.0)
+    monkeypatch.setattr(hyperparameters, "FAR_EASE", -1.0 if far else 1.0)
+    train, validation, content = made(6)
+    found = fit_closed_form(train, 42, content, validation, dim="full")
+    assert {n for n, _ in many} == {40} and {trial.way for trial in found.trials} == {"all items"}
+    ease = {setting.ridge for _, setting in many if setting == Setting.of_ease(setting.ridge)}
+    assert len(ease) == 1 if far else len(ease) > 1
+    monkeypatch.setattr(hyperparameters, "EXACT_ITEMS", 4096)
+    exact = fit_closed_form(train, 42, content, validation, dim="full")
+    assert found.value == exact.value or far
+
+
+def test_which_data_are_sparse():
+    dense, few = torch.ones(5, 5), torch.eye(40)
+    assert not hyperparameters.is_sparse(dense) and hyperparameters.is_sparse(few)
+
+
+def test_sparse_data_keep_the_full_form_without_trying_ranks(many, monkeypatch):
+    tried = []
+    factorise_ = closed_form.factorise
+    monkeypatch.setattr(closed_form, "factorise", lambda *a: (tried.append(a[1]), factorise_(*a))[1])
+    monkeypatch.setattr(closed_form, "AUTO_DIMS", (3, 5, 8))
+    monkeypatch.setattr(closed_form, "RANK_TOLERANCE", -9.0)
+    monkeypatch.setattr(hyperparameters, "SPARSE_GRAM", 2.0)
+    train, validation, content = made(6)
+    assert fit_closed_form(train, 42, content, validation).target is None and tried == []
+    # where the full form does not fit, ranks are tried, and on dense data they are too
+    assert fit_closed_form(train, 42, content, validation, max_table_bytes=8 * 42 * 8).target is not None
+    assert set(tried) == {3, 5, 8}
+    tried.clear()
+    monkeypatch.setattr(hyperparameters, "SPARSE_GRAM", 0.0)
+    assert fit_closed_form(train, 42, content, validation).target is None and set(tried) == {3, 5, 8}
 
 
 def test_many_items_keep_the_first_factors_that_lose_little(many, monkeypatch):

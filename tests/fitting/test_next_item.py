@@ -5,7 +5,20 @@ import math
 import pytest
 import torch
 
-from recbole_llm.fitting.next_item import MAX_ITEMS, choose_decay, fit_next_item, next_item_gram, solve_next_item
+from recbole_llm.fitting import next_item
+from recbole_llm.fitting.next_item import (
+    CONTENT,
+    FLOOR,
+    MAX_ITEMS,
+    SPARSE_START,
+    NextItemSetting,
+    choose_decay,
+    directions_of,
+    fit_next_item,
+    next_item_blocks,
+    next_item_gram,
+    solve_next_item,
+)
 from recbole_llm.fitting.validation import TopKMetric, user_metric
 from recbole_llm.scoring.rows import Rows, rows_from_pairs
 from recbole_llm.scoring.score import LinearBlock
@@ -46,31 +59,32 @@ def test_ranks_stay_with_their_entries():
     assert 0 < len(some.ids) < 6 and some.ranks.tolist() == [rank_of[i] for i in some.ids.tolist()]
 
 
-@pytest.mark.parametrize("tau", [3.0, 8.0])
-def test_the_statistics_are_those_of_decayed_prefixes(tau):
+@pytest.mark.parametrize("tau, floor", [(3.0, 0.0), (8.0, 0.0), (1.0, 0.1), (2.0, 0.3)])
+def test_the_statistics_are_those_of_decayed_prefixes(tau, floor):
     generator = torch.Generator().manual_seed(0)
     sequences = [torch.randperm(12, generator=generator)[:n].tolist() for n in (1, 2, 7, 12, 0, 9)]
-    gram, follows = next_item_gram(histories(sequences), 12, tau)
+    gram, follows = next_item_gram(histories(sequences), 12, tau, floor)
     expected_gram, expected_follows = torch.zeros(12, 12), torch.zeros(12, 12)
     for sequence in sequences:
         for place in range(1, len(sequence)):
             z = torch.zeros(12)
             for back, item in enumerate(reversed(sequence[:place])):
-                z[item] = math.exp(-back / tau)
+                z[item] = max(math.exp(-back / tau), floor)
             expected_gram += z[:, None] * z
             expected_follows[:, sequence[place]] += z
     torch.testing.assert_close(gram, expected_gram, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(follows, expected_follows, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(follows.to_dense(), expected_follows, rtol=1e-4, atol=1e-5)
 
 
 def test_the_solution_is_the_ridge_regression():
     sequences = [torch.randperm(12, generator=torch.Generator().manual_seed(s))[:9].tolist() for s in range(30)]
     gram, follows = next_item_gram(histories(sequences), 13, 3.0)
-    C = solve_next_item(gram, follows, 2.0)
+    C, content = solve_next_item(gram, follows, NextItemSetting(3.0, 2.0))
+    assert content is None
     diagonal = gram.diagonal()
     g = diagonal[diagonal > 0].mean()
     ridge = 2.0 * g * (diagonal / g) ** 0.25
-    torch.testing.assert_close((gram + torch.diag(ridge)) @ C, follows, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close((gram + torch.diag(ridge)) @ C, follows.to_dense(), rtol=1e-3, atol=1e-3)
     assert not C[12].any()  # in no history
 
 
@@ -95,7 +109,7 @@ def test_what_comes_next_is_learned_where_the_order_says_it(dim):
 
     closed = LinearBlock("closed_form", together).scorer(seen)
     everything = torch.ones(20, dtype=torch.bool)
-    block = fit_next_item(ranked, ranked, 20, closed, value, dim, everything)
+    (block,) = fit_next_item(ranked, ranked, 20, closed, value, dim, everything)
     scores = block.scorer(ranked)  # its scale is the one beside a closed form of scale 1
     reached = value(lambda rows: closed(rows) + scores(rows))
     assert value(closed) < 0.5 < 0.8 < reached
@@ -119,10 +133,10 @@ def test_a_block_that_adds_nothing_is_left_out():
         asked.append(scorer)
         return 1.0
 
-    assert fit_next_item(ranked, ranked, 20, closed, value, None, everything) is None
+    assert fit_next_item(ranked, ranked, 20, closed, value, None, everything) == ()
     assert len(asked) > 5, "blends were tried"
     asked.clear()
-    assert fit_next_item(ranked, ranked, MAX_ITEMS + 1, closed, value, None, everything) is None
+    assert fit_next_item(ranked, ranked, MAX_ITEMS + 1, closed, value, None, everything) == ()
     assert not asked, "too many items are not solved for"
 
 
@@ -140,3 +154,102 @@ def test_the_decay_is_the_one_that_validation_prefers():
     tau, best = choose_decay(LinearBlock("closed_form", step), ranked, value)
     assert tau is not None and tau <= 4 and best == 1.0
     assert choose_decay(LinearBlock("closed_form", step), ranked, lambda scorer: 0.5) == (None, 0.5)
+
+
+# ---------------------------------------------------------------- content on both sides
+
+
+def made_content(n=13, f=5, seed=3):
+    """Vectors of n items; item 1 has none, item 12 nobody has touched."""
+    vectors = torch.randn(n, f, generator=torch.Generator().manual_seed(seed))
+    present, trained = torch.ones(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)
+    present[1], trained[12] = False, False
+    return {"text": (vectors, present)}, trained
+
+
+def test_directions_are_centred_and_zero_where_there_is_nothing_to_say():
+    content, trained = made_content()
+    (directions,) = directions_of(content, trained).values()
+    vectors, present = content["text"]
+    centred = vectors - vectors[present].mean(0)
+    expected = centred / centred.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(directions[present & trained], expected[present & trained])
+    assert not directions[[1, 12]].any()
+
+
+def test_content_enters_both_sides_as_prefixes_that_are_followed_by_themselves():
+    sequences = [torch.randperm(12, generator=torch.Generator().manual_seed(s))[:4].tolist() for s in range(9)]
+    content, trained = made_content()
+    content["image"] = made_content(f=3, seed=8)[0]["text"]
+    directions = directions_of(content, trained)
+    setting = NextItemSetting(2.0, 8.0, 0.1, (("text", 0.05), ("image", 0.2)))
+    gram, follows = next_item_gram(histories(sequences), 13, setting.tau, setting.floor)
+    diagonal = gram.diagonal().double()
+    g = diagonal[diagonal > 0].mean()
+    ridge = torch.where(diagonal > 0, 8.0 * g * (diagonal / g).clamp(min=1e-6) ** 0.25, 8.0 * g)
+    kernel = sum(weight * 8.0 * g * directions[m].double() @ directions[m].double().T for m, weight in setting.content)
+    A = gram.double() + kernel + torch.diag(ridge)
+    transitions, source = solve_next_item(gram, follows, setting, directions)
+    own = torch.cat([directions["text"], directions["image"]], 1).double()
+    torch.testing.assert_close(A @ transitions.double(), follows.to_dense().double(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(A @ (source.double() @ own.T), kernel, rtol=1e-3, atol=1e-4)
+    first, second = next_item_blocks(histories(sequences), 13, setting, None, directions)
+    torch.testing.assert_close(first.source, transitions)
+    torch.testing.assert_close(second.source @ second.target.T, source @ own.T.float())
+    assert (first.name, second.name) == ("next_item", CONTENT) and second.decay == 2.0
+    assert first.constants == second.constants
+    assert NextItemSetting.from_constants(second.constants) == setting
+    assert not second.target[[1, 12]].any() and not first.source[12].any()
+
+
+def test_constants_of_older_checkpoints_have_neither_floor_nor_content():
+    assert NextItemSetting.from_constants({"tau": 3.0, "ridge": 4.0}) == NextItemSetting(3.0, 4.0, 0.0, ())
+    assert NextItemSetting(3.0, 4.0).with_content("text", 0.05).with_content("text", 0.0) == NextItemSetting(3.0, 4.0)
+
+
+def likeness_world(n_users=300, n_items=60, length=3, informative=True):
+    """Few interactions, whose next item is one of eight items that are like the last one."""
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.arange(n_items) % 8
+    walks = []
+    for _ in range(n_users):
+        here = int(torch.randint(8, (1,), generator=generator))
+        like = torch.nonzero(kind == here).squeeze(1)
+        walks.append(like[torch.randperm(len(like), generator=generator)[: length + 1]].tolist())
+    vectors = torch.randn(8, 6, generator=generator)[
+        kind if informative else torch.randint(8, (n_items,), generator=generator)
+    ]
+    vectors = vectors + 0.1 * torch.randn(n_items, 6, generator=generator)
+    ranked = histories([walk[:-1] for walk in walks])
+    targets = rows_from_pairs(torch.arange(n_users), torch.tensor([walk[-1] for walk in walks]), n_users)
+    return ranked, targets, {"text": (vectors, torch.ones(n_items, dtype=torch.bool))}
+
+
+@pytest.mark.parametrize("informative", [True, False])
+@pytest.mark.parametrize("many", [False, True], ids=["all settings", "few settings"])
+def test_content_is_chosen_where_it_says_what_comes_next(monkeypatch, informative, many):
+    if many:
+        monkeypatch.setattr(next_item, "FULL_SEARCH_ITEMS", 10)
+    ranked, targets, content = likeness_world(n_users=40, informative=informative)
+    everything = torch.ones(60, dtype=torch.bool)
+    metric, seen = TopKMetric("ndcg", 3), Rows(ranked.offsets, ranked.ids)
+    asked = []
+
+    def value(scorer):
+        asked.append(scorer)
+        return float(user_metric(scorer, targets, seen, 60, metric).mean())
+
+    noise = torch.randn(60, 60, generator=torch.Generator().manual_seed(1))
+    closed = LinearBlock("closed_form", noise).scorer(seen)
+    blocks = fit_next_item(ranked, ranked, 60, closed, value, None, everything, content)
+    without = fit_next_item(ranked, ranked, 60, closed, value, None, everything)
+    reached = [
+        value(lambda rows, b=b: sum((x.scorer(ranked)(rows) for x in b), closed(rows))) for b in (blocks, without)
+    ]
+    assert reached[0] >= reached[1] > value(closed)
+    assert len({block.scale for block in blocks}) == 1
+    if informative:
+        assert [block.name for block in blocks] == ["next_item", CONTENT] and reached[0] > reached[1] + 0.05
+    if many:
+        settings = [NextItemSetting.from_constants(block.constants) for block in blocks]
+        assert settings[0].ridge == SPARSE_START.ridge and settings[0].floor in (0.0, FLOOR)

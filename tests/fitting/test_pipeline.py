@@ -9,7 +9,8 @@ from recbole_llm.fitting import pipeline
 from recbole_llm.fitting.cold_start.kernel_ridge import BANDWIDTH, MU
 from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.ease import Kernel, Setting
-from recbole_llm.fitting.pipeline import FittedScore, fit
+from recbole_llm.fitting.pipeline import fit
+from recbole_llm.fitting.stage_values import FittedScore
 from recbole_llm.fitting.validation import TopKMetric, Validation, user_metric
 from recbole_llm.scoring.block import LinearBlock
 from recbole_llm.scoring.item_rows import AllRows
@@ -125,7 +126,7 @@ def test_a_fit_is_its_stages_one_after_the_other():
     made, options = world(), Options(cold_boost="auto")
     fitted = fit(made.data, made.validation, options, made.train_towers)
     closed = pipeline.fit_closed_form_block(made.data, made.validation, options)
-    score = pipeline.weigh(made.data, made.validation, closed, None, made.learned)
+    score = pipeline.weigh(made.data, made.validation, closed, (), made.learned)
     score = pipeline.choose_decays(score, made.data, made.validation)
     score = pipeline.place_cold_items(score, made.data, made.validation, options, closed.setting)
     score = pipeline.calibrate(score, made.data, made.validation)
@@ -183,7 +184,7 @@ def test_no_stage_changes_what_it_was_given(monkeypatch):
 def test_cold_items_are_placed_after_nothing_and_before_the_calibration():
     """A score that is calibrated and one that is not place the same items alike, in their own units."""
     made = world()
-    score = pipeline.weigh(made.data, None, None, None, made.learned)
+    score = pipeline.weigh(made.data, None, None, (), made.learned)
     options = Options(blocks=("learned",))
     first = pipeline.place_cold_items(score, made.data, made.validation, options, None)
     second = pipeline.place_cold_items(

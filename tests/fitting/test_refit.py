@@ -7,9 +7,10 @@ import pytest
 import torch
 from test_pipeline import N, Options, assert_same, everyone, snapshot, world
 
-from recbole_llm.fitting.next_item import next_item_block
-from recbole_llm.fitting.pipeline import FittedScore, fit
+from recbole_llm.fitting.next_item import NextItemSetting, directions_of, next_item_blocks
+from recbole_llm.fitting.pipeline import fit
 from recbole_llm.fitting.refit import Chosen, ChosenBlock, chosen_of, deviation, refit
+from recbole_llm.fitting.stage_values import FittedScore
 from recbole_llm.scoring.block import LinearBlock
 from recbole_llm.scoring.rows import union
 from recbole_llm.scoring.score import Score
@@ -102,13 +103,34 @@ def test_a_next_item_block_is_solved_with_its_constants(dim):
     chosen = replace(chosen, blocks=(closed, following))
     score = refit(made.data, chosen, options, made.train_towers).score
     rank = None if dim == "full" else dim
-    expected = next_item_block(made.data.history, N, 3.0, 4.0, rank)
+    (expected,) = next_item_blocks(made.data.history, N, NextItemSetting(3.0, 4.0), rank, {})
     block = score.block("next_item")
     trained = made.data.trained
     torch.testing.assert_close(block.source[trained], expected.source[trained])
-    assert block.decay == 2.0 and block.constants == {"tau": 3.0, "ridge": 4.0}
+    assert block.decay == 2.0 and block.constants == {"tau": 3.0, "ridge": 4.0, "floor": 0.0}
     assert block.scale * deviation(score, block, made.data) == pytest.approx(0.4, rel=1e-3)
     assert score.block("learned") is None
     data = replace(made.data, history=replace(made.data.history, ranks=None))
     with pytest.raises(ValueError, match="the histories have no order"):
         refit(data, chosen, options, made.train_towers)
+
+
+def test_the_content_of_a_next_item_block_is_solved_with_its_constants():
+    made, options, _, chosen = fitted_and_chosen("by time")
+    constants = {"tau": 2.0, "ridge": 8.0, "floor": 0.1, "content.text": 0.2}
+    (closed,) = (block for block in chosen.blocks if block.name == "closed_form")
+    following = ChosenBlock("next_item", 0.4, 2.0, "full", constants)
+    content = ChosenBlock("next_item_content", 0.3, 3.0, 8, constants)
+    score = refit(made.data, replace(chosen, blocks=(closed, following, content)), options, made.train_towers).score
+    directions = directions_of(made.data.content, made.data.trained)
+    setting = NextItemSetting(2.0, 8.0, 0.1, (("text", 0.2),))
+    for expected, weight, decay in zip(
+        next_item_blocks(made.data.history, N, setting, None, directions), (0.4, 0.3), (2.0, 3.0), strict=True
+    ):
+        block, trained = score.block(expected.name), made.data.trained
+        torch.testing.assert_close(block.source[trained], expected.source[trained])
+        assert block.decay == decay and block.constants == constants
+        assert block.scale * deviation(score, block, made.data) == pytest.approx(weight, rel=1e-3)
+    # one that validation weighed at nothing is left out of the score
+    alone = refit(made.data, replace(chosen, blocks=(closed, following)), options, made.train_towers).score
+    assert [block.name for block in alone.counting] == ["closed_form", "next_item"]

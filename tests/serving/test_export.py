@@ -18,7 +18,7 @@ from recbole_llm.checkpoints import load_trained
 from recbole_llm.commands.export import add_export_arguments, run_export
 from recbole_llm.export.export_model import export_model
 from recbole_llm.export.reader import load_export
-from recbole_llm.fitting.pipeline import FittedScore
+from recbole_llm.fitting.stage_values import FittedScore
 from recbole_llm.retrieval.recommender import Recommender, Request
 from recbole_llm.scoring.probability import ProbabilityMap
 

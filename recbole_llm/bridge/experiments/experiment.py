@@ -155,7 +155,7 @@ def run_experiment(experiment: Experiment) -> Outcome:
             )
         )
     bigger = bool(config["valid_metric_bigger"])
-    return Outcome(experiment, tuple(trainings), deterministic, bigger, _peak_bytes(), split=split_in_words(config))
+    return Outcome(experiment, tuple(trainings), deterministic, bigger, peak_bytes(), split=split_in_words(config))
 
 
 def split_in_words(config: Any) -> str:
@@ -206,7 +206,7 @@ def _child(experiment: Experiment, send: Any) -> None:
         outcome = run_experiment(experiment)
     except (Exception, SystemExit) as error:
         getLogger().debug(traceback.format_exc())
-        outcome = Outcome(experiment, error=f"{type(error).__name__}: {error}".strip(), peak_bytes=_peak_bytes())
+        outcome = Outcome(experiment, error=f"{type(error).__name__}: {error}".strip(), peak_bytes=peak_bytes())
     send.send(outcome)
 
 
@@ -266,7 +266,8 @@ def _plain(result: Mapping[str, Any] | None) -> dict[str, float]:
     return {name: float(value) for name, value in (result or {}).items()}
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Return the largest resident memory of this process so far; 0 where the system does not tell."""
     try:
         import resource
     except ImportError:  # Windows

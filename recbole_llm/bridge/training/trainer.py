@@ -227,16 +227,17 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         """Return the data that choices are made by, if there are some; ``train_split`` says what users have seen."""
         if not valid_data:
             return None
-        log = getLogger().info
         try:
             metric = TopKMetric.parse(self.config["valid_metric"])
         except ValueError:
             metric = TopKMetric("ndcg", 10)
-            log("valid_metric %s is no top-k metric: the blocks are chosen by %s", self.config["valid_metric"], metric)
+            getLogger().info("valid_metric %s is no top-k metric: %s chooses", self.config["valid_metric"], metric)
         history = self.model.history
         targets = valid_data._dataset.training_rows().to(self.device)
         disliked = None if train_split is None else train_split.negative_rows()
         seen = history if disliked is None else union(history, disliked.to(self.device))
+        if self.config["repeatable"]:  # RecBole's key: items of the history have a place too
+            seen = seen.keep(torch.zeros_like(seen.ids, dtype=torch.bool))
         return Validation(history=history, targets=targets, seen=seen, metric=metric)
 
     # ------------------------------------------------------------------ an epoch

@@ -1,0 +1,75 @@
+"""``recbole-llm leaderboard``: the canonical leave-one-out table of a data set, measured and cited."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from recbole_llm.bridge.experiments.leave_one_out import BASELINES, OURS, PROTOCOL, Loaded, load
+from recbole_llm.commands.output import PROGRAM
+from recbole_llm.reporting.leaderboard import as_json, as_markdown, asked_rows, measure_rows
+from recbole_llm.reporting.published import CANONICAL
+
+ROWS = (*BASELINES, OURS)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``recbole-llm leaderboard``."""
+    known = ", ".join(f"{name} ({each.dataset})" for name, each in CANONICAL.items())
+    parser.add_argument(
+        "dataset", help=f"{known}, or any folder of atomic files with a time column; give --data_path=DIR"
+    )
+    parser.add_argument("--rows", default=",".join(ROWS), help="rows to measure, separated by commas")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of LLMTwoTower")
+    parser.add_argument(
+        "--unmasked",
+        action="store_true",
+        help="measure every row a second time, with choices made where items of the history are ranked too",
+    )
+    parser.add_argument("--config-files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
+    parser.add_argument(
+        "--output", default="leaderboard", metavar="DIR", help="for table.md, table.json and rows; a later run goes on"
+    )
+
+
+def run_leaderboard(options: argparse.Namespace, config_files: Sequence[str], overrides: Sequence[str]) -> int:
+    """Run the command."""
+    names = [name.strip() for name in options.rows.split(",") if name.strip()]
+    unknown = [name for name in names if name not in ROWS]
+    if unknown or not names:
+        raise ValueError(f"rows: {', '.join(unknown) or 'none'} given; expected some of {', '.join(ROWS)}.")
+    if options.seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {options.seeds}.")
+    own = {f"--{key}" for key in (*PROTOCOL, "repeatable")}
+    taken = [value for value in overrides if value.partition("=")[0] in own]
+    if taken:
+        raise ValueError(
+            f"{taken[0].partition('=')[0]} is the protocol's own; leave it out. 'recbole-llm run' takes any split and metric."
+        )
+    dataset = CANONICAL[options.dataset].dataset if options.dataset in CANONICAL else options.dataset
+    sys.argv = [PROGRAM, *overrides, *_quiet(overrides)]  # RecBole reads its configuration here
+
+    def read(unmasked: bool) -> Loaded:
+        return load(dataset, config_files, unmasked=unmasked)
+
+    folder = Path(options.output)
+    rows = measure_rows(
+        asked_rows(names, options.seeds, options.unmasked),
+        folder / "rows",
+        read,
+        options.dataset,
+        overrides,
+        lambda text: print(text, flush=True),
+    )
+    table = as_json(options.dataset, dataset, rows)
+    (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    text = as_markdown(options.dataset, table)
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}\nwritten: {folder}")
+    return 0
+
+
+def _quiet(overrides: Sequence[str]) -> list[str]:
+    given = {value.partition("=")[0] for value in overrides}
+    return [value for value in ("--show_progress=False", "--state=WARNING") if value.partition("=")[0] not in given]
