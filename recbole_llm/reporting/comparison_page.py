@@ -123,6 +123,7 @@ def _differences(comparison: Comparison, done: Sequence[Row]) -> list[Picture]:
             sheet.axes.plot([d.mean], [at], "o", color="none", markeredgecolor=_colour(row), markersize=9)
     sheet.rows([short(row.model) for row, _ in rows])
     sheet.axes.margins(x=0.1)
+    sheet.axes.locator_params(axis="x", nbins=5)
     sheet.axes.set_xlabel(f"{_named(comparison.metric)}, difference from {short(comparison.reference)}")
     better = [row.model for row, d in rows if d.mean > 0 and row.p is not None and row.p < SIGNIFICANT]
     title = (

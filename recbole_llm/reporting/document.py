@@ -124,7 +124,8 @@ def shown_settings(given: Mapping[str, Any]) -> dict[str, str]:
 
     A report is passed on, and the name of a home folder is that of its owner.
     """
-    shown = {str(key): str(value) for key, value in given.items() if key in TAKEN}
+    told = {str(key): str(value) for key, value in given.items() if key in TAKEN}
+    shown = {key: value if value.strip() else repr(value) for key, value in told.items()}  # a tab is seen
     encoder = shown.get("encoder", "")
     return shown | ({"encoder": Path(encoder).name} if encoder.count("/") > 1 or encoder.startswith((".", "~")) else {})
 

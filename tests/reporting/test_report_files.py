@@ -16,7 +16,7 @@ pytest.importorskip("recbole")
 pytest.importorskip("matplotlib", reason="extra 'report'")
 from recbole_llm import cli
 from recbole_llm.bridge.evaluation.popularity import BucketQuality
-from recbole_llm.bridge.experiments.comparison import compare
+from recbole_llm.bridge.experiments.comparison import as_rows, compare
 from recbole_llm.bridge.experiments.experiment import Outcome, Training
 from recbole_llm.bridge.experiments.tuning import Trial
 from recbole_llm.commands import compare as compare_command
@@ -202,6 +202,7 @@ def test_settings_are_shown_without_paths():
     given = {"encoder": "~/x/mini", "data_path": "/home/x", "epochs": 3, "checkpoint_dir": "/home/x"}
     assert shown_settings(given) == {"encoder": "mini", "epochs": "3"}
     assert shown_settings({"encoder": "org/mini"}) == {"encoder": "org/mini"}
+    assert shown_settings({"field_separator": "\t"}) == {"field_separator": "'\\t'"}
 
 
 # ---------------------------------------------------------------- the commands
@@ -236,6 +237,8 @@ def test_compare_writes_its_files(tmp_path, monkeypatch, capsys):
     assert header[:4] == ["model", "ndcg@10", "ndcg@10 standard deviation", "hit@10"] and header[-1] == "failed"
     assert first[0] == "LLMTwoTower" and float(first[1]) == made.rows[0].mean["ndcg@10"]
     assert float(first[header.index("ndcg@10 against EASE")]) == made.rows[0].difference.mean
+    assert float(first[2]) == made.rows[0].spread["ndcg@10"]
+    assert as_rows(made_comparison(seeds=1))[1][0][2] is None  # one training has no spread
     assert rest[-1][0] == "Absent" and rest[-1][-1] == "ValueError: shop" and rest[-1][1] == ""
     # without matplotlib the rest is there, and what is not is said first
     monkeypatch.setattr(compare_command, "can_draw", lambda: False)

@@ -270,7 +270,8 @@ def as_rows(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
     rows = []
     for row in comparison.rows:
         d = row.difference
-        figures = [value for name in names for value in (row.mean.get(name), row.spread.get(name))]
+        spread = row.spread if row.seeds > 1 else {}
+        figures = [value for name in names for value in (row.mean.get(name), spread.get(name))]
         tested = [None] * 3 if d is None else [d.mean, d.low, d.high]
         seconds = [None, None] if row.error else [row.seconds, row.test_seconds]
         size = row.peak_bytes / 2**30 if row.peak_bytes else None
