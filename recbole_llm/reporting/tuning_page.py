@@ -104,7 +104,7 @@ def _course(done: Sequence[Trial], metric: str) -> list[Picture]:
         return []
     scores = [float(trial.score or 0.0) for trial in done]
     larger = done[0].larger_is_better
-    so_far = [(max if larger else min)(scores[: n + 1]) for n in range(len(scores))]
+    so_far = [max(scores[: n + 1]) if larger else min(scores[: n + 1]) for n in range(len(scores))]
     at = so_far.index(so_far[-1])
     sheet = Sheet(2.4)
     places = range(1, len(scores) + 1)
