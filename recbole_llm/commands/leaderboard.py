@@ -8,6 +8,7 @@ from pathlib import Path
 
 from recbole_llm.bridge.experiments.leave_one_out import BASELINES, OURS, PROTOCOL, Loaded, load
 from recbole_llm.commands.output import PROGRAM
+from recbole_llm.commands.pages import can_draw, say_if_not_drawn, settings_given, today
 from recbole_llm.reporting.leaderboard import as_json, as_markdown, asked_rows, measure_rows
 from recbole_llm.reporting.published import CANONICAL
 
@@ -29,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config-files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
     parser.add_argument(
-        "--output", default="leaderboard", metavar="DIR", help="for table.md, table.json and rows; a later run goes on"
+        "--output",
+        default="leaderboard",
+        metavar="DIR",
+        help="for table.html, table.md, table.json and rows; a later run goes on",
     )
 
 
@@ -53,6 +57,7 @@ def run_leaderboard(options: argparse.Namespace, config_files: Sequence[str], ov
     def read(unmasked: bool) -> Loaded:
         return load(dataset, config_files, unmasked=unmasked)
 
+    say_if_not_drawn("table.html")
     folder = Path(options.output)
     rows = measure_rows(
         asked_rows(names, options.seeds, options.unmasked),
@@ -66,6 +71,12 @@ def run_leaderboard(options: argparse.Namespace, config_files: Sequence[str], ov
     (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     text = as_markdown(options.dataset, table)
     (folder / "table.md").write_text(text, encoding="utf-8")
+    if can_draw():
+        from recbole_llm.reporting.document import write
+        from recbole_llm.reporting.leaderboard_page import leaderboard_page
+
+        given = settings_given(config_files, overrides)
+        write(leaderboard_page(options.dataset, table, given, today()), folder / "table.html")
     print(f"\n{text}\nwritten: {folder}")
     return 0
 

@@ -179,40 +179,64 @@ def as_json(name: str, dataset: str, rows: Sequence[Json]) -> Json:
     return {"table": name, "dataset": dataset, "measured": summary(rows), "published": cited, "versions": versions()}
 
 
+MEASURED = (
+    "measured here",
+    "choices by",
+    "R@5",
+    "N@5",
+    "R@10",
+    "N@10",
+    "N@10 unmasked",
+    "ours minus it",
+    "CPU-seconds",
+)
+PUBLISHED = ("published", "N@10", "R@10", "history items", "source")
+ABOUT = "± is the standard error over users. Intervals are 95%, of a paired bootstrap over the same users."
+
+
+def title_of(name: str, table: Mapping[str, Any]) -> str:
+    """What the table is of, with the dataset's full name where it is canonical."""
+    return (
+        f"{CANONICAL[name].title if name in CANONICAL else table['dataset']}: leave one out by time, every item ranked"
+    )
+
+
+def measured_cells(row: Json) -> list[str]:
+    """A row that was measured here, under :data:`MEASURED`."""
+    masked, unmasked = row["figures"]["masked"], row["figures"]["unmasked"]["ndcg@10"]
+    difference = row.get("difference", {}).get(row["chosen_by"])
+    told = (
+        "" if difference is None else f"{difference['mean']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]"
+    )
+    error = row["standard_error"][row["chosen_by"]]
+    return [
+        row["name"] + (f", {row['seeds']} seeds" if row["seeds"] > 1 else ""),
+        row["chosen_by"],
+        *(f"{masked[metric]:.4f}" for metric in SHOWN[:3]),
+        f"{masked['ndcg@10']:.4f} ± {error:.4f}",
+        f"{unmasked:.4f}",
+        told,
+        f"{row['cpu_seconds']:.0f}",
+    ]
+
+
+def published_cells(cited: Published, name: str) -> list[str]:
+    """A published row, under :data:`PUBLISHED`."""
+    rule = {True: "no place", False: "ranked too", None: "not told"}
+    recall = f"{cited.recall[name]:.4f}" if name in cited.recall else ""
+    return [cited.method, f"{cited.ndcg[name]:.4f}", recall, rule[cited.masked], cited.source]
+
+
 def as_markdown(name: str, table: Mapping[str, Any]) -> str:
     """Format the table: rows measured here, then the published ones with their sources."""
-    title = CANONICAL[name].title if name in CANONICAL else table["dataset"]
-    lines = [
-        f"## {title}: leave one out by time, every item ranked",
-        "",
-        "| measured here | choices by | R@5 | N@5 | R@10 | N@10 | N@10 unmasked | ours minus it | CPU-seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in table["measured"]:
-        masked, unmasked = row["figures"]["masked"], row["figures"]["unmasked"]["ndcg@10"]
-        difference = row.get("difference", {}).get(row["chosen_by"])
-        told = (
-            ""
-            if difference is None
-            else f"{difference['mean']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]"
-        )
-        error = row["standard_error"][row["chosen_by"]]
-        cells = [
-            row["name"] + (f", {row['seeds']} seeds" if row["seeds"] > 1 else ""),
-            row["chosen_by"],
-            *(f"{masked[metric]:.4f}" for metric in SHOWN[:3]),
-            f"{masked['ndcg@10']:.4f} ± {error:.4f}",
-            f"{unmasked:.4f}",
-            told,
-            f"{row['cpu_seconds']:.0f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+    lines = [f"## {title_of(name, table)}", "", _line(MEASURED), "|---" * len(MEASURED) + "|"]
+    lines += [_line(measured_cells(row)) for row in table["measured"]]
     rows = [Published(**row) for row in table["published"]]
     if rows:
-        lines += ["", "| published | N@10 | R@10 | history items | source |", "|---|---|---|---|---|"]
-    rule = {True: "no place", False: "ranked too", None: "not told"}
-    for cited in rows:
-        recall = f"{cited.recall[name]:.4f}" if name in cited.recall else ""
-        lines.append(f"| {cited.method} | {cited.ndcg[name]:.4f} | {recall} | {rule[cited.masked]} | {cited.source} |")
-    lines += ["", "± is the standard error over users. Intervals are 95%, of a paired bootstrap over the same users."]
-    return "\n".join(lines) + "\n"
+        lines += ["", _line(PUBLISHED), "|---" * len(PUBLISHED) + "|"]
+    lines += [_line(published_cells(cited, name)) for cited in rows]
+    return "\n".join([*lines, "", ABOUT]) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,5 +1,6 @@
 """The canonical table: its rows against plain loops, its rules, what is refused, and that a stopped run goes on."""
 
+import importlib.util
 import json
 import math
 import random
@@ -174,6 +175,9 @@ def test_the_command_writes_the_table_and_goes_on_where_it_stopped(folder, capsy
         ours["figures"]["masked"]["ndcg@10"] - ease["figures"]["masked"]["ndcg@10"]
     )
     assert "difference" not in ours
+    if importlib.util.find_spec("matplotlib"):
+        content = (folder / "table" / "table.html").read_text()
+        assert f"{ours['figures']['masked']['ndcg@10']:.4f}" in content and str(folder) not in content
     text = (folder / "table" / "table.md").read_text()
     assert re.search(r"^\| EASE \| masked \| \.?\d", text, re.M) and "published" not in text
     monkeypatch.setattr(leaderboard, "measure", lambda *a: pytest.fail("measured again"))

@@ -1,4 +1,4 @@
-"""The HTML files of ``report``, ``compare`` and ``tune``: nothing of the data is markup, and a browser shows them to everybody."""
+"""The HTML files that commands write: nothing of the data is markup, and a browser shows them to everybody."""
 
 import dataclasses
 import zipfile
@@ -22,11 +22,13 @@ from recbole_llm.bridge.experiments.tuning import Trial
 from recbole_llm.commands import compare as compare_command
 from recbole_llm.commands import pages
 from recbole_llm.commands import tune as tune_command
-from recbole_llm.reporting import comparison_page, tuning_page
+from recbole_llm.reporting import comparison_page, leaderboard_page, tuning_page
 from recbole_llm.reporting.customers import Customer, Shown
 from recbole_llm.reporting.document import shown_settings
+from recbole_llm.reporting.leaderboard import SHOWN
 from recbole_llm.reporting.page import page
 from recbole_llm.reporting.plots import pictures
+from recbole_llm.reporting.published import Published
 from recbole_llm.reporting.record import checked
 
 HOSTILE = (
@@ -101,8 +103,33 @@ def tuning_file(word="shop"):
     )
 
 
-FILES = {"report": made_report, "comparison": comparison_file, "tuning": tuning_file}
-PICTURES = {"report": 7, "comparison": 4, "tuning": 4}
+def made_leaderboard(word="beauty"):
+    """A table of three rows measured, the second with three seeds, and three published."""
+    measured = []
+    for name, value, seeds in (("EASE", 0.03, 1), ("LLMTwoTower", 0.05, 3), (word, 0.02, 1)):
+        figures = {rule: {m: v for m in SHOWN} for rule, v in (("masked", value), ("unmasked", value * 0.8))}
+        row = {"name": name, "chosen_by": "masked", "setting": word, "seeds": seeds, "figures": figures}
+        row |= {"standard_error": dict.fromkeys(figures, 0.001), "cpu_seconds": 40 * value, "seconds": 1.0}
+        if name != "LLMTwoTower":
+            row["difference"] = {
+                "masked": {"mean": 0.05 - value, "low": 0.045 - value, "high": 0.055 - value, "p": 0.0}
+            }
+        measured.append(row)
+    published = [
+        Published(word, {word: 0.052}, {word: 0.09}, True, word),
+        Published("B", {word: 0.039}, {}, False, word),
+        Published("C", {word: 0.01}, {}, None, word),
+    ]
+    cited = [dataclasses.asdict(row) for row in published]
+    return {"table": word, "dataset": word, "measured": measured, "published": cited, "versions": {"recbole": word}}
+
+
+def leaderboard_file(word="beauty"):
+    return leaderboard_page.leaderboard_page(word, made_leaderboard(word), {"epochs": word}, "2026-11-30")
+
+
+FILES = {"report": made_report, "comparison": comparison_file, "tuning": tuning_file, "leaderboard": leaderboard_file}
+PICTURES = {"report": 7, "comparison": 4, "tuning": 4, "leaderboard": 3}
 
 
 # ---------------------------------------------------------------- what they hold
@@ -196,6 +223,25 @@ def test_the_words_and_figures_of_a_search():
     many = [dataclasses.replace(made_trials()[0], params={"n": n}) for n in range(250)]
     content = tuning_page.tuning_page("m", "d", many, "random", {}, {}, "today")
     assert "50 more are in tuning.json." in content and len(content) < 2_000_000
+
+
+def test_the_words_and_figures_of_a_leaderboard():
+    made = made_leaderboard()
+    assert leaderboard_page.headline(made["measured"]) == (
+        "LLMTwoTower is first of the rows measured here with NDCG@10 0.0500; EASE reaches 0.0300."
+    )
+    assert leaderboard_page.verdict(made["measured"]) == (
+        "LLMTwoTower is better than EASE, the best other row (+0.0200, 95% interval +0.0150 to +0.0250)."
+    )
+    content = leaderboard_file()
+    # .05 is not above .052 under its rule, .04 is above .039 under the other; the third does not tell its rule
+    assert "Ours is above 1 of 2 published figures that state their rule" in content
+    assert '<tr class="own"><td>LLMTwoTower, 3 seeds</td><td>masked</td><td>0.0500</td>' in content
+    assert "<td>B</td><td>0.0390</td><td></td><td>ranked too</td>" in content
+    assert "Amazon 2014 Beauty: leave one out by time" in content
+    alone = {**made, "measured": [row for row in made["measured"] if row["name"] == "EASE"], "published": []}
+    content = leaderboard_page.leaderboard_page("shop", alone, {}, "today")
+    assert "EASE is first of the rows measured here with NDCG@10 0.0300." in content and "Published" not in content
 
 
 def test_settings_are_shown_without_paths():
