@@ -4,8 +4,8 @@ import argparse
 import math
 import re
 import shlex
-from pathlib import Path
 import zipfile
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
