@@ -26,7 +26,10 @@ PAGES = sorted(
 )
 LANGUAGES = {"python", "bash", "yaml", "json", "dockerfile", ""}
 # pages whose snippets another file runs
-ELSEWHERE = {"docs/recommending.md": "tests/serving/test_rules.py"}
+ELSEWHERE = {
+    "docs/recommending.md": "tests/serving/test_rules.py",
+    "docs/table.md": "tests/bridge/test_leaderboard.py",
+}
 # beginnings of lines of bash -> why they are not run here
 NOT_RUN = {
     "pip install": "installs; .ci/run runs README's test command, tests/ops/test_package.py the kernels' installation",
