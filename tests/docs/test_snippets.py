@@ -24,7 +24,7 @@ PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in [*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "kernels/README.md"]
 )
-LANGUAGES = {"python", "bash", "yaml", "json", "dockerfile", ""}
+LANGUAGES = {"python", "bash", "yaml", "json", "dockerfile", "bibtex", ""}
 # pages whose snippets another file runs
 ELSEWHERE = {
     "docs/recommending.md": "tests/serving/test_rules.py",
