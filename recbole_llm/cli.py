@@ -258,7 +258,15 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def _examples(command: Command) -> str:
-    return "\n".join(["examples:", *(f"  {PROGRAM} {example}" for example in command.examples)])
+    lines = ["examples:", *(f"  {PROGRAM} {example}" for example in command.examples)]
+    if command.configures:
+        keys = os.path.join(os.path.dirname(recbole_llm.__file__), "properties", "LLMTwoTower.yaml")
+        lines += [
+            "",
+            "any configuration key may follow as --key=value; every key of ours with its default and meaning:",
+            f"  {keys}",
+        ]
+    return "\n".join(lines)
 
 
 def _accept_both_spellings(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 import zipfile
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -45,6 +46,15 @@ def test_every_help_has_examples_that_parse(name):
         assert options.command == name
         known = cli._split_overrides(rest, name) if cli.COMMANDS[name].configures else rest
         assert cli.COMMANDS[name].configures or known == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_where_the_keys_are_explained(name):
+    pytest.importorskip("torch")
+    _, command = parser_of(name)
+    files = re.findall(r"^  (\S+LLMTwoTower\.yaml)$", command.format_help(), re.MULTILINE)
+    assert len(files) == cli.COMMANDS[name].configures
+    assert all("item_text_fields" in Path(file).read_text(encoding="utf-8") for file in files)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -99,13 +99,14 @@ def register_model(
         ValueError: if the name is no identifier, is taken by a stock model, or the YAML file does not exist or sets a key
             that RecBole's ``properties/dataset/sample.yaml`` would overwrite (found when the model is configured).
 
-    Example::
-
+    Example:
+        ```python
         @recbole_llm.register_model
         class MyTower(recbole_llm.LLMTwoTower):
             pass
 
         run_recbole(model="MyTower", dataset="ml-100k")
+        ```
     """
     more: dict[str, Any] = {"yaml": yaml, "trainer": trainer, "dataset": dataset,
                             "train_dataloader": train_dataloader, "count_flops": count_flops}  # fmt: skip

@@ -79,7 +79,7 @@ class Console(logging.Handler):
 
     def _note(self) -> str:
         if self._epoch:
-            return f", {self._epoch} epochs"
+            return f", {self._epoch} epoch{'s' if self._epoch > 1 else ''}"
         return f", {self._trials} settings tried" if self._trials else ""
 
     def _text(self, share: float, after: str) -> str:

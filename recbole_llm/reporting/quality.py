@@ -232,7 +232,16 @@ def _left_out(trained: Trained, ranking: Ranking, count: Tensor, rows: RankedRow
         "users_without_history": int((sizes[1:] == 0).sum()),
         "measured_users_without_history": int((sizes[rows.users.numpy()] == 0).sum()),
         "items_not_read": trained.training.unread_items() if hasattr(trained.training, "unread_items") else 0,
+        **_placed(trained.model),
     }
+
+
+def _placed(model: Any) -> dict[str, int]:
+    """How many items without an interaction content places; nothing of a model that reads no content, as every stock one."""
+    if not hasattr(model, "item_rows"):
+        return {}
+    placed = None if model.item_rows.sharded else model.score.cold
+    return {"items_placed_by_content": 0 if placed is None else len(placed.ids)}
 
 
 def _listed(model: Any, n_items: int) -> Tensor:

@@ -80,6 +80,7 @@ _FORM: dict[str, Form] = {
             "users_without_history",
             "measured_users_without_history",
             "items_not_read",
+            "items_placed_by_content",
         )
     },
     "calibration": [{"said": _number, "came": _number, "pairs": _number}],
@@ -153,4 +154,8 @@ def _checked_names(value: Any, form: dict[Any, Form], place: str, budget: list[i
     return {name: _checked(each, form[name], f"{place}.{name}", budget) for name, each in value.items()}
 
 
-_OPTIONAL = {"record.left_out.items_not_read", *(f"record.history.{name}" for name in _FORM["history"])}
+_OPTIONAL = {
+    "record.left_out.items_not_read",
+    "record.left_out.items_placed_by_content",
+    *(f"record.history.{name}" for name in _FORM["history"]),
+}

@@ -122,23 +122,24 @@ def left_out_in_words(record: Record) -> list[str]:
     left, data = record["left_out"], record["data"]
     own = record["models"][record["model"]]
     lines = [f"{own['items_shown']:,} of {data['items']:,} items are among somebody's first {record['k']}."]
-    if left["items_without_interactions"]:
-        hidden = left["items_that_cannot_be_shown"]
-        where = (
-            f"{hidden:,} of them are never shown: they have no text or other content, or gained nothing on validation"
-            if hidden
-            else "they are placed by their content"
-        )
-        lines.append(f"Items without a training interaction: {left['items_without_interactions']:,}; {where}.")
+    placed = left.get("items_placed_by_content")  # of a model that reads content
+    if untouched := left["items_without_interactions"]:
+        where = ""
+        if hidden := left["items_that_cannot_be_shown"]:
+            where = f"; {hidden:,} of them are never shown: they have no text or other content, or gained nothing on validation"
+        elif placed:
+            where = f"; {'they' if placed >= untouched else f'{placed:,} of them'} are placed by their content"
+        lines.append(f"Items without a training interaction: {untouched:,}{where}.")
     if unread := left.get("items_not_read"):
+        then = "" if placed is None else " and they are placed by their content"
         lines.append(
             f"Items of the .item file that no interaction names, and that were not read: {unread:,}; add item: [item_id] to "
-            "load_col and they are placed by their content."
+            f"load_col{then}."
         )
     if left["users_without_history"]:
+        what = "" if placed is None else "; they get what fits everybody"
         lines.append(
-            f"{people(record).capitalize()} without a training interaction: {left['users_without_history']:,}; they get what fits "
-            "everybody."
+            f"{people(record).capitalize()} without a training interaction: {left['users_without_history']:,}{what}."
         )
     return lines
 

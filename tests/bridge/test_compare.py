@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,20 @@ def test_the_reference_is_the_best_stock_model_by_validation_and_not_by_test():
     for text in (module.about_tests(found), as_latex(found)):
         assert "Best, the best stock model by validation (ndcg@10 0.4000)" in text
     assert module.as_json(found)["reference_reason"] == "the best stock model by validation (ndcg@10 0.4000)"
+
+
+def test_what_the_spread_is_of_and_which_model_has_none_is_said():
+    found = module.compare(list(TEST), "made", run=of_validation(dict.fromkeys(TEST, 0.1), TEST))
+    assert "±" not in module.about_tests(found)
+    several = [replace(row, seeds=1 if row.model in ("Popular", "Best") else 3) for row in found.rows]
+    said = module.about_tests(replace(found, rows=several))
+    once = [row.model for row in several if row.seeds == 1]
+    assert sorted(once) == ["Best", "Popular"]
+    assert said.endswith(
+        f" ±: standard deviation over 3 seeds; {', '.join(once)}: one training, which no seed changes."
+    )
+    all_of_them = [replace(row, seeds=3) for row in found.rows]
+    assert module.about_tests(replace(found, rows=all_of_them)).endswith(" ±: standard deviation over 3 seeds.")
 
 
 def test_a_reference_that_is_asked_for_stays():

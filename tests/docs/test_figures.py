@@ -161,6 +161,18 @@ def test_a_link_that_the_site_serves_better_leads_to_its_page():
     assert told == "[d](repository/recbole_llm/properties/LLMTwoTower.yaml)"
 
 
+def test_examples_of_docstrings_are_shown_as_code():
+    """griffe takes the section's name in the singular for prose."""
+    griffe = pytest.importorskip("griffe")
+    extension = generator("docstring_examples").Examples()
+    text = "Do it.\n\nExample:\n    >>> 1 + 1\n    2"
+    function = griffe.Function("f", docstring=griffe.Docstring(text))
+    extension.on_object(obj=function)
+    *_, section = griffe.parse_google(function.docstring)
+    assert section.kind.value == "examples" and section.value[0][1] == ">>> 1 + 1\n2"
+    extension.on_object(obj=griffe.Function("g"))  # without a docstring
+
+
 def generator_with_pages(name):
     """A part of docs/generator that imports its neighbours; sys.path and sys.modules are left as found."""
     path, modules = list(sys.path), set(sys.modules)

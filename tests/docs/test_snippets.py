@@ -24,9 +24,12 @@ PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in [*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "kernels/README.md"]
 )
-LANGUAGES = {"python", "bash", "yaml", "json", "dockerfile", ""}
+LANGUAGES = {"python", "bash", "yaml", "json", "dockerfile", "bibtex", ""}
 # pages whose snippets another file runs
-ELSEWHERE = {"docs/recommending.md": "tests/serving/test_rules.py"}
+ELSEWHERE = {
+    "docs/recommending.md": "tests/serving/test_rules.py",
+    "docs/table.md": "tests/bridge/test_leaderboard.py",
+}
 # beginnings of lines of bash -> why they are not run here
 NOT_RUN = {
     "pip install": "installs; .ci/run runs README's test command, tests/ops/test_package.py the kernels' installation",

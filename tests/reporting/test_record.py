@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,7 +90,36 @@ def test_what_is_left_out_and_what_was_not_fitted_is_said():
     assert "ItemKNN was not fitted: its budget is 30,000 items." in text
     assert "350 of 400 items are among somebody's first 10." in text
     assert "Items without a training interaction: 10; 4 of them are never shown" in text
-    assert "Customers without a training interaction: 3;" in text
+    assert "Customers without a training interaction: 3." in text
+
+
+@pytest.mark.parametrize(
+    ("placed", "items", "users"),
+    [
+        (10, "Items without a training interaction: 10; they are placed by their content.", "fits everybody"),
+        (7, "Items without a training interaction: 10; 7 of them are placed by their content.", "fits everybody"),
+        (0, "Items without a training interaction: 10.", "fits everybody"),
+        (None, "Items without a training interaction: 10.", "Customers without a training interaction: 3."),
+    ],
+)
+def test_only_a_model_that_reads_content_places_items_by_it(placed, items, users):
+    """A stock model says nothing of the kind."""
+    left = {**made_record()["left_out"], "items_that_cannot_be_shown": 0}
+    if placed is not None:
+        left["items_placed_by_content"] = placed
+    lines = words.left_out_in_words(checked(made_record(left_out=left)))
+    assert items in lines and users in lines[-1]
+
+
+def test_a_stock_model_is_not_said_to_read_content():
+    from recbole_llm.reporting.quality import _placed
+
+    def model(sharded=False, cold=None):
+        return SimpleNamespace(item_rows=SimpleNamespace(sharded=sharded), score=SimpleNamespace(cold=cold))
+
+    assert _placed(SimpleNamespace(score=print)) == {}
+    assert _placed(model(cold=SimpleNamespace(ids=range(7)))) == {"items_placed_by_content": 7}
+    assert _placed(model()) == _placed(model(sharded=True)) == {"items_placed_by_content": 0}
 
 
 def test_the_card_shows_no_markup_of_the_data():

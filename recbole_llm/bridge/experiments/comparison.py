@@ -281,9 +281,16 @@ def as_rows(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
 
 def about_tests(comparison: Comparison) -> str:
     """Say what the table's differences and p-values are of."""
+    trained = [row for row in comparison.rows if not row.error]
+    most = max((row.seeds for row in trained), default=1)
+    once = [row.model for row in trained if row.seeds == 1]
+    seeds = ""
+    if most > 1:
+        seeds = f" ±: standard deviation over {most} seeds"
+        seeds += f"; {', '.join(once)}: one training, which no seed changes." if once else "."
     return (
         f"Reference: {comparison.reference}, {comparison.reference_reason}. Differences of {comparison.metric} over test "
-        "users, paired bootstrap; p corrected for the number of models (Holm)."
+        f"users, paired bootstrap; p corrected for the number of models (Holm).{seeds}"
     )
 
 
