@@ -1,6 +1,9 @@
 """The targets of the coverage-guided fuzzer: right inputs pass, wrong ones are refused, and a fault of the product is seen."""
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +52,18 @@ def test_another_error_leaves_the_target(monkeypatch):
     monkeypatch.setattr(exports, "build", lambda *_: 1 / 0)
     with targets.Exports() as made, pytest.raises(ZeroDivisionError):
         made.run(b"\x00")
+
+
+@pytest.mark.parametrize("name", targets.TARGETS)
+def test_a_target_has_imported_what_it_runs(name):
+    """The fuzzer sees no branch of a module that is imported later."""
+    code = (
+        "import sys; from tests.fuzz import coverage, targets\n"
+        f"with targets.TARGETS[{name!r}]() as target:\n"
+        "    before = set(sys.modules)\n"
+        "    for seed in target.seeds(): target.run(seed)\n"
+        "    print(sorted(m for m in set(sys.modules) - before if m.startswith(tuple(coverage.INSTRUMENTED))))"
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr

@@ -92,6 +92,9 @@ class Checkpoints(_InFolder):
 
     def __init__(self) -> None:
         super().__init__()
+        from tests.fuzz import checkpoints  # with torch, which the other targets do without
+
+        self.made = checkpoints
         with zipfile.ZipFile(FOLDER / "both.pth") as archive:
             self.members = {name: archive.read(name) for name in archive.namelist()}
 
@@ -103,21 +106,17 @@ class Checkpoints(_InFolder):
 
     def mutate(self, content: bytes, draw: Random) -> bytes:
         """Change operations of the pickle."""
-        from tests.fuzz import checkpoints  # with torch, which the other targets do without
-
-        return checkpoints.change_pickle(content, draw)
+        return self.made.change_pickle(content, draw)
 
     def run(self, content: bytes) -> None:
         """Read the checkpoint."""
-        from tests.fuzz import checkpoints
-
         target = io.BytesIO()
         with zipfile.ZipFile(target, "w") as archive:
             for name, member in self.members.items():
                 archive.writestr(name, content[:MOST_BYTES] if name.endswith("data.pkl") else member)
         path = self.folder / "x.pth"
         path.write_bytes(target.getvalue())
-        checkpoints.outcome(path)
+        self.made.outcome(path)
 
 
 ROUTES = [
