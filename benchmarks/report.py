@@ -178,6 +178,18 @@ def import_speed(data: Json) -> Section:
     return Section(lines, [plot])
 
 
+def import_paired(data: Json) -> Section:
+    """Processor time of an import beside an earlier version's."""
+    head = ["", "rows", "rounds", "seconds", "then", "ratio, median of the rounds", "quartiles", "peak MiB", "then"]
+    rows = [
+        [name, r["rows"], r["rounds"], r["ours"]["cpu_s"], r["against"]["cpu_s"], r["cpu_ratio"],
+         span(r["cpu_ratio_quartiles"]), r["ours"]["peak_mib"], r["against"]["peak_mib"]]
+        for name, r in data.items()
+    ]  # fmt: skip
+    commits = sorted({r["against_commit"][:7] for r in data.values()})
+    return Section([f"Processor time, in turn with {', '.join(commits)}:", "", *table(head, rows)], [])
+
+
 def hostile_imports(data: Json) -> Section:
     """What became of hostile files, and the most memory that an import of each kind took."""
     parts = data["parts"]
@@ -336,6 +348,7 @@ RENDERERS: dict[str, Callable[[Json], Section]] = {
         svd_form,
         stages,
         import_speed,
+        import_paired,
         hostile_imports,
         import_time,
         sequential_speed,
