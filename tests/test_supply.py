@@ -38,6 +38,20 @@ def test_floors_exclude_known_holes(name):
     assert floors and all(version(floor) >= version(FIXED[name]) for floor in floors), (name, floors)
 
 
+def test_the_lowest_versions_that_are_tested_are_those_that_pip_may_take():
+    pins = re.findall(r'pins: "([^"]*)"', (ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    tested = [pin.split("==") for line in pins for pin in line.split() if "==" in pin]
+    floors = dict(requirements())
+    for name, pin in tested:
+        assert version(pin) >= version(floors.get(name, "0")), (name, pin)
+    for name in ("numpy", "pandas", "torch", "transformers"):
+        lowest = min(version(pin) for found, pin in tested if found == name)
+        assert lowest[:2] == version(floors[name])[:2], name
+    assert (
+        f"pip takes transformers {floors['transformers']} or newer" in (ROOT / "docs/quality-and-speed.md").read_text()
+    )
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_actions_are_pinned_by_commit_and_workflows_may_only_read(path):
     text = path.read_text()
