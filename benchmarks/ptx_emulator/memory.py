@@ -130,14 +130,18 @@ class SharedMemory:
     def store(self, address: NDArray[np.uint64], data: Bytes, warps: NDArray[np.int64]) -> None:
         """Store ``[lanes, size]`` bytes."""
         place = self.place(address, data.shape[1])
-        self.note_write(place, warps)
+        self.note_write(place, warps, self.data[place] == data)
         self.data[place] = data
         self.written[place] = self.unfenced[place] = True
 
-    def note_write(self, place: Index, warps: NDArray[np.int64]) -> None:
-        """Check and put down a write."""
+    def note_write(self, place: Index, warps: NDArray[np.int64], same: NDArray[np.bool_] | None = None) -> None:
+        """Check and put down a write; where it changes nothing (``same``), other warps may have made it too.
+
+        Warps that hold copies of a tensor all store it.
+        """
         writer = self.writer[place]
-        if ((writer >= 0) & (writer != warps[:, None])).any():
+        clash = (writer >= 0) & (writer != warps[:, None])
+        if (clash if same is None else clash & ~same).any():
             self.report("race: two warps store to shared memory without a barrier")
         others = self.readers[place] & ~np.left_shift(np.uint32(1), warps.astype(np.uint32))[:, None]
         if others.any():

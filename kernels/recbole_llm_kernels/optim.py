@@ -128,8 +128,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         kept = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         state = self.state[parameter]
         if "sum" not in state:
-            rows = parameter.shape[:1]
-            state["sum"] = torch.zeros(rows, dtype=kept, device=parameter.device)
+            state["sum"] = torch.zeros(parameter.shape[:1], dtype=kept, device=parameter.device)
         if grad.is_sparse:
             rows, terms = grad._indices()[0], grad._values()  # not coalesced: the step sums, and sorts once
             rowwise_adagrad_(parameter.data, state["sum"], rows, terms, lr=lr, eps=eps, backend=self.backend)

@@ -216,6 +216,7 @@ def shared_ce_bwd(grad: Tensor, slope: Tensor, log_z: Tensor, args: Sampled) -> 
     grad_user = grad_item = grad_bias = None
     if need[0]:
         sums = tile_pass("softmax", queries, negatives, valid=valid, grad_dtype=torch.float32)
+        assert sums.grad is not None
         rows = item.index_select(0, pos_id.clamp(0, max(0, N - 1))).to(torch.float32)
         # a positive outside the catalogue has the slope 0, but its vector may hold anything
         grad_query = sums.grad + torch.where(slope[:, None] == 0, 0, slope[:, None] * rows)

@@ -7,7 +7,7 @@ items' bias) keeps its dense gradient. A row that no batch names stays as it is:
 """
 
 from logging import getLogger
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -25,7 +25,8 @@ def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         return optimizer
     try:
         groups = [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in optimizer.param_groups]
-        return type(optimizer)(groups, fused=True)
+        kind: Any = type(optimizer)
+        return cast(torch.optim.Optimizer, kind(groups, fused=True))
     except (RuntimeError, ValueError):  # a dtype or device without it
         return optimizer
 
