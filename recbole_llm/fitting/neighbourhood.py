@@ -9,7 +9,8 @@ With A = A_s + L L', A_s = G + R sparse and L = [sqrt(tau_m lam g) F_m] the cont
 
 so that B off its diagonal is sparse plus a product of two ``[n, f]`` matrices. Where m covers all items that share a user
 with i, and these share users with each other, M is exact. The content, which ties every item to every other, is exact for
-any m; only what items say of each other through users is cut. Where most pairs of items share a user that loses more than a truncated spectrum does; where few do, far less.
+any m. Only what items say of each other through users is cut: where most pairs of items share a user that loses more than a
+truncated spectrum does, where few do it loses far less.
 """
 
 from collections.abc import Iterator

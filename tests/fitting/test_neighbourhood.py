@@ -69,7 +69,9 @@ def test_with_all_items_as_neighbours_it_is_the_exact_solution(setting, monkeypa
 def test_more_neighbours_come_closer_to_the_exact_solution():
     items, setting = made(n_users=60, n_items=120, seed=5), of_text(0.2)
     exact = dense(items, setting)
-    errors = [float((local(items, setting, m).solve(setting).dense() - exact).norm() / exact.norm()) for m in (2, 8, 64)]
+    errors = [
+        float((local(items, setting, m).solve(setting).dense() - exact).norm() / exact.norm()) for m in (2, 8, 64)
+    ]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < errors[0] / 3, errors
 
@@ -101,7 +103,13 @@ def test_neighbours_are_the_strongest_then_the_lowest_ids():
     G = np.array([[4.0, 2, 2, 0, 1], [2, 9, 0, 0, 0], [2, 0, 1, 0, 0], [0, 0, 0, 3, 0], [1, 0, 0, 0, 0.04]])
     A = G.diagonal() + np.array([0.0, 0, 3, 0, 0])
     # 0: 2 / 3 with item 1, 2 / 2 with item 2, 1 / .2 with item 4
-    assert neighbours(sparse.csr_matrix(G), A, 3).tolist() == [[0, 4, 2], [1, 0, -1], [2, 0, -1], [3, -1, -1], [4, 0, -1]]
+    assert neighbours(sparse.csr_matrix(G), A, 3).tolist() == [
+        [0, 4, 2],
+        [1, 0, -1],
+        [2, 0, -1],
+        [3, -1, -1],
+        [4, 0, -1],
+    ]
     assert neighbours(sparse.csr_matrix(G), A, 1).tolist() == [[0], [1], [2], [3], [4]]
     tied = sparse.csr_matrix(np.ones((4, 4)))
     assert neighbours(tied, np.ones(4), 3).tolist() == [[0, 1, 2], [1, 0, 2], [2, 0, 1], [3, 0, 1]]
