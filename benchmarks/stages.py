@@ -20,6 +20,7 @@ import torch
 from timing import machine
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
+from recbole_llm.bridge.training.tower_choice import patience
 from recbole_llm.fitting.pipeline import (
     calibrate,
     choose_decays,
@@ -126,7 +127,7 @@ def measure(dataset: str, data_path: str | None, by_time: bool) -> dict[str, Any
             lambda found: of(closed.block, found),
         )
         trainer._train_data, trainer._saves = train, True
-        trainer._wait_for_steps(len(train) * int(config["eval_step"]), verbose=False)
+        trainer.stopping_step = patience(trainer, len(train) * int(config["eval_step"]))
         learned = stages.run("towers alone", lambda: trainer.train_towers(train, valid, False), of)
         score = stages.run("weights", lambda: weigh(data, validation, closed, following, learned), lambda found: found)
         score = stages.run("decays", lambda: choose_decays(score, data, validation), lambda found: found)
