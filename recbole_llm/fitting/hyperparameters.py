@@ -297,6 +297,11 @@ class Local:
         return self.items.value_of(self.subset, self._solutions.solve(setting).scorer)
 
 
+def filled_share(gram: Tensor) -> float:
+    """Compute the share of the entries of a Gram matrix that are not 0."""
+    return int(torch.count_nonzero(gram)) / gram.numel()
+
+
 def search_form(
     items: WarmItems, gram: Tensor, subset: Validation, base: Setting
 ) -> tuple[Callable[[Setting], float], str]:
@@ -312,7 +317,7 @@ def search_form(
         base: the setting at which the forms are compared.
     """
     n = len(gram)
-    filled = int(torch.count_nonzero(gram)) / n**2
+    filled = filled_share(gram)
     weights = user_weights(items.train, base.user_exponent)
     log.info(f"closed form: {filled:.1%} of the pairs of {n} items share a user")
     forms: list[tuple[Callable[[Setting], float], str]] = []

@@ -258,6 +258,23 @@ def test_the_share_of_filled_pairs_chooses_the_form_and_validation_between(monke
     assert sorted(asked) == ([] if len(forms) == 1 else [("L", base.linear()), ("S", base.linear())])
 
 
+@pytest.mark.parametrize("flat", [True, False])
+def test_no_rank_is_tried_where_few_items_share_a_user_and_the_matrix_fits(many, monkeypatch, flat):
+    tried = []
+    monkeypatch.setattr("recbole_llm.fitting.closed_form.FLAT_BELOW", 1.1 if flat else 0.0)
+    monkeypatch.setattr("recbole_llm.fitting.closed_form.AUTO_DIMS", (4,))
+    monkeypatch.setattr("recbole_llm.fitting.closed_form.factorise", lambda *a: (tried.append(a[1]), factorise(*a))[1])
+    train, validation, content = made(6)
+    form = fit_closed_form(train, 42, content, validation)
+    assert bool(tried) != flat and (form.target is None or not flat)
+    tried.clear()
+    small = fit_closed_form(train, 42, content, validation, max_table_bytes=8 * 42 * 4)  # the matrix does not fit
+    assert tried and small.dim == 4
+    tried.clear()
+    assert fit_closed_form(train, 42, content, validation, dim=4).dim == 4
+    assert tried
+
+
 def test_content_weights_are_followed_and_then_the_ridge():
     tried = []
 
