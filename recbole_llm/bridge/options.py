@@ -257,7 +257,7 @@ class Options:
         "catalog_bce, catalog_ce (a row is a user); sampled_bce, pair_bce (a row is an interaction). Negatives of the last two "
         "follow RecBole's train_neg_sample_args; one more key in it, shared: 1024, lets the rows of a batch share so many "
         "negatives (sampled_bce), the choice for large catalogues on a CPU. RecBole's names: CE stands for catalog_ce, BCE for "
-        "pair_bce; there is no BPR. Beyond 4,096 items validation chooses it, scoring, scale_init and tower_features, if not given.",
+        "pair_bce; there is no BPR. Beyond 4,096 items validation chooses it, scoring, scale_init and tower_features if not given.",
     )
     neg_weight: float = _key(
         values.not_negative, 1.0, "Loss", "float", "Weight of the negatives; not used by catalog_ce and pair_bce."
