@@ -156,3 +156,23 @@ def test_large_catalogues_wait_for_a_few_validations_alone(quick, many):
     tower_choice.MANY_ITEMS = 1000  # the fixture puts it back
     assert patience(trainer, 1000) == 15
     assert patience(trainer, 5) == math.ceil(100 / 5)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_learned_block_is_that_of_its_best_epoch(quick, saved, monkeypatch):
+    """Also where no checkpoint is written, as in a search of settings."""
+    trainer, train, valid, _ = build(quick | {"epochs": 4})
+    states, values = [], iter([0.2, 0.4, 0.3, 0.1, 0.5])
+    monkeypatch.setattr(trainer, "_valid_epoch", lambda *a, **k: (next(values), {}))
+    monkeypatch.setattr("recbole_llm.bridge.training.trainer.dict2str", str)
+    seen = []
+
+    def callback(epoch, value):
+        seen.append((epoch, value))
+        states.append(trainer.model.target_tower.id.weight.clone())
+
+    trainer.fit(train, valid, verbose=False, saved=saved, callback_fn=callback)
+    assert seen == [(0, 0.2), (1, 0.4), (2, 0.3), (3, 0.1)]
+    assert torch.equal(trainer.model.target_tower.id.weight, states[1])
+    assert not torch.equal(states[3], states[1])
+    assert trainer.model.chosen.epochs == 2

@@ -28,6 +28,7 @@ from recbole_llm.bridge.checkpoint import (
 from recbole_llm.bridge.checkpoint_settings import command_to_resume
 from recbole_llm.bridge.training import optimizers
 from recbole_llm.bridge.training.advice import advice_of
+from recbole_llm.bridge.training.best_state import BestState
 from recbole_llm.bridge.training.choices import given_choices
 from recbole_llm.bridge.training.interruption import Interruption
 from recbole_llm.bridge.training.item_tables import tables_of
@@ -177,11 +178,12 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         chooses = self._chooses and not self._epochs_done and model.tower_choice is None
         if chooses and choose(self, self.validation(valid_data, train_data._dataset)):
             self._take_parameters()
-        super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+        kept = None if saved else BestState(self, callback_fn)
+        super().fit(train_data, valid_data, verbose, saved, show_progress, kept or callback_fn)
         self._restore_random_state()
         self._save_last()
         self._interruption.allow()
-        self._best_epochs = self._epochs_done
+        self._best_epochs = self._epochs_done if kept is None else kept.restore(self._epochs_done)
         if saved and os.path.isfile(self.saved_model_file):
             best = self._tables.read(self.saved_model_file)
             model.load_state_dict(best["state_dict"])
@@ -196,10 +198,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         model_file: str | None = None,
         show_progress: bool = False,
     ) -> Any:
-        """Evaluate as ``Trainer.evaluate`` does.
-
-        If interactions are split by time, the test's histories hold validation's items.
-        """
+        """Evaluate as ``Trainer.evaluate`` does; split by time, the test's histories hold validation's items."""
         if not eval_data:
             return None
         self._tables.reject_evaluation(self, eval_data)
