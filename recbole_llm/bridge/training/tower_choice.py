@@ -17,7 +17,13 @@ CHOSEN_KEYS = ("loss_type", "scoring", "scale_init", "tower_features")
 def explicit_keys(config: Any) -> set[str]:
     """The keys of a choice that a person has set: in a file, on a command line, or later in a program."""
     defaults = default_values()
-    return {name for name in CHOSEN_KEYS if name in config.external_config_dict or config[name] != defaults[name]}
+
+    def is_set(name: str) -> bool:
+        return name in config.external_config_dict or config[name] != defaults[name]
+
+    found = {name for name in CHOSEN_KEYS if is_set(name)}
+    # whoever weighs the negatives wants the loss that has them
+    return found | {"loss_type"} if is_set("neg_weight") else found
 
 
 def may_choose(model: Any) -> bool:
