@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--data_path", default=None, help="folder of the dataset; ml-100k needs none")
     parser.add_argument("--by_time", action="store_true", help="leave one out in the order of time")
     parser.add_argument("--keep", default=None, help="folder in which stages that have run are kept and found again")
+    parser.add_argument("--label", default=None, help="of this run, beside those without one in the file")
     parser.add_argument("--output", default=str(RESULTS / "stages.json"))
     arguments = parser.parse_args()
     if arguments.keep is not None:
@@ -175,8 +176,12 @@ def main() -> None:
     }
     path = Path(arguments.output)
     kept = json.loads(path.read_text())["runs"] if path.is_file() else []
-    same = lambda run: (run["dataset"], run["by_time"]) == (found["dataset"], found["by_time"])  # noqa: E731
-    runs = sorted([run for run in kept if not same(run)] + [found], key=lambda run: (run["dataset"], run["by_time"]))
+    found |= {} if arguments.label is None else {"label": arguments.label}
+
+    def key(run: dict[str, Any]) -> tuple[str, bool, str]:
+        return run["dataset"], run["by_time"], run.get("label", "")
+
+    runs = sorted([run for run in kept if key(run) != key(found)] + [found], key=key)
     path.write_text(json.dumps({"benchmark": "stages", "metric": "ndcg@10", "runs": runs}, indent=1) + "\n")
 
 
