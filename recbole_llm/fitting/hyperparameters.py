@@ -36,7 +36,8 @@ NEIGHBOURS = 32  # of an item in its neighbourhood: enough to rank settings by
 SPARSE_BELOW = 0.05  # share of the pairs of items that share a user, up to which neighbourhoods are taken unseen
 DENSE_FROM = 0.5  # the same, from which the SVD form is; between them the one with the better validation value
 SEARCH_USERS = 10_000  # by whom settings are compared in neighbourhoods
-WEIGHT_STEP = 4.0  # by which content weights are followed up there, where another weight costs a ranking and no solve
+WEIGHTS_OF_SPARSE = (0.2, 0.8, 3.2)  # content weights tried there too: sparse interactions leave more to the content
+WEIGHT_STEP = 4.0  # by which they are followed further; another weight costs a ranking and no solve
 CLOSE_EASE = 0.02  # of the value of the popular items: if EASE loses no more there, it is solved for in full
 SPARSE_GRAM = 0.1  # share of the pairs of items with a common user; below, the SVD form misjudges settings
 FAR_EASE = (
@@ -158,8 +159,6 @@ def _search_from(starts: Sequence[Setting], value: Callable[[Setting], float]) -
 
 def follow_weights(value: Callable[[Setting], float], start: Setting, modalities: Collection[str]) -> Setting:
     """Follow the weights of the content up, else down, while the value rises; then the ridge once more if one has changed.
-
-    Sparse interactions leave more to the content than the weights of ``KERNELS`` give it.
 
     Args:
         value: validation value of a setting; larger is better.
@@ -391,7 +390,11 @@ def search(
     form, words = search_form(items, gram, subset, base)
     log.info(f"closed form: constants of {n} items are searched by {words}")
     linear = {name: [kernel for kernel in kernels if kernel.power == 1] for name, kernels in candidates.items()}
-    best, trials = choose_setting(form, base.linear(), linear, metric, words, follows=isinstance(form, Local))
+    sparse = isinstance(form, Local)
+    if sparse:
+        for name, kernels in linear.items():
+            kernels += (Kernel(name, weight) for weight in WEIGHTS_OF_SPARSE)
+    best, trials = choose_setting(form, base.linear(), linear, metric, words, follows=sparse)
     del form
 
     part, places = items.popular(max(EXACT_ITEMS, int(POPULAR_SHARE * n)))

@@ -214,6 +214,10 @@ def test_sparse_catalogues_are_searched_by_neighbourhoods_and_lose_nothing(many,
         "20 popular items",
         "all items",
     }
+    at_start = [
+        t.setting for t in found.trials if t.way.startswith("neigh") and t.setting.ridge == 8 and t.setting.tilt
+    ]
+    assert {text_of(setting)[0] for setting in at_start} >= {0.0, 0.05, 0.2, 0.8, 3.2}
     assert found.value == max(trial.value for trial in found.trials if trial.way == "all items")
     monkeypatch.setattr(hyperparameters, "EXACT_ITEMS", 4096)
     exact = fit_closed_form(train, 42, content, validation, dim="full")
