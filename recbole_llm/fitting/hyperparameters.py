@@ -7,7 +7,7 @@ and plain EASE are compared with the current best by exact solves on the most po
 catalogue. Exact solves of the full catalogue are left for the few candidates of that race.
 
 Where few pairs of items have a common user, the spectrum is flat: a small rank keeps little of it and prefers other constants than
-the exact solution does. On such data every setting is solved for in full, whatever it takes.
+the exact solution does. There neighbourhoods are taken unseen, and larger content weights are tried, which cost a ranking each.
 """
 
 import time
@@ -33,13 +33,11 @@ EXACT_ITEMS = 4096
 POPULAR_SHARE = 0.4  # of the items, at least EXACT_ITEMS; 0.8 of the interactions on the datasets above
 DIM = 512  # of the SVD form
 NEIGHBOURS = 32  # of an item in its neighbourhood: enough to rank settings by
-SPARSE_BELOW = 0.05  # share of the pairs of items that share a user, up to which neighbourhoods are taken unseen
-DENSE_FROM = 0.5  # the same, from which the SVD form is; between them the one with the better validation value
-SEARCH_USERS = 10_000  # by whom settings are compared in neighbourhoods
+DENSE_FROM = 0.5  # share of the pairs of items with a common user, from which the SVD form is taken unseen
 WEIGHTS_OF_SPARSE = (0.2, 0.8, 3.2)  # content weights tried there too: sparse interactions leave more to the content
 WEIGHT_STEP = 4.0  # by which they are followed further; another weight costs a ranking and no solve
 CLOSE_EASE = 0.02  # of the value of the popular items: if EASE loses no more there, it is solved for in full
-SPARSE_GRAM = 0.1  # share of the pairs of items with a common user; below, the SVD form misjudges settings
+SPARSE_GRAM = 0.1  # the same share, below which the SVD form misjudges settings and neighbourhoods are taken unseen
 FAR_EASE = (
     0.05  # of the value: if plain EASE loses more at the ridge of the rival, no other ridge is tried on sparse data
 )
@@ -288,7 +286,7 @@ class Local:
     """
 
     def __init__(self, items: WarmItems, weights: Tensor, subset: Validation) -> None:
-        self.items, self.subset = items, replace(subset, max_users=SEARCH_USERS).subset()
+        self.items, self.subset = items, subset
         self._solutions = Neighbourhoods(items.train, weights, items.content, len(items.items), NEIGHBOURS)
 
     def __call__(self, setting: Setting) -> float:
@@ -297,8 +295,13 @@ class Local:
 
 
 def filled_share(gram: Tensor) -> float:
-    """Compute the share of the entries of a Gram matrix that are not 0."""
+    """Compute the share of the entries of a Gram matrix that are not 0: pairs of items with a common user."""
     return int(torch.count_nonzero(gram)) / gram.numel()
+
+
+def is_sparse(gram: Tensor) -> bool:
+    """Whether so few pairs of items have a common user that the SVD form would misjudge settings."""
+    return filled_share(gram) < SPARSE_GRAM
 
 
 def search_form(
@@ -307,7 +310,7 @@ def search_form(
     """Choose the form in which settings of many items are compared, and say it in words.
 
     Neighbourhoods cut what the SVD form keeps, and the other way round. Which of both is nearer to the exact solution depends
-    on how many pairs of items share a user. Between ``SPARSE_BELOW`` and ``DENSE_FROM`` validation decides, at ``base``.
+    on how many pairs of items share a user. Between ``SPARSE_GRAM`` and ``DENSE_FROM`` validation decides, at ``base``.
 
     Args:
         items: the items.
@@ -316,13 +319,13 @@ def search_form(
         base: the setting at which the forms are compared.
     """
     n = len(gram)
-    filled = filled_share(gram)
+    filled, sparse = filled_share(gram), is_sparse(gram)
     weights = user_weights(items.train, base.user_exponent)
     log.info(f"closed form: {filled:.1%} of the pairs of {n} items share a user")
     forms: list[tuple[Callable[[Setting], float], str]] = []
-    if filled < DENSE_FROM:
+    if sparse or filled < DENSE_FROM:
         forms.append((Local(items, weights, subset), f"neighbourhoods of {NEIGHBOURS}"))
-    if filled >= SPARSE_BELOW:
+    if not sparse:
         metric = gram_product(items.train, weights, gram, n)
         forms.append((Spectral(items, metric, gram.diagonal(), subset, DIM), f"SVD form of rank {DIM}"))
     if len(forms) == 1:
@@ -361,11 +364,6 @@ def _timed(value: Callable[[Setting], float], setting: Setting, way: str) -> Tri
     return TriedSetting(setting, found, time.perf_counter() - started, way)
 
 
-def is_sparse(gram: Tensor) -> bool:
-    """Whether so few pairs of items have a common user that the SVD form would misjudge settings."""
-    return int(torch.count_nonzero(gram)) < SPARSE_GRAM * gram.numel()
-
-
 def search(
     items: WarmItems,
     gram: Tensor,
@@ -384,7 +382,7 @@ def search(
     """
     exact, metric = Exact(items, gram, subset), str(subset.metric)
     n = len(items.items)
-    if n <= EXACT_ITEMS or is_sparse(gram):
+    if n <= EXACT_ITEMS:
         _, trials = choose_setting(exact, base, candidates, metric, "all items")
         return Search(exact, (), exact.value, trials)
     form, words = search_form(items, gram, subset, base)
@@ -396,6 +394,9 @@ def search(
             kernels += (Kernel(name, weight) for weight in WEIGHTS_OF_SPARSE)
     best, trials = choose_setting(form, base.linear(), linear, metric, words, follows=sparse)
     del form
+    squared = [kernel for kernels in candidates.values() for kernel in kernels if kernel.power != 1]
+    if sparse and not squared:
+        return Search(exact, (best,), max(trial.value for trial in trials), trials)
 
     part, places = items.popular(max(EXACT_ITEMS, int(POPULAR_SHARE * n)))
     popular = Exact(part, gram[places][:, places], subset, gram.diagonal().mean())
@@ -403,7 +404,7 @@ def search(
     reference = _timed(popular, best, way)
     found = [*trials, reference]
     settings = [best]
-    for kernel in (kernel for kernels in candidates.values() for kernel in kernels if kernel.power != 1):
+    for kernel in squared:
         tries = [_timed(popular, best.with_kernel(kernel), way)]
         while len(tries) < 2 or tries[-1].value > tries[-2].value:  # its best ridge is the same or smaller
             if (ridge := tries[-1].setting.ridge / 2) < RIDGE_RANGE[0]:
@@ -429,7 +430,7 @@ def search_ease(
         items: the items.
         subset: validation data.
         rival: the setting to compare with.
-        rival_value: its value as :class:`Search` tells it.
+        rival_value: its value as :class:`Search` tells it; on sparse data that of the exact solution.
 
     Returns:
         The search, or ``None`` where the popular items, or one ridge, sufficed to tell that EASE is worse; and its value there as
@@ -437,9 +438,9 @@ def search_ease(
     """
     gram = weighted_gram(items.train, user_weights(items.train, 0.0), len(items.items))
     if len(items.items) > EXACT_ITEMS and is_sparse(gram) and rival_value:
-        share = Exact(items, gram, subset)(Setting.of_ease(rival.ridge)) / rival_value
-        if share < 1 - FAR_EASE:
-            return None, share
+        ease = Setting.of_ease(rival.ridge)
+        share = Local(items, user_weights(items.train, 0.0), subset)(ease) / rival_value
+        return (None if share < 1 - FAR_EASE else search(items, gram, subset, ease, {})), share
     found = search(items, gram, subset, Setting.of_ease(rival.ridge), {})
     share = found.value / rival_value if rival_value else 1.0
     return (None if found.candidates and share < 1 - CLOSE_EASE else found), share

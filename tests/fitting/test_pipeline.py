@@ -430,10 +430,11 @@ def test_a_fit_is_a_value():
     assert isinstance(fitted, FittedScore)
 
 
-@pytest.mark.parametrize(("pairs", "users"), [(10 * N + 3, 10), (N // 2, 1), (10**9, None)])
+@pytest.mark.parametrize(("pairs", "users"), [(10 * N + 3, 10), (N // 2, 5), (10**9, None)])
 def test_the_weight_of_a_block_is_chosen_by_no_more_pairs_than_stated(monkeypatch, pairs, users):
     made, seen, choose = world(), [], pipeline.choose_blend
-    monkeypatch.setattr(pipeline, "MAX_BLEND_PAIRS", pairs)
+    monkeypatch.setattr(pipeline, "MAX_PAIRS", pairs)
+    monkeypatch.setattr(pipeline, "MIN_USERS", 5)
     monkeypatch.setattr(
         pipeline,
         "choose_blend",
