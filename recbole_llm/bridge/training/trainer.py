@@ -144,7 +144,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
                 model.chosen = chosen_of(model.fitted, data, self._best_epochs, model.tower_choice)
             else:
                 self.epochs = given.epochs if given.block("learned") else 0
-                if given.towers is not None and not self._epochs_done:
+                if given.towers not in (None, model.tower_choice):  # a resumed run has them
                     model.take_towers(given.towers)
                     self._take_parameters()
                 model.chosen, model.fitted = given, refit(data, given, model.options, towers, **always)
