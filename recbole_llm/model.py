@@ -327,8 +327,7 @@ class LLMTwoTower(GeneralRecommender):
         """Read the parameters that are there as towers of a choice, ``None`` for what the options say."""
         self.tower_choice = None if state is None else TowerChoice.from_state(state)
         choice = self.tower_choice or TowerChoice.of(self.options)
-        own = {"scoring": choice.scoring, "scale_init": choice.scale_init}
-        self.towers.options = replace(self.towers.options, **own)
+        self.towers.options = replace(self.towers.options, scoring=choice.scoring, scale_init=choice.scale_init)
         self.loss.options = replace(self.loss.options, scoring=choice.scoring, loss_type=choice.loss_type)
 
     def load_other_parameter(self, para: Mapping[str, Any] | None) -> None:

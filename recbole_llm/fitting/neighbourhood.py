@@ -15,6 +15,7 @@ truncated spectrum does, where few do it loses far less.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ ENTRIES_PER_BATCH = 2**21  # of rows of G that are looked through at once; 50 MB
 TOLERANCE = 1e-3  # of the residuals of U, in units of the right-hand sides; exact to four digits of NDCG@10
 MAX_STEPS = 100
 
-Matrix = sparse.csr_matrix
+Matrix: TypeAlias = Any  # scipy.sparse.csr_matrix, which has no types
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ def sparse_gram(train: Rows, weights: Tensor, n_items: int) -> Matrix:
     return gram
 
 
-def _incidence(rows: Rows, n_items: int, dtype: type | np.dtype = np.float32) -> Matrix:  # type: ignore[type-arg]
+def _incidence(rows: Rows, n_items: int, dtype: Any = np.float32) -> Matrix:
     ids, offsets = rows.ids.cpu().numpy(), rows.offsets.cpu().numpy()
     values = np.ones(len(ids), dtype) if rows.weights is None else rows.weights.cpu().numpy().astype(dtype)
-    return Matrix((values, ids, offsets), shape=(len(offsets) - 1, n_items))
+    return sparse.csr_matrix((values, ids, offsets), shape=(len(offsets) - 1, n_items))
 
 
 def neighbours(gram: Matrix, diagonal: NDArray[np.floating], count: int) -> NDArray[np.int64]:

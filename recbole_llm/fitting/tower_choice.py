@@ -13,7 +13,7 @@ from logging import getLogger
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.hyperparameters import EXACT_ITEMS
@@ -103,7 +103,7 @@ def candidates(given: TowerChoice, explicit: Mapping[str, Any], has_content: boo
 def choose_towers(
     ways: Sequence[TowerChoice],
     make: Callable[[TowerChoice], tuple[TwoTowers, TowerLoss]],
-    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
     data: TrainingData,
     validation: Validation,
     batch_size: int,
@@ -148,7 +148,7 @@ def choose_towers(
 def _train(
     towers: TwoTowers,
     loss: TowerLoss,
-    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
     users: Tensor,
     data: TrainingData,
     batch_size: int,
