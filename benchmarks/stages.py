@@ -140,7 +140,7 @@ def measure(dataset: str, data_path: str | None, by_time: bool, keep: str | None
         following = stages.run(
             "next-item block",
             lambda: fit_next_item_block(data, closed, validation),
-            lambda found: of(closed.block, found),
+            lambda found: of(closed.block, *found),
         )
         trainer._train_data, trainer._saves = train, True
         trainer.stopping_step = patience(trainer, len(train) * int(config["eval_step"]))
