@@ -105,6 +105,10 @@ class ItemTower(nn.Module):
             total = total + part
         return total
 
+    def table(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return the frozen vectors ``[N, F]`` of a source and which rows are present, ``[N]`` bool."""
+        return self._rows(self.features[name], None), self._rows(self.present[name], None)
+
     @staticmethod
     def _rows(table: Any, ids: Tensor | None) -> Tensor:
         return table.value if ids is None else table.value[ids]
@@ -298,7 +302,7 @@ class TwoTowers:
         """
         trained = self._own_trained()
         for name in self.target.adapters:
-            vectors, present = self.target.features[name].value, self.target.present[name].value
+            vectors, present = self.target.table(name)
             known = vectors[present & trained]
             if not len(known) or not isinstance(self.target.adapters[name], nn.Linear):
                 continue
@@ -306,7 +310,9 @@ class TwoTowers:
             length = (known.double() @ axes).norm(dim=1).mean() * len(self.target.adapters)
             start = F.pad(axes / length, (0, self.target.dim - axes.shape[1])).T
             for tower in {self.target, self.source}:
-                tower.adapters[name].weight.copy_(start)
+                adapter = tower.adapters[name]
+                assert isinstance(adapter, nn.Linear)
+                adapter.weight.copy_(start)
 
     # ------------------------------------------------------------------ while training
 
