@@ -9,6 +9,7 @@ is then. Processor time counts all threads. The figures show where the quality c
 
 import argparse
 import json
+import pickle
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import torch
 from timing import machine
 
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
+from recbole_llm.bridge.training.tower_choice import patience
 from recbole_llm.fitting.pipeline import (
     calibrate,
     choose_decays,
@@ -62,10 +64,12 @@ class Stages:
         valid: the validation loader.
         test: the test loader.
         model: the model whose towers are trained.
+        keep: folder of stages that have run, which this program wrote itself; ``None`` for none.
     """
 
-    def __init__(self, train: Any, valid: Any, test: Any, model: Any) -> None:
-        self.model = model
+    def __init__(self, train: Any, valid: Any, test: Any, model: Any, keep: str | None = None) -> None:
+        self.model, self.keep = model, keep
+        self.valid = rows_of(valid, model.n_users)
         self.targets = rows_of(test, model.n_users)
         self.seen = joined(model.history, rows_of(valid, model.n_users))
         self.histories = model.history
@@ -76,6 +80,11 @@ class Stages:
 
     def run(self, name: str, stage: Callable[[], Any], score_of: Callable[[Any], Score]) -> Any:
         """Run a stage, and rank the test split by the score that is there afterwards."""
+        kept = None if self.keep is None else Path(self.keep) / f"{len(self.rows)}.pickle"
+        if kept is not None and kept.is_file():
+            found, row = pickle.loads(kept.read_bytes())
+            self.rows.append(row)
+            return found
         wall, cpu = time.perf_counter(), time.process_time()
         found = stage()
         seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
@@ -86,15 +95,23 @@ class Stages:
             "stage": name,
             "seconds": round(seconds, 2),
             "cpu_seconds": round(cpu_seconds, 2),
+            "valid_ndcg@10": round(float(self._of_validation(score).mean()), 4),
             "test_ndcg@10": round(float(value.mean()), 4),
             "blocks": {block.name: block.scale for block in score.counting},
         }
         print(json.dumps(row), flush=True)
         self.rows.append(row)
+        if kept is not None:
+            kept.write_bytes(pickle.dumps((found, row)))
         return found
 
+    def _of_validation(self, score: Score) -> Any:
+        model = self.model
+        scorer = lambda users: score.of_users(users, model.history)  # noqa: E731
+        return user_metric(scorer, self.valid, model.history, model.n_items, NDCG, self.padding)
 
-def measure(dataset: str, data_path: str | None, by_time: bool) -> dict[str, Any]:
+
+def measure(dataset: str, data_path: str | None, by_time: bool, keep: str | None = None) -> dict[str, Any]:
     """The stages of one dataset."""
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
@@ -110,7 +127,7 @@ def measure(dataset: str, data_path: str | None, by_time: bool) -> dict[str, Any
         model = get_model("LLMTwoTower")(config, train._dataset)
         trainer = get_trainer(config["MODEL_TYPE"], "LLMTwoTower")(config, model)
         data, validation = model.training_data(), trainer.validation(valid)
-        stages = Stages(train, valid, test, model)
+        stages = Stages(train, valid, test, model, keep)
         listed = data.rows.listed()
 
         def of(*blocks: Any) -> Score:
@@ -123,10 +140,10 @@ def measure(dataset: str, data_path: str | None, by_time: bool) -> dict[str, Any
         following = stages.run(
             "next-item block",
             lambda: fit_next_item_block(data, closed, validation),
-            lambda found: of(closed.block, found),
+            lambda found: of(closed.block, *found),
         )
         trainer._train_data, trainer._saves = train, True
-        trainer._wait_for_steps(len(train) * int(config["eval_step"]), verbose=False)
+        trainer.stopping_step = patience(trainer, len(train) * int(config["eval_step"]))
         learned = stages.run("towers alone", lambda: trainer.train_towers(train, valid, False), of)
         score = stages.run("weights", lambda: weigh(data, validation, closed, following, learned), lambda found: found)
         score = stages.run("decays", lambda: choose_decays(score, data, validation), lambda found: found)
@@ -145,16 +162,26 @@ def main() -> None:
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path", default=None, help="folder of the dataset; ml-100k needs none")
     parser.add_argument("--by_time", action="store_true", help="leave one out in the order of time")
+    parser.add_argument("--keep", default=None, help="folder in which stages that have run are kept and found again")
+    parser.add_argument("--label", default=None, help="of this run, beside those without one in the file")
     parser.add_argument("--output", default=str(RESULTS / "stages.json"))
     arguments = parser.parse_args()
+    if arguments.keep is not None:
+        Path(arguments.keep).mkdir(parents=True, exist_ok=True)
     import sys
 
     sys.argv = sys.argv[:1]  # RecBole's Config reads the command line
-    found = measure(arguments.dataset, arguments.data_path, arguments.by_time) | {"machine": machine("cpu")}
+    found = measure(arguments.dataset, arguments.data_path, arguments.by_time, arguments.keep) | {
+        "machine": machine("cpu")
+    }
     path = Path(arguments.output)
     kept = json.loads(path.read_text())["runs"] if path.is_file() else []
-    same = lambda run: (run["dataset"], run["by_time"]) == (found["dataset"], found["by_time"])  # noqa: E731
-    runs = sorted([run for run in kept if not same(run)] + [found], key=lambda run: (run["dataset"], run["by_time"]))
+    found |= {} if arguments.label is None else {"label": arguments.label}
+
+    def key(run: dict[str, Any]) -> tuple[str, bool, str]:
+        return run["dataset"], run["by_time"], run.get("label", "")
+
+    runs = sorted([run for run in kept if key(run) != key(found)] + [found], key=key)
     path.write_text(json.dumps({"benchmark": "stages", "metric": "ndcg@10", "runs": runs}, indent=1) + "\n")
 
 

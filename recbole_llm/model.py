@@ -17,11 +17,13 @@ from torch import Tensor
 from recbole_llm.bridge import distributed
 from recbole_llm.bridge.checkpoint_settings import HISTORIES
 from recbole_llm.bridge.options import NEG_VALID_FIELD, Options
+from recbole_llm.bridge.training.tower_choice import may_choose
 from recbole_llm.fitting.data import Known, TrainingData
 from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.pipeline import log_length
 from recbole_llm.fitting.refit import Chosen
 from recbole_llm.fitting.stage_values import FittedScore
+from recbole_llm.fitting.tower_choice import TowerChoice
 from recbole_llm.scoring.item_rows import AllRows, ShardedRows
 from recbole_llm.scoring.losses import LossOptions, TowerLoss
 from recbole_llm.scoring.rows import Rows
@@ -59,7 +61,6 @@ class LLMTwoTower(GeneralRecommender):
         self._history = FrozenRows(_history_of(dataset, options))
         self._later: FrozenRows | None = None  # histories at test where interactions are split by time
         self.at_test = False  # whether users are ranked for the test
-        history = self.history
         self._features = {
             name: (FrozenTensor(rows.of(table.vectors)), FrozenTensor(rows.of(table.present)))
             for name, table in dataset.item_features.items()
@@ -67,29 +68,64 @@ class LLMTwoTower(GeneralRecommender):
         if rows.sharded:
             dataset.__dict__.pop("_item_features", None)  # the whole tables, of which the model has taken its rows
         user_text = dataset.user_features.get("text") if "text" in options.user_tower else None
-        self.towers = towers = TwoTowers(
-            TowerOptions(**{each.name: getattr(options, each.name) for each in fields(TowerOptions)}),
-            self.n_users,
-            torch.bincount(history.ids, minlength=self.n_items),
-            int((history.sizes > 0).sum()),
-            self._features if options.tower_features else {},
-            None if user_text is None else (FrozenTensor(user_text.vectors), FrozenTensor(user_text.present)),
-            rows,
+        self._user_text = (
+            None if user_text is None else (FrozenTensor(user_text.vectors), FrozenTensor(user_text.present))
         )
+        self.tower_choice: TowerChoice | None = None  # None: the towers are trained as the options say
+        self._hold(*self.make_towers(None))
+        self.fitted: FittedScore | None = None  # None: the learned block alone
+        self.chosen: Chosen | None = None  # what validation decided, for a fit that repeats it
+        self._read_off: tuple[Any, Score] | None = None
+
+    def make_towers(self, choice: TowerChoice | None) -> tuple[TwoTowers, TowerLoss]:
+        """Make new towers and their loss, on a CPU where the model has just been made, else on its device.
+
+        Args:
+            choice: how; ``None`` for what the options say.
+        """
+        options, history = self.options, self.history
+        shape = TowerOptions(**{each.name: getattr(options, each.name) for each in fields(TowerOptions)})
+        terms = LossOptions(**{each.name: getattr(options, each.name) for each in fields(LossOptions)})
+        reads = options.tower_features if choice is None else choice.tower_features
+        if choice is not None:
+            shape = replace(shape, scoring=choice.scoring, scale_init=choice.scale_init)
+            terms = replace(terms, scoring=choice.scoring, loss_type=choice.loss_type)
+        towers = TwoTowers(
+            shape,
+            self.n_users,
+            torch.bincount(history.ids.cpu(), minlength=self.n_items),
+            int((history.sizes > 0).sum()),
+            self._features if reads else {},
+            self._user_text,
+            self.item_rows,
+        ).to(history.ids.device)
+        if choice is not None and choice.principal_start:
+            towers.start_at_principal_axes()
+        return towers, TowerLoss(towers, terms)
+
+    def take_towers(self, choice: TowerChoice | None) -> None:
+        """Replace the towers by new ones of a choice."""
+        self.tower_choice = choice
+        self._hold(*self.make_towers(choice))
+
+    def _hold(self, towers: TwoTowers, loss: TowerLoss) -> None:
+        self.towers, self.loss, self._read_off = towers, loss, None
         self.trained = towers.trained
         # the names of parameters in checkpoints
         self.target_tower, self.source_tower, self.user_tower = towers.target, towers.source, towers.user
         self.log_scale, self.item_bias = towers.log_scale, towers.bias
-        if rows.sharded:
+        if self.item_rows.sharded:
             for tower in {towers.target, towers.source}:
                 for parameter in tower.adapters.parameters():
                     parameter.register_hook(distributed.sum_over_ranks)
-        self.loss = TowerLoss(
-            towers, LossOptions(**{each.name: getattr(options, each.name) for each in fields(LossOptions)})
-        )
-        self.fitted: FittedScore | None = None  # None: the learned block alone
-        self.chosen: Chosen | None = None  # what validation decided, for a fit that repeats it
-        self._read_off: tuple[Any, Score] | None = None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load parameters; the towers become those of the state where a fit may have chosen others than the options say."""
+        reads = any(name.startswith("target_tower.adapters.") for name in state_dict)
+        if reads != bool(self.towers.target.adapters) and self._features and may_choose(self):
+            given = TowerChoice.of(self.options)
+            self.take_towers(None if reads == given.tower_features else replace(given, tower_features=reads))
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LLMTwoTower":
         for tensors in self._features.values():  # those that no tower holds
@@ -280,10 +316,19 @@ class LLMTwoTower(GeneralRecommender):
         """
         fitted, later = self.fitted, None if self._later is None else vars(self._later.rows)
         chosen = None if self.chosen is None else self.chosen.to_state()
+        towers = None if self.tower_choice is None else self.tower_choice.to_state()
+        always = {"later": later, "chosen": chosen, "towers": towers}
         if fitted is None:
-            return {"score": None, "setting": None, "later": later, "chosen": chosen}
+            return {"score": None, "setting": None, **always}
         setting = None if fitted.setting is None else fitted.setting.to_state()
-        return {"score": score_to_state(self.score), "setting": setting, "later": later, "chosen": chosen}
+        return {"score": score_to_state(self.score), "setting": setting, **always}
+
+    def _trained_by(self, state: Mapping[str, Any] | None) -> None:
+        """Read the parameters that are there as towers of a choice, ``None`` for what the options say."""
+        self.tower_choice = None if state is None else TowerChoice.from_state(state)
+        choice = self.tower_choice or TowerChoice.of(self.options)
+        self.towers.options = replace(self.towers.options, scoring=choice.scoring, scale_init=choice.scale_init)
+        self.loss.options = replace(self.loss.options, scoring=choice.scoring, loss_type=choice.loss_type)
 
     def load_other_parameter(self, para: Mapping[str, Any] | None) -> None:
         """Take over what :meth:`other_parameter` gave, or that of a checkpoint of version 1."""
@@ -293,6 +338,7 @@ class LLMTwoTower(GeneralRecommender):
         state = state_of_version_1(para, self.item_rows) if first else para["score"]
         later, setting, chosen = para.get("later"), para.get("setting"), para.get("chosen")
         self.chosen = None if chosen is None else Chosen.from_state(chosen)
+        self._trained_by(para.get("towers"))
         if later is not None:
             ranks = later["weights"] if first else later["ranks"]
             self.remember_later(Rows(later["offsets"], later["ids"], ranks=ranks))

@@ -183,7 +183,7 @@ class Options:
         "auto",
         "Blocks",
         "str|bool",
-        "Whether content enters the towers. auto: only where the closed form does not carry it.",
+        "Whether content enters the towers. auto: only where the closed form does not carry it; of large catalogues see loss_type.",
     )
 
     # Towers
@@ -254,10 +254,10 @@ class Options:
         "catalog_bce",
         "Loss",
         "str",
-        "catalog_bce, catalog_ce (a row is a user); sampled_bce, pair_bce (a row is an interaction). "
-        "Negatives of the last two follow RecBole's train_neg_sample_args; one more key in it, shared: 1024, "
-        "lets the rows of a batch share so many negatives (sampled_bce), the choice for large catalogues on a"
-        " CPU. RecBole's names: CE stands for catalog_ce, BCE for pair_bce; there is no BPR.",
+        "catalog_bce, catalog_ce (a row is a user); sampled_bce, pair_bce (a row is an interaction). Negatives of the last two "
+        "follow RecBole's train_neg_sample_args; one more key in it, shared: 1024, lets the rows of a batch share so many "
+        "negatives (sampled_bce), the choice for large catalogues on a CPU. RecBole's names: CE stands for catalog_ce, BCE for "
+        "pair_bce; there is no BPR. Beyond 4,096 items validation chooses it, scoring, scale_init and tower_features if not given.",
     )
     neg_weight: float = _key(
         values.not_negative, 1.0, "Loss", "float", "Weight of the negatives; not used by catalog_ce and pair_bce."
@@ -361,7 +361,7 @@ RECBOLE_KEYS: dict[str, tuple[Any, str]] = {
     "valid_metric": ("NDCG@10", "(str) By it every choice is made. Not given, it follows metrics and topk."),
     "stopping_step": (
         15,
-        "(int) Validations without a better one; where it is not given, at least 100 steps.",
+        "(int) Validations without a better one; where it is not given, at least 100 steps, beyond 4,096 items so many alone.",
     ),
 }
 

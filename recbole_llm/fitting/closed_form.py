@@ -167,7 +167,8 @@ def _fit_dense(
         full = _full_form(found)
         value = partial(items.value, subset)
         with quietly():
-            rival, share = search_ease(items, subset, full.setting, found.value)
+            against = full.value if is_sparse(gram) else found.value
+            rival, share = search_ease(items, subset, full.setting, against or 0.0)
         if rival is None:
             floor = share * (full.value or 0.0)
             log.info(

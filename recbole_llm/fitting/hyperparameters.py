@@ -1,16 +1,17 @@
 """Choose the constants of the closed form on validation, at a fraction of the cost of solving for each of them in full.
 
 Up to ``EXACT_ITEMS`` items every setting is solved for in full. Beyond, where an exact solve takes a minute, ridge and content
-weights are searched in the SVD form of a small rank, which leaves no item out. The SVD form cannot evaluate the squared kernel or
-plain EASE. Both are compared with the current best by exact solves on the most popular items, with the ridge scaled as for the full
+weights are searched in a cheaper form, which leaves no item out (:func:`search_form`): by neighbourhoods of ``NEIGHBOURS`` items
+where few pairs of items share a user, in the SVD form of a small rank where most do. Neither can evaluate the squared kernel. It
+and plain EASE are compared with the current best by exact solves on the most popular items, with the ridge scaled as for the full
 catalogue. Exact solves of the full catalogue are left for the few candidates of that race.
 
 Where few pairs of items have a common user, the spectrum is flat: a small rank keeps little of it and prefers other constants than
-the exact solution does. On such data every setting is solved for in full, whatever it takes.
+the exact solution does. There neighbourhoods are taken unseen, and larger content weights are tried, which cost a ranking each.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import getLogger
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from recbole_llm.fitting.ease import Content, Kernel, Setting, Spectrum, solve, spectrum, user_weights, weighted_gram
 from recbole_llm.fitting.factors import Product, gram_product
+from recbole_llm.fitting.neighbourhood import Neighbourhoods
 from recbole_llm.fitting.validation import Validation
 from recbole_llm.fitting.warm_items import WarmItems
 
@@ -26,11 +28,16 @@ KERNELS = ((0.05, 1), (0.2, 2), (0.0, 1))  # (weight, power) of a modality; weig
 LIGHT_KERNEL = (0.02, 1)  # for catalogues with gaps in their content
 GAPS = 0.1  # share of the items without a content from which that is tried
 RIDGE_RANGE = (0.25, 512.0)
+WEIGHT_RANGE = (0.002, 16.0)  # of a content weight that is followed
 EXACT_ITEMS = 4096
 POPULAR_SHARE = 0.4  # of the items, at least EXACT_ITEMS; 0.8 of the interactions on the datasets above
 DIM = 512  # of the SVD form
+NEIGHBOURS = 32  # of an item in its neighbourhood: enough to rank settings by
+DENSE_FROM = 0.5  # share of the pairs of items with a common user, from which the SVD form is taken unseen
+WEIGHTS_OF_SPARSE = (0.2, 0.8, 3.2)  # content weights tried there too: sparse interactions leave more to the content
+WEIGHT_STEP = 4.0  # by which they are followed further; another weight costs a ranking and no solve
 CLOSE_EASE = 0.02  # of the value of the popular items: if EASE loses no more there, it is solved for in full
-SPARSE_GRAM = 0.1  # share of the pairs of items with a common user; below, the SVD form misjudges settings
+SPARSE_GRAM = 0.1  # the same share, below which the SVD form misjudges settings and neighbourhoods are taken unseen
 FAR_EASE = (
     0.05  # of the value: if plain EASE loses more at the ridge of the rival, no other ridge is tried on sparse data
 )
@@ -148,14 +155,47 @@ def _search_from(starts: Sequence[Setting], value: Callable[[Setting], float]) -
     return best_value, best
 
 
+def follow_weights(value: Callable[[Setting], float], start: Setting, modalities: Collection[str]) -> Setting:
+    """Follow the weights of the content up, else down, while the value rises; then the ridge once more if one has changed.
+
+    Args:
+        value: validation value of a setting; larger is better.
+        start: where to start.
+        modalities: those that may be followed, of which the ones that count are.
+
+    Returns:
+        The best setting evaluated; ``start`` where none is better.
+    """
+    known = {start: value(start)}
+
+    def once(setting: Setting) -> float:
+        if setting not in known:
+            known[setting] = value(setting)
+        return known[setting]
+
+    best = start
+    for modality in modalities:
+        first = best.kernel(modality)
+        for factor in (WEIGHT_STEP, 1 / WEIGHT_STEP) if first.weight else ():
+            while WEIGHT_RANGE[0] <= (weight := best.kernel(modality).weight * factor) <= WEIGHT_RANGE[1]:
+                further = best.with_kernel(replace(best.kernel(modality), weight=weight))
+                if once(further) <= once(best):
+                    break
+                best = further
+            if best.kernel(modality) != first:
+                break
+    return best if best == start else _search_from([best], once)[1]
+
+
 def choose_setting(
     value: Callable[[Setting], float],
     base: Setting,
     candidates: Candidates,
     metric: str,
     way: str,
+    follows: bool = False,
 ) -> tuple[Setting, tuple[TriedSetting, ...]]:
-    """Search from ``base``; the best setting, and all that were tried in this ``way``."""
+    """Search from ``base``; the best setting, and all that were tried in this ``way``. ``follows``: :func:`follow_weights`."""
     trials: list[TriedSetting] = []
 
     def evaluate(candidate: Setting) -> float:
@@ -165,6 +205,9 @@ def choose_setting(
         return trials[-1].value
 
     chosen = search_setting(evaluate, base, candidates)
+    if follows:
+        values = {trial.setting: trial.value for trial in trials}
+        chosen = follow_weights(lambda tried: values[tried] if tried in values else evaluate(tried), chosen, candidates)
     best = max(trial.value for trial in trials)
     log.info(f"closed form: {chosen} is best of {len(trials)} settings, {metric} {best:.4f}")
     return chosen, tuple(trials)
@@ -233,6 +276,63 @@ class Spectral:
         return value
 
 
+class Local:
+    """Solutions by neighbourhoods, which only rank settings.
+
+    Args:
+        items: the items.
+        weights: w of ``ease.py``.
+        subset: validation data.
+    """
+
+    def __init__(self, items: WarmItems, weights: Tensor, subset: Validation) -> None:
+        self.items, self.subset = items, subset
+        self._solutions = Neighbourhoods(items.train, weights, items.content, len(items.items), NEIGHBOURS)
+
+    def __call__(self, setting: Setting) -> float:
+        """Validation value of a setting."""
+        return self.items.value_of(self.subset, self._solutions.solve(setting).scorer)
+
+
+def filled_share(gram: Tensor) -> float:
+    """Compute the share of the entries of a Gram matrix that are not 0: pairs of items with a common user."""
+    return int(torch.count_nonzero(gram)) / gram.numel()
+
+
+def is_sparse(gram: Tensor) -> bool:
+    """Whether so few pairs of items have a common user that the SVD form would misjudge settings."""
+    return filled_share(gram) < SPARSE_GRAM
+
+
+def search_form(
+    items: WarmItems, gram: Tensor, subset: Validation, base: Setting
+) -> tuple[Callable[[Setting], float], str]:
+    """Choose the form in which settings of many items are compared, and say it in words.
+
+    Neighbourhoods cut what the SVD form keeps, and the other way round. Which of both is nearer to the exact solution depends
+    on how many pairs of items share a user. Between ``SPARSE_GRAM`` and ``DENSE_FROM`` validation decides, at ``base``.
+
+    Args:
+        items: the items.
+        gram: G, ``[n, n]``.
+        subset: validation data.
+        base: the setting at which the forms are compared.
+    """
+    n = len(gram)
+    filled, sparse = filled_share(gram), is_sparse(gram)
+    weights = user_weights(items.train, base.user_exponent)
+    log.info(f"closed form: {filled:.1%} of the pairs of {n} items share a user")
+    forms: list[tuple[Callable[[Setting], float], str]] = []
+    if sparse or filled < DENSE_FROM:
+        forms.append((Local(items, weights, subset), f"neighbourhoods of {NEIGHBOURS}"))
+    if not sparse:
+        metric = gram_product(items.train, weights, gram, n)
+        forms.append((Spectral(items, metric, gram.diagonal(), subset, DIM), f"SVD form of rank {DIM}"))
+    if len(forms) == 1:
+        return forms[0]
+    return max(reversed(forms), key=lambda form: form[0](base.linear()))
+
+
 @dataclass(frozen=True)
 class Search:
     """What a search of the constants has found.
@@ -264,11 +364,6 @@ def _timed(value: Callable[[Setting], float], setting: Setting, way: str) -> Tri
     return TriedSetting(setting, found, time.perf_counter() - started, way)
 
 
-def is_sparse(gram: Tensor) -> bool:
-    """Whether so few pairs of items have a common user that the SVD form would misjudge settings."""
-    return int(torch.count_nonzero(gram)) < SPARSE_GRAM * gram.numel()
-
-
 def search(
     items: WarmItems,
     gram: Tensor,
@@ -287,15 +382,21 @@ def search(
     """
     exact, metric = Exact(items, gram, subset), str(subset.metric)
     n = len(items.items)
-    if n <= EXACT_ITEMS or is_sparse(gram):
+    if n <= EXACT_ITEMS:
         _, trials = choose_setting(exact, base, candidates, metric, "all items")
         return Search(exact, (), exact.value, trials)
-    weights = user_weights(items.train, base.user_exponent)
-    form = Spectral(items, gram_product(items.train, weights, gram, n), gram.diagonal(), subset, DIM)
-    log.info(f"closed form: constants of {n} items are searched in the SVD form of rank {DIM}")
+    form, words = search_form(items, gram, subset, base)
+    log.info(f"closed form: constants of {n} items are searched by {words}")
     linear = {name: [kernel for kernel in kernels if kernel.power == 1] for name, kernels in candidates.items()}
-    best, trials = choose_setting(form, base.linear(), linear, metric, f"SVD form of rank {DIM}")
+    sparse = isinstance(form, Local)
+    if sparse:
+        for name, kernels in linear.items():
+            kernels += (Kernel(name, weight) for weight in WEIGHTS_OF_SPARSE)
+    best, trials = choose_setting(form, base.linear(), linear, metric, words, follows=sparse)
     del form
+    squared = [kernel for kernels in candidates.values() for kernel in kernels if kernel.power != 1]
+    if sparse and not squared:
+        return Search(exact, (best,), max(trial.value for trial in trials), trials)
 
     part, places = items.popular(max(EXACT_ITEMS, int(POPULAR_SHARE * n)))
     popular = Exact(part, gram[places][:, places], subset, gram.diagonal().mean())
@@ -303,7 +404,7 @@ def search(
     reference = _timed(popular, best, way)
     found = [*trials, reference]
     settings = [best]
-    for kernel in (kernel for kernels in candidates.values() for kernel in kernels if kernel.power != 1):
+    for kernel in squared:
         tries = [_timed(popular, best.with_kernel(kernel), way)]
         while len(tries) < 2 or tries[-1].value > tries[-2].value:  # its best ridge is the same or smaller
             if (ridge := tries[-1].setting.ridge / 2) < RIDGE_RANGE[0]:
@@ -329,7 +430,7 @@ def search_ease(
         items: the items.
         subset: validation data.
         rival: the setting to compare with.
-        rival_value: its value as :class:`Search` tells it.
+        rival_value: its value as :class:`Search` tells it; on sparse data that of the exact solution.
 
     Returns:
         The search, or ``None`` where the popular items, or one ridge, sufficed to tell that EASE is worse; and its value there as
@@ -337,9 +438,9 @@ def search_ease(
     """
     gram = weighted_gram(items.train, user_weights(items.train, 0.0), len(items.items))
     if len(items.items) > EXACT_ITEMS and is_sparse(gram) and rival_value:
-        share = Exact(items, gram, subset)(Setting.of_ease(rival.ridge)) / rival_value
-        if share < 1 - FAR_EASE:
-            return None, share
+        ease = Setting.of_ease(rival.ridge)
+        share = Local(items, user_weights(items.train, 0.0), subset)(ease) / rival_value
+        return (None if share < 1 - FAR_EASE else search(items, gram, subset, ease, {})), share
     found = search(items, gram, subset, Setting.of_ease(rival.ridge), {})
     share = found.value / rival_value if rival_value else 1.0
     return (None if found.candidates and share < 1 - CLOSE_EASE else found), share

@@ -43,7 +43,7 @@ MAX_ORDER_USERS = 6_000  # by whom the next-item block and the decays are chosen
 MAX_DECAY_USERS = 6_000  # the same of all decays together, which takes 20 rankings, and 560 of candidates
 MIN_DECAY_USERS, MAX_DECAY_PAIRS = 500, 200_000_000  # pairs of users and items: fewer users above 40,000 items
 MAX_CALIBRATION_USERS = 5_000  # two numbers are fitted to millions of pairs
-MAX_CALIBRATION_PAIRS = 200_000_000  # of users and items; a pass over so many takes seconds, and there are ten
+MAX_CALIBRATION_PAIRS = 25_000_000  # of users and items; a pass over so many takes seconds, and there are ten
 DEFAULT_LEARNED_SHARE = 0.35  # without validation data; the median of what validation chose on three datasets
 
 log = getLogger(__name__)

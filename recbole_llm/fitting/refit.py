@@ -24,6 +24,7 @@ from recbole_llm.fitting.next_item import TRANSITIONS, NextItemSetting, directio
 from recbole_llm.fitting.pipeline import FitOptions, place_cold_items
 from recbole_llm.fitting.sequence import fit_sequence
 from recbole_llm.fitting.stage_values import FittedScore
+from recbole_llm.fitting.tower_choice import TowerChoice
 from recbole_llm.fitting.validation import evenly
 from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.scoring.score import LinearBlock, Score
@@ -75,6 +76,7 @@ class Chosen:
         slope: of the calibration.
         intercept: of the calibration.
         probability: the map from scores to probabilities.
+        towers: how the learned block was trained; ``None`` where the options say it.
     """
 
     blocks: tuple[ChosenBlock, ...]
@@ -84,6 +86,7 @@ class Chosen:
     slope: float
     intercept: float
     probability: ProbabilityMap
+    towers: TowerChoice | None = None
 
     def block(self, name: str) -> ChosenBlock | None:
         """The block of a name, if it counts."""
@@ -99,11 +102,13 @@ class Chosen:
             "slope": self.slope,
             "intercept": self.intercept,
             "probability": asdict(self.probability),
+            "towers": None if self.towers is None else self.towers.to_state(),
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Chosen":
         """The inverse of :meth:`to_state`."""
+        towers = state.get("towers")  # checkpoints of before there was a choice hold none
         return cls(
             tuple(ChosenBlock(**block) for block in state["blocks"]),
             None if state["setting"] is None else Setting.from_state(state["setting"]),
@@ -112,16 +117,18 @@ class Chosen:
             float(state["slope"]),
             float(state["intercept"]),
             ProbabilityMap.from_json(state["probability"]),
+            None if towers is None else TowerChoice.from_state(towers),
         )
 
 
-def chosen_of(fitted: FittedScore, data: TrainingData, epochs: int) -> Chosen:
+def chosen_of(fitted: FittedScore, data: TrainingData, epochs: int, towers: TowerChoice | None = None) -> Chosen:
     """What the fit of a score has chosen.
 
     Args:
         fitted: the score.
         data: what it was fitted on.
         epochs: of the learned block.
+        towers: how it was trained.
     """
     score = fitted.score
     blocks = tuple(
@@ -136,7 +143,7 @@ def chosen_of(fitted: FittedScore, data: TrainingData, epochs: int) -> Chosen:
     )
     placed = score.cold
     cold = None if placed is None else ChosenPlace(placed.mu, placed.joint, placed.kappa, placed.offset)
-    return Chosen(blocks, fitted.setting, epochs, cold, score.slope, score.intercept, score.probability)
+    return Chosen(blocks, fitted.setting, epochs, cold, score.slope, score.intercept, score.probability, towers)
 
 
 def deviation(score: Score, block: LinearBlock, data: TrainingData) -> float:

@@ -1,6 +1,6 @@
 """The training data as the closed form sees it: without cold-start items, or the popular items alone."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from recbole_llm.fitting.ease import Content, content_centre, content_directions
 from recbole_llm.fitting.validation import Validation, user_metric
 from recbole_llm.scoring.rows import Rows
-from recbole_llm.scoring.score import LinearBlock
+from recbole_llm.scoring.score import LinearBlock, Scorer
 
 ContentTables = Mapping[str, tuple[Tensor, Tensor]]
 """By modality, vectors ``[n_items, f]`` and which items have one, ``[n_items]`` bool."""
@@ -44,7 +44,11 @@ class WarmItems:
 
     def value(self, subset: Validation, source: Tensor, target: Tensor | None) -> float:
         """Compute the validation value of vectors of the n items; targets among the others count as missed."""
-        scorer = LinearBlock("closed_form", source, target).scorer(self.compact(subset.history))
+        return self.value_of(subset, LinearBlock("closed_form", source, target).scorer)
+
+    def value_of(self, subset: Validation, scorer_of: Callable[[Rows], Scorer]) -> float:
+        """Compute the same of whatever scores the n items for histories."""
+        scorer = scorer_of(self.compact(subset.history))
         targets, seen = self.compact(subset.targets), self.compact(subset.seen)
         total = user_metric(scorer, targets, seen, len(self.items), subset.metric).sum()
         return float(total) / int((subset.targets.sizes > 0).sum())

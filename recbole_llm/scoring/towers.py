@@ -105,6 +105,10 @@ class ItemTower(nn.Module):
             total = total + part
         return total
 
+    def table(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return the frozen vectors ``[N, F]`` of a source and which rows are present, ``[N]`` bool."""
+        return self._rows(self.features[name], None), self._rows(self.present[name], None)
+
     @staticmethod
     def _rows(table: Any, ids: Tensor | None) -> Tensor:
         return table.value if ids is None else table.value[ids]
@@ -274,6 +278,41 @@ class TwoTowers:
 
     def _own_trained(self) -> Tensor:
         return self.rows.of(self.trained.value)
+
+    def to(self, device: torch.device | str) -> "TwoTowers":
+        """Move everything to a device, in place."""
+        for module in (self.trained, self.target, self.source, self.user):
+            module.to(device)
+        for parameter in (self.log_scale, self.bias):
+            parameter.data = parameter.data.to(device)
+        return self
+
+    def parameters(self) -> list[nn.Parameter]:
+        """List what training changes, each once."""
+        modules = (self.target, self.source, self.user)
+        found = [parameter for module in modules for parameter in module.parameters()]
+        found += [self.log_scale, self.bias]
+        return [each for each in dict.fromkeys(found) if each.requires_grad]
+
+    @torch.no_grad()
+    def start_at_principal_axes(self) -> None:
+        """Start the linear maps of content at its principal axes over the trained items, at a mean length of 1.
+
+        Items begin as their content then, and their IDs as a small residual.
+        """
+        trained = self._own_trained()
+        for name in self.target.adapters:
+            vectors, present = self.target.table(name)
+            known = vectors[present & trained]
+            if not len(known) or not isinstance(self.target.adapters[name], nn.Linear):
+                continue
+            axes = torch.linalg.eigh(known.T.double() @ known.double()).eigenvectors.flip(1)[:, : self.target.dim]
+            length = (known.double() @ axes).norm(dim=1).mean() * len(self.target.adapters)
+            start = F.pad(axes / length, (0, self.target.dim - axes.shape[1])).T
+            for tower in {self.target, self.source}:
+                adapter = tower.adapters[name]
+                assert isinstance(adapter, nn.Linear)
+                adapter.weight.copy_(start)
 
     # ------------------------------------------------------------------ while training
 

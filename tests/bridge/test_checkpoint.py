@@ -22,6 +22,7 @@ from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_llm.bridge import checkpoint
 from recbole_llm.bridge.checkpoint import atomic_file, last_file, plain, read_checkpoint, settings_for_resume
+from recbole_llm.bridge.training.tower_choice import patience
 from recbole_llm.scoring.probability import ProbabilityMap
 
 
@@ -155,7 +156,7 @@ def test_small_data_are_given_steps_before_training_stops(quick, caplog):
     apart, train, valid, _ = build(
         {key: value for key, value in quick.items() if key != "stopping_step"} | {"eval_step": 5}
     )
-    apart._wait_for_steps(5 * len(train), False)
+    apart.stopping_step = patience(apart, 5 * len(train))
     assert apart.stopping_step == max(15, math.ceil(20 / len(train)))
     given, train, valid, _ = build(quick | {"epochs": 1, "stopping_step": 3})
     given.fit(train, valid, verbose=False)

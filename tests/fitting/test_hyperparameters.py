@@ -197,6 +197,89 @@ def test_many_items_are_searched_cheaply_and_lose_nothing(many, monkeypatch, see
     assert found.value >= 0.98 * exact.value
 
 
+@pytest.fixture
+def few_share(monkeypatch):
+    """Catalogues of which this is taken to be a small share of filled pairs."""
+    monkeypatch.setattr(hyperparameters, "SPARSE_GRAM", 2.0)
+    monkeypatch.setattr(hyperparameters, "DENSE_FROM", 3.0)
+    monkeypatch.setattr(hyperparameters, "NEIGHBOURS", 12)
+
+
+@pytest.mark.parametrize("seed", [6, 7, 8])
+def test_sparse_catalogues_are_searched_by_neighbourhoods_and_lose_nothing(many, few_share, monkeypatch, seed):
+    train, validation, content = made(seed)
+    found = fit_closed_form(train, 42, content, validation, dim="full")
+    assert {trial.way for trial in found.trials if trial.setting.tilt} <= {
+        "neighbourhoods of 12",
+        "20 popular items",
+        "all items",
+    }
+    at_start = [
+        t.setting for t in found.trials if t.way.startswith("neigh") and t.setting.ridge == 8 and t.setting.tilt
+    ]
+    assert {text_of(setting)[0] for setting in at_start} >= {0.0, 0.05, 0.2, 0.8, 3.2}
+    assert found.value == max(trial.value for trial in found.trials if trial.way == "all items")
+    monkeypatch.setattr(hyperparameters, "EXACT_ITEMS", 4096)
+    exact = fit_closed_form(train, 42, content, validation, dim="full")
+    assert found.value >= 0.98 * exact.value
+
+
+def test_neighbourhoods_rank_settings_as_exact_solutions_of_the_same_users(few_share, monkeypatch):
+    """With all items as neighbours both are the same, weights of the content above and below included."""
+    monkeypatch.setattr(hyperparameters, "NEIGHBOURS", 42)
+    train, validation, content = made(6)
+    items = warm_items(train, content, 42)
+    weights = user_weights(items.train, 0.5)
+    gram = weighted_gram(items.train, weights, len(items.items))
+    form = hyperparameters.Local(items, weights, validation.subset())
+    exact = hyperparameters.Exact(items, gram, form.subset)
+    for setting in (of_text(0.05), of_text(0.8), of_text(0.0), of_text(0.05, ridge=2.0), Setting.of_ease(8.0)):
+        assert form(setting) == pytest.approx(exact(setting), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("below", "dense", "forms"), [(0.01, 0.02, "S"), (1.1, 1.2, "L"), (0.01, 1.1, "LS"), (0.01, 1.1, "SL")]
+)
+def test_the_share_of_filled_pairs_chooses_the_form_and_validation_between(monkeypatch, below, dense, forms):
+    monkeypatch.setattr(hyperparameters, "SPARSE_GRAM", below)
+    monkeypatch.setattr(hyperparameters, "DENSE_FROM", dense)
+    asked = []
+
+    def value_of(letter):
+        return lambda self, setting: (asked.append((letter, setting)), float(forms[0] == letter))[1]
+
+    monkeypatch.setattr(hyperparameters.Local, "__call__", value_of("L"))
+    monkeypatch.setattr(hyperparameters.Spectral, "__call__", value_of("S"))
+    train, validation, content = made(6)
+    items = warm_items(train, content, 42)
+    gram = weighted_gram(items.train, user_weights(items.train, 0.5), len(items.items))
+    base = of_text(0.2, 2)
+    form, words = hyperparameters.search_form(items, gram, validation.subset(), base)
+    assert isinstance(form, hyperparameters.Local if forms[0] == "L" else hyperparameters.Spectral)
+    assert words.startswith("neighbourhoods" if forms[0] == "L" else "SVD form")
+    assert sorted(asked) == ([] if len(forms) == 1 else [("L", base.linear()), ("S", base.linear())])
+
+
+def test_content_weights_are_followed_and_then_the_ridge():
+    tried = []
+
+    def value(setting):
+        weight = setting.kernel("text").weight
+        tried.append((round(weight, 6), setting.ridge))
+        peak = {0.05: 8.0, 0.2: 8.0, 0.8: 4.0, 3.2: 8.0}.get(round(weight, 6), 8.0)
+        height = {0.05: 0.5, 0.2: 0.6, 0.8: 0.7, 3.2: 0.65}.get(round(weight, 6), 0.1)
+        return height - 0.02 * abs(np.log2(setting.ridge / peak))
+
+    best = hyperparameters.follow_weights(value, of_text(0.05), ["text", "image"])
+    assert (text_of(best), best.ridge) == ((pytest.approx(0.8), 1), 4.0)
+    assert len(tried) == len(set(tried)), "a setting was solved twice"
+    falls = lambda setting: setting.kernel("text").weight  # noqa: E731
+    assert hyperparameters.follow_weights(falls, of_text(16.0), ["text"]) == of_text(16.0)
+    rises = lambda setting: -abs(setting.kernel("text").weight - 0.0125)  # noqa: E731
+    assert text_of(hyperparameters.follow_weights(rises, of_text(0.05), ["text"]))[0] == pytest.approx(0.0125)
+    assert hyperparameters.follow_weights(rises, of_text(0.0), ["text"]) == of_text(0.0)
+
+
 def test_plain_ease_is_taken_on_many_items_too(many):
     train, validation, _ = made(6, text=False)
     harmful = Setting(user_exponent=3.0, ridge_exponent=-2.0, tilt=2.0)
@@ -229,17 +312,12 @@ def test_the_squared_kernel_is_solved_for_in_full_where_popular_items_prefer_it(
 
 
 @pytest.mark.parametrize("far", [True, False])
-def test_sparse_data_are_searched_by_exact_solutions(many, monkeypatch, far):
-    monkeypatch.setattr(hyperparameters, "SPARSE_GRAM", 2.0)
+def test_plain_ease_is_solved_for_on_sparse_data_unless_it_is_far_in_neighbourhoods(many, few_share, monkeypatch, far):
     monkeypatch.setattr(hyperparameters, "FAR_EASE", -1.0 if far else 1.0)
     train, validation, content = made(6)
-    found = fit_closed_form(train, 42, content, validation, dim="full")
-    assert {n for n, _ in many} == {40} and {trial.way for trial in found.trials} == {"all items"}
-    ease = {setting.ridge for _, setting in many if setting == Setting.of_ease(setting.ridge)}
-    assert len(ease) == 1 if far else len(ease) > 1
-    monkeypatch.setattr(hyperparameters, "EXACT_ITEMS", 4096)
-    exact = fit_closed_form(train, 42, content, validation, dim="full")
-    assert found.value == exact.value or far
+    fit_closed_form(train, 42, content, validation, dim="full")
+    ease = [n for n, setting in many if setting == Setting.of_ease(setting.ridge)]
+    assert ease == ([] if far else [40])
 
 
 def test_which_data_are_sparse():

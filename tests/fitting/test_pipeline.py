@@ -428,3 +428,17 @@ def test_a_fit_is_a_value():
     with pytest.raises(AttributeError):
         fitted.score.slope = 2.0
     assert isinstance(fitted, FittedScore)
+
+
+@pytest.mark.parametrize(("pairs", "users"), [(10 * N + 3, 10), (N // 2, 5), (10**9, None)])
+def test_the_weight_of_a_block_is_chosen_by_no_more_pairs_than_stated(monkeypatch, pairs, users):
+    made, seen, choose = world(), [], pipeline.choose_blend
+    monkeypatch.setattr(pipeline, "MAX_PAIRS", pairs)
+    monkeypatch.setattr(pipeline, "MIN_USERS", 5)
+    monkeypatch.setattr(
+        pipeline,
+        "choose_blend",
+        lambda a, b, rows, *more, **by: (seen.append(len(rows)), choose(a, b, rows, *more, **by))[1],
+    )
+    fit(made.data, made.validation, Options(), made.train_towers)
+    assert seen == [int((made.validation.targets.sizes > 0).sum()) if users is None else users]

@@ -1,6 +1,5 @@
 """The trainer of LLMTwoTower: the closed form first, then RecBole's epochs for the learned block, then their blend."""
 
-import math
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -27,12 +26,13 @@ from recbole_llm.bridge.checkpoint import (
     write_checkpoint,
 )
 from recbole_llm.bridge.checkpoint_settings import command_to_resume
-from recbole_llm.bridge.options import default_values
 from recbole_llm.bridge.training import optimizers
 from recbole_llm.bridge.training.advice import advice_of
+from recbole_llm.bridge.training.best_state import BestState
 from recbole_llm.bridge.training.choices import given_choices
 from recbole_llm.bridge.training.interruption import Interruption
 from recbole_llm.bridge.training.item_tables import tables_of
+from recbole_llm.bridge.training.tower_choice import choose, patience
 from recbole_llm.fitting.logs import quietly
 from recbole_llm.fitting.pipeline import fit
 from recbole_llm.fitting.refit import chosen_of, refit
@@ -43,7 +43,6 @@ from recbole_llm.scoring.rows import union
 from recbole_llm.scoring.score import LinearBlock
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
-PATIENCE_STEPS = 100  # of the learned block, whose validation dips for some 35 steps (ml-100k) before it rises for good
 STEPS_PER_CHECK = 100  # a NaN stays in the sum of losses, so the sum is looked at now and then and not every loss
 
 
@@ -79,7 +78,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         self._tables.reject(self)
         self._tables.begin()
         self._parameters = list(model.parameters())
-        self._epochs_done = 0
+        self._epochs_done, self._chooses = 0, True
         self._train_data: Any = None
         self._saves = False
         self._random_state: dict[str, Any] | None = None  # to be taken over before the next epoch
@@ -108,7 +107,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         """
         self._train_data, self._saves = train_data, saved
         if "learned" in self.model.options.blocks and valid_data:
-            self._wait_for_steps(len(train_data) * int(self.config["eval_step"]), verbose)
+            self.stopping_step = patience(self, len(train_data) * int(self.config["eval_step"]), verbose)
         try:
             with self._interruption:
                 if self.config["resume_from"] and not self._epochs_done:
@@ -136,14 +135,18 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             self.eval_collector.data_collect(train_data)
             model.eval()
         given, data = given_choices(self.config, model), model.training_data()
+        self._chooses = given is None
         with quietly(not verbose):
             towers = partial(self.train_towers, train_data, valid_data, verbose, show_progress, callback_fn)
             always: dict[str, Any] = {"rank_all_cold": model.gives_probabilities, "agree": self._tables.agree}
             if given is None:
                 model.fitted = fit(data, validation, model.options, towers, start=model.fitted, **always)
-                model.chosen = chosen_of(model.fitted, data, self._best_epochs)
+                model.chosen = chosen_of(model.fitted, data, self._best_epochs, model.tower_choice)
             else:
                 self.epochs = given.epochs if given.block("learned") else 0
+                if given.towers not in (None, model.tower_choice):  # a resumed run has them
+                    model.take_towers(given.towers)
+                    self._take_parameters()
                 model.chosen, model.fitted = given, refit(data, given, model.options, towers, **always)
         score, result = self.best_valid_score, None
         if valid_data:
@@ -172,11 +175,15 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         if verbose and (advice := self._tables.describe() or advice_of(self.config, model, self.device)):
             getLogger().info(advice)
         model.fitted = None
-        super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+        chooses = self._chooses and not self._epochs_done and model.tower_choice is None
+        if chooses and choose(self, self.validation(valid_data, train_data._dataset)):
+            self._take_parameters()
+        kept = None if saved else BestState(self, callback_fn)
+        super().fit(train_data, valid_data, verbose, saved, show_progress, kept or callback_fn)
         self._restore_random_state()
         self._save_last()
         self._interruption.allow()
-        self._best_epochs = self._epochs_done
+        self._best_epochs = self._epochs_done if kept is None else kept.restore(self._epochs_done)
         if saved and os.path.isfile(self.saved_model_file):
             best = self._tables.read(self.saved_model_file)
             model.load_state_dict(best["state_dict"])
@@ -191,10 +198,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         model_file: str | None = None,
         show_progress: bool = False,
     ) -> Any:
-        """Evaluate as ``Trainer.evaluate`` does.
-
-        If interactions are split by time, the test's histories hold validation's items.
-        """
+        """Evaluate as ``Trainer.evaluate`` does; split by time, the test's histories hold validation's items."""
         if not eval_data:
             return None
         self._tables.reject_evaluation(self, eval_data)
@@ -210,18 +214,11 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         finally:
             self.model.at_test = False
 
-    def _wait_for_steps(self, steps: int, verbose: bool) -> None:
-        """Raise ``stopping_step`` to ``PATIENCE_STEPS`` if it was not given; a validation comes every ``steps`` steps."""
-        patience = math.ceil(PATIENCE_STEPS / max(steps, 1))
-        # by the user, or below by a script that set it later
-        given = "stopping_step" in self.config.external_config_dict
-        if given or self.stopping_step != default_values()["stopping_step"] or patience <= self.stopping_step:
-            return
-        if verbose:
-            self.logger.info(
-                "Steps to a validation: %d; stopping_step is %d and not %d", steps, patience, self.stopping_step
-            )
-        self.stopping_step = patience
+    def _take_parameters(self) -> None:
+        """Train the parameters that the model has now."""
+        self.optimizer = self._build_optimizer()
+        self._parameters = list(self.model.parameters())
+        self._tables.begin()
 
     def validation(self, valid_data: Any, train_split: Any = None) -> Validation | None:
         """Return the data that choices are made by, if there are some; ``train_split`` says what users have seen."""
@@ -407,6 +404,8 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             )
         try:
             self.model.load_state_dict(state["state_dict"])
+            if self._parameters[0] is not next(self.model.parameters()):  # of other towers than the options'
+                self._take_parameters()
             self.optimizer.load_state_dict(state["optimizer"])
             self.model.load_other_parameter(state["other_parameter"])
             if state["scaler"]:

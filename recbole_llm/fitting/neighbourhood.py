@@ -1,0 +1,282 @@
+r"""The closed form of ``ease.py`` by one small system for every item, for sparse interactions and power 1 of the kernels.
+
+With A = A_s + L L', A_s = G + R sparse and L = [sqrt(tau_m lam g) F_m] the content directions, K_m = F_m F_m':
+
+    N(i)  i itself and the m - 1 items j that share most users with it: largest |G_ij| / sqrt(A_s,ii A_s,jj)
+    M     A_s^-1 ~ M: column i is A_s[N(i), N(i)]^-1 e_i; entries that both i and j have are averaged
+    U     A_s^-1 L, by conjugate gradients to a tolerance
+    A^-1  ~ M - U S U',  S = (I + L' U)^-1                               Woodbury's identity
+
+so that B off its diagonal is sparse plus a product of two ``[n, f]`` matrices. Where m covers all items that share a user
+with i, and these share users with each other, M is exact. The content, which ties every item to every other, is exact for
+any m. Only what items say of each other through users is cut: where most pairs of items share a user that loses more than a
+truncated spectrum does, where few do it loses far less.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from recbole_llm.fitting.ease import Content, Setting
+from recbole_llm.fitting.factors import Incidence, Product
+from recbole_llm.scoring.block import LinearBlock, Scorer
+from recbole_llm.scoring.rows import Rows
+
+ENTRIES_PER_BATCH = 2**21  # of rows of G that are looked through at once; 50 MB
+TOLERANCE = 1e-3  # of the residuals of U, in units of the right-hand sides; exact to four digits of NDCG@10
+MAX_STEPS = 100
+
+Matrix: TypeAlias = Any  # scipy.sparse.csr_matrix, which has no types
+
+
+@dataclass(frozen=True)
+class SparseLowRank:
+    """An item-item matrix B off its diagonal: a sparse part, plus source vectors times target vectors.
+
+    Attributes:
+        sparse: ``[n, n]``, source items in rows, without a diagonal.
+        source: ``[n, f]``; its product with ``target`` has a diagonal, which no ranking reads.
+        target: ``[n, f]``.
+    """
+
+    sparse: Matrix
+    source: Tensor
+    target: Tensor
+
+    def scorer(self, history: Rows) -> Scorer:
+        """Return a function that scores chosen rows of ``history``, whose weights count."""
+        block = LinearBlock("closed_form", self.source, self.target)
+
+        def scores(rows: Tensor) -> Tensor:
+            chosen = history.select(rows)
+            found = block.scores(chosen)
+            direct = (_incidence(chosen, self.sparse.shape[0]) @ self.sparse).toarray()
+            return found.add_(torch.from_numpy(direct).to(found))
+
+        return scores
+
+    def dense(self) -> Tensor:
+        """Write the matrix out, ``[n, n]`` with a zero diagonal."""
+        full = self.source @ self.target.T
+        full += torch.from_numpy(self.sparse.toarray()).to(full)
+        return full.fill_diagonal_(0.0)
+
+
+def sparse_gram(train: Rows, weights: Tensor, n_items: int) -> Matrix:
+    """Compute G = X' diag(w) X in the dtype of ``weights``, its columns sorted.
+
+    Args:
+        train: histories X; their weights are not read.
+        weights: w, ``[n_users]``.
+        n_items: columns of X.
+    """
+    X = _incidence(Rows(train.offsets, train.ids), n_items, weights.cpu().numpy().dtype)
+    gram = (X.T @ X.multiply(weights.cpu().numpy()[:, None]).tocsr()).tocsr()
+    gram.sort_indices()
+    return gram
+
+
+def _incidence(rows: Rows, n_items: int, dtype: Any = np.float32) -> Matrix:
+    ids, offsets = rows.ids.cpu().numpy(), rows.offsets.cpu().numpy()
+    values = np.ones(len(ids), dtype) if rows.weights is None else rows.weights.cpu().numpy().astype(dtype)
+    return sparse.csr_matrix((values, ids, offsets), shape=(len(offsets) - 1, n_items))
+
+
+def neighbours(gram: Matrix, diagonal: NDArray[np.floating], count: int) -> NDArray[np.int64]:
+    """Find for every item the items that share most users with it.
+
+    Args:
+        gram: G, ``[n, n]``.
+        diagonal: of A_s, ``[n]``, positive.
+        count: m, itself included.
+
+    Returns:
+        ``[n, m]``, the item itself first, then the strongest; of equals the lower ids. -1 where there are no more.
+    """
+    n = gram.shape[0]
+    row = np.repeat(np.arange(n), np.diff(gram.indptr))
+    strength = np.abs(gram.data) / np.sqrt(diagonal[gram.indices])
+    direct = np.flatnonzero((row != gram.indices) & (strength > 0))
+    row, column = row[direct], gram.indices[direct]
+    order = np.lexsort((column, -strength[direct], row))
+    row, column = row[order], column[order]
+    place = np.arange(len(row)) - np.searchsorted(row, row)
+    kept = place < count - 1
+    found = np.full((n, max(count, 1)), -1, np.int64)
+    found[:, 0] = np.arange(n)
+    found[row[kept], place[kept] + 1] = column[kept]
+    return found
+
+
+def local_inverse(gram: Matrix, ridge: NDArray[np.floating], count: int) -> Matrix:
+    """Compute M of the module docstring, ``[n, n]`` and symmetric, in the dtype of ``gram``.
+
+    Holds n m entries several times over.
+
+    Args:
+        gram: G.
+        ridge: diagonal of R, ``[n]``, positive.
+        count: m, at least 1.
+    """
+    n = gram.shape[0]
+    members = neighbours(gram, gram.diagonal() + ridge, min(count, n))
+    columns = np.zeros(members.shape, gram.dtype)
+    for items in _batches(gram, members):
+        some = members[items]
+        system = torch.from_numpy(_systems(gram, ridge, some))
+        lower, failed = torch.linalg.cholesky_ex(system)
+        if bool(failed.any()):  # float32 loses a small ridge beside a large G
+            lower = torch.linalg.cholesky(torch.from_numpy(_systems(gram.astype(np.float64), ridge, some)))
+        first = torch.zeros(len(some), some.shape[1], 1, dtype=lower.dtype)
+        first[:, 0] = 1.0
+        columns[items] = torch.cholesky_solve(first, lower)[..., 0].numpy()
+    place, present = np.nonzero(members >= 0)
+    item, member, value = place, members[place, present], columns[place, present]
+    both = np.concatenate([item, member]), np.concatenate([member, item])
+    # sums of duplicates keep zeros, so that sum and count have the same entries
+    total = sparse.coo_matrix((np.concatenate([value, value]), both), shape=(n, n)).tocsr()
+    times = sparse.coo_matrix((np.ones(2 * len(value), gram.dtype), both), shape=(n, n)).tocsr()
+    total.data /= times.data
+    total.sort_indices()
+    return total
+
+
+def _batches(gram: Matrix, members: NDArray[np.int64]) -> Iterator[slice]:
+    """Stretches of items whose neighbours have about ``ENTRIES_PER_BATCH`` entries in G together, and their systems no more."""
+    entries = np.where(members >= 0, np.diff(gram.indptr)[members], 0).sum(1)
+    cost = np.maximum(entries, members.shape[1] ** 2).cumsum()
+    start = 0
+    while start < len(members):
+        spent = cost[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(cost, spent + ENTRIES_PER_BATCH, side="right")))
+        yield slice(start, stop)
+        start = stop
+
+
+def _systems(gram: Matrix, ridge: NDArray[np.floating], members: NDArray[np.int64]) -> NDArray[np.floating]:
+    """A_s[N(i), N(i)] of some items, ``[b, m, m]``; the identity where there are no more neighbours."""
+    b, m = members.shape
+    item, place = np.nonzero(members >= 0)
+    ids = members[item, place]
+    where = np.full((b, gram.shape[0]), -1, np.int32)
+    where[item, ids] = place
+    rows = gram[ids]
+    of_entry = np.repeat(np.arange(len(ids)), np.diff(rows.indptr))
+    column = where[item[of_entry], rows.indices]
+    hit = np.flatnonzero(column >= 0)
+    system = np.zeros((b, m, m), gram.dtype)
+    system[:, np.arange(m), np.arange(m)] = members < 0
+    system[item, place, place] = ridge[ids]
+    at = of_entry[hit]
+    system[item[at], place[at], column[hit]] += rows.data[hit]
+    return system
+
+
+def solve_columns(product: Product, diagonal: Tensor, wanted: Tensor, tolerance: float = TOLERANCE) -> Tensor:
+    """Solve A_s U = wanted by conjugate gradients with a Jacobi preconditioner, every column a system of its own.
+
+    Args:
+        product: A_s.
+        diagonal: of A_s, ``[n]``, positive.
+        wanted: ``[n, k]``.
+        tolerance: length of the largest residual that is left, in units of its column of ``wanted``.
+    """
+    inverse = 1 / diagonal[:, None]
+    norm = wanted.norm(dim=0).clamp(min=torch.finfo(wanted.dtype).tiny)
+    found = wanted * inverse
+    residual = wanted - product(found)
+    conditioned = residual * inverse
+    direction, energy = conditioned.clone(), (residual * conditioned).sum(0)
+    tiny = torch.finfo(wanted.dtype).tiny
+    for _ in range(MAX_STEPS):
+        if not residual.numel() or float((residual.norm(dim=0) / norm).max()) <= tolerance:
+            break
+        image = product(direction)
+        length = energy / (direction * image).sum(0).clamp(min=tiny)
+        found += length * direction
+        residual -= length * image
+        conditioned = residual * inverse
+        previous, energy = energy, (residual * conditioned).sum(0)
+        direction.mul_(energy / previous.clamp(min=tiny)).add_(conditioned)
+    return found
+
+
+class Neighbourhoods:
+    """Solves the closed form for one setting after another; what settings share is kept.
+
+    Args:
+        train: histories X of n_users rows; their weights are not read.
+        weights: w, ``[n_users]``; its dtype is that of the solutions.
+        content: of every modality that a setting weighs, ``[n, f]``.
+        n_items: n. Every item has an interaction.
+        count: m.
+    """
+
+    def __init__(self, train: Rows, weights: Tensor, content: Content, n_items: int, count: int) -> None:
+        self.gram = sparse_gram(train, weights, n_items)
+        self.count = count
+        self._incidence, self._weights, self._content = Incidence(train, n_items), weights, content
+        self.popularity = torch.from_numpy(self.gram.diagonal()).to(weights)
+        self._ridge_of: tuple[float, float] | None = None  # that of the inverse and the images kept
+        self._inverse: Matrix | None = None
+        self._images: dict[str, Tensor] = {}
+
+    def _product(self, table: Tensor) -> Tensor:
+        return self._incidence.to_items(self._incidence.to_rows(table) * self._weights[:, None])
+
+    def solve(self, setting: Setting) -> SparseLowRank:
+        """Solve under one setting, every kernel of power 1; ``user_exponent`` is already in the weights.
+
+        Raises:
+            ValueError: if ``setting`` asks for another power of a kernel.
+        """
+        if not setting.is_linear:
+            raise ValueError(f"kernels are {setting.kernels}; sparse neighbourhoods can have power 1 alone.")
+        scale = self.popularity.mean()
+        share = self.popularity / scale
+        ridge = setting.ridge * scale * share**setting.ridge_exponent
+        if self._ridge_of != (setting.ridge, setting.ridge_exponent):
+            self._ridge_of = setting.ridge, setting.ridge_exponent
+            self._inverse = local_inverse(self.gram, ridge.cpu().numpy(), self.count)
+            self._images = {}
+        assert self._inverse is not None
+        roots = {
+            kernel.modality: float(kernel.weight * setting.ridge * scale) ** 0.5
+            for kernel in setting.kernels
+            if kernel.weight
+        }
+        inner = torch.from_numpy(self._inverse.diagonal()).to(ridge)
+        if roots:
+            parts = [root * self._content[name].to(ridge) for name, root in roots.items()]
+            columns = torch.cat(parts, 1)
+            images = torch.cat([root * self._image(name, ridge) for name, root in roots.items()], 1)
+            core = columns.T.double() @ images.double()
+            core = torch.linalg.inv(torch.eye(len(core)).to(core) + (core + core.T) / 2)
+            source = images @ core.to(images)
+            inner = inner - (source * images).sum(1)
+            # 1 / A_ii is never above it
+            inner = inner.maximum(1 / (self.popularity + ridge + columns.square().sum(1)))
+        else:
+            images = source = ridge.new_zeros(len(ridge), 0)
+        scales = -(share**-setting.tilt) / inner
+        direct = self._inverse.copy()
+        direct.setdiag(0)
+        direct.data *= scales.cpu().numpy()[direct.indices]
+        direct.eliminate_zeros()
+        return SparseLowRank(direct, source, images * -scales[:, None])
+
+    def _image(self, modality: str, ridge: Tensor) -> Tensor:
+        """A_s^-1 F of a modality for the present ridge."""
+        if modality not in self._images:
+            self._images[modality] = solve_columns(
+                lambda table: self._product(table) + ridge[:, None] * table,
+                self.popularity + ridge,
+                self._content[modality].to(ridge),
+            )
+        return self._images[modality]
