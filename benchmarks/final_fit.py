@@ -1,12 +1,11 @@
 """What a second fit is worth: train + validation with the chosen constants, against train alone with the same histories.
 
-    python benchmarks/final_fit.py --dataset ml-100k
-    python benchmarks/final_fit.py --dataset amazon-office --data_path FOLDER
+    python benchmarks/final_fit.py --datasets ml-100k amazon-office amazon-beauty ml-1m-text --data_path FOLDER
 
 LLMTwoTower trains with its defaults and chooses on validation (RecBole's 8:1:1 split of each user). Then ``refit_rows: valid`` fits
 it once more on train + validation with those choices. Both models rank the test users by the same histories, train + validation,
 of which nothing has a place. NDCG@10 and Recall@10 of each test user are paired; the interval is a bootstrap's. Every data set is a
-part of its own in ``--work``, and ``benchmarks/results/final-fit.json`` holds those that are there.
+part of its own in ``--work``, so that a stopped run goes on, and ``benchmarks/results/final-fit.json`` holds those that are there.
 """
 
 import argparse
@@ -109,16 +108,18 @@ def part(dataset: str, data_path: str | None, work: Path) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", "-d", default="ml-100k")
-    parser.add_argument("--data_path", default=None, help="folder of the data set's folder; ml-100k needs none")
+    parser.add_argument("--datasets", "-d", nargs="+", default=["ml-100k"])
+    parser.add_argument("--data_path", default=None, help="folder of the data sets' folders; ml-100k needs none")
     parser.add_argument("--work", default="final-fit")
     parser.add_argument("--output", default=str(ROOT / "benchmarks" / "results" / "final-fit.json"))
     arguments = parser.parse_args()
     work = Path(arguments.work)
     work.mkdir(parents=True, exist_ok=True)
-    kept = work / f"{arguments.dataset}.json"
-    if not kept.is_file():
-        kept.write_text(json.dumps(part(arguments.dataset, arguments.data_path, work)), encoding="utf-8")
+    for dataset in arguments.datasets:
+        kept = work / f"{dataset}.json"
+        if not kept.is_file():
+            path = None if dataset == "ml-100k" else arguments.data_path
+            kept.write_text(json.dumps(part(dataset, path, work)), encoding="utf-8")
     parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob("*.json"))]
     for each in parts:
         line = each["ndcg@10"]

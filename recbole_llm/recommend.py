@@ -259,7 +259,9 @@ def recommend_text(
     return Recommender(export).recommend(Request(text_vector=vector, text=text, by=by, k=k, rules=rules))
 
 
-def similar_items(export: Export, item: str, *, k: int = 10, by: str = "both") -> Recommendation:
+def similar_items(
+    export: Export, item: str, *, k: int = 10, by: str = "both", rules: Rules = NO_RULES
+) -> Recommendation:
     """Find the items whose content is like one's, then what its buyers and those of its like bought.
 
     Args:
@@ -267,12 +269,13 @@ def similar_items(export: Export, item: str, *, k: int = 10, by: str = "both") -
         item: external id.
         k: how many.
         by: as for :func:`recommend_text`.
+        rules: as for :func:`recommend_users`; what they read of a history they read of the item.
 
     Raises:
         UnknownItemError: if no item has the id.
-        ValueError: if ``by`` is unknown, or cannot be had of a model without content.
+        ValueError: if ``by`` is unknown, or cannot be had of a model without content; on a boost by odds.
     """
-    return Recommender(export).similar(item, k, by=by)
+    return Recommender(export).similar(item, k, by=by, rules=rules)
 
 
 def rows_of(answer: Recommendation, user: str) -> Iterator[Row]:

@@ -112,7 +112,7 @@ class Reader:
         searches = recommender.searches
         products = 0
         for job in jobs:
-            if job.text_vector is not None and searches is not None:
+            if (job.text_vector is not None or job.item is not None) and searches is not None:
                 products += len(recommender.catalog) * searches.width + SEARCH_PRODUCTS
             else:
                 products += len(recommender.catalog) * recommender.export.manifest.dim

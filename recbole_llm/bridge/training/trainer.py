@@ -30,7 +30,7 @@ from recbole_llm.bridge.checkpoint_settings import command_to_resume
 from recbole_llm.bridge.options import default_values
 from recbole_llm.bridge.training import optimizers
 from recbole_llm.bridge.training.advice import advice_of
-from recbole_llm.bridge.training.choices import given_choices
+from recbole_llm.bridge.training.choices import settled_choices
 from recbole_llm.bridge.training.interruption import Interruption
 from recbole_llm.bridge.training.item_tables import tables_of
 from recbole_llm.fitting.logs import quietly
@@ -135,13 +135,14 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         if "learned" not in model.options.blocks:
             self.eval_collector.data_collect(train_data)
             model.eval()
-        given, data = given_choices(self.config, model), model.training_data()
         with quietly(not verbose):
+            given, validation = settled_choices(self.config, model, validation, self._tables.agree)
+            data = model.training_data()
             towers = partial(self.train_towers, train_data, valid_data, verbose, show_progress, callback_fn)
             always: dict[str, Any] = {"rank_all_cold": model.gives_probabilities, "agree": self._tables.agree}
             if given is None:
                 model.fitted = fit(data, validation, model.options, towers, start=model.fitted, **always)
-                model.chosen = chosen_of(model.fitted, data, self._best_epochs)
+                model.chosen = chosen_of(model.fitted, data, self._best_epochs, model.signals)
             else:
                 self.epochs = given.epochs if given.block("learned") else 0
                 model.chosen, model.fitted = given, refit(data, given, model.options, towers, **always)
