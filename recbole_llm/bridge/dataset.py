@@ -104,6 +104,14 @@ class LLMTwoTowerDataset(Dataset):
         splits[0].__dict__[_LATER] = tuple(splits[1:])
         return splits
 
+    def _normalize(self) -> None:
+        """Scale columns to 0 .. 1 where RecBole is asked to, but for the weights: the least of them would be 0."""
+        name = self.config["weight_field"]
+        kept = self.inter_feat[name].copy() if name and name in self.inter_feat else None
+        super()._normalize()
+        if kept is not None:
+            self.inter_feat[name] = kept
+
     def unread_items(self) -> int:
         """Items of the .item file that are none of this dataset's; 0 where there is no such file."""
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"

@@ -156,5 +156,21 @@ def test_recbole_reads_the_weights_and_the_model_their_sums(tmp_path, monkeypatc
         train.training_rows()
     config["weight_field"] = "weight"
     train.inter_feat["weight"][0] = 0
-    with pytest.raises(ValueError, match="a weight is above 0 and finite, and x.inter holds 0"):
+    with pytest.raises(ValueError, match="a weight is above 0 and finite, and x.inter holds 0. Leave such rows out"):
         train.training_rows()
+
+
+@pytest.mark.parametrize("setting", [{"normalize_all": True}, {"normalize_field": ["weight"]}])
+@pytest.mark.filterwarnings("ignore")
+def test_recbole_scales_no_weight_to_nothing(tmp_path, monkeypatch, run, setting):
+    pytest.importorskip("recbole")
+    from recbole.config import Config
+    from recbole.data import create_dataset
+
+    import recbole_llm  # noqa: F401
+
+    report, _ = run(TEXT, event_weights=EVENTS, duplicates="sum", half_life=10.0)
+    monkeypatch.chdir(tmp_path)
+    given = setting | {"encoder": None, "data_path": str(tmp_path / "out")}
+    dataset = create_dataset(Config("LLMTwoTower", "x", [str(report.config_file)], given))
+    assert sorted(dataset.inter_feat["weight"].tolist()) == pytest.approx([1, 3, 1 / 4 + 5 / 2 + 2**-1.5], rel=1e-6)
