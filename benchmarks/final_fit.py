@@ -5,7 +5,8 @@
 LLMTwoTower trains with its defaults and chooses on validation (RecBole's 8:1:1 split of each user). Then ``refit_rows: valid`` fits
 it once more on train + validation with those choices. Both models rank the test users by the same histories, train + validation,
 of which nothing has a place. NDCG@10 and Recall@10 of each test user are paired; the interval is a bootstrap's. Every data set is a
-part of its own in ``--work``, so that a stopped run goes on, and ``benchmarks/results/final-fit.json`` holds those that are there.
+part of its own in ``--work``, so that a stopped run goes on (seconds are then those of its last piece);
+``benchmarks/results/final-fit.json`` holds those that are there.
 """
 
 import argparse
@@ -34,8 +35,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def train(dataset: str, values: dict[str, Any]) -> tuple[Any, tuple[Any, ...], float]:
-    """A trained model's trainer, its loaders, and the seconds of processor time."""
+    """A trained model's trainer, its loaders, and the seconds of processor time; a run that was stopped goes on."""
     sys.argv = sys.argv[:1]
+    stopped = sorted(Path(values["checkpoint_dir"]).glob("*-last.pth"))
+    if stopped:
+        values = values | {"resume_from": str(stopped[-1])}
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
     from recbole.utils import get_model, get_trainer, init_seed
@@ -69,7 +73,7 @@ def part(dataset: str, data_path: str | None, work: Path) -> dict[str, Any]:
     values: dict[str, Any] = {
         "show_progress": False,
         "state": "ERROR",
-        "checkpoint_dir": str(work / dataset),
+        "checkpoint_dir": str(work / dataset / "choosing"),
         "metrics": ["NDCG", "Recall"],
         "topk": [10],
         **({"data_path": data_path} if data_path else {}),
@@ -80,7 +84,11 @@ def part(dataset: str, data_path: str | None, work: Path) -> dict[str, Any]:
     later = split.later_splits
     histories = split.training_ranks(later[0]) or split.training_rows(None, later[0])
     targets = later[1].training_rows()
-    again = {"refit_rows": "valid", "refit_from": trainer.saved_model_file}
+    again = {
+        "refit_rows": "valid",
+        "refit_from": trainer.saved_model_file,
+        "checkpoint_dir": str(work / dataset / "again"),
+    }
     second, _, more = train(dataset, values | again)
     assert len(second.model.history.ids) == len(histories.ids)
     before, after = (values_of(each.model, histories, targets) for each in (trainer, second))

@@ -7,7 +7,7 @@ others are trained on. Of a new user nothing is known but the columns age, gende
 the user are targets. So every user is tested once.
 
 - ours: LLMTwoTower with ``user_tower: text`` (the learned block alone), and with ``history+text`` (both blocks, as a model that
-  serves known users too), by the columns that validation chooses among the three sets.
+  serves known users too), by the columns that validation chooses of two sets.
 - popularity: how many training users have the item.
 - popularity by segment: the same among the training users of the new user's segment, with kappa users of all added;
   which columns make segments, and kappa, are chosen on validation, for each fold.
@@ -39,7 +39,7 @@ from recbole_llm.scoring.rows import Rows
 
 FOLDS = 5
 COLUMNS = ("age", "gender", "occupation")
-FIELDS = (("age", "gender", "occupation"), ("age", "gender"), ("occupation",))
+FIELDS = (("age", "gender", "occupation"), ("age", "gender"))
 KAPPAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 AGES = (18, 25, 35, 45, 50, 56)  # MovieLens' own bands
 PARTS = ("train", "valid", "test")

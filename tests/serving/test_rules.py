@@ -309,7 +309,7 @@ def examples():
 
 
 @pytest.mark.parametrize(
-    "command, body", examples(), ids=[command.split("--users u3 ")[1][:20] for command, _ in examples()]
+    "command, body", examples(), ids=[" ".join(command.split()[4:])[:24] for command, _ in examples()]
 )
 def test_the_pages_commands_and_bodies_give_the_same_list(shared_folder, tmp_path, command, body):
     pytest.importorskip("fastapi", reason="extra 'serve'")
