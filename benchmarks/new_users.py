@@ -6,8 +6,7 @@ The users are dealt into five folds. In turn a fold is the new users of the test
 others are trained on. Of a new user nothing is known but the columns age, gender and occupation of the ``.user`` file; all items of
 the user are targets. So every user is tested once.
 
-- ours: LLMTwoTower with ``user_tower: text`` (the learned block alone), and with ``history+text`` (both blocks, as a model that
-  serves known users too), by the columns that validation chooses of two sets.
+- ours: LLMTwoTower with ``user_tower: text`` (the learned block alone), by the columns that validation chooses of two sets.
 - popularity: how many training users have the item.
 - popularity by segment: the same among the training users of the new user's segment, with kappa users of all added;
   which columns make segments, and kappa, are chosen on validation, for each fold.
@@ -43,10 +42,8 @@ FIELDS = (("age", "gender", "occupation"), ("age", "gender"))
 KAPPAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 AGES = (18, 25, 35, 45, 50, 56)  # MovieLens' own bands
 PARTS = ("train", "valid", "test")
-MODELS: dict[str, dict[str, Any]] = {
-    "user_tower: text": {"user_tower": "text", "blocks": "learned"},
-    "user_tower: history+text": {"user_tower": "history+text"},
-}
+MODEL: dict[str, Any] = {"user_tower": "text", "blocks": "learned"}
+OURS = "user_tower: text"
 
 
 def source() -> Path:
@@ -194,33 +191,30 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     counts = Counts()
     folds = deal(counts.users)
-    read: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]] = {}
-    for at, (name, settings) in enumerate(MODELS.items()):
-        for fields in FIELDS:
-            for number, fold in enumerate(folds):
-                kept = work / f"{at}-{'-'.join(fields)}-{number}.json"
-                if not kept.is_file():
-                    if time.monotonic() - began > options.seconds:
-                        print("stopped; the same command goes on")
-                        return 3
-                    given = settings | {"user_text_fields": list(fields)}
-                    kept.write_text(json.dumps(model_part(number, fold, given, work)), encoding="utf-8")
-                read.setdefault((name, fields), []).append(json.loads(kept.read_text(encoding="utf-8")))
+    read: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for fields in FIELDS:
+        for number, fold in enumerate(folds):
+            kept = work / f"0-{'-'.join(fields)}-{number}.json"
+            if not kept.is_file():
+                if time.monotonic() - began > options.seconds:
+                    print("stopped; the same command goes on")
+                    return 3
+                given = MODEL | {"user_text_fields": list(fields)}
+                kept.write_text(json.dumps(model_part(number, fold, given, work)), encoding="utf-8")
+            read.setdefault(fields, []).append(json.loads(kept.read_text(encoding="utf-8")))
     segmented = [by_segment(counts, fold) for fold in folds]
     found = {
         "popularity": together([counts.popularity(fold, "test", (), 1.0) for fold in folds]),
         "popularity by segment": together([test for test, _ in segmented]),
     }
     chosen: dict[str, Any] = {"popularity by segment": [told for _, told in segmented]}
-    for name in MODELS:
-        valid = {
-            fields: float(np.mean(np.concatenate([part["valid"]["ndcg@10"] for part in read[name, fields]])))
-            for fields in FIELDS
-        }
-        best = max(FIELDS, key=lambda fields: valid[fields])
-        chosen[name] = {"valid": {", ".join(fields): value for fields, value in valid.items()}, "columns": list(best)}
-        chosen[name]["cpu_seconds"] = [part["cpu_seconds"] for part in read[name, best]]
-        found[name] = together([part["test"] for part in read[name, best]])
+    valid = {
+        fields: float(np.mean(np.concatenate([part["valid"]["ndcg@10"] for part in read[fields]]))) for fields in FIELDS
+    }
+    best = max(FIELDS, key=lambda fields: valid[fields])
+    chosen[OURS] = {"valid": {", ".join(fields): value for fields, value in valid.items()}, "columns": list(best)}
+    chosen[OURS]["cpu_seconds"] = [part["cpu_seconds"] for part in read[best]]
+    found[OURS] = together([part["test"] for part in read[best]])
     rows: dict[str, Any] = {}
     for name, values in found.items():
         rows[name] = {metric: {"mean": float(own.mean())} for metric, own in values.items()}

@@ -2,14 +2,15 @@
 
     python benchmarks/signals.py
 
-LLMTwoTower is trained with its defaults on RecBole's split (8:1:1 of each user, at random) and chooses on validation. Every variant
+LLMTwoTower is trained with its defaults, or its closed form alone, on RecBole's split (8:1:1 of each user, at random) and chooses on validation. Every variant
 ranks the same test items of the same users; NDCG@10 and Recall@10 of a user are paired with those of the reference; the interval is
 a bootstrap's.
 
 1. Weights. The reference counts every rating as 1. Beside it: ratings as ``weight_field`` with the exponents that validation
-   chooses, and with exponents that were given; and a weight that halves every 30 days of age.
+   chooses; and by the closed form alone, exponents that were given, and a weight that halves every 30 days of age.
 2. Dislikes. Ratings below 4 are label 0, and nobody's targets. The reference leaves them out of every ranking, as all do, and reads
-   nothing else of them. Beside it: as negative evidence with the weight that validation chooses, and with one that was given.
+   nothing else of them. Beside it: as negative evidence with the weight that validation chooses; and by the closed form alone, with
+   one that was given.
 
 A variant is a part of its own in ``--work``, so that a stopped run goes on; no part is begun after ``--seconds``.
 """
@@ -38,16 +39,19 @@ HALF_LIFE_DAYS = 30
 RATED = {"load_col": {"inter": ["user_id", "item_id", "rating"]}, "weight_field": "rating"}
 LIKED = {"load_col": {"inter": ["user_id", "item_id", "rating"]}, "threshold": {"rating": 4}}
 AGED = {"load_col": {"inter": ["user_id", "item_id", "weight"]}, "weight_field": "weight"}
+ALONE = {"blocks": "closed_form"}
 # name: the reference it is paired with, and its settings
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("plain", {}),
     "ratings, chosen": ("plain", RATED),
-    "ratings, exponent 0.5": ("plain", RATED | {"weight_exponent": 0.5}),
-    "ratings, exponent 1": ("plain", RATED | {"weight_exponent": 1.0}),
-    f"half-life of {HALF_LIFE_DAYS} days, chosen": ("plain", AGED),
     "liked alone": ("liked alone", LIKED | {"dislike_weight": 0}),
     "dislikes, chosen": ("liked alone", LIKED),
-    "dislikes, weight 0.25": ("liked alone", LIKED | {"dislike_weight": 0.25}),
+    "closed form, plain": ("closed form, plain", ALONE),
+    "closed form, ratings, exponent 0.5": ("closed form, plain", ALONE | RATED | {"weight_exponent": 0.5}),
+    "closed form, ratings, exponent 1": ("closed form, plain", ALONE | RATED | {"weight_exponent": 1.0}),
+    f"closed form, half-life of {HALF_LIFE_DAYS} days, chosen": ("closed form, plain", ALONE | AGED),
+    "closed form, liked alone": ("closed form, liked alone", ALONE | LIKED | {"dislike_weight": 0}),
+    "closed form, dislikes, weight 0.25": ("closed form, liked alone", ALONE | LIKED | {"dislike_weight": 0.25}),
 }
 
 
