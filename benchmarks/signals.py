@@ -2,9 +2,9 @@
 
     python benchmarks/signals.py
 
-LLMTwoTower is trained with its defaults, or its closed form alone, on RecBole's split (8:1:1 of each user, at random) and chooses on validation. Every variant
-ranks the same test items of the same users; NDCG@10 and Recall@10 of a user are paired with those of the reference; the interval is
-a bootstrap's.
+LLMTwoTower is trained with its defaults, or its closed form alone, on RecBole's split (8:1:1 of each user, at random), and chooses on
+validation. Every variant ranks the same test items of the same users; NDCG@10 and Recall@10 of a user are paired with those of the
+reference; the interval is a bootstrap's.
 
 1. Weights. The reference counts every rating as 1. Beside it: ratings as ``weight_field`` with the exponents that validation
    chooses; and by the closed form alone, exponents that were given, and a weight that halves every 30 days of age.
