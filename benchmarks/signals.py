@@ -2,7 +2,7 @@
 
     python benchmarks/signals.py
 
-LLMTwoTower is trained with its defaults, or its closed form alone, on RecBole's split (8:1:1 of each user, at random). It chooses on
+LLMTwoTower is trained with its defaults, or its closed form alone, on RecBole's split (8:1:1 by user, at random). It chooses on
 validation. Every variant ranks the same test items of the same users; NDCG@10 and Recall@10 of a user are paired with those of the
 reference; the interval is a bootstrap's.
 
