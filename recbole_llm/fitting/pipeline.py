@@ -114,7 +114,7 @@ def fit(
         score = weigh(data, validation, closed, following, learned, sequence)
         score = choose_decays(score, data, validation)
         score = with_weights(score, agree(weights_of(score)))
-        score = choose_dislikes(score, data, validation, options)
+        score = choose_dislikes(score, data, validation, options, agree)
     setting = None if closed is None else closed.setting
     with stage("items without interactions"):
         score = place_cold_items(score, data, validation, options, setting, rank_all_cold)

@@ -161,7 +161,13 @@ def surely_best(values: Mapping[Any, Tensor], plain: Any) -> Any:
     return best
 
 
-def choose_dislikes(score: Score, data: TrainingData, validation: Validation | None, options: SignalOptions) -> Score:
+def choose_dislikes(
+    score: Score,
+    data: TrainingData,
+    validation: Validation | None,
+    options: SignalOptions,
+    agree: Callable[[Any], Any] = lambda value: value,
+) -> Score:
     """Choose how much disliked items count against what they would add to a history, in the closed form.
 
     Args:
@@ -169,6 +175,7 @@ def choose_dislikes(score: Score, data: TrainingData, validation: Validation | N
         data: training data.
         validation: by which it is chosen; ``None`` for not at all.
         options: whether it is chosen.
+        agree: gives every process of a group the same value.
     """
     closed = score.block("closed_form")
     if data.disliked is None or closed is None or not closed.scale:
@@ -194,7 +201,7 @@ def choose_dislikes(score: Score, data: TrainingData, validation: Validation | N
     if not values:
         log.info("dislikes are set aside as evidence: no user with a validation target dislikes an item")
         return score
-    chosen = surely_best(values, 0.0)
+    chosen = agree(surely_best(values, 0.0))
     told = ", ".join(f"{d:g}: {float(v.mean()):.4f}" for d, v in values.items())
     log.info(f"dislikes of {len(users)} users, by their weight as negative evidence: {validation.metric} {told}")
     log.info(f"dislikes count {chosen:g}" if chosen else "dislikes are set aside as evidence: no gain")

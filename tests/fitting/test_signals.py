@@ -281,6 +281,8 @@ def test_dislikes_are_evidence_where_validation_gains(caplog):
     data, validation, score = disliking_world(telling=False)
     assert choose_dislikes(score, data, validation, Options()) is score
     assert "set aside" in caplog.text
+    agreed = choose_dislikes(score, data, validation, Options(), agree=lambda chosen: 0.1).block("closed_form")
+    assert agreed.dislikes == 0.1  # what another process of the group has chosen
     told = choose_dislikes(score, data, validation, Options(dislike_weight=0.3)).block("closed_form")
     assert told.dislikes == 0.3
     assert choose_dislikes(score, data, None, Options()) is score
