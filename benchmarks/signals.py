@@ -7,7 +7,7 @@ validation. Every variant ranks the same test items of the same users; NDCG@10 a
 reference; the interval is a bootstrap's.
 
 1. Weights. The reference counts every rating as 1. Beside it: ratings as ``weight_field`` with the exponents that validation
-   chooses; and by the closed form alone, exponents that were given, and a weight that halves every 30 days of age.
+   chooses; and by the closed form alone, an exponent that was given, and a weight that halves every 30 days of age.
 2. Dislikes. Ratings below 4 are label 0, and nobody's targets. The reference leaves them out of every ranking, as all do, and reads
    nothing else of them. Beside it: as negative evidence with the weight that validation chooses; and by the closed form alone, with
    one that was given.
@@ -47,7 +47,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "liked alone": ("liked alone", LIKED | {"dislike_weight": 0}),
     "dislikes, chosen": ("liked alone", LIKED),
     "closed form, plain": ("closed form, plain", ALONE),
-    "closed form, ratings, exponent 0.5": ("closed form, plain", ALONE | RATED | {"weight_exponent": 0.5}),
     "closed form, ratings, exponent 1": ("closed form, plain", ALONE | RATED | {"weight_exponent": 1.0}),
     f"closed form, half-life of {HALF_LIFE_DAYS} days, chosen": ("closed form, plain", ALONE | AGED),
     "closed form, liked alone": ("closed form, liked alone", ALONE | LIKED | {"dislike_weight": 0}),
