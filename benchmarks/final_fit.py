@@ -35,11 +35,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def train(dataset: str, values: dict[str, Any]) -> tuple[Any, tuple[Any, ...], float]:
-    """A trained model's trainer, its loaders, and the seconds of processor time; a run that was stopped goes on."""
+    """A trained model's trainer, its loaders, and the seconds of processor time."""
     sys.argv = sys.argv[:1]
-    stopped = sorted(Path(values["checkpoint_dir"]).glob("*-last.pth"))
-    if stopped:
-        values = values | {"resume_from": str(stopped[-1])}
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
     from recbole.utils import get_model, get_trainer, init_seed
@@ -53,6 +50,12 @@ def train(dataset: str, values: dict[str, Any]) -> tuple[Any, tuple[Any, ...], f
     began = time.process_time()
     trainer.fit(parts[0], parts[1], saved=True, show_progress=False)
     return trainer, parts, time.process_time() - began
+
+
+def going_on(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Settings of a run with a folder of its own, which goes on where it was stopped."""
+    stopped = sorted(folder.glob("*-last.pth"))
+    return values | {"checkpoint_dir": str(folder)} | ({"resume_from": str(stopped[-1])} if stopped else {})
 
 
 def values_of(model: Any, histories: Rows, targets: Rows) -> dict[str, torch.Tensor]:
@@ -73,23 +76,18 @@ def part(dataset: str, data_path: str | None, work: Path) -> dict[str, Any]:
     values: dict[str, Any] = {
         "show_progress": False,
         "state": "ERROR",
-        "checkpoint_dir": str(work / dataset / "choosing"),
         "metrics": ["NDCG", "Recall"],
         "topk": [10],
         **({"data_path": data_path} if data_path else {}),
         **SETTINGS.get(dataset, {}),
     }
-    trainer, parts, seconds = train(dataset, values)
+    trainer, parts, seconds = train(dataset, going_on(values, work / dataset / "choosing"))
     first, split = trainer.model, parts[0]._dataset
     later = split.later_splits
     histories = split.training_ranks(later[0]) or split.training_rows(None, later[0])
     targets = later[1].training_rows()
-    again = {
-        "refit_rows": "valid",
-        "refit_from": trainer.saved_model_file,
-        "checkpoint_dir": str(work / dataset / "again"),
-    }
-    second, _, more = train(dataset, values | again)
+    again = {"refit_rows": "valid", "refit_from": trainer.saved_model_file}
+    second, _, more = train(dataset, going_on(values | again, work / dataset / "again"))
     assert len(second.model.history.ids) == len(histories.ids)
     before, after = (values_of(each.model, histories, targets) for each in (trainer, second))
     own = values_of(first, first.history, targets)

@@ -72,12 +72,12 @@ def with_ages(folder: Path) -> Path:
     return target.parent
 
 
-def part(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+def part(number: int, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One variant: what it chose, and the metrics of each test user."""
     values: dict[str, Any] = {
         "show_progress": False,
         "state": "ERROR",
-        "checkpoint_dir": str(folder / "saved"),
+        "checkpoint_dir": str(folder / f"saved-{number}"),
         "metrics": ["NDCG", "Recall"],
         "topk": [10],
         "data_path": str(with_ages(folder)),
@@ -114,12 +114,12 @@ def main() -> int:
     work, began = Path(options.work).absolute(), time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
     kept = {name: work / f"{at}.json" for at, name in enumerate(VARIANTS)}
-    for name, (_, settings) in VARIANTS.items():
+    for number, (name, (_, settings)) in enumerate(VARIANTS.items()):
         if not kept[name].is_file():
             if time.monotonic() - began > options.seconds:
                 print("stopped; the same command goes on")
                 return 3
-            kept[name].write_text(json.dumps(part(settings, work)), encoding="utf-8")
+            kept[name].write_text(json.dumps(part(number, settings, work)), encoding="utf-8")
     read = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in kept.items()}
     rows = []
     for name, (reference, settings) in VARIANTS.items():
