@@ -13,7 +13,7 @@ weighed score. A choice counts only where its gain is larger than its standard e
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from logging import getLogger
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ DISLIKES = (0.0, 0.1, 0.25, 0.5, 1.0)
 MAX_USERS = 20_000
 
 log = getLogger(__name__)
+Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _metric(data: TrainingData, validation: Validation) -> tuple[Tensor, Callabl
     return users, of_users
 
 
-def surely_best(values: Mapping[Any, Tensor], plain: Any) -> Any:
+def surely_best(values: Mapping[Choice, Tensor], plain: Choice) -> Choice:
     """Find the choice with the highest mean; ``plain`` unless the gain over it is larger than its standard error.
 
     Args:

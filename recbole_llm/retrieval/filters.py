@@ -115,7 +115,8 @@ class AttributeIndex:
                     f"filter: {name} is a number; compare it with {', '.join(COMPARISONS)} and a number each."
                 )
             masks = [COMPARISONS[key](column, value) for key, value in wanted.items()]  # false where there is no number
-            return masks[0] if len(masks) == 1 else np.logical_and.reduce(masks)  # type: ignore[no-any-return]
+            mask: np.ndarray = masks[0] if len(masks) == 1 else np.logical_and.reduce(masks)
+            return mask
         values = wanted if isinstance(wanted, list) else [wanted]
         if not all(_is_number(value) for value in values):
             raise ValueError(f"filter: {name} is a number; give a number, a list of numbers, or bounds.")

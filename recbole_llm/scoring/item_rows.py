@@ -94,7 +94,7 @@ class AllRows:
                 negatives' part stays.
         """
         always: dict[str, Any] = {"item_bias": bias, "backend": backend}
-        bce = {"neg_weight": neg_weight, "reduction": "sum"}
+        bce: dict[str, Any] = {"neg_weight": neg_weight, "reduction": "sum"}
         if confidence is None:
             if loss_type == "catalog_ce":
                 return catalog_ce(*operands, reduction="sum", **always)
@@ -103,7 +103,7 @@ class AllRows:
         sizes = offsets.diff()
         row = torch.repeat_interleave(torch.arange(len(sizes), device=ids.device), sizes)
         if loss_type == "catalog_bce":  # the kernel weighs rows: what a target's weight adds to 1 is a loss of pairs
-            pairs = {"label": torch.ones_like(confidence), "weight": confidence - 1, "reduction": "sum"}
+            pairs: dict[str, Any] = {"label": torch.ones_like(confidence), "weight": confidence - 1, "reduction": "sum"}
             return catalog_bce(*operands, **bce, **always) + pair_bce(query, item, row, ids, **pairs, **always)
         # sum_t c_t (log Z - s_t) = mean(c) sum_t (log Z - s_t) + sum_t (mean(c) - c_t) s_t
         mean = torch.zeros_like(query[:, 0]).index_add_(0, row, confidence.to(query.dtype)) / sizes.clamp(min=1)

@@ -71,11 +71,11 @@ def _group_keys(module: ModuleType) -> None:
                 store, rank, world_size = next(iter(dist.rendezvous(init_method, rank, world_size)))
                 init(store=dist.PrefixStore(prefix, store), rank=rank, world_size=world_size, **others)
 
-            dist.init_process_group = init_process_group
+            vars(dist).update(init_process_group=init_process_group)
             try:
                 stock(self)
             finally:
-                dist.init_process_group = init
+                vars(dist).update(init_process_group=init)
 
         return _init_device
 
