@@ -35,6 +35,7 @@ from recbole_llm.fitting.validation import user_metric
 from recbole_llm.scoring.rows import union
 
 HALF_LIFE_DAYS = 30
+AGED_COPY = "ml-100k-aged"
 RATED = {"load_col": {"inter": ["user_id", "item_id", "rating"]}, "weight_field": "rating"}
 LIKED = {"load_col": {"inter": ["user_id", "item_id", "rating"]}, "threshold": {"rating": 4}}
 AGED = {"load_col": {"inter": ["user_id", "item_id", "weight"]}, "weight_field": "weight"}
@@ -55,16 +56,16 @@ def with_ages(folder: Path) -> Path:
     import recbole
 
     source = Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
-    target = folder / "data" / "ml-100k"
+    target = folder / "data" / AGED_COPY  # under another name: RecBole reads ml-100k from where it ships it
     target.mkdir(parents=True, exist_ok=True)
     header, *lines = (source / "ml-100k.inter").read_text().splitlines()
     at = [name.split(":")[0] for name in header.split("\t")].index("timestamp")
     times = np.array([float(line.split("\t")[at]) for line in lines])
     weights = 0.5 ** ((times.max() - times) / 86_400 / HALF_LIFE_DAYS)
     rows = [f"{line}\t{weight:.6g}" for line, weight in zip(lines, weights, strict=True)]
-    (target / "ml-100k.inter").write_text("\n".join([f"{header}\tweight:float", *rows]) + "\n")
+    (target / f"{AGED_COPY}.inter").write_text("\n".join([f"{header}\tweight:float", *rows]) + "\n")
     for suffix in ("item", "user"):
-        (target / f"ml-100k.{suffix}").write_text((source / f"ml-100k.{suffix}").read_text())
+        (target / f"{AGED_COPY}.{suffix}").write_text((source / f"ml-100k.{suffix}").read_text())
     return target.parent
 
 
@@ -77,9 +78,11 @@ def part(number: int, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         "blocks": "closed_form",
         "metrics": ["NDCG", "Recall"],
         "topk": [10],
-        "data_path": str(with_ages(folder)),
     }
-    trainer, parts, seconds = train("ml-100k", values | settings)
+    dataset = "ml-100k"
+    if settings.get("weight_field") == "weight":
+        dataset, values["data_path"] = AGED_COPY, str(with_ages(folder))
+    trainer, parts, seconds = train(dataset, values | settings)
     model, split = trainer.model.eval(), parts[0]._dataset
     valid, test = split.later_splits
     targets, seen = test.training_rows(), union(model.history, valid.training_rows())
