@@ -7,7 +7,8 @@ r"""What an interaction says beside that it happened: how much it counts, and wh
     part_u             - d sum_j v_j over the items j that the user has seen and not liked          dislikes
 
 a, b and d are chosen on validation, 0 among the choices: for a and b by the closed form of documented constants, for d by the
-weighed score. A choice counts only where its gain is larger than its standard error over the users; what is set aside is said.
+weighed score. Of several choices the best is often lucky, so a choice counts only where its gain is more than ``ERRORS`` standard
+errors over the users. What is set aside is said.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ from recbole_llm.scoring.score import LinearBlock, Score, Scorer
 EXPONENTS = (0.0, 0.5, 1.0)  # of the confidence
 AS_GIVEN = 1.0  # without validation data
 DISLIKES = (0.0, 0.1, 0.25, 0.5, 1.0)
+ERRORS = 2.0  # standard errors that a gain must have; with 1, ratings were taken on ml-100k, to no gain on test
 MAX_USERS = 20_000
 
 log = getLogger(__name__)
@@ -149,7 +151,7 @@ def _metric(data: TrainingData, validation: Validation) -> tuple[Tensor, Callabl
 
 
 def surely_best(values: Mapping[Choice, Tensor], plain: Choice) -> Choice:
-    """Find the choice with the highest mean; ``plain`` unless the gain over it is larger than its standard error.
+    """Find the choice with the highest mean; ``plain`` unless the gain over it is more than ``ERRORS`` standard errors.
 
     Args:
         values: ``[M]`` of the same M users by choice, that of ``plain`` among them.
@@ -157,7 +159,7 @@ def surely_best(values: Mapping[Choice, Tensor], plain: Choice) -> Choice:
     """
     best = max(values, key=lambda choice: float(values[choice].mean()))
     gain = values[best] - values[plain]
-    if len(gain) < 2 or float(gain.mean()) <= float(gain.std()) / len(gain) ** 0.5:
+    if len(gain) < 2 or float(gain.mean()) <= ERRORS * float(gain.std()) / len(gain) ** 0.5:
         return plain
     return best
 
