@@ -93,22 +93,28 @@ class AllRows:
             confidence: factor of every target's part of the loss, ``[nnz]``; ``None`` for ones. Under ``catalog_bce`` the
                 negatives' part stays.
         """
-        always: dict[str, Any] = {"item_bias": bias, "backend": backend}
-        bce: dict[str, Any] = {"neg_weight": neg_weight, "reduction": "sum"}
+        query, item, offsets, ids = operands
         if confidence is None:
             if loss_type == "catalog_ce":
-                return catalog_ce(*operands, reduction="sum", **always)
-            return catalog_bce(*operands, **bce, **always)
-        query, item, offsets, ids = operands
+                return catalog_ce(query, item, offsets, ids, item_bias=bias, reduction="sum", backend=backend)
+            return catalog_bce(
+                query, item, offsets, ids, item_bias=bias, neg_weight=neg_weight, reduction="sum", backend=backend
+            )
         sizes = offsets.diff()
         row = torch.repeat_interleave(torch.arange(len(sizes), device=ids.device), sizes)
         if loss_type == "catalog_bce":  # the kernel weighs rows: what a target's weight adds to 1 is a loss of pairs
-            pairs: dict[str, Any] = {"label": torch.ones_like(confidence), "weight": confidence - 1, "reduction": "sum"}
-            return catalog_bce(*operands, **bce, **always) + pair_bce(query, item, row, ids, **pairs, **always)
+            plain = catalog_bce(
+                query, item, offsets, ids, item_bias=bias, neg_weight=neg_weight, reduction="sum", backend=backend
+            )
+            label, weight = torch.ones_like(confidence), confidence - 1
+            return plain + pair_bce(
+                query, item, row, ids, label, item_bias=bias, weight=weight, reduction="sum", backend=backend
+            )
         # sum_t c_t (log Z - s_t) = mean(c) sum_t (log Z - s_t) + sum_t (mean(c) - c_t) s_t
         mean = torch.zeros_like(query[:, 0]).index_add_(0, row, confidence.to(query.dtype)) / sizes.clamp(min=1)
-        whole = catalog_ce(*operands, weight=mean, reduction="sum", **always)
-        return whole + ((mean[row] - confidence) * pair_dot(query, item, row, ids, **always)).sum()
+        whole = catalog_ce(query, item, offsets, ids, item_bias=bias, weight=mean, reduction="sum", backend=backend)
+        logits = pair_dot(query, item, row, ids, item_bias=bias, backend=backend)
+        return whole + ((mean[row] - confidence) * logits).sum()
 
     def topk(self, query: Tensor, item: Tensor, k: int, **options: Any) -> Any:
         """Call :func:`recbole_llm_kernels.score_topk` over all items; ``item`` and the bias are the rows here."""

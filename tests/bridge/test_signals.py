@@ -16,6 +16,7 @@ from recbole_llm.bridge.training.choices import read_choices
 from recbole_llm.checkpoints import load_trained
 from recbole_llm.export.export_model import export_model
 from recbole_llm.export.reader import load_export
+from recbole_llm.fitting.signals import Signals
 from recbole_llm.recommend import open_model, recommend_users
 
 BY_TIME = {"order": "TO", "split": {"RS": [0.7, 0.15, 0.15]}, "group_by": "user", "mode": "full"}
@@ -54,15 +55,17 @@ def trained(config, **changes):
 @pytest.mark.parametrize("order", [RANDOM, BY_TIME], ids=["random", "by time"])
 @pytest.mark.filterwarnings("ignore")
 def test_weights_are_chosen_kept_repeated_and_exported(weighed, paths, tmp_path, order):
-    file, _ = trained(weighed, eval_args=order, **columns())
+    file, _ = trained(weighed, eval_args=order, weight_exponent=0.5, **columns())
     paths = paths | {"data_path": weighed["data_path"]}
     chosen = read_choices(file)
-    assert chosen.signals.history > 0 or chosen.signals.fit > 0
+    assert chosen.signals == Signals(0.5, 0.5)
     model, train = load_trained(file, **paths)
     assert model.signals == chosen.signals
     given = train.training_rows().confidence.double()
-    if chosen.signals.history:
-        torch.testing.assert_close(model.history.weights.double(), given**chosen.signals.history, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.history.weights.double(), given.sqrt(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model.history.confidence.double(), given.sqrt() / given.sqrt().mean(), rtol=1e-4, atol=1e-5
+    )
     if order is BY_TIME:  # at test histories hold validation's items, and their weights
         model.at_test = True
         assert len(model.ranking_history.weights) == len(model.ranking_history.ids) > len(model.history.ids)
@@ -83,6 +86,16 @@ def test_weights_are_chosen_kept_repeated_and_exported(weighed, paths, tmp_path,
     best = {train.id2token("user_id", int(u)): float(s.max()) for u, s in zip(users, scores, strict=True)}
     first = {row.user: row.score for row in rows if row.rank == 1}
     assert first == pytest.approx({user: best[user] for user in first}, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_chooses_by_validation_and_says_what(weighed, caplog):
+    caplog.set_level("INFO")
+    file, _ = trained(weighed, eval_args=RANDOM, blocks="closed_form", state="INFO", **columns())
+    told = [record.getMessage() for record in caplog.records if "interaction weights" in record.getMessage()]
+    assert sum("exponent in the fit/in histories: NDCG@10 0/0: " in line for line in told) == 1
+    chosen = read_choices(file).signals
+    assert sum("set aside" in line or f"exponent {chosen.fit:g} in the fit" in line for line in told) == 1
 
 
 @pytest.mark.filterwarnings("ignore")
