@@ -1,12 +1,12 @@
 """What a second fit is worth: train + validation with the chosen constants, against train alone with the same histories.
 
-    python benchmarks/final_fit.py --dataset ml-100k
-    python benchmarks/final_fit.py --dataset amazon-office --data_path FOLDER
+    python benchmarks/final_fit.py --datasets ml-100k amazon-office amazon-beauty ml-1m-text --data_path FOLDER
 
 LLMTwoTower trains with its defaults and chooses on validation (RecBole's 8:1:1 split of each user). Then ``refit_rows: valid`` fits
 it once more on train + validation with those choices. Both models rank the test users by the same histories, train + validation,
 of which nothing has a place. NDCG@10 and Recall@10 of each test user are paired; the interval is a bootstrap's. Every data set is a
-part of its own in ``--work``, and ``benchmarks/results/final-fit.json`` holds those that are there.
+part of its own in ``--work``, so that a stopped run goes on (seconds are then those of its last piece);
+``benchmarks/results/final-fit.json`` holds those that are there.
 """
 
 import argparse
@@ -52,6 +52,12 @@ def train(dataset: str, values: dict[str, Any]) -> tuple[Any, tuple[Any, ...], f
     return trainer, parts, time.process_time() - began
 
 
+def going_on(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Settings of a run with a folder of its own, which goes on where it was stopped."""
+    stopped = sorted(folder.glob("*-last.pth"))
+    return values | {"checkpoint_dir": str(folder)} | ({"resume_from": str(stopped[-1])} if stopped else {})
+
+
 def values_of(model: Any, histories: Rows, targets: Rows) -> dict[str, torch.Tensor]:
     """Metrics of each user who has a test target, ranked by these histories."""
     padding = torch.zeros(model.n_items, dtype=torch.bool)
@@ -70,19 +76,18 @@ def part(dataset: str, data_path: str | None, work: Path) -> dict[str, Any]:
     values: dict[str, Any] = {
         "show_progress": False,
         "state": "ERROR",
-        "checkpoint_dir": str(work / dataset),
         "metrics": ["NDCG", "Recall"],
         "topk": [10],
         **({"data_path": data_path} if data_path else {}),
         **SETTINGS.get(dataset, {}),
     }
-    trainer, parts, seconds = train(dataset, values)
+    trainer, parts, seconds = train(dataset, going_on(values, work / dataset / "choosing"))
     first, split = trainer.model, parts[0]._dataset
     later = split.later_splits
     histories = split.training_ranks(later[0]) or split.training_rows(None, later[0])
     targets = later[1].training_rows()
     again = {"refit_rows": "valid", "refit_from": trainer.saved_model_file}
-    second, _, more = train(dataset, values | again)
+    second, _, more = train(dataset, going_on(values | again, work / dataset / "again"))
     assert len(second.model.history.ids) == len(histories.ids)
     before, after = (values_of(each.model, histories, targets) for each in (trainer, second))
     own = values_of(first, first.history, targets)
@@ -109,16 +114,18 @@ def part(dataset: str, data_path: str | None, work: Path) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", "-d", default="ml-100k")
-    parser.add_argument("--data_path", default=None, help="folder of the data set's folder; ml-100k needs none")
+    parser.add_argument("--datasets", "-d", nargs="+", default=["ml-100k"])
+    parser.add_argument("--data_path", default=None, help="folder of the data sets' folders; ml-100k needs none")
     parser.add_argument("--work", default="final-fit")
     parser.add_argument("--output", default=str(ROOT / "benchmarks" / "results" / "final-fit.json"))
     arguments = parser.parse_args()
     work = Path(arguments.work)
     work.mkdir(parents=True, exist_ok=True)
-    kept = work / f"{arguments.dataset}.json"
-    if not kept.is_file():
-        kept.write_text(json.dumps(part(arguments.dataset, arguments.data_path, work)), encoding="utf-8")
+    for dataset in arguments.datasets:
+        kept = work / f"{dataset}.json"
+        if not kept.is_file():
+            path = None if dataset == "ml-100k" else arguments.data_path
+            kept.write_text(json.dumps(part(dataset, path, work)), encoding="utf-8")
     parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob("*.json"))]
     for each in parts:
         line = each["ndcg@10"]

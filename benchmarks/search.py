@@ -134,7 +134,7 @@ class Asker:
         def ranking(at: int) -> list[int]:
             allowed = np.ones(n_items, bool)
             allowed[asked[at].masked] = False
-            rows: list[int] = self.search.item(asked[at].query, 10, allowed, by).rows.tolist()
+            rows: list[int] = self.search.item(asked[at].query, 10, NONE, allowed, by).rows.tolist()
             return rows
 
         return ranking
@@ -179,7 +179,8 @@ def measure(data: SearchSet) -> dict[str, Any]:
         result[f"similar {letter}"] = compared(like, len(asked))
     queries = sorted({question.query for question in bought_together(data, False)})
     result["similar same tag"] = {
-        by: same_tag(queries, data.tags, [search.item(row, 10, None, by).rows.tolist() for row in queries]) for by in BY
+        by: same_tag(queries, data.tags, [search.item(row, 10, NONE, None, by).rows.tolist() for row in queries])
+        for by in BY
     }
     result["new items"] = new_items(data, texts, encode)
     result["targets"] = met(result)
@@ -297,7 +298,7 @@ def example(data: SearchSet, title: str, text: str) -> dict[str, Any]:
     names = lambda rows: [data.titles[at] for at in rows.tolist()]  # noqa: E731
     return {
         "similar to": title,
-        "similar": {by: names(search.item(row, 10, None, by).rows) for by in BY},
+        "similar": {by: names(search.item(row, 10, NONE, None, by).rows) for by in BY},
         "text": text,
         "found": {by: names(search.text(encode([text])[0], text, 10, NONE, None, by).rows) for by in BY},
     }

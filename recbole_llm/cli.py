@@ -213,6 +213,7 @@ COMMANDS: dict[str, Command] = {
         (
             "similar saved --item 00042",
             "similar export --item 00042 --k 5",
+            "similar export --item 00042 --filter brand=Acme --cap category=2",
         ),
     ),
     "vectors": Command(

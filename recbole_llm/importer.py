@@ -9,7 +9,7 @@ import importlib.util
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recbole_llm.importing.dataset_folder import new_folder, refuse_existing
@@ -32,6 +32,10 @@ def import_dataset(
     rating_column: str | None = None,
     label_column: str | None = None,
     time_column: str | None = None,
+    weight_column: str | None = None,
+    event_column: str | None = None,
+    event_weights: Mapping[str, float] | None = None,
+    half_life: float | None = None,
     items_id_column: str | None = None,
     users_id_column: str | None = None,
     text_columns: Sequence[str] | None = None,
@@ -67,6 +71,10 @@ def import_dataset(
         label_column: the interactions' column of labels: 1 and 0, 1 and -1, true and false, or yes and no.
         time_column: the interactions' column of times: seconds, milli-, micro- or nanoseconds since 1970, ISO dates, or
             dates such as 31/05/2024 12:00, if some row tells the day from the month.
+        weight_column: the interactions' column with how much each of them counts, above 0; that of the ratings may be it.
+        event_column: the interactions' column of kinds of events.
+        event_weights: how much each kind counts, such as ``{"view": 1, "cart": 3, "buy": 5}``; 0 leaves a kind out.
+        half_life: days after which an interaction counts half, from the newest one back.
         items_id_column: the id column of ``items``.
         users_id_column: the id column of ``users``.
         text_columns: the columns of ``items`` that make an item's text.
@@ -74,7 +82,8 @@ def import_dataset(
         threshold: ratings below it are no interactions.
         keep_negatives: write them, and rows of label 0, with ``label`` 0 instead of dropping them.
         duplicates: of rows with the same user and item keep the ``last`` (in time), the ``first``, or ``keep`` all. The
-            last or first is chosen before the threshold is applied, and after rows of label 0 are dropped.
+            last or first is chosen before the threshold is applied, and after rows of label 0 are dropped. ``sum`` keeps
+            the last with the sum of their weights, each 1 where no weight was given.
         order: of the rows written: ``file``, ``time``, or ``auto``, which is time where float32 merges times.
         time_unit: ``s``, ``ms``, ``us``, ``ns`` or ``iso``.
         time_format: the form of the times, as for ``strptime``: ``%d/%m/%Y %H:%M``.
@@ -100,6 +109,7 @@ def import_dataset(
     """
     started = time.perf_counter()
     _check_arguments(dataset, threshold, label_column)
+    _check_weights(event_column, event_weights, half_life)
     _check_choices(
         duplicates=duplicates, order=order, time_unit=time_unit, bad_rows=bad_rows, decimal=decimal, quoting=quoting
     )
@@ -112,6 +122,7 @@ def import_dataset(
     from recbole_llm.importing.entities import EntityRules, import_entities
     from recbole_llm.importing.interactions import InteractionRules, import_interactions
     from recbole_llm.importing.sources import open_source
+    from recbole_llm.importing.weights import WeightRules
 
     if time_format is not None:
         DateFormat.of(time_format)
@@ -131,19 +142,22 @@ def import_dataset(
             raise ValueError(f"{name} needs {kind}, and no such file was given.")
     with new_folder(folder, overwrite) as temporary:
         notation = Notation(decimal, time_unit, time_format)
-        rules = InteractionRules(threshold, keep_negatives, duplicates, bad_rows, order, notation)
+        weights = WeightRules(bool(weight_column), event_weights, half_life, duplicates == "sum")
+        rules = InteractionRules(threshold, keep_negatives, duplicates, bad_rows, order, notation, weights)
         flags = {
             "user": user_column,
             "item": item_column,
             "rating": rating_column,
             "label": "" if label_column is None and threshold is not None else label_column,
             "time": time_column,
+            "weight": weight_column or "",
+            "event": "" if event_weights is None else event_column,
         }
         found = import_interactions(sources["interactions"], temporary / f"{dataset}.inter", flags, rules, progress)
         report = ImportReport(dataset, folder, folder / f"{dataset}.yaml", found.report, notes=found.notes)
         report.n_users, report.n_items = len(found.users), len(found.items)
         columns = {target.split(":")[0]: name for name, target in found.report.columns.items()}
-        taken = ["user_id", "item_id", "rating", "label", "timestamp"]
+        taken = ["user_id", "item_id", "rating", "label", "timestamp", "weight"]
         first_or_last = "first" if duplicates == "first" else "last"
         if items is not None:
             rule = EntityRules(
@@ -193,8 +207,22 @@ def _check_arguments(dataset: str, threshold: float | None, label_column: str | 
         raise ValueError("threshold must be a number, and NaN was given.")
 
 
+def _check_weights(
+    event_column: str | None, event_weights: Mapping[str, float] | None, half_life: float | None
+) -> None:
+    if event_column and event_weights is None:
+        raise ValueError(f"event_column {event_column!r} needs event_weights, such as view=1,cart=3,buy=5.")
+    for kind, weight in (event_weights or {}).items():
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"event_weights: {kind} weighs {weight}; expected a finite number of at least 0.")
+    if event_weights is not None and not any(event_weights.values()):
+        raise ValueError("event_weights leaves every kind of event out; give one of them a weight above 0.")
+    if half_life is not None and not 0 < half_life < float("inf"):
+        raise ValueError(f"half_life is {half_life}; expected a number of days above 0.")
+
+
 _CHOICES: dict[str, tuple[str | None, ...]] = {
-    "duplicates": ("last", "first", "keep"),
+    "duplicates": ("last", "first", "keep", "sum"),
     "order": ("auto", "file", "time"),
     "time_unit": (None, "s", "ms", "us", "ns", "iso"),
     "bad_rows": ("error", "drop"),

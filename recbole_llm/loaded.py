@@ -31,6 +31,7 @@ from recbole_llm.recommend import (
     rows_of,
     similar_items,
 )
+from recbole_llm.retrieval.rules import NO_RULES, Rules
 
 if TYPE_CHECKING:
     import pandas
@@ -93,6 +94,7 @@ class LoadedModel:
         by: str = "both",
         include_seen: bool = False,
         skip_unknown: bool = False,
+        rules: Rules = NO_RULES,
     ) -> "pandas.DataFrame":
         """Recommend items to users of the training data, to somebody who likes ``items``, or for a text.
 
@@ -104,6 +106,7 @@ class LoadedModel:
             by: how a text is answered: by ``likeness``, by ``chance`` (what buyers of the likest items bought), or by ``both``.
             include_seen: whether items of the history may be recommended again.
             skip_unknown: leave unknown ids out instead of raising.
+            rules: which items may appear, and what moves them.
 
         Returns:
             A row for each recommended item, best first, with the columns of :class:`recbole_llm.recommend.Row`; a probability
@@ -121,44 +124,48 @@ class LoadedModel:
         if k < 1:
             raise ValueError(f"k is {k}; expected at least 1.")
         if text is not None:
-            return _frame(rows_of(recommend_text(self.export, text, k=k, by=by), text))
+            return _frame(rows_of(recommend_text(self.export, text, k=k, by=by, rules=rules), text))
         if by != "both":
             raise ValueError(f"by is {by!r}, which says how a text is answered; give text, or leave by out.")
         if items is not None:
             liked = _ids("items", items)
             try:
                 answer = recommend_items(
-                    self.export, liked, k=k, exclude_seen=not include_seen, skip_unknown=skip_unknown
+                    self.export, liked, k=k, exclude_seen=not include_seen, skip_unknown=skip_unknown, rules=rules
                 )
             except UnknownItemError as error:
                 raise _unknown("items", error) from error
             return _frame(rows_of(answer, ",".join(liked)))
         wanted = None if users is None else _ids("users", users)
         try:
-            rows = recommend_users(self.export, wanted, k=k, exclude_seen=not include_seen, skip_unknown=skip_unknown)
+            rows = recommend_users(
+                self.export, wanted, k=k, exclude_seen=not include_seen, skip_unknown=skip_unknown, rules=rules
+            )
             return _frame(rows)
         except UnknownUserError as error:
             raise _unknown("users", error, "For a new user give items.") from error
 
-    def similar(self, item: str | int, *, k: int = 10, by: str = "both") -> "pandas.DataFrame":
+    def similar(self, item: str | int, *, k: int = 10, by: str = "both", rules: Rules = NO_RULES) -> "pandas.DataFrame":
         """Find the items most like one.
 
         Args:
             item: its id.
             k: how many.
             by: ``likeness`` of content, ``chance`` (what buyers of the item bought), or ``both``.
+            rules: which items may appear, and what moves them.
 
         Returns:
             A row for each item, likest first, as :meth:`recommend`; ``user`` holds the item's id, ``score`` the likeness.
 
         Raises:
-            ValueError: if no item has the id, ``k`` is below 1, or ``by`` is unknown or cannot be had of a model without content.
+            ValueError: if no item has the id, ``k`` is below 1, ``by`` is unknown or cannot be had of a model without content, or
+                a rule does not fit the items.
         """
         (item_id,) = _ids("item", item)
         if k < 1:
             raise ValueError(f"k is {k}; expected at least 1.")
         try:
-            return _frame(rows_of(similar_items(self.export, item_id, k=k, by=by), item_id))
+            return _frame(rows_of(similar_items(self.export, item_id, k=k, by=by, rules=rules), item_id))
         except UnknownItemError as error:
             raise _unknown("item", error) from error
 
@@ -273,7 +280,7 @@ class LoadedModel:
         export = self.export
         span = slice(*export.history_offsets[row : row + 2])
         history = export.history_items[span].astype(np.int64)
-        part = None if export.user_part is None else export.user_part[row]
+        part = export.part_of(row)
         ranks = None if export.history_rank is None else export.history_rank[span]
         return history, self._pooling.query(export.source[history], export.history_weight[span], part, ranks)
 

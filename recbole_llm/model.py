@@ -20,13 +20,13 @@ from recbole_llm.bridge.options import NEG_VALID_FIELD, Options
 from recbole_llm.bridge.training.tower_choice import may_choose
 from recbole_llm.fitting.data import Known, TrainingData
 from recbole_llm.fitting.ease import Setting
-from recbole_llm.fitting.pipeline import log_length
 from recbole_llm.fitting.refit import Chosen
+from recbole_llm.fitting.signals import Signals
 from recbole_llm.fitting.stage_values import FittedScore
 from recbole_llm.fitting.tower_choice import TowerChoice
 from recbole_llm.scoring.item_rows import AllRows, ShardedRows
 from recbole_llm.scoring.losses import LossOptions, TowerLoss
-from recbole_llm.scoring.rows import Rows
+from recbole_llm.scoring.rows import Rows, log_length
 from recbole_llm.scoring.score import Score
 from recbole_llm.scoring.state import score_from_state, score_to_state, state_of_version_1
 from recbole_llm.scoring.tables import FrozenRows, FrozenTensor
@@ -58,8 +58,13 @@ class LLMTwoTower(GeneralRecommender):
         self.LABEL = config["LABEL_FIELD"]
         self.gives_probabilities = config["eval_type"] == EvaluatorType.VALUE
         self.item_rows = rows = item_rows_of(config, options, self.n_items)
-        self._history = FrozenRows(_history_of(dataset, options))
+        self._given = FrozenRows(_history_of(dataset, options))
+        disliked = dataset.negative_rows()
+        self._disliked = None if disliked is None else FrozenRows(disliked)
         self._later: FrozenRows | None = None  # histories at test where interactions are split by time
+        self._later_given: FrozenRows | None = None  # the same before it is known how confidence counts
+        self._read_off: tuple[Any, Score] | None = None
+        self.take_signals(Signals())
         self.at_test = False  # whether users are ranked for the test
         self._features = {
             name: (FrozenTensor(rows.of(table.vectors)), FrozenTensor(rows.of(table.present)))
@@ -75,7 +80,6 @@ class LLMTwoTower(GeneralRecommender):
         self._hold(*self.make_towers(None))
         self.fitted: FittedScore | None = None  # None: the learned block alone
         self.chosen: Chosen | None = None  # what validation decided, for a fit that repeats it
-        self._read_off: tuple[Any, Score] | None = None
 
     def make_towers(self, choice: TowerChoice | None) -> tuple[TwoTowers, TowerLoss]:
         """Make new towers and their loss, on a CPU where the model has just been made, else on its device.
@@ -150,7 +154,16 @@ class LLMTwoTower(GeneralRecommender):
 
         RecBole gives sequential models the same: every interaction before the one to predict.
         """
-        self._later = FrozenRows(later.to(self.item_bias.device))
+        self._later_given = FrozenRows(later.to(self.item_bias.device))
+        self._later = FrozenRows(self.signals.applied(self._later_given.rows))
+
+    def take_signals(self, signals: Signals) -> None:
+        """Let the confidence of interactions count so, in the histories and where the model is fitted."""
+        self.signals = signals
+        self._history = FrozenRows(signals.applied(self._given.rows))
+        if self._later_given is not None:
+            self._later = FrozenRows(signals.applied(self._later_given.rows))
+        self._read_off = None
 
     def known(self, dataset: Any, history: str = "all") -> Known:
         """What recommendations are made from.
@@ -169,14 +182,19 @@ class LLMTwoTower(GeneralRecommender):
             getLogger().warning(
                 "The interactions of validation and test are not at hand: histories are those of the training split."
             )
-        rows = _history_of(dataset, self.options, *(later or ()))
+        rows = self.signals.applied(_history_of(dataset, self.options, *(later or ())))
         disliked = dataset.negative_rows(*(later or ()))
         return Known(rows.to(self.item_bias.device), len(self.history.ids), disliked)
 
-    def training_data(self) -> TrainingData:
-        """Return what the score is fitted on."""
+    def training_data(self, given: bool = False) -> TrainingData:
+        """Return what the score is fitted on.
+
+        Args:
+            given: with the confidence of interactions as the data has it, before it is known how it counts.
+        """
         content = {name: (vectors.value, present.value) for name, (vectors, present) in self._features.items()}
-        return TrainingData(self.history, self.item_rows, content)
+        history = self._given.rows if given else self.history
+        return TrainingData(history, self.item_rows, content, None if self._disliked is None else self._disliked.rows)
 
     @property
     def score(self) -> Score:
@@ -317,7 +335,7 @@ class LLMTwoTower(GeneralRecommender):
         fitted, later = self.fitted, None if self._later is None else vars(self._later.rows)
         chosen = None if self.chosen is None else self.chosen.to_state()
         towers = None if self.tower_choice is None else self.tower_choice.to_state()
-        always = {"later": later, "chosen": chosen, "towers": towers}
+        always = {"later": later, "chosen": chosen, "towers": towers, "signals": self.signals.to_state()}
         if fitted is None:
             return {"score": None, "setting": None, **always}
         setting = None if fitted.setting is None else fitted.setting.to_state()
@@ -337,14 +355,19 @@ class LLMTwoTower(GeneralRecommender):
         first = "score" not in para
         state = state_of_version_1(para, self.item_rows) if first else para["score"]
         later, setting, chosen = para.get("later"), para.get("setting"), para.get("chosen")
+        self.take_signals(Signals.from_state(para.get("signals")))
         self.chosen = None if chosen is None else Chosen.from_state(chosen)
         self._trained_by(para.get("towers"))
         if later is not None:
-            ranks = later["weights"] if first else later["ranks"]
-            self.remember_later(Rows(later["offsets"], later["ids"], ranks=ranks))
+            names = {"ranks": "weights"} if first else {"ranks": "ranks", "weights": "weights"}
+            rows = Rows(later["offsets"], later["ids"], **{name: later[of] for name, of in names.items()})
+            self._later = FrozenRows(rows.to(self.item_bias.device))
         self.fitted = None
         if state is not None:
             score = score_from_state(state, self.towers.block(), self.item_rows)
+            if self._disliked is not None:
+                disliked = self._disliked.rows
+                score = score.with_blocks(*(replace(b, disliked=disliked) for b in score.blocks if b.dislikes))
             self.fitted = FittedScore(score, None if setting is None else Setting.from_state(setting))
         self._read_off = None
 

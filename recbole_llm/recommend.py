@@ -4,8 +4,7 @@
     write_rows(recommend_users(model, k=10), "recs.parquet")
     recommend_items(model, ["50", "181"]).items[0].title
 
-The :class:`~recbole_llm.retrieval.recommender.Recommender` of the service answers here too, so that a checkpoint, its export and
-the service give the same items.
+The service's :class:`~recbole_llm.retrieval.recommender.Recommender` answers here too: all give the same items.
 """
 
 import csv
@@ -204,8 +203,7 @@ def recommend_users(
             counts.users += 1
             counts.rows += len(answer.items)
             counts.short += len(answer.items) < k
-            if answer.note:
-                counts.notes[answer.note] += 1
+            counts.notes.update(filter(None, [answer.note]))
             yield from rows_of(answer, user)
 
 
@@ -255,11 +253,13 @@ def recommend_text(
     """
     from recbole_llm.serving.text import vector_of_question
 
-    vector = vector_of_question(export, text)
-    return Recommender(export).recommend(Request(text_vector=vector, text=text, by=by, k=k, rules=rules))
+    request = Request(text_vector=vector_of_question(export, text), text=text, by=by, k=k, rules=rules)
+    return Recommender(export).recommend(request)
 
 
-def similar_items(export: Export, item: str, *, k: int = 10, by: str = "both") -> Recommendation:
+def similar_items(
+    export: Export, item: str, *, k: int = 10, by: str = "both", rules: Rules = NO_RULES
+) -> Recommendation:
     """Find the items whose content is like one's, then what its buyers and those of its like bought.
 
     Args:
@@ -267,12 +267,13 @@ def similar_items(export: Export, item: str, *, k: int = 10, by: str = "both") -
         item: external id.
         k: how many.
         by: as for :func:`recommend_text`.
+        rules: as for :func:`recommend_users`; what they read of a history they read of the item.
 
     Raises:
         UnknownItemError: if no item has the id.
-        ValueError: if ``by`` is unknown, or cannot be had of a model without content.
+        ValueError: if ``by`` is unknown or needs content that the model lacks; on a boost by odds.
     """
-    return Recommender(export).similar(item, k, by=by)
+    return Recommender(export).similar(item, k, by=by, rules=rules)
 
 
 def rows_of(answer: Recommendation, user: str) -> Iterator[Row]:

@@ -33,7 +33,7 @@ ROOMS = {
         "spreadsheet",
         "text_files",
     },
-    "loaded": {"atomic", "export", "recommend"},
+    "loaded": {"atomic", "export", "recommend", "retrieval"},
     "reporting": {"atomic", "bridge", "checkpoints", "export", "fitting", "recommend", "retrieval", "scoring"},
     "recommend": {"atomic", "checkpoints", "export", "progress", "retrieval", "serving", "spreadsheet"},
     "spreadsheet": set(),

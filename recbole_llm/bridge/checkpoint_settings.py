@@ -32,7 +32,7 @@ _MODEL_KEYS = """
     encoder_max_tokens encoder_overflow encoder_dim encoder_batch_size encoder_dtype feature_transform blocks
     closed_form_dim tower_features embedding_size adapter_hidden_size use_item_id use_item_bias user_tower
     history_dropout history_exponent history_decay use_order share_parameters cold_map cold_boost scoring scale_init
-    loss_type neg_weight kernel_backend eval_backend shard_items refit_rows
+    loss_type neg_weight kernel_backend eval_backend shard_items refit_rows weight_field weight_exponent dislike_weight
 """
 _TRAINING_KEYS = """
     gpu_id use_gpu worker seed reproducibility state show_progress shuffle epochs train_batch_size learner

@@ -13,7 +13,8 @@ import torch
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import cat_interactions
 
-from recbole_llm.bridge.options import Options, preloaded_vectors
+from recbole_llm.bridge.options import Options
+from recbole_llm.bridge.preloaded import preloaded_vectors
 from recbole_llm.bridge.repairs.labels import NEGATIVES
 from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, FeatureTable, apply_transform, encode_texts, load_features
@@ -103,6 +104,14 @@ class LLMTwoTowerDataset(Dataset):
         splits[0].__dict__[_LATER] = tuple(splits[1:])
         return splits
 
+    def _normalize(self) -> None:
+        """Scale columns to 0 .. 1 where RecBole is asked to, but for the weights: the least of them would be 0."""
+        name = self.config["weight_field"]
+        kept = self.inter_feat[name].copy() if name and name in self.inter_feat else None
+        super()._normalize()
+        if kept is not None:
+            self.inter_feat[name] = kept
+
     def unread_items(self) -> int:
         """Items of the .item file that are none of this dataset's; 0 where there is no such file."""
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
@@ -172,7 +181,7 @@ class LLMTwoTowerDataset(Dataset):
                 )
             (time,) = self._columns(later, self.time_field)
         users, items = self._columns(later, self.uid_field, self.iid_field)
-        return rows_from_pairs(users.long(), items.long(), self.user_num, time, decay)
+        return rows_from_pairs(users.long(), items.long(), self.user_num, time, decay, self._confidence(later))
 
     def training_ranks(self, *later: Dataset) -> Rows | None:
         """Return the items of every user in this split with their ranks; 0 is the newest.
@@ -186,7 +195,31 @@ class LLMTwoTowerDataset(Dataset):
         if self.config["eval_args"]["order"] != "TO" or self.time_field not in self.inter_feat:
             return None
         users, items, time = self._columns(later, self.uid_field, self.iid_field, self.time_field)
-        return rows_from_pairs(users.long(), items.long(), self.user_num, time)
+        return rows_from_pairs(users.long(), items.long(), self.user_num, time, confidence=self._confidence(later))
+
+    def _confidence(self, later: Sequence[Dataset]) -> torch.Tensor | None:
+        """How much each interaction of this split and of later ones counts, 1 on average over this one's.
+
+        Raises:
+            ValueError: if the column that ``weight_field`` names was not read, or a weight is not above 0.
+        """
+        name = self.config["weight_field"]
+        if not name:
+            return None
+        if name not in self.inter_feat:
+            read = ", ".join(map(str, self.inter_feat.columns))
+            raise ValueError(
+                f"weight_field is {name!r}, and of {self.dataset_name}.inter {read} were read: add it to load_col.inter, or leave "
+                "weight_field empty."
+            )
+        (weights,) = self._columns(later, name)
+        if not bool((weights > 0).all()) or not bool(torch.isfinite(weights).all()):
+            raise ValueError(
+                f"weight_field {name!r}: a weight is above 0 and finite, and {self.dataset_name}.inter holds "
+                f"{float(weights.min()):g}. Leave such rows out, or give them label 0."
+            )
+        (own,) = self._columns((), name)
+        return (weights.double() / own.double().mean()).float()
 
     def negative_rows(self, *later: Dataset) -> Rows | None:
         """Items that users have seen and not liked: those of label 0, and of no positive of the same user.

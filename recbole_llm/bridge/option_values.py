@@ -134,6 +134,11 @@ def boost(name: str, value: Any) -> float | str:
     raise fail(name, value, "auto or a number above 0")
 
 
+def auto_or_not_negative(name: str, value: Any) -> float | str:
+    """Check for a finite number of at least 0, or ``auto``."""
+    return value if value == "auto" else not_negative(name, value)
+
+
 def rank(name: str, value: Any) -> int | str:
     """Check for an integer of at least 1, ``auto`` or ``full``."""
     if value in ("auto", "full"):

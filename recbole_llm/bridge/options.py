@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from recbole_llm.bridge import option_values as values
+from recbole_llm.bridge.preloaded import preloaded_vectors
 from recbole_llm.content.encoder_settings import DTYPES, OVERFLOWS, POOLINGS, is_function
 
 LOSS_TYPES = ("catalog_bce", "catalog_ce", "sampled_bce", "pair_bce")
@@ -24,8 +25,7 @@ USER_TOWER_PARTS = ("history", "id", "text")
 BLOCKS = ("closed_form", "learned", "sequence")
 EVAL_BACKENDS = ("streamed", "stock")
 NEG_VALID_FIELD = "neg_valid"  # column of a batch whose rows share their negatives: where one counts
-# at this similarity an unknown key is taken for a misspelt one of ours
-MISSPELLING_RATIO = 0.85
+MISSPELLING_RATIO = 0.85  # at this similarity an unknown key is taken for a misspelt one of ours
 
 
 @dataclass(frozen=True)
@@ -232,6 +232,29 @@ class Options:
         values.positive, 1.0, "Towers", "float", "Initial value of the learned factor on the score."
     )
 
+    # Signals
+    weight_field: str | None = _key(
+        values.text,
+        None,
+        "Signals",
+        "str",
+        "Column of the .inter file with how much each interaction counts, above 0; recbole-llm import writes one.",
+    )
+    weight_exponent: float | str = _key(
+        values.auto_or_not_negative,
+        "auto",
+        "Signals",
+        "str|float",
+        "Exponent of these weights. auto: in the fit and in histories by validation, 0 where that gains nothing.",
+    )
+    dislike_weight: float | str = _key(
+        values.auto_or_not_negative,
+        "auto",
+        "Signals",
+        "str|float",
+        "How much an item of label 0 counts against what it would add to a history. auto: by validation.",
+    )
+
     # Items without a training interaction
     cold_map: str = _key(
         values.choice("ridge", "none"),
@@ -382,29 +405,6 @@ def _reject_functions_of_files(config: Any) -> None:
         )
 
 
-@dataclass(frozen=True)
-class PreloadedVectors:
-    """Item vectors that RecBole's own ``preload_weight`` names: the atomic file and its two columns."""
-
-    file: str
-    id_field: str
-    vector_field: str
-
-
-def preloaded_vectors(config: Any) -> PreloadedVectors | None:
-    """Return the item vectors that ``preload_weight`` names, if any."""
-    preload = config["preload_weight"]
-    if not preload:
-        return None
-    item_ids = {config["ITEM_ID_FIELD"], *(config["alias_of_item_id"] or ())}
-    for id_field, vector_field in preload.items():
-        for suffix, columns in (config["load_col"] or {}).items() if id_field in item_ids else ():
-            if vector_field in (columns or ()):
-                file = Path(config["data_path"]) / f"{config['dataset']}.{suffix}"
-                return PreloadedVectors(str(file), id_field, vector_field)
-    return None
-
-
 def _reject_what_shards_lack(given: Mapping[str, Any], config: Any) -> None:
     """Raise if ``shard_items`` is combined with what needs every item in one process."""
     blocks, loss, backend = given["blocks"], given["loss_type"], given["kernel_backend"]
@@ -417,6 +417,7 @@ def _reject_what_shards_lack(given: Mapping[str, Any], config: Any) -> None:
         (not ce_on_triton, "kernel_backend", backend, "auto or torch for catalog_ce"),
         (given["eval_backend"] == "streamed", "eval_backend", given["eval_backend"], "streamed"),
         (modes == ["full"], "eval_args.mode", modes, "full"),
+        (not given["weight_field"], "weight_field", given["weight_field"], "empty"),
         (not config["enable_scaler"], "enable_scaler", True, "false (enable_amp, in bfloat16, works)"),
     ):
         if not fits:
@@ -434,9 +435,8 @@ def stock_keys() -> frozenset[str]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         names.update(key for key in content or () if isinstance(key, str))
     # read by Config and the quick-start functions, in no list
-    return frozenset(
-        names | {"model", "dataset", "config_files", "nproc", "world_size", "ip", "port", "offset", "local_rank"}
-    )
+    others = "model dataset config_files nproc world_size ip port offset local_rank"
+    return frozenset(names | set(others.split()))
 
 
 def reject_misspelt_keys(given: Iterable[str]) -> None:

@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for role in ("user", "item", "rating", "label", "time"):
         columns.add_argument(f"--{role}-column", metavar="NAME")
+    columns.add_argument("--weight-column", metavar="NAME", help="how much an interaction counts; ratings may be it")
+    columns.add_argument("--event-column", metavar="NAME", help="kinds of events, for --event-weights")
     columns.add_argument("--items-id-column", metavar="NAME", help="in the items' file")
     columns.add_argument("--users-id-column", metavar="NAME", help="in the users' file")
     columns.add_argument(
@@ -38,8 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rows.add_argument("--threshold", type=float, help="ratings below it are no interactions")
     rows.add_argument("--keep-negatives", action="store_true", help="write them, and label 0, as rows of label 0")
     rows.add_argument(
-        "--duplicates", choices=("last", "first", "keep"), default="last", help="rows of the same user and item"
+        "--duplicates",
+        choices=("last", "first", "keep", "sum"),
+        default="last",
+        help="rows of the same user and item; sum: the last one with the sum of their weights",
     )
+    rows.add_argument(
+        "--event-weights", metavar="KIND=WEIGHT,...", help="how much each kind of event counts: view=1,cart=3,buy=5"
+    )
+    rows.add_argument("--half-life", type=float, metavar="DAYS", help="after which an interaction counts half")
     rows.add_argument(
         "--order", choices=("auto", "file", "time"), default="auto", help="auto: of time where float32 loses it"
     )
@@ -73,9 +82,32 @@ def run_import(options: argparse.Namespace) -> int:
     for name in ("text_columns", "user_text_columns"):
         if named[name] is not None:
             named[name] = [part.strip() for part in separated(named[name]) if part.strip()]
+    if named["event_weights"] is not None:
+        named["event_weights"] = _event_weights(named["event_weights"])
     if named["separator"] == r"\t":
         named["separator"] = "\t"
     report = import_dataset(options.interactions, options.dataset, progress=not options.quiet, **named)
     print("\n".join(report.lines()))
     print(f"next: {run_command(report)}")
     return 0
+
+
+def _event_weights(text: str) -> dict[str, float]:
+    """Read ``view=1,buy=5``.
+
+    Raises:
+        ValueError: where a part is none such.
+    """
+    found: dict[str, float] = {}
+    for part in separated([text]):
+        kind, sign, weight = part.rpartition("=")
+        try:
+            value = float(weight)
+        except ValueError:
+            sign = ""
+        if not sign or not kind.strip() or kind.strip() in found:
+            raise ValueError(
+                f"--event-weights: {part!r} is no kind with its weight, each kind once, as in view=1,buy=5."
+            )
+        found[kind.strip()] = value
+    return found

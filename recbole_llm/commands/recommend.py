@@ -153,8 +153,9 @@ def _rules(options: argparse.Namespace, model: Export) -> Rules:
     known = set(model.item_ids) if rules.exclude or rules.only else set()
     for name, ids in (("exclude", rules.exclude), ("only", rules.only or ())):
         strangers = [item for item in ids if item not in known]
-        if strangers and not options.skip_unknown:
-            raise ValueError(f"--{name}: no item has the id {names(strangers)}. --skip-unknown leaves them out.")
+        if strangers and not getattr(options, "skip_unknown", False):
+            way_out = " --skip-unknown leaves them out." if hasattr(options, "skip_unknown") else ""
+            raise ValueError(f"--{name}: no item has the id {names(strangers)}.{way_out}")
         if strangers:
             _note(f"unknown items of --{name} skipped: {len(strangers)} ({names(strangers)})")
     return rules
@@ -284,24 +285,26 @@ def add_similar_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".jsonl, .csv, .parquet or .xlsx (for Excel); without it a table on the terminal",
     )
+    add_rule_arguments(parser)
 
 
 def run_similar(options: argparse.Namespace) -> int:
     """Run the command.
 
     Raises:
-        ValueError: as :func:`open_model`, or if no item has the id.
+        ValueError: as :func:`open_model`, if no item has the id, or a rule does not fit the model's items.
     """
     if options.k < 1:
         raise ValueError(f"--k is {options.k}; expected at least 1.")
     if options.output:
         check_output(options.output)
     model = _open(options, texts=options.text is not None)
+    rules = _rules(options, model)
     if options.text is not None:
-        answer = recommend_text(model, options.text, k=options.k, by=options.by)
+        answer = recommend_text(model, options.text, k=options.k, by=options.by, rules=rules)
     else:
         try:
-            answer = similar_items(model, options.item, k=options.k, by=options.by)
+            answer = similar_items(model, options.item, k=options.k, by=options.by, rules=rules)
         except UnknownItemError as error:
             asked = unknown_ids([options.item], model.item_ids)
             raise ValueError(f"--item: no item of the data has the id {asked}.") from error
@@ -311,4 +314,6 @@ def run_similar(options: argparse.Namespace) -> int:
         print(f"{len(rows)} items written to {options.output}")
     else:
         print(*_table(rows), sep="\n")
+    if answer.note:
+        _note(answer.note)
     return 0

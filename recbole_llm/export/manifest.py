@@ -52,7 +52,8 @@ class Block:
         exponent: of the sum of the history weights that a pooled history is divided by.
         scale: factor of the query.
         scoring: ``dot`` or ``cosine``.
-        decay: by which histories fade in this block; ``None`` for the history's own weights.
+        decay: by which histories fade in this block; ``None`` for the history's own weights alone.
+        dislikes: how much a disliked item counts against what it would add to a history; 0 for not at all.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Block:
     scale: float
     scoring: str = "dot"
     decay: float | None = None
+    dislikes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,9 @@ class Manifest:
         values = asdict(self)
         if self.probability is None:  # as exports were before there was a map, with the export_id that they have
             del values["probability"]
+        for block in values["blocks"]:  # likewise
+            if not block["dislikes"]:
+                del block["dislikes"]
         return values
 
     def identity(self) -> str:
@@ -279,6 +284,7 @@ def _check_manifest(manifest: Manifest) -> None:
         claim(is_number(block.exponent) and is_number(block.scale), "a block's exponent or scale is no number")
         claim(abs(block.exponent) <= MAX_EXPONENT, f"a block's exponent is beyond {MAX_EXPONENT}")
         claim(block.scoring in ("dot", "cosine"), f"scoring {block.scoring!r} is unknown")
+        claim(is_number(block.dislikes) and block.dislikes >= 0, "a block's dislikes are no number of at least 0")
         claim(block.decay is None or (is_number(block.decay) and block.decay > 0), "a block's decay is not positive")
     mapped = manifest.probability
     claim(mapped is None or abs(mapped.exponent) <= MAX_EXPONENT, f"probability's exponent is beyond {MAX_EXPONENT}")

@@ -191,7 +191,8 @@ def block_of(block: LinearBlock, slope: float) -> Block:
     """Describe a block as an export does; the scale is the query's whole factor."""
     scoring = "cosine" if block.cosine else "dot"
     scale = slope * block.scale * block.temperature
-    return Block(block.name, block.dim, float(block.exponent), scale, scoring, block.decay)
+    dislikes = 0.0 if block.disliked is None else block.dislikes
+    return Block(block.name, block.dim, float(block.exponent), scale, scoring, block.decay, dislikes)
 
 
 def content_blocks(data: TrainingData) -> tuple[LinearBlock, ...]:

@@ -118,7 +118,7 @@ def _write_recommend(folder: Path, blocks: Sequence[Block]) -> None:
         first, start = graph.constant([0], np.int64), start + block.dim
         weight = "weight"
         if block.decay is not None:
-            weight = op("Exp", op("Neg", op("Div", "rank", graph.constant(block.decay))))
+            weight = op("Mul", weight, op("Exp", op("Neg", op("Div", "rank", graph.constant(block.decay)))))
         total = op("Max", op("ReduceSum", weight, keepdims=0), graph.constant(TINIEST))
         pooled = op("Mul", weight, op("Pow", total, graph.constant(-block.exponent)))
         source = op("Slice", history, *bounds, graph.constant([1], np.int64))
@@ -187,7 +187,8 @@ def check_graphs(export: Export) -> bool:
     for user in range(0, len(export.user_ids), step):
         span = slice(int(export.history_offsets[user]), int(export.history_offsets[user + 1]))
         history = export.history_items[span].astype(np.int64)
-        part = np.zeros(export.manifest.dim, np.float32) if export.user_part is None else export.user_part[user]
+        own = export.part_of(user)
+        part = np.zeros(export.manifest.dim, np.float32) if own is None else own
         asked = {"history": history, "weight": export.history_weight[span], "part": part, "exclude": history}
         ranks = None if export.history_rank is None else export.history_rank[span]
         if ranks is not None:

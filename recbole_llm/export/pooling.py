@@ -5,7 +5,7 @@ With history weights t_j, block b of the query is (:mod:`recbole_llm.export.read
     q_b = f_b (sum_j t_j / T^e_b v_jb + offset_b + part_ub),    T = sum_j t_j,   f_b = scale_b [/ |x_b| for cosine]
 
 so that <q, w_i> + bias_i = sum_j [sum_b f_b t_j / T^e_b <v_jb, w_ib>] + <f (offset + part), w_i> + bias_i: the bracket
-is what item j of the history adds to the score of item i. A block with a decay has t_j = exp(-rank_j / decay).
+is what item j of the history adds to the score of item i. A block with a decay has t_j times exp(-rank_j / decay).
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class Pooling:
             source: ``[h, D]`` float32.
             times: ``[h]`` float32, t_j.
             part: ``[D]`` float32 of this user alone, or ``None``.
-            ranks: ``[h]`` float32, 0 for the newest, by which blocks with a decay weigh; ``None``: as the others, by ``times``.
+            ranks: ``[h]`` float32, 0 for the newest, by which blocks with a decay weigh too; ``None``: by ``times`` alone.
 
         Example:
             >>> pooling = Pooling([Block("closed_form", dim=2, exponent=0.5, scale=3.0)], np.zeros(2, np.float32))
@@ -72,8 +72,9 @@ class Pooling:
         vector = np.empty(source.shape[1], np.float32)
         weights = np.empty((len(source), len(self.blocks)), np.float32)
         for b, (block, columns) in enumerate(zip(self.blocks, self.columns, strict=True)):
-            fades = block.decay is not None and ranks is not None
-            weight = np.exp(-ranks / np.float32(block.decay)) if fades else times  # type: ignore[operator,arg-type]
+            weight = times
+            if block.decay is not None and ranks is not None:
+                weight = times * np.exp(-ranks / np.float32(block.decay))
             total = max(float(weight.sum(dtype=np.float64)), TINIEST)
             pooled = weight * np.float32(np.float64(total) ** -block.exponent)
             x = pooled @ source[:, columns] + self.offset[columns]

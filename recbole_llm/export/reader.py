@@ -24,8 +24,8 @@ weights t_j is
 
     x_b = sum_j t_j v_jb / (sum_j t_j)^exponent_b + offset_b + part_ub,    q_b = scale_b x_b    [scale_b x_b / |x_b|]
 
-where the bracket is scoring "cosine". A block with a decay has weights t_j = exp(-rank_j / decay) of its own; rank 0 is the
-newest item of the history.
+where the bracket is scoring "cosine". A block with a decay has weights t_j exp(-rank_j / decay); rank 0 is the
+newest item of the history. A block with dislikes d has part_ub less d sum_j v_jb over the items that u dislikes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -128,6 +128,28 @@ class Export:
     encoders: tuple[str, ...] = ()
     search: SearchTables | None = None
     search_index: memoryview | None = None
+
+    def part_of(self, user: int) -> np.ndarray | None:
+        """Return the summand of one user's query, ``[D]`` float32 by the user's row; ``None`` without any."""
+        parts = self.user_parts(user, user + 1)
+        return None if parts is None else parts[0]
+
+    def user_parts(self, first: int, last: int) -> np.ndarray | None:
+        """Return the summands of the queries of users ``first`` to ``last``, ``[last - first, D]`` float32.
+
+        They are the users' own parts less what their disliked items count; ``None`` without either.
+        """
+        parts = None if self.user_part is None else self.user_part[first:last]
+        bounds, items = self.disliked_offsets, self.disliked_items
+        if bounds is None or items is None or not any(block.dislikes for block in self.manifest.blocks):
+            return parts
+        factor = np.concatenate([np.full(b.dim, b.dislikes, np.float32) for b in self.manifest.blocks])
+        found = np.zeros((last - first, len(self.offset)), np.float32) if parts is None else parts.copy()
+        for at, user in enumerate(range(first, last)):
+            disliked = items[bounds[user] : bounds[user + 1]]
+            if len(disliked):
+                found[at] -= factor * self.source[disliked].sum(0)
+        return found
 
 
 def load_export(

@@ -311,7 +311,8 @@ def _min_reader(contents: ExportContents) -> int:
         return CODED_SCHEMA
     if contents.search is not None:
         return SEARCH_SCHEMA
-    if contents.disliked_items is not None:
+    weighs = contents.history_weight is not None and contents.history_rank is not None  # both count since that schema
+    if contents.disliked_items is not None or weighs:
         return DISLIKED_SCHEMA
     return CONTENT_SCHEMA if contents.content else FIRST_SCHEMA
 

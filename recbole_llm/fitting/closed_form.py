@@ -12,8 +12,8 @@ from logging import getLogger
 import torch
 from torch import Tensor
 
-from recbole_llm.fitting.ease import Setting, solve, spectrum, user_weights, weighted_gram
-from recbole_llm.fitting.factors import FACTOR_FORMS, FactorForm, Incidence, factorise, gram_product, sharpen
+from recbole_llm.fitting.ease import Setting, gram_diagonal, solve, spectrum, user_weights, weighted_gram
+from recbole_llm.fitting.factors import FACTOR_FORMS, FactorForm, factorise, gram_product, sharpen
 from recbole_llm.fitting.hyperparameters import (
     EXACT_ITEMS,
     Candidates,
@@ -97,7 +97,7 @@ def fit_closed_form(
     """Fit the block on training interactions and choose its constants and rank on validation.
 
     Args:
-        train: training interactions, one row per user. Their weights are not read.
+        train: training interactions, one row per user. Their confidence is read, and not their weights.
         n_items: size of the catalogue; ids are below it. Items without an interaction (padding too) get zero vectors.
         content: vectors of the items by modality; ``None`` for none.
         validation: validation data; without it, or without a target in it, the constants of ``setting`` and the first of
@@ -214,7 +214,7 @@ def _fit_spectral(
 ) -> ClosedForm:
     """The SVD form at the largest rank allowed, cut to the smallest that loses little."""
     weights = user_weights(items.train, base.user_exponent)
-    popularity = Incidence(items.train, len(items.items)).to_items(weights[:, None]).squeeze(1)
+    popularity = gram_diagonal(items.train, weights, len(items.items))
     metric = gram_product(items.train, weights, None, len(items.items))
     affordable = max(1, max_table_bytes // (8 * len(items.warm)))
     dims = (dim,) if isinstance(dim, int) else tuple(d for d in SPECTRAL_DIMS if d <= affordable) or (affordable,)

@@ -19,11 +19,13 @@ class TrainingData:
         history: training items of every user; with ranks where interactions are split by time.
         rows: which items are in this process.
         content: vectors of the items by modality.
+        disliked: items that users have seen and not liked, as many rows as ``history``; ``None`` for none.
     """
 
     history: Rows
     rows: AllRows
     content: ContentTables = field(default_factory=dict)
+    disliked: Rows | None = None
 
     @property
     def n_items(self) -> int:

@@ -1,7 +1,8 @@
 r"""The algebra of the closed form: a generalised EASE whose Gram matrix includes the items' content.
 
-    w_u = (n_u / mean n)^-beta                                 users count alike, whatever their number n_u of items
-    G   = X' diag(w) X,   g = mean diag G                      X: users x items, 0/1, training interactions only
+    w_u = (n_u / mean n)^-beta                                 users count alike, whatever their mass n_u = sum_i X_ui^2
+    G   = X' diag(w) X,   g = mean diag G                      X: users x items, training interactions only, their 1 or
+                                                               the root of their confidence
     K_m = cosine of centred vectors of modality m; power 2: sign(K) K^2
     A   = G + lam g sum_m tau_m K_m + R,   R = lam g diag(diag G / g)^a
     B   = I - A^-1 diag(1 / diag A^-1), column i scaled by (G_ii / g)^-delta
@@ -114,36 +115,51 @@ class Setting:
 
 
 def user_weights(train: Rows, exponent: float) -> Tensor:
-    """Compute w_u of the module docstring, ``[n_users]`` float32; 0 for users without an interaction."""
-    sizes = train.sizes
-    active = sizes > 0
-    mean = sizes[active].double().mean()
-    return torch.where(active, (sizes.clamp(min=1) / mean) ** -exponent, 0.0).float()
+    """Compute w_u of the module docstring, ``[n_users]`` float32; 0 for users without an interaction.
+
+    Args:
+        train: X; its weights are the entries, ``None`` for ones.
+        exponent: beta.
+    """
+    active, mass = train.sizes > 0, train.sizes.double()
+    if train.weights is not None:
+        mass = torch.zeros_like(mass).index_add_(0, train.row_of_entry(), train.weights.double().square())
+    mean = mass[active].mean()
+    return torch.where(active, (mass.clamp(min=torch.finfo(torch.float32).tiny) / mean) ** -exponent, 0.0).float()
+
+
+def gram_diagonal(train: Rows, weights: Tensor, n_items: int) -> Tensor:
+    """Compute diag G of :func:`weighted_gram`, ``[n_items]`` float32."""
+    values = weights[train.row_of_entry()].double()
+    if train.weights is not None:
+        values = values * train.weights.double().square()
+    return torch.zeros(n_items, dtype=torch.float64, device=values.device).index_add_(0, train.ids, values).float()
 
 
 def weighted_gram(train: Rows, weights: Tensor, n_items: int, chunk_bytes: int = 2**28) -> Tensor:
     """Compute G = X' diag(w) X, ``[n_items, n_items]`` float32, from sparse rows times dense columns of X.
 
     Args:
-        train: histories X, of n_users rows; their weights are not read.
+        train: histories X, of n_users rows; their weights are the entries, ``None`` for ones.
         weights: w, ``[n_users]`` float32.
         n_items: columns of X.
         chunk_bytes: dense columns of X held at once.
     """
     n_users = len(train.offsets) - 1
     user = train.row_of_entry()
+    entries = torch.ones(len(user), device=user.device) if train.weights is None else train.weights
     weighted = torch.sparse_coo_tensor(
-        torch.stack([train.ids, user]), weights[user], (n_items, n_users), check_invariants=False
+        torch.stack([train.ids, user]), weights[user] * entries, (n_items, n_users), check_invariants=False
     ).coalesce()
     order = torch.argsort(train.ids, stable=True)
-    items, users = train.ids[order], user[order]
+    items, users, entries = train.ids[order], user[order], entries[order]
     gram = torch.empty(n_items, n_items, device=train.ids.device)
     width = max(1, chunk_bytes // (4 * max(n_users, 1)))
     for start in range(0, n_items, width):
         stop = min(start + width, n_items)
         low, high = (int(x) for x in torch.searchsorted(items, torch.tensor([start, stop], device=items.device)))
         columns = torch.zeros(n_users, stop - start, device=gram.device)
-        columns[users[low:high], items[low:high] - start] = 1.0
+        columns[users[low:high], items[low:high] - start] = entries[low:high]
         gram[:, start:stop] = torch.sparse.mm(weighted, columns)
     return gram
 

@@ -81,7 +81,7 @@ class Incidence:
     """Which items each row holds, summed over in both directions without a ``[rows, items]`` matrix.
 
     Args:
-        rows: R rows of item ids; their weights are not read.
+        rows: R rows of item ids; their weights are the entries, ``None`` for ones.
         n_items: number of items n.
     """
 
@@ -92,15 +92,20 @@ class Incidence:
         self._item_offsets = pad(torch.bincount(rows.ids, minlength=n_items).cumsum(0), (1, 0))
 
     def to_rows(self, table: Tensor, values: Tensor | None = None) -> Tensor:
-        """Sum over each row's items of value times ``table`` row: ``[n, d]``, ``[nnz]`` -> ``[R, d]``."""
-        return _bag(self.rows.ids, table, self.rows.offsets, values)
+        """Sum over each row's items of value times ``table`` row: ``[n, d]``, ``[nnz]`` -> ``[R, d]``.
+
+        Without ``values`` those are the entries.
+        """
+        return _bag(self.rows.ids, table, self.rows.offsets, self.rows.weights if values is None else values)
 
     def to_items(self, table: Tensor, values: Tensor | None = None) -> Tensor:
-        """Sum over the rows that hold an item: ``[R, d]``, ``[nnz]`` -> ``[n, d]``."""
+        """Sum over the rows that hold an item, as :meth:`to_rows`: ``[R, d]``, ``[nnz]`` -> ``[n, d]``."""
+        values = self.rows.weights if values is None else values
         return _bag(self._row_by_item, table, self._item_offsets, None if values is None else values[self._by_item])
 
 
 def _bag(ids: Tensor, table: Tensor, offsets: Tensor, values: Tensor | None) -> Tensor:
+    values = None if values is None else values.to(table.dtype)
     return embedding_bag(ids, table, offsets, mode="sum", per_sample_weights=values, include_last_offset=True)
 
 
@@ -202,7 +207,7 @@ def _top_places(matrix: Tensor, rows: Rows, weights: Tensor, places: int) -> _To
     scores = torch.empty(n_rows, places, device=matrix.device, dtype=matrix.dtype)
     for chunk in torch.arange(n_rows, device=matrix.device).split(max(1, 2**23 // n)):
         history = rows.select(chunk)
-        full = _bag(history.ids, matrix, history.offsets, None)
+        full = _bag(history.ids, matrix, history.offsets, history.weights)
         hide_seen(full, history)
         scores[chunk], ids[chunk] = full.topk(places, dim=1)
     empty = scores.isinf()
@@ -251,7 +256,9 @@ def sharpen(
     users = torch.nonzero(train.sizes).squeeze(1)
     every_item = torch.arange(n, device=users.device)
     active = train.select(users)
-    rows = Rows(torch.cat([active.offsets, active.offsets[-1] + 1 + every_item]), torch.cat([active.ids, every_item]))
+    entries = None if active.weights is None else torch.cat([active.weights, active.weights.new_ones(n)])
+    offsets = torch.cat([active.offsets, active.offsets[-1] + 1 + every_item])
+    rows = Rows(offsets, torch.cat([active.ids, every_item]), entries)
     row_weights = torch.cat([weights[users], weights.new_full((n,), single)]).to(matrix.dtype)
     kept, shares = _thinned(len(users), n, max(2, MAX_PAIRS // places), users.device)
     rows, row_weights = rows.select(kept), row_weights[kept] * shares.to(row_weights)

@@ -25,6 +25,7 @@ from recbole_llm.fitting.hyperparameters import DIM, EXACT_ITEMS
 from recbole_llm.fitting.logs import quietly, stage
 from recbole_llm.fitting.next_item import CONTENT, TRANSITIONS, choose_decay, fit_next_item
 from recbole_llm.fitting.sequence import fit_sequence
+from recbole_llm.fitting.signals import SignalOptions, choose_dislikes
 from recbole_llm.fitting.stage_values import (
     FittedBlock,
     FittedScore,
@@ -34,7 +35,7 @@ from recbole_llm.fitting.stage_values import (
     with_weights,
 )
 from recbole_llm.fitting.validation import DEFAULT_METRIC, MAX_PAIRS, MIN_USERS, Validation, evenly, user_metric
-from recbole_llm.scoring.rows import Rows
+from recbole_llm.scoring.rows import Rows, log_length
 from recbole_llm.scoring.score import LinearBlock, Score, Scorer
 from recbole_llm.scoring.sequence import SEQUENCE, SequenceBlock
 
@@ -49,7 +50,7 @@ DEFAULT_LEARNED_SHARE = 0.35  # without validation data; the median of what vali
 log = getLogger(__name__)
 
 
-class FitOptions(Protocol):
+class FitOptions(SignalOptions, Protocol):
     """The options that the fit reads, as :class:`recbole_llm.bridge.options.Options` has them."""
 
     @property
@@ -113,6 +114,7 @@ def fit(
         score = weigh(data, validation, closed, following, learned, sequence)
         score = choose_decays(score, data, validation)
         score = with_weights(score, agree(weights_of(score)))
+        score = choose_dislikes(score, data, validation, options, agree)
     setting = None if closed is None else closed.setting
     with stage("items without interactions"):
         score = place_cold_items(score, data, validation, options, setting, rank_all_cold)
@@ -442,8 +444,3 @@ def calibrate(score: Score, data: TrainingData, validation: Validation | None) -
     probability = fit_probability(lambda: batches(scaled), intercept)
     log.info(f"score = {slope:.4g} blocks {intercept:+.4g}; {probability}; fitted on validation")
     return replace(scaled, probability=probability)
-
-
-def log_length(history: Rows) -> Tensor:
-    """Log of the number of items in each history, ``[B]``; 0 for an empty one."""
-    return history.sizes.clamp(min=1).float().log()

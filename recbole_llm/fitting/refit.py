@@ -6,7 +6,7 @@ choice given. A block's weight is kept in units of the deviation of its scores, 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from logging import getLogger
 from typing import Any
 
@@ -23,6 +23,7 @@ from recbole_llm.fitting.logs import quietly
 from recbole_llm.fitting.next_item import TRANSITIONS, NextItemSetting, directions_of, next_item_blocks
 from recbole_llm.fitting.pipeline import FitOptions, place_cold_items
 from recbole_llm.fitting.sequence import fit_sequence
+from recbole_llm.fitting.signals import Signals
 from recbole_llm.fitting.stage_values import FittedScore
 from recbole_llm.fitting.tower_choice import TowerChoice
 from recbole_llm.fitting.validation import evenly
@@ -45,6 +46,7 @@ class ChosenBlock:
         decay: by which its histories fade.
         dim: rank, or ``full``; of the learned block, its columns.
         constants: numbers that it was solved with.
+        dislikes: how much disliked items count against it.
     """
 
     name: str
@@ -52,6 +54,7 @@ class ChosenBlock:
     decay: float | None
     dim: int | str
     constants: Mapping[str, float]
+    dislikes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Chosen:
         intercept: of the calibration.
         probability: the map from scores to probabilities.
         towers: how the learned block was trained; ``None`` where the options say it.
+        signals: how the confidence of interactions counts.
     """
 
     blocks: tuple[ChosenBlock, ...]
@@ -87,6 +91,7 @@ class Chosen:
     intercept: float
     probability: ProbabilityMap
     towers: TowerChoice | None = None
+    signals: Signals = field(default_factory=Signals)
 
     def block(self, name: str) -> ChosenBlock | None:
         """The block of a name, if it counts."""
@@ -103,6 +108,7 @@ class Chosen:
             "intercept": self.intercept,
             "probability": asdict(self.probability),
             "towers": None if self.towers is None else self.towers.to_state(),
+            "signals": self.signals.to_state(),
         }
 
     @classmethod
@@ -118,10 +124,17 @@ class Chosen:
             float(state["intercept"]),
             ProbabilityMap.from_json(state["probability"]),
             None if towers is None else TowerChoice.from_state(towers),
+            Signals.from_state(state.get("signals")),
         )
 
 
-def chosen_of(fitted: FittedScore, data: TrainingData, epochs: int, towers: TowerChoice | None = None) -> Chosen:
+def chosen_of(
+    fitted: FittedScore,
+    data: TrainingData,
+    epochs: int,
+    towers: TowerChoice | None = None,
+    signals: Signals | None = None,
+) -> Chosen:
     """What the fit of a score has chosen.
 
     Args:
@@ -129,6 +142,7 @@ def chosen_of(fitted: FittedScore, data: TrainingData, epochs: int, towers: Towe
         data: what it was fitted on.
         epochs: of the learned block.
         towers: how it was trained.
+        signals: how the confidence of interactions counts in ``data``; ``None`` for not at all.
     """
     score = fitted.score
     blocks = tuple(
@@ -138,12 +152,14 @@ def chosen_of(fitted: FittedScore, data: TrainingData, epochs: int, towers: Towe
             block.decay,
             "full" if block.target is None else block.dim,
             dict(block.constants),
+            block.dislikes,
         )
         for block in score.blocks
     )
     placed = score.cold
     cold = None if placed is None else ChosenPlace(placed.mu, placed.joint, placed.kappa, placed.offset)
-    return Chosen(blocks, fitted.setting, epochs, cold, score.slope, score.intercept, score.probability, towers)
+    calibrated = score.slope, score.intercept, score.probability
+    return Chosen(blocks, fitted.setting, epochs, cold, *calibrated, towers, signals or Signals())
 
 
 def deviation(score: Score, block: LinearBlock, data: TrainingData) -> float:
@@ -192,7 +208,8 @@ def refit(
     for block in score.blocks:
         choice = chosen.block(block.name)
         weight = 0.0 if choice is None else choice.weight
-        block = replace(block, decay=block.decay if choice is None else choice.decay)
+        if choice is not None:
+            block = replace(block, decay=choice.decay, dislikes=choice.dislikes, disliked=data.disliked)
         found = deviation(score, block, data) if weight else 0.0
         scaled.append(replace(block, scale=weight / found if found else 0.0))
         log.info(f"{block.name} block: weight {weight:.3g} in deviations of its scores, as chosen on validation")

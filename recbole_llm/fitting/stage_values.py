@@ -71,4 +71,4 @@ def solved_blocks(start: FittedScore, trained: Tensor) -> Solved:
 
 def _bare(block: LinearBlock, trained: Tensor, scale: float) -> LinearBlock:
     source, target = (None if table is None else table * trained[:, None] for table in (block.source, block.target))
-    return replace(block, source=source, target=target, scale=scale, exceptions=None)
+    return replace(block, source=source, target=target, scale=scale, exceptions=None, dislikes=0.0)

@@ -22,7 +22,7 @@ class WarmItems:
     Attributes:
         items: ``[n]`` int64, their ids.
         warm: ``[n_items]`` bool, the same as flags.
-        train: the training interactions, in ids of 0 .. n - 1.
+        train: the training interactions, in ids of 0 .. n - 1; their weights are the entries of X of ``ease.py``.
         content: by modality, directions ``[n, f]``.
     """
 
@@ -70,7 +70,7 @@ def warm_items(train: Rows, content: ContentTables, n_items: int) -> WarmItems:
     """Select all items that have a training interaction.
 
     Args:
-        train: training interactions, one row per user. Their weights are not read.
+        train: training interactions, one row per user. Their confidence is read, and not their weights.
         content: of the items.
         n_items: size of the whole catalogue.
     """
@@ -81,4 +81,5 @@ def warm_items(train: Rows, content: ContentTables, n_items: int) -> WarmItems:
         modality: content_directions(vectors, present, content_centre(vectors, present))[items]
         for modality, (vectors, present) in content.items()
     }
-    return WarmItems(items, warm, Rows(train.offsets, position[train.ids]), directions)
+    entries = None if train.confidence is None else train.confidence.sqrt()
+    return WarmItems(items, warm, Rows(train.offsets, position[train.ids], entries), directions)

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from recbole_llm.importing.names import ITEM_NAMES, LABEL_NAMES, RATING_NAMES, TIME_NAMES, USER_NAMES, WEAK_NAMES
+from recbole_llm.importing.names import (
+    EVENT_NAMES,
+    ITEM_NAMES,
+    LABEL_NAMES,
+    RATING_NAMES,
+    TIME_NAMES,
+    USER_NAMES,
+    WEAK_NAMES,
+)
 from recbole_llm.importing.numbers import LabelReader, NumberReader
 from recbole_llm.importing.table import INDEX, Batch, Source
 from recbole_llm.importing.times import TimeReader
@@ -35,11 +43,14 @@ class InteractionColumns:
     rating: str = ""
     label: str = ""
     time: str = ""
+    weight: str = ""
+    event: str = ""
     others: dict[str, str] = field(default_factory=dict)
 
     def used(self) -> list[str]:
-        """List the columns that are there, in the order of the atomic file."""
-        return [name for name in (self.user, self.item, self.rating, self.label, self.time) if name]
+        """List the columns that are there, in the order of the atomic file; the weights may be the ratings."""
+        names = (self.user, self.item, self.rating, self.label, self.time, self.weight, self.event)
+        return list(dict.fromkeys(name for name in names if name))
 
 
 def simple_name(name: str) -> str:
@@ -95,6 +106,7 @@ _KNOWN = {
     "label": LABEL_NAMES,
     "rating": RATING_NAMES,
     "time": TIME_NAMES,
+    "event": EVENT_NAMES,
 }
 _EXPECTED = {
     "label": "1 and 0, 1 and -1, true and false, or yes and no",
@@ -111,27 +123,21 @@ def interaction_columns(
     Args:
         source: the interactions.
         first: their first rows, all columns.
-        flags: ``user``, ``item``, ``rating``, ``label``, ``time``: a name, ``None`` to look for it, "" for none.
+        flags: ``user``, ``item``, ``rating``, ``label``, ``time``, ``event``: a name, ``None`` to look for it, "" for none.
+            ``weight``: a name, or nothing.
         notation: how values are written.
 
     Raises:
         ValueError: if user or item is not found, a flag names no column, two flags name the same, or a column with the
             name of ratings, labels or times holds something else.
     """
-    found: dict[str, str] = {}
+    found, weight = _given(source, flags)
     others: dict[str, str] = {}
-    for role, name in flags.items():
-        if name:
-            found[role] = require(source, f"--{role}-column", name)
-    if len(set(found.values())) < len(found):
-        raise source.error(
-            f"one column was given for two purposes: {', '.join(f'--{r}-column {n}' for r, n in found.items())}."
-        )
     for role, known in _KNOWN.items():
-        if flags.get(role) is not None:
+        if flags.get(role, "" if role == "event" else None) is not None:  # events are looked for if they have weights
             continue
         named = by_name([name for name in source.names if name not in found.values()], known)
-        if role in ("user", "item"):
+        if role in ("user", "item", "event"):
             fitting = [name for name in named if simple_name(name) not in WEAK_NAMES or _repeats(first, name)]
         else:
             fitting = _readable(source, role, first, named, notation)
@@ -143,6 +149,10 @@ def interaction_columns(
         fitting = [name for name in free if _is_moment(first, name, notation)]
         if len(fitting) == 1:  # of several nobody knows which one counts; the report lists them
             found["time"] = fitting[0]
+    if flags.get("event", "") is None and "event" not in found:
+        raise source.error(
+            f"--event-weights: which column holds the events? Give --event-column. There are {listed(source)}."
+        )
     for role in ("user", "item"):
         if not found.get(role):
             example = {name: first.columns[name][0].as_py() if len(first.lines) else None for name in source.names[:50]}
@@ -150,7 +160,21 @@ def interaction_columns(
                 f"which column holds the {role}s? Give --{role}-column. The columns are {listed(source)}; the "
                 f"first row is {example}. If that is data and not a header, put a line with the columns' names on top."
             )
-    return InteractionColumns(**found, others={name: why for name, why in others.items() if name not in found.values()})
+    taken = {*found.values(), weight}
+    return InteractionColumns(
+        **found, weight=weight, others={name: why for name, why in others.items() if name not in taken}
+    )
+
+
+def _given(source: Source, flags: Mapping[str, str | None]) -> tuple[dict[str, str], str]:
+    """The columns that flags name, and that of the weights, which may be another one's too."""
+    found = {role: require(source, f"--{role}-column", name) for role, name in flags.items() if name}
+    weight = found.pop("weight", "")
+    if len(set(found.values())) < len(found):
+        raise source.error(
+            f"one column was given for two purposes: {', '.join(f'--{r}-column {n}' for r, n in found.items())}."
+        )
+    return found, weight
 
 
 def _repeats(first: Batch, name: str) -> bool:

@@ -16,6 +16,8 @@ from recbole_llm.importing.rows import RowFile
 from recbole_llm.importing.table import Batch, OneKind, Source
 from recbole_llm.importing.times import TimeReader
 from recbole_llm.importing.values import trimmed
+from recbole_llm.importing.weights import FIELD as WEIGHT
+from recbole_llm.importing.weights import WeightReader, WeightRules, as_cells, final_weights
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,12 @@ class InteractionRules:
     Attributes:
         threshold: ratings below it are no interactions.
         keep_negatives: write those, and label 0, as rows with ``label`` 0 instead of dropping them.
-        duplicates: of one user and item keep the ``last`` row (by time, then place), the ``first``, or ``keep`` all.
+        duplicates: of one user and item keep the ``last`` row (by time, then place), the ``first``, or ``keep`` all; ``sum``
+            keeps the last with the sum of their weights.
         bad_rows: ``error`` or ``drop`` rows that cannot be read.
         order: of the ``file``, of ``time``, or ``auto``: of time where RecBole's float32 cannot tell times apart.
         notation: how numbers and times are written, where it was told.
+        weights: how much each interaction counts.
     """
 
     threshold: float | None = None
@@ -37,6 +41,7 @@ class InteractionRules:
     bad_rows: str = "error"
     order: str = "auto"
     notation: Notation = field(default_factory=Notation)
+    weights: WeightRules = field(default_factory=WeightRules)
 
 
 @dataclass
@@ -125,6 +130,9 @@ class _Importer:
         self.told_by = ""
         if columns.time:
             self.time = self._time_reader(first, columns.time)
+        if rules.weights.half_life is not None and not columns.time:
+            raise source.error("--half-life needs times, and no column holds them. Give --time-column.")
+        self.weights = WeightReader(rules.weights, columns, rules.notation.decimal)
         self.labelled = bool(columns.label) or rules.threshold is not None
         self.report = TableReport(source.path.name, source.unit)
         self.ids = {kind: IdColumn(kind) for kind in ("user", "item")}
@@ -169,17 +177,22 @@ class _Importer:
         if self.time:
             fields[columns.time] = "timestamp:float"
             header.append("timestamp:float")
+        weighs = self._weight_fields(fields, header)
         self.report.columns = fields
-        with RowFile(target, header, {"low": np.bool_, "time": np.float64}) as rows:
+        remembered: dict[str, type] = {"low": np.bool_, "time": np.float64}
+        if weighs:
+            remembered |= {"weight": np.float64, "label": np.int8}
+        with RowFile(target, header, remembered, open_ended=weighs) as rows:
             for batch in self.source.batches(columns.used(), progress):
                 self._take(batch, rows, keep_label)
             keep = np.ones(len(rows), dtype=bool)
             user, item = (column.finish() for column in self.ids.values())
             low, time = rows.column("low"), rows.column("time")
             if self.rules.duplicates != "keep":
+                told = "last" if self.rules.duplicates == "sum" else self.rules.duplicates
                 keep &= ~_repeats(user, item, time if self.time else None, self.rules.duplicates == "first")
                 repeats = len(rows) - int(keep.sum())
-                self.report.drop(f"duplicate user and item ({self.rules.duplicates} one kept)", repeats)
+                self.report.drop(f"duplicate user and item ({told} one kept)", repeats)
                 self._note_repeats(repeats, len(rows))
             below = keep & low
             self.report.drop(
@@ -191,7 +204,7 @@ class _Importer:
                     f"no row is left of {self.report.rows_read}: {self.report.dropped or 'it has only a header'}."
                 )
             order = self._order(time, keep)
-            rows.finish(keep, order)
+            rows.finish(keep, order, last=self._weight_cells(rows, user, item, keep) if weighs else None)
             self.report.rows_kept = int(keep.sum())
             users, items = (_met(self.ids[role].ids, codes[keep]) for role, codes in (("user", user), ("item", item)))
         self._finish_report()
@@ -200,6 +213,32 @@ class _Importer:
         names = [name.split(":")[0] for name in header]
         notes = [*self._notes(order is not None, time, keep), *_look_alike_notes({"user": users, "item": items})]
         return Interactions(self.report, users, items, names, notes)
+
+    def _weight_fields(self, fields: dict[str, str], header: list[str]) -> bool:
+        """Name the column of weights, if there is one."""
+        rules, columns = self.rules.weights, self.columns
+        if not rules.any:
+            return False
+        header.append(WEIGHT)
+        for name in (columns.weight, columns.event):
+            if name:
+                fields[name] = f"{fields[name]}, {WEIGHT}" if name in fields else WEIGHT
+        return True
+
+    def _weight_cells(self, rows: RowFile, user: np.ndarray, item: np.ndarray, keep: np.ndarray) -> pa.Array:
+        """The weights as they are written, told in the report."""
+        rules, groups = self.rules.weights, None
+        low, label = rows.column("low"), rows.column("label")
+        if rules.adds_up:  # what a threshold leaves out, and what is disliked, adds nothing to what is liked
+            kinds = 2 * low + label.astype(np.int64)
+            groups = ((user.astype(np.int64) << 32) | item) * 4 + kinds
+        weights = final_weights(rows.column("weight"), rules, groups, rows.column("time"), keep)
+        kept = weights[keep]
+        self.report.notes.append(
+            f"weights are {rules.describe(self.columns)}: between {kept.min():.3g} and {kept.max():.3g}, {kept.mean():.3g} on "
+            "average."
+        )
+        return as_cells(weights)
 
     def _take(self, batch: Batch, rows: RowFile, keep_label: bool) -> None:
         """Check the rows of a batch and write those that can be kept."""
@@ -228,9 +267,13 @@ class _Importer:
             check.reject(_is_null(text), "time missing")
             check.reject(np.isnan(seconds), f"time is no {self.time.describe()}", columns.time, _TIME_HINT)
             cells.append(text if self.time.unit == "s" else number_strings(seconds))
+        remembered = {"low": low, "time": seconds}
+        if rules.weights.any:
+            remembered["weight"] = self.weights.read(batch.columns, n, check.reject)
+            remembered["label"] = label
         for role, id_column in self.ids.items():
             id_column.append(ids[role], check.alive)
-        rows.write(cells, check.alive, {"low": low, "time": seconds})
+        rows.write(cells, check.alive, remembered)
 
     def _ratings(self, check: "_Check") -> tuple[pa.Array, np.ndarray]:
         """Ratings as they are written, and 1 for those not below the threshold."""
@@ -300,12 +343,17 @@ class _Importer:
         return notes
 
     def _note_repeats(self, repeats: int, rows: int) -> None:
-        if repeats:
+        if repeats and self.rules.weights.adds_up:
+            self.report.notes.append(
+                f"{repeats:,} of {rows:,} rows ({share(repeats, rows)}) name a user and an item that another row names too. Of "
+                "such rows the last one is kept, with the sum of their weights."
+            )
+        elif repeats:
             kept = self.rules.duplicates + (" in time" if self.time else " in the file")
             self.report.notes.append(
                 f"{repeats:,} of {rows:,} rows ({share(repeats, rows)}) name a user and an item that another row names too. Of "
-                f"such rows one is kept, the {kept}; how often an item was taken counts for nothing. --duplicates keep writes "
-                "every row."
+                f"such rows one is kept, the {kept}; how often an item was taken counts for nothing. --duplicates sum adds "
+                "their weights up; --duplicates keep writes every row."
             )
 
     def _notes_of_reading(self) -> list[str]:

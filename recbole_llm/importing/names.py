@@ -29,6 +29,9 @@ RATING_NAMES = _words(
     "bewertung calificación оценка 评分"
 )
 LABEL_NAMES = _words("label click clicked isclick isclicked liked islike target")
+EVENT_NAMES = _words(
+    "event eventtype eventname action actiontype behavior behaviour behaviortype interactiontype activity"
+)
 TIME_NAMES = _words(
     "timestamp time unixreviewtime datetime eventtime eventtimestamp createdat date ts reviewdate ratedat viewedat "
     "purchasedat orderdate ratingtimestamp datum fecha дата 时间 日期 日時"

@@ -23,10 +23,13 @@ class RowFile:
         path: the file; its rows stand in ``path`` + ``.rows`` until :meth:`finish`.
         header: ``name:type`` of each column; may be set later, before :meth:`finish`.
         columns: name to dtype of what is remembered per row.
+        open_ended: whether :meth:`finish` is given the last cell of every row.
     """
 
-    def __init__(self, path: Path, header: Sequence[str], columns: Mapping[str, type]) -> None:
-        self.path, self.header = path, header
+    def __init__(
+        self, path: Path, header: Sequence[str], columns: Mapping[str, type], open_ended: bool = False
+    ) -> None:
+        self.path, self.header, self._end = path, header, "\t" if open_ended else "\n"
         self._rows_path = path.with_name(path.name + ".rows")
         self._file = self._rows_path.open("wb")
         self._lengths: list[np.ndarray] = []
@@ -58,7 +61,7 @@ class RowFile:
             mask = pa.array(alive)
             cells = [cell.filter(mask) for cell in cells]
         joined = pc.binary_join_element_wise(*cells, "\t", null_handling="replace", null_replacement="")
-        self.write_lines(pc.binary_join_element_wise(joined, "", "\n"))
+        self.write_lines(pc.binary_join_element_wise(joined, "", self._end))
         for name, values in remembered.items():
             chunks = self._columns[name]
             chunks.append(values[alive].astype(chunks[0].dtype, copy=False))
@@ -81,26 +84,29 @@ class RowFile:
         self._columns[name] = [np.concatenate(self._columns[name])]
         return self._columns[name][0]
 
-    def finish(self, keep: np.ndarray, order: np.ndarray | None = None, extra: bytes = b"") -> None:
+    def finish(
+        self, keep: np.ndarray, order: np.ndarray | None = None, extra: bytes = b"", last: pa.Array | None = None
+    ) -> None:
         """Write the file.
 
         Args:
             keep: bool ``[rows]``.
             order: a permutation of all rows; ``None`` for the order in which they came.
             extra: lines to put at the end.
+            last: a ``string`` array ``[rows]``, the last cells of an open-ended file.
         """
         self._file.close()
         with self.path.open("wb") as target:
             target.write(("\t".join(self.header) + "\n").encode())
-            if order is not None or not keep.all():
-                self._gather(target, np.flatnonzero(keep) if order is None else order[keep[order]])
+            if order is not None or not keep.all() or last is not None:
+                self._gather(target, np.flatnonzero(keep) if order is None else order[keep[order]], last)
             elif self._n:
                 with self._rows_path.open("rb") as rows:
                     while block := rows.read(1 << 24):
                         target.write(block)
             target.write(extra)
 
-    def _gather(self, target: BinaryIO, chosen: np.ndarray) -> None:
+    def _gather(self, target: BinaryIO, chosen: np.ndarray, last: pa.Array | None = None) -> None:
         offsets = np.zeros(self._n + 1, dtype=np.int64)
         np.cumsum(np.concatenate(self._lengths), out=offsets[1:])
         self._lengths = []
@@ -108,6 +114,11 @@ class RowFile:
             data = mapped.read_buffer()
             lines = pa.LargeBinaryArray.from_buffers(pa.large_binary(), self._n, [None, pa.py_buffer(offsets), data])
             for start in range(0, len(chosen), GATHER_ROWS):
-                part = lines.take(pa.array(chosen[start : start + GATHER_ROWS]))
+                at = pa.array(chosen[start : start + GATHER_ROWS])
+                part = lines.take(at)
+                if last is not None:
+                    ends = pc.cast(last.take(at), pa.large_binary())
+                    newline, nothing = (pa.scalar(text, pa.large_binary()) for text in (b"\n", b""))
+                    part = pc.binary_join_element_wise(part, ends, newline, nothing)
                 ends = np.frombuffer(part.buffers()[1], dtype=np.int64)[: len(part) + 1]
                 target.write(memoryview(part.buffers()[2])[ends[0] : ends[-1]])

@@ -44,6 +44,8 @@ def settings(report: ImportReport, data_path: str | Path, fields: Sequence[str])
         lines.append("TIME_FIELD: timestamp")
     if "label" in fields:
         lines.append("LABEL_FIELD: label")
+    if "weight" in fields:
+        lines.append("weight_field: weight            # how much each interaction counts")
     if report.items is not None and report.items.text_fields:
         lines.append(f"item_text_fields: {show(report.items.text_fields)}")
     else:

@@ -185,17 +185,14 @@ def _scores(export: Export, first: int, last: int, vector: np.ndarray, adds: Seq
     span = slice(int(offsets[0]), int(offsets[-1]))
     items, begins = export.history_items[span], offsets - offsets[0]
     scores = np.zeros((last - first, len(vector)))
+    parts = export.user_parts(first, last)
     for block, columns, add in zip(export.manifest.blocks, _columns(export.manifest.blocks), adds, strict=True):
         weight = export.history_weight[span]
         if block.decay is not None and export.history_rank is not None:
-            weight = np.exp(-export.history_rank[span] / np.float32(block.decay))
+            weight = weight * np.exp(-export.history_rank[span] / np.float32(block.decay))
         total = np.maximum(_sums(weight.astype(np.float64)[:, None], begins), TINIEST)
         shrink = total**-block.exponent  # [U, 1]
-        own = (
-            export.offset[columns][None]
-            if export.user_part is None
-            else (export.offset[columns] + export.user_part[first:last, columns])
-        )
+        own = export.offset[columns][None] if parts is None else export.offset[columns] + parts[:, columns]
         x = _sums(add[items] * weight[:, None].astype(np.float64), begins) * shrink + own.astype(np.float64) @ vector[
             :, columns
         ].T.astype(np.float64)

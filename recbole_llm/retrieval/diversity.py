@@ -43,7 +43,8 @@ class MarginalRelevance:
     def __init__(self, weight: float) -> None:
         self.weight = weight
         self._value = np.zeros(0, np.float32)  # (1 - lambda) r_i; -inf for closed candidates
-        self._nearest = self._value  # lambda times the largest cosine with a chosen one
+        self._nearest = self._value  # the largest cosine with a chosen one
+        self._likeness = self._value  # room for those with one of them
         self._vectors = np.zeros((0, 0), np.float32)
         self._chosen: list[int] = []
 
@@ -60,14 +61,14 @@ class MarginalRelevance:
             return
         nearest = np.zeros_like(value)
         if self._chosen:
-            nearest = np.float32(self.weight) * (vectors @ self._vectors[self._chosen].T).max(1)
+            nearest = (vectors @ self._vectors[self._chosen].T).max(1)
         self._value = np.concatenate([self._value, value])
         self._nearest = np.concatenate([self._nearest, nearest])
         self._vectors = np.concatenate([self._vectors, vectors])
 
     def gains(self) -> np.ndarray:
         """Compute what :meth:`TradeOff.gains` says."""
-        return self._value - self._nearest
+        return self._value - np.float32(self.weight) * self._nearest
 
     def close(self, at: int) -> None:
         """Close as :meth:`TradeOff.close` says."""
@@ -75,11 +76,13 @@ class MarginalRelevance:
 
     def choose(self, at: int) -> None:
         """Choose as :meth:`TradeOff.choose` says."""
-        likeness = self._vectors @ (np.float32(self.weight) * self._vectors[at])
+        if len(self._likeness) != len(self._vectors):
+            self._likeness = np.empty(len(self._vectors), np.float32)
         if self._chosen:
-            np.maximum(self._nearest, likeness, out=self._nearest)
+            np.dot(self._vectors, self._vectors[at], out=self._likeness)
+            np.maximum(self._nearest, self._likeness, out=self._nearest)
         else:
-            self._nearest = likeness
+            np.dot(self._vectors, self._vectors[at], out=self._nearest)
         self._chosen.append(at)
         self._value[at] = -np.inf
 

@@ -90,6 +90,17 @@ def best(rows: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
     return np.lexsort((rows, -scores))[:k]
 
 
+def _distinct(query: np.ndarray, some: Sequence[int]) -> list[list[int]]:
+    """Put neighbours of ``some`` queries together that are the same: the parts of one request with boosts are."""
+    found: list[list[int]] = []
+    for b in some:
+        if found and np.array_equal(query[found[-1][0]], query[b]):
+            found[-1].append(b)
+        else:
+            found.append([b])
+    return found
+
+
 class ExactRetriever:
     """Scores everything.
 
@@ -132,25 +143,20 @@ class ExactRetriever:
         dense = []
         for b, mask in enumerate(allow):
             if mask is not None and np.count_nonzero(mask) < GATHER_SHARE * len(mask):
-                self._gather(query[b], k[b], exclude[b], np.flatnonzero(mask), found[b])
+                self._gather(exclude[b], mask.copy(), found[b])
             else:
                 dense.append(b)
+        distinct = _distinct(query, dense)
         for segment in self.segments:
-            at_once = len(dense) == 1 and not isinstance(segment.vector, CodedTable)
+            at_once = len(distinct) == 1 and not isinstance(segment.vector, CodedTable)
             step = len(segment.vector) if at_once else TILE
             for first in range(0, len(segment.vector), max(step, 1)):
-                self._tile(segment, first, step, dense, query, k, exclude, allow, found)
+                self._tile(segment, first, step, distinct, query, k, exclude, allow, found)
         return [self._finish(query[b], k[b], found[b]) for b in range(len(k))]
 
-    def _gather(
-        self,
-        query: np.ndarray,
-        k: int,
-        exclude: np.ndarray,
-        kept: np.ndarray,
-        found: list[tuple[np.ndarray, np.ndarray]],
-    ) -> None:
-        rows = np.setdiff1d(kept, exclude)
+    def _gather(self, exclude: np.ndarray, mask: np.ndarray, found: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        mask[exclude] = False
+        rows = np.flatnonzero(mask)
         # a mask is of the whole catalogue, the segments may be its last part
         rows = rows[np.searchsorted(rows, self.segments[0].start if self.segments else 0) :]
         # positions are only candidates here; _finish scores them
@@ -161,7 +167,7 @@ class ExactRetriever:
         segment: Segment,
         first: int,
         step: int,
-        dense: list[int],
+        distinct: list[list[int]],
         query: np.ndarray,
         k: Sequence[int],
         exclude: Sequence[np.ndarray],
@@ -170,42 +176,45 @@ class ExactRetriever:
     ) -> None:
         bias = segment.bias[first : first + step]
         start = segment.start + first
+        few = [b for b, *_ in distinct]
         if isinstance(segment.vector, CodedTable):
-            scores = segment.vector.dots(query[dense], first, first + len(bias))
-            self._keep(scores, bias, start, dense, k, exclude, allow, found)
+            scores = segment.vector.dots(query[few], first, first + len(bias))
+            self._keep(scores, bias, start, distinct, k, exclude, allow, found)
             return
         vector = segment.vector[first : first + step]
-        if len(dense) <= FEW:
-            scores = np.empty((len(dense), len(vector)), np.float32)
-            for row, b in zip(scores, dense, strict=True):
+        if len(few) <= FEW:
+            scores = np.empty((len(few), len(vector)), np.float32)
+            for row, b in zip(scores, few, strict=True):
                 np.matmul(vector, query[b], out=row)
         else:
-            scores = query[dense] @ vector.T
-        self._keep(scores, bias, start, dense, k, exclude, allow, found)
+            scores = query[few] @ vector.T
+        self._keep(scores, bias, start, distinct, k, exclude, allow, found)
 
     @staticmethod
     def _keep(
         scores: np.ndarray,
         bias: np.ndarray,
         start: int,
-        dense: list[int],
+        distinct: list[list[int]],
         k: Sequence[int],
         exclude: Sequence[np.ndarray],
         allow: Sequence[np.ndarray | None],
         found: list[list[tuple[np.ndarray, np.ndarray]]],
     ) -> None:
-        """Put the candidates of a tile down, whose ``scores`` ``[len(dense), n]`` are still without bias."""
+        """Put the candidates of a tile down, whose ``scores`` ``[len(distinct), n]`` are still without bias."""
         stop = start + len(bias)
         scores += bias
-        for row, b in zip(scores, dense, strict=True):
-            hidden = exclude[b]
-            if len(hidden):
-                row[hidden[(hidden >= start) & (hidden < stop)] - start] = -np.inf
-            mask = allow[b]
-            if mask is not None:
-                row += _penalty(mask[start:stop])
-            at = top_rows(row, k[b] + MARGIN)
-            found[b].append((at + start, row[at]))
+        for plain, same in zip(scores, distinct, strict=True):
+            for b in same:
+                row = plain if b == same[-1] else plain.copy()
+                hidden = exclude[b]
+                if len(hidden):
+                    row[hidden[(hidden >= start) & (hidden < stop)] - start] = -np.inf
+                mask = allow[b]
+                if mask is not None:
+                    row += _penalty(mask[start:stop])
+                at = top_rows(row, k[b] + MARGIN)
+                found[b].append((at + start, row[at]))
 
     def _finish(self, query: np.ndarray, k: int, found: list[tuple[np.ndarray, np.ndarray]]) -> Hits:
         rows = np.concatenate([rows for rows, _ in found]) if found else np.zeros(0, np.int64)

@@ -104,18 +104,18 @@ class AttributeIndex:
         return mask
 
     def _numbers(self, name: str, wanted: Any, n_rows: int) -> np.ndarray:
-        column = np.full(n_rows, np.nan)
-        column[: len(self._columns[name])] = self._columns[name]
-        for row, attributes in self._changed.items():
-            column[row] = attributes.get(name, np.nan)
+        column = self._columns[name]
+        if self._changed or len(column) < n_rows:
+            column = np.concatenate([column, np.full(n_rows - len(column), np.nan)])
+            for row, attributes in self._changed.items():
+                column[row] = attributes.get(name, np.nan)
         if isinstance(wanted, Mapping):
             if not wanted or not all(key in COMPARISONS and _is_number(value) for key, value in wanted.items()):
                 raise ValueError(
                     f"filter: {name} is a number; compare it with {', '.join(COMPARISONS)} and a number each."
                 )
-            mask = ~np.isnan(column)
-            for key, value in wanted.items():
-                mask &= COMPARISONS[key](column, value)
+            masks = [COMPARISONS[key](column, value) for key, value in wanted.items()]  # false where there is no number
+            mask: np.ndarray = masks[0] if len(masks) == 1 else np.logical_and.reduce(masks)
             return mask
         values = wanted if isinstance(wanted, list) else [wanted]
         if not all(_is_number(value) for value in values):

@@ -1,8 +1,9 @@
 """The allowed items in the order of their boosted scores, fetched from a search only as far as somebody looks.
 
 A search answers "the n best of these rows" whatever stands behind it: a scan, an index or a server. Boosts change scores after the
-search, so items with a positive boost are one part and all others another. Of a part, what has not been fetched yet scores at most
-what was fetched last, boosted by all there is; a candidate is handed out only when it lies above that bound. Fetches grow fourfold.
+search, so items whose boosts come to about as much are a part of their own. Of a part, what has not been fetched yet scores at most
+what was fetched last, boosted as much as anything in the part. A candidate is handed out only when it lies above that bound.
+Fetches grow fourfold.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from recbole_llm.retrieval.rules import Boost
 from recbole_llm.scoring.probability import ProbabilityMap
 
 GROWTH = 4
+MAX_PARTS = 8  # by what boosts come to
 # n, hidden rows [h], allowed rows [N] bool or None for all -> the n best, fewer only where fewer are allowed
 Search = Callable[[int, np.ndarray, "np.ndarray | None"], Hits]
 _NO_ROWS = np.zeros(0, np.int64)
@@ -47,48 +49,71 @@ class Boosting:
         if chance is None and any(boost.odds is not None for boost in boosts):
             raise ValueError("boost: odds needs a probability, and this answer's scores are none; give add.")
         self.boosts, self.masks, self._chance = boosts, masks, chance
-        self.lifted = np.zeros(len(masks[0]), bool)
-        for boost, mask in zip(boosts, masks, strict=True):
-            if boost.step > 0:
-                self.lifted |= mask
         # sums first: the map is monotone, so the order of the odds among themselves does not matter
         self._order = sorted(range(len(boosts)), key=lambda b: boosts[b].odds is not None)
+        self._added, self._by_odds = np.zeros(len(masks[0])), None if chance is None else np.zeros(len(masks[0]))
+        for b in self._order:
+            total = self._added if boosts[b].odds is None else self._by_odds
+            assert total is not None
+            total += boosts[b].step * masks[b]
+        if not any(boost.odds is not None for boost in boosts):
+            self._by_odds = None
 
     def steps(self, rows: np.ndarray, scores: np.ndarray) -> list[tuple[str, np.ndarray]]:
         """Compute what each boost adds to each score, ``[n]`` float64 by its label; the sum over all is what is added in all."""
-        found, before = [], scores
+        found, before, summed = [], scores, scores
+        odds = np.zeros(len(rows))
         for b in self._order:
             boost = self.boosts[b]
-            applies = self.masks[b][rows]
-            after = np.where(applies, self._lift(before, boost.step, boost.odds is not None), before)
+            step = np.where(self.masks[b][rows], boost.step, 0.0)
+            if boost.odds is None:
+                after = summed = before + step
+            else:
+                odds += step
+                after = self._lifted(summed, odds)
             found.append((boost.label, after - before))
             before = after
         return found
 
     def adjusted(self, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Add all boosts to scores, ``[n]`` float64."""
-        result = scores
-        for b in self._order:
-            boost = self.boosts[b]
-            result = np.where(self.masks[b][rows], self._lift(result, boost.step, boost.odds is not None), result)
-        return result
+        result = scores + self._added[rows]
+        return result if self._by_odds is None else self._lifted(result, self._by_odds[rows])
 
-    def highest(self, score: float) -> float:
-        """Return what a score of that much can become at most."""
-        result = np.array([score])
-        for b in self._order:
-            boost = self.boosts[b]
-            if boost.step > 0:
-                result = self._lift(result, boost.step, boost.odds is not None)
-        return float(result[0])
+    def parts(self) -> list[tuple[np.ndarray, float, float]]:
+        """Divide the catalogue by what boosts come to.
 
-    def _lift(self, scores: np.ndarray, step: float, by_odds: bool) -> np.ndarray:
-        if not by_odds:
-            return scores + step
+        Returns:
+            Rows ``[N]`` bool, at least one, with the most that is added to a score of theirs, and to a logit.
+        """
+        odds = self._by_odds
+        total = self._added if odds is None else self._added + odds
+        low, high = float(total.min()), float(total.max())
+        most = min(2 ** len(self.boosts), MAX_PARTS)
+        if low == high or most < 2:
+            masks = [np.ones(len(total), bool)]
+        else:
+            place = ((total - low) * (most / (high - low))).astype(np.int8)
+            masks = [place == at for at in range(most - 1)] + [place >= most - 1]
+        largest = lambda values, mask: float(np.where(mask, values, -np.inf).max())  # noqa: E731
+        return [
+            (mask, largest(self._added, mask), 0.0 if odds is None else largest(odds, mask))
+            for mask in masks
+            if mask.any()
+        ]
+
+    def highest(self, score: float, added: float, odds: float) -> float:
+        """Return what a score of that much becomes at most, by what :meth:`parts` tells of its part."""
+        return float(self._lifted(np.array([score + added]), np.array([odds]))[0])
+
+    def _lifted(self, scores: np.ndarray, odds: np.ndarray) -> np.ndarray:
+        """Scores with so much more of a logit; those with none stay to the last digit."""
+        if not odds.any():
+            return scores
         assert self._chance is not None
         chance = self._chance
-        lifted: np.ndarray = chance.map.score(chance.map.logit(scores, chance.log_length) + step, chance.log_length)
-        return lifted
+        lifted = chance.map.score(chance.map.logit(scores, chance.log_length) + odds, chance.log_length)
+        return np.where(odds != 0, lifted, scores)
 
 
 class Ranked(NamedTuple):
@@ -102,11 +127,11 @@ class Ranked(NamedTuple):
 class _Part:
     """Rows that are fetched together, and how far that has come."""
 
-    __slots__ = ("allow", "boosted", "bound", "done", "n")
+    __slots__ = ("added", "allow", "bound", "done", "n", "odds")
 
-    def __init__(self, allow: np.ndarray | None, boosted: bool) -> None:
-        self.allow, self.boosted = allow, boosted
-        self.n, self.done, self.bound = 0, False, np.inf
+    def __init__(self, allow: np.ndarray | None, n: int, added: float = 0.0, odds: float = 0.0) -> None:
+        self.allow, self.n, self.added, self.odds = allow, n, added, odds
+        self.done, self.bound = False, np.inf
 
 
 class Ranking:
@@ -124,15 +149,11 @@ class Ranking:
         self, search: Search, hidden: np.ndarray, allow: np.ndarray | None, boosting: Boosting | None, first: int
     ) -> None:
         self._search, self._hidden, self._boosting = search, hidden, boosting
-        self._parts = [_Part(allow, False)]
+        self._parts = [_Part(allow, first)]
         if boosting is not None:
-            lifted, others = boosting.lifted, ~boosting.lifted
-            parts = [_Part(lifted, True), _Part(others, False)]
-            if allow is not None:
-                parts = [_Part(allow & lifted, True), _Part(allow & others, False)]
+            # a boosted score is handed out only above the bound
+            parts = [_Part(m if allow is None else m & allow, first + 1, *most) for m, *most in boosting.parts()]
             self._parts = [part for part in parts if part.allow is not None and part.allow.any()]
-        for part in self._parts:
-            part.n = first + (boosting is not None)  # a boosted score is handed out only above the bound
         self._blocked: np.ndarray | None = None
         self._fetched = _NO_ROWS
         self._waiting = Ranked(_NO_ROWS, np.zeros(0), np.zeros(0))
@@ -144,22 +165,26 @@ class Ranking:
     def feed(self, hits: Sequence[Hits]) -> None:
         """Take the results of :meth:`searches`."""
         for part, found in zip(self._parts, hits, strict=True):
-            self._add(part, found)
+            self._reach(part, found)
+        if hits:
+            rows, scores = (np.concatenate(pair) for pair in zip(*hits, strict=True)) if len(hits) > 1 else hits[0]
+            self._add(rows, scores)
 
-    def _add(self, part: _Part, hits: Hits) -> None:
-        rows, scores = hits
-        part.done = len(rows) < part.n
-        adjusted = scores
-        if self._boosting is not None:
-            adjusted = self._boosting.adjusted(rows, scores)
+    def _reach(self, part: _Part, hits: Hits) -> None:
+        """Note how far a part has come."""
+        part.done = len(hits.rows) < part.n
         if not part.done:
-            last = float(scores[-1])
-            part.bound = self._boosting.highest(last) if self._boosting is not None and part.boosted else last
+            last = float(hits.scores[-1])
+            part.bound = last if self._boosting is None else self._boosting.highest(last, part.added, part.odds)
+
+    def _add(self, rows: np.ndarray, scores: np.ndarray) -> None:
+        """Put candidates among those that wait."""
+        adjusted = scores if self._boosting is None else self._boosting.adjusted(rows, scores)
         if not len(self._fetched):
             self._fetched = rows
         elif len(rows):
             self._fetched = np.concatenate([self._fetched, rows])
-        if not len(self._waiting.rows) and self._boosting is None:
+        if not len(self._waiting.rows) and self._boosting is None:  # one part
             self._waiting = Ranked(rows, scores, adjusted)  # in order as they come
             return
         merged = [np.concatenate(pair) for pair in zip(self._waiting, (rows, scores, adjusted), strict=True)]
@@ -186,7 +211,9 @@ class Ranking:
         allow = part.allow
         if self._blocked is not None:
             allow = ~self._blocked if allow is None else allow & ~self._blocked
-        self._add(part, self._search(part.n, np.concatenate([self._hidden, self._fetched]), allow))
+        hits = self._search(part.n, np.concatenate([self._hidden, self._fetched]), allow)
+        self._reach(part, hits)
+        self._add(*hits)
 
     def block(self, rows: np.ndarray) -> None:
         """Leave rows out from now on.

@@ -15,15 +15,15 @@ import numpy as np
 
 from recbole_llm.export.errors import ExportError, UnknownItemError, UnknownUserError
 from recbole_llm.export.pooling import Pooling, Query
-from recbole_llm.export.quantise import squared_lengths
 from recbole_llm.export.reader import Export
 from recbole_llm.retrieval.answers import Reason, Recommendation, Recommended
+from recbole_llm.retrieval.cosines import Cosines
 from recbole_llm.retrieval.exact import ExactRetriever, Hits, Retriever, best, top_rows
 from recbole_llm.retrieval.item_catalog import Catalog, MappedItem
 from recbole_llm.retrieval.ranking import Chance
 from recbole_llm.retrieval.request import Request
 from recbole_llm.retrieval.reranking import Applied, Chosen, Reranking, Subject, reranked, short_note, subject_name
-from recbole_llm.retrieval.search import check_by
+from recbole_llm.retrieval.rules import NO_RULES, Rules
 from recbole_llm.retrieval.searches import Asked, searches_of
 from recbole_llm.retrieval.users import Users
 from recbole_llm.scoring.probability import ProbabilityMap
@@ -70,7 +70,7 @@ class Recommender:
         self._retriever = (make_retriever or _retriever_of)(export, self.catalog)
         self.searches = searches_of(export, self.catalog)
         self._popularity: np.ndarray | None = None
-        self._norms: np.ndarray | None = None
+        self._cosines = Cosines(export, self.catalog)
 
     def close(self) -> None:
         """Let go of what the retriever holds open."""
@@ -82,6 +82,8 @@ class Recommender:
         """Return the most history entries that a request is answered from; 0 for an unknown user and for a text."""
         if request.items is not None:
             return len(request.items)
+        if request.item is not None:
+            return 1
         row = None if request.user is None else self._user_row.get(request.user)
         return 0 if row is None else int(self.export.history_offsets[row + 1] - self.export.history_offsets[row])
 
@@ -108,6 +110,9 @@ class Recommender:
             try:
                 if request.text_vector is not None and self.searches is not None and self.searches.takes_texts:
                     answers[at] = self._found(request, request.text_vector)
+                    continue
+                if request.item is not None:
+                    answers[at] = self._like(request, request.item)
                     continue
                 prepared = self._prepare(request)
                 if prepared is None:
@@ -174,7 +179,7 @@ class Recommender:
                 raise UnknownUserError(request.user)
             span = slice(*self.export.history_offsets[user : user + 2])
             rows, times = self.export.history_items[span].astype(np.int64), self.export.history_weight[span]
-            part = None if self.export.user_part is None else self.export.user_part[user]
+            part = self.export.part_of(user)
             ranks = None if self.export.history_rank is None else self.export.history_rank[span]
             source, kind = catalog.source(rows), "history"
         elif request.items is not None:
@@ -316,11 +321,25 @@ class Recommender:
         scores = np.zeros(len(self.catalog), np.float32)
         scores[: len(self._popularity)] = self._popularity
         hidden, mask, unknown = self._conditions(request)
-        _, _, unlisted = self._listed(request.items or (), None)
+        asked = request.items if request.item is None else [request.item]
+        _, _, unlisted = self._listed(asked or (), None)
+        subject = Subject(_NO_ROWS, np.zeros(0), None, subject_name(request.user, asked))
+        return self._of_scores(request, scores, hidden, mask, "popular", (*unlisted, *unknown), subject)
+
+    def _of_scores(
+        self,
+        request: Request,
+        scores: np.ndarray,
+        hidden: np.ndarray,
+        mask: np.ndarray | None,
+        source: str,
+        unknown: Sequence[str],
+        subject: Subject,
+    ) -> Recommendation:
+        """The best by one row of scores, and by rules; may change ``scores``."""
         chosen = None
         if request.rules.rerank:
             search = lambda n, hidden, allow: self._rank(scores.copy(), n, hidden, allow)  # noqa: E731
-            subject = Subject(_NO_ROWS, np.zeros(0), None, subject_name(request.user, request.items))
             chosen = reranked(request.rules, request.k, self.catalog, search, hidden, mask, subject)
             hits = Hits(chosen.rows, chosen.scores)
         else:
@@ -329,10 +348,9 @@ class Recommender:
             Recommended(self.catalog.ids[row], self.catalog.records[row].title, score, self.catalog.is_cold(row))
             for row, score in zip(hits.rows.tolist(), hits.scores.tolist(), strict=True)
         )
-        nowhere = (*unlisted, *unknown)
         if chosen is None:
-            return Recommendation(items, "popular", nowhere, short_note(len(items), request.k))
-        return Recommendation(chosen.told(items), "popular", nowhere, chosen.note)
+            return Recommendation(items, source, tuple(unknown), short_note(len(items), request.k))
+        return Recommendation(chosen.told(items), source, tuple(unknown), chosen.note)
 
     def _rank(self, scores: np.ndarray, k: int, hidden: np.ndarray, mask: np.ndarray | None) -> Hits:
         """Rank one row of scores over the live catalogue; changes ``scores``."""
@@ -346,7 +364,13 @@ class Recommender:
         return Hits(rows, scores[rows].astype(np.float64))
 
     def similar(
-        self, item_id: str, k: int = 10, filter: Mapping[str, Any] | None = None, by: str = "both", explain: int = 0
+        self,
+        item_id: str,
+        k: int = 10,
+        filter: Mapping[str, Any] | None = None,
+        by: str = "both",
+        explain: int = 0,
+        rules: Rules = NO_RULES,
     ) -> Recommendation:
         """Find items like one: by their content, then by what its buyers and those of its like bought.
 
@@ -359,38 +383,31 @@ class Recommender:
             filter: attribute conditions.
             by: one of :data:`recbole_llm.retrieval.search.BY`.
             explain: reasons per item.
+            rules: what else decides about the list; what a rule reads of a history it reads of the item.
 
         Raises:
             UnknownItemError: if there is no such item.
-            ValueError: on a filter that does not fit the export's attributes, or where ``by`` cannot be had.
+            ValueError: on conditions that do not fit the export's attributes, a boost by odds, or where ``by`` cannot be had.
         """
-        check_by(by)
-        row, mask = self.catalog.shown(item_id), self.catalog.mask(filter or {})
-        if self.searches is not None:
-            return self.searches.similar(row, k, mask, by, explain)
-        if by != "both":
-            raise ValueError(f"by is {by!r}, and this export holds no content vectors: export again.")
-        hits = self._rank(self._cosines(row), k, np.array([row]), mask)
-        items = tuple(
-            Recommended(self.catalog.ids[found], self.catalog.records[found].title, score, self.catalog.is_cold(found))
-            for found, score in zip(hits.rows.tolist(), hits.scores.tolist(), strict=True)
-        )
-        return Recommendation(items, "similar")
+        return self.recommend(Request(item=item_id, k=k, filter=filter or {}, by=by, explain=explain, rules=rules))
 
-    def _cosines(self, row: int) -> np.ndarray:
-        """Cosines of a row's vector with those of every row, ``[N]`` float32."""
-        catalog = self.catalog
-        by_source = self.export.manifest.similar_by == "source"
-        base = self.export.source if by_source else self.export.vector
-        if self._norms is None:
-            self._norms = np.sqrt(squared_lengths(base))
-        added = np.arange(catalog.n_base, len(catalog))
-        fresh = catalog.source(added) if by_source else catalog.vector(added)
-        at = np.array([row])
-        own = (catalog.source(at) if by_source else catalog.vector(at))[0]
-        dots = np.concatenate([base @ own, fresh @ own])
-        norms = np.concatenate([self._norms, np.sqrt(np.einsum("nd,nd->n", fresh, fresh))])
-        return dots / np.maximum(norms * norms[row], np.float32(1e-12))  # type: ignore[no-any-return]
+    def _like(self, request: Request, item_id: str) -> Recommendation:
+        try:
+            row = self.catalog.shown(item_id)
+        except UnknownItemError:
+            if request.fallback == "popular":
+                return self._popular(request)
+            raise
+        hidden, mask, unknown = self._conditions(request)
+        if self.searches is not None:
+            answer = self.searches.similar(row, request.k, hidden, mask, request.by, request.explain, request.rules)
+            return replace(answer, unknown=tuple(unknown))
+        if request.by != "both":
+            raise ValueError(f"by is {request.by!r}, and this export holds no content vectors: export again.")
+        subject = Subject(np.array([row]), np.ones(1), None, subject_name(None, [item_id]))
+        return self._of_scores(
+            request, self._cosines.of(row), np.append(hidden, row), mask, "similar", unknown, subject
+        )
 
     # ------------------------------------------------------------------ texts
 

@@ -14,7 +14,7 @@ FALLBACKS = ("none", "popular")
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """Who wants what; exactly one of ``user``, ``items`` and ``text_vector``.
+    """Who wants what; exactly one of ``user``, ``items``, ``text_vector`` and ``item``.
 
     Attributes:
         user: id of a user of the training data.
@@ -22,7 +22,8 @@ class Request:
         weights: of ``items``, non-negative; ``None`` for the model's own.
         text_vector: ``[F]`` float32 of the export's encoder.
         text: the words of ``text_vector``, which are looked for as they stand; ``None`` for a vector alone.
-        by: for a text, one of :data:`recbole_llm.retrieval.search.BY`.
+        item: id of a live item, or one that the model knows and does not rank: what is like it is asked for.
+        by: for a text or an ``item``, one of :data:`recbole_llm.retrieval.search.BY`.
         k: how many; fewer come back where fewer are allowed.
         exclude: item ids without a place.
         exclude_seen: whether the history has no place either.
@@ -38,6 +39,7 @@ class Request:
     weights: Sequence[float] | None = None
     text_vector: np.ndarray | None = None
     text: str | None = None
+    item: str | None = None
     by: str = "both"
     k: int = 10
     exclude: Sequence[str] = ()
@@ -49,15 +51,16 @@ class Request:
     rules: Rules = NO_RULES
 
     def __post_init__(self) -> None:
-        given = [name for name in ("user", "items", "text_vector") if getattr(self, name) is not None]
+        given = [name for name in ("user", "items", "text_vector", "item") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"Give exactly one of user, items and text_vector; got {', '.join(given) or 'none'}.")
+            told = ", ".join(given) or "none"
+            raise ValueError(f"Give exactly one of user, items, text_vector and item; got {told}.")
         if self.text is not None and self.text_vector is None:
             raise ValueError(
                 "text is given without text_vector; give the vector of the text by the export's encoder too."
             )
         check_by(self.by)
-        if self.by != "both" and self.text_vector is None:
+        if self.by != "both" and self.text_vector is None and self.item is None:
             raise ValueError(f"by is {self.by!r}; only searches for a text or for what is like an item know it.")
         if self.k < 1:
             raise ValueError(f"k is {self.k}; expected at least 1.")

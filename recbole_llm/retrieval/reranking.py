@@ -90,6 +90,8 @@ class _Caps:
 
     def take(self, row: int) -> bool:
         """Count an item if it fits; else note by which attributes it does not."""
+        if not self._counts:
+            return True
         fits, own = True, []
         for name, most, counts in self._counts:
             values = self._catalog.values(row, name)

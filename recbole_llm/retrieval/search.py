@@ -328,11 +328,11 @@ class Search:
         query = _Query(self, self.space.directions(vector[None])[0], text, None, mask)
         return self._search(query, k, hidden, mask, by)
 
-    def item(self, row: int, k: int, mask: np.ndarray | None, by: str = "both") -> Found:
-        """Search for what is like an item; arguments as :meth:`text`."""
+    def item(self, row: int, k: int, hidden: np.ndarray, mask: np.ndarray | None, by: str = "both") -> Found:
+        """Search for what is like an item, itself left out; arguments as :meth:`text`."""
         self._sync()
         direction = self.tables(np.array([row]))[0][0]
-        return self._search(_Query(self, direction, None, row, mask), k, np.array([row]), mask, by)
+        return self._search(_Query(self, direction, None, row, mask), k, np.append(hidden, row), mask, by)
 
     def _search(self, query: _Query, k: int, hidden: np.ndarray, mask: np.ndarray | None, by: str) -> Found:
         near, weights = self._nearest(query)

@@ -1,7 +1,8 @@
 """Searches of an export as answers, with what each score is made of."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from logging import getLogger
 
 import numpy as np
@@ -87,26 +88,55 @@ class Searches:
             mask: ``[N]`` bool of rows that may be shown; ``None`` for all.
             rules: what else decides about the list; its conditions are in ``hidden`` and ``mask`` already.
         """
+        subject = Subject(_NO_ROWS, np.zeros(0), None, subject_name(None, None, asked.vector))
+        search = partial(self.search.text, asked.vector, asked.text)
+        return self._answer("text", search, asked.by, asked.explain, k, hidden, mask, rules, subject)
+
+    def similar(
+        self,
+        row: int,
+        k: int,
+        hidden: np.ndarray,
+        mask: np.ndarray | None,
+        by: str,
+        explain: int,
+        rules: Rules = NO_RULES,
+    ) -> Recommendation:
+        """Answer with what is like an item; arguments as :meth:`Search.item`, with reasons per item, and rules as of a text.
+
+        What a rule reads of a history it reads of that item.
+        """
+        subject = Subject(np.array([row]), np.ones(1), None, subject_name(None, [self._catalog.ids[row]]))
+        search = partial(self.search.item, row)
+        return self._answer("similar", search, by, explain, k, np.append(hidden, row), mask, rules, subject)
+
+    def _answer(
+        self,
+        source: str,
+        search: Callable[..., Found],
+        by: str,
+        explain: int,
+        k: int,
+        hidden: np.ndarray,
+        mask: np.ndarray | None,
+        rules: Rules,
+        subject: Subject,
+    ) -> Recommendation:
+        """The best of a search, by rules where there are some that change the order."""
         if not rules.rerank:
-            found = self.search.text(asked.vector, asked.text, k, hidden, mask, asked.by)
-            items = [self._item(found, at, asked.explain) for at in range(len(found.rows))]
-            return Recommendation(tuple(items), "text", note=short_note(len(items), k))
+            found = search(k, hidden, mask, by)
+            items = [self._item(found, at, explain) for at in range(len(found.rows))]
+            return Recommendation(tuple(items), source, note=short_note(len(items), k))
         place: dict[int, tuple[Found, int]] = {}
 
-        def search(n: int, hidden: np.ndarray, allow: np.ndarray | None) -> Hits:
-            found = self.search.text(asked.vector, asked.text, n, hidden, allow, asked.by)
+        def hits(n: int, hidden: np.ndarray, allow: np.ndarray | None) -> Hits:
+            found = search(n, hidden, allow, by)
             place.update((row, (found, at)) for at, row in enumerate(found.rows.tolist()))
             return Hits(found.rows, found.scores)
 
-        subject = Subject(_NO_ROWS, np.zeros(0), None, subject_name(None, None, asked.vector))
-        chosen = reranked(rules, k, self._catalog, search, hidden, mask, subject)
-        items = [self._item(*place[row], asked.explain) for row in chosen.rows.tolist()]
-        return Recommendation(chosen.told(items), "text", note=chosen.note)
-
-    def similar(self, row: int, k: int, mask: np.ndarray | None, by: str, explain: int) -> Recommendation:
-        """Answer with what is like an item; arguments as :meth:`Search.item`, with reasons per item."""
-        found = self.search.item(row, k, mask, by)
-        return Recommendation(tuple(self._item(found, at, explain) for at in range(len(found.rows))), "similar")
+        chosen = reranked(rules, k, self._catalog, hits, hidden, mask, subject)
+        items = [self._item(*place[row], explain) for row in chosen.rows.tolist()]
+        return Recommendation(chosen.told(items), source, note=chosen.note)
 
     def _item(self, found: Found, at: int, explain: int) -> Recommended:
         catalog, row, score = self._catalog, int(found.rows[at]), float(found.scores[at])

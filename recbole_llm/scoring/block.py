@@ -3,6 +3,7 @@ r"""One block of a score: source vectors, target vectors, and how histories are 
 s_b(u, i) = scale_b (<q_ub, w_ib> + beta_ib)
 q_ub      = temperature_b x_ub                                [temperature_b x_ub / |x_ub| with cosine]
 x_ub      = sum_{j in H_u} a_uj v_jb + offset_b + part_ub     a_uj: recbole_llm.scoring.rows
+part_ub   = part of the user - dislikes_b sum_{j in D_u} v_jb   D_u: items that the user has seen and not liked
 """
 
 from collections.abc import Callable, Mapping
@@ -49,6 +50,8 @@ class LinearBlock:
         offset: ``[d]``, added to every user's pooled history.
         bias: ``[N]``, finite.
         user_part: ``[U, d]``, a summand of each known user (ID, profile text).
+        dislikes: how much a disliked item counts against what it would add to a history; 0 for not at all.
+        disliked: a row for every known user; ``None`` where nobody dislikes an item.
         exceptions: rows of the identity that are other vectors.
         constants: numbers that the block was solved with, for a fit that repeats it.
 
@@ -69,6 +72,8 @@ class LinearBlock:
     offset: Tensor | None = None
     bias: Tensor | None = None
     user_part: Tensor | None = field(default=None, repr=False)
+    dislikes: float = 0.0
+    disliked: Rows | None = field(default=None, repr=False)
     exceptions: Exceptions | None = field(default=None, repr=False)
     constants: Mapping[str, float] = field(default_factory=dict)
 
@@ -85,6 +90,14 @@ class LinearBlock:
         if self.decay is not None and history.ranks is not None:
             history = history.decayed(self.decay)
         return history_weights(history, self.exponent) if self.exponent else history.weights
+
+    def part_of(self, users: Tensor) -> Tensor | None:
+        """Compute the summand of known users, ``[B]`` int64 -> ``[B, d]``; ``None`` where there is none."""
+        part = None if self.user_part is None else self.user_part[users]
+        if self.dislikes and self.disliked is not None and self.source is not None:
+            against = pool(self.source, self.disliked.select(users)) * -self.dislikes
+            part = against if part is None else part + against
+        return part
 
     def queries(self, history: Rows, part: Tensor | None = None, rows: AllRows | None = None) -> Tensor:
         """Compute the queries q_u without the block's scale.
@@ -127,7 +140,7 @@ class LinearBlock:
         """
 
         def scores(rows: Tensor) -> Tensor:
-            part = None if self.user_part is None or users is None else self.user_part[users[rows]]
+            part = None if users is None else self.part_of(users[rows])
             return self.scores(history.select(rows), part)
 
         return scores
@@ -154,11 +167,13 @@ class LinearBlock:
 
     def to(self, device: torch.device | str) -> "LinearBlock":
         """Return the same block on another device."""
-        moved: dict[str, Tensor | Exceptions] = {}
+        moved: dict[str, Tensor | Exceptions | Rows] = {}
         for name in ("source", "target", "offset", "bias", "user_part"):
             tensor = getattr(self, name)
             if tensor is not None:
                 moved[name] = tensor.to(device)
+        if self.disliked is not None:
+            moved["disliked"] = self.disliked.to(device)
         if self.exceptions is not None:
             moved["exceptions"] = Exceptions(self.exceptions.ids.to(device), self.exceptions.rows.to(device))
         return replace(self, **moved)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recbole_llm.scoring.rows import Rows, pool
-from recbole_llm_kernels import catalog_bce, catalog_ce, pool_rows, score_topk
+from recbole_llm_kernels import catalog_bce, catalog_ce, pair_bce, pair_dot, pool_rows, score_topk
 from recbole_llm_kernels import sharded as over_ranks
 
 
@@ -73,7 +73,15 @@ class AllRows:
         """Find the smallest of ``values`` (``[n]``) where ``mask`` (``[n]`` bool) holds, over all items; 0 without any."""
         return values[mask].min() if bool(mask.any()) else values.new_zeros(())
 
-    def catalog_loss(self, loss_type: str, *operands: Tensor, bias: Tensor, neg_weight: float, backend: str) -> Tensor:
+    def catalog_loss(
+        self,
+        loss_type: str,
+        *operands: Tensor,
+        bias: Tensor,
+        neg_weight: float,
+        backend: str,
+        confidence: Tensor | None = None,
+    ) -> Tensor:
         """Sum of the rows' losses over the whole catalogue.
 
         Args:
@@ -82,10 +90,31 @@ class AllRows:
             bias: ``[n]``.
             neg_weight: of the negatives; only ``catalog_bce`` reads it.
             backend: of the kernels.
+            confidence: factor of every target's part of the loss, ``[nnz]``; ``None`` for ones. Under ``catalog_bce`` the
+                negatives' part stays.
         """
-        if loss_type == "catalog_ce":
-            return catalog_ce(*operands, item_bias=bias, reduction="sum", backend=backend)
-        return catalog_bce(*operands, item_bias=bias, neg_weight=neg_weight, reduction="sum", backend=backend)
+        query, item, offsets, ids = operands
+        if confidence is None:
+            if loss_type == "catalog_ce":
+                return catalog_ce(query, item, offsets, ids, item_bias=bias, reduction="sum", backend=backend)
+            return catalog_bce(
+                query, item, offsets, ids, item_bias=bias, neg_weight=neg_weight, reduction="sum", backend=backend
+            )
+        sizes = offsets.diff()
+        row = torch.repeat_interleave(torch.arange(len(sizes), device=ids.device), sizes)
+        if loss_type == "catalog_bce":  # the kernel weighs rows: what a target's weight adds to 1 is a loss of pairs
+            plain = catalog_bce(
+                query, item, offsets, ids, item_bias=bias, neg_weight=neg_weight, reduction="sum", backend=backend
+            )
+            label, weight = torch.ones_like(confidence), confidence - 1
+            return plain + pair_bce(
+                query, item, row, ids, label, item_bias=bias, weight=weight, reduction="sum", backend=backend
+            )
+        # sum_t c_t (log Z - s_t) = mean(c) sum_t (log Z - s_t) + sum_t (mean(c) - c_t) s_t
+        mean = torch.zeros_like(query[:, 0]).index_add_(0, row, confidence.to(query.dtype)) / sizes.clamp(min=1)
+        whole = catalog_ce(query, item, offsets, ids, item_bias=bias, weight=mean, reduction="sum", backend=backend)
+        logits = pair_dot(query, item, row, ids, item_bias=bias, backend=backend)
+        return whole + ((mean[row] - confidence) * logits).sum()
 
     def topk(self, query: Tensor, item: Tensor, k: int, **options: Any) -> Any:
         """Call :func:`recbole_llm_kernels.score_topk` over all items; ``item`` and the bias are the rows here."""
@@ -135,8 +164,17 @@ class ShardedRows(AllRows):
         dist.all_reduce(least, dist.ReduceOp.MIN)
         return torch.where(least.isinf(), 0.0, least)
 
-    def catalog_loss(self, loss_type: str, *operands: Tensor, bias: Tensor, neg_weight: float, backend: str) -> Tensor:
-        """Compute the loss as :meth:`AllRows.catalog_loss`, the same number on every rank."""
+    def catalog_loss(
+        self,
+        loss_type: str,
+        *operands: Tensor,
+        bias: Tensor,
+        neg_weight: float,
+        backend: str,
+        confidence: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the loss as :meth:`AllRows.catalog_loss`, the same number on every rank; without ``confidence``."""
+        assert confidence is None  # refused where options are read
         if loss_type == "catalog_ce":
             return over_ranks.catalog_ce(*operands, item_bias=bias, reduction="sum")
         return over_ranks.catalog_bce(

@@ -51,6 +51,7 @@ class TowerLoss:
             bias=self._bias(),
             neg_weight=self.options.neg_weight,
             backend=self.options.kernel_backend,
+            confidence=targets.confidence,
         )
         return total / max(len(targets.ids), 1)
 
@@ -70,12 +71,18 @@ class TowerLoss:
         return torch.where(trained, towers.bias if ids is None else towers.bias[ids], NOT_IN_CATALOGUE)
 
     def of_pairs(self, users: Tensor, items: Tensor, label: Tensor, histories: Rows) -> Tensor:
-        """Compute the mean loss of labelled pairs: ``[P]`` int64 users and items, ``[P]`` labels."""
+        """Compute the mean loss of labelled pairs: ``[P]`` int64 users and items, ``[P]`` labels.
+
+        A positive pair's part is multiplied by its confidence in ``histories``.
+        """
         query = self.towers.queries_of_pairs(users, items, histories)
         candidates, bias, item_row = self._candidates_of(items)
         row = torch.arange(len(users), device=users.device)
         backend = self.options.kernel_backend
-        return pair_bce(query, candidates, row, item_row, label, item_bias=bias, backend=backend)
+        weight = histories.confidence_of(users, items, self.towers.rows.n_items)
+        if weight is not None:
+            weight = torch.where(label > 0, weight, 1.0)
+        return pair_bce(query, candidates, row, item_row, label, item_bias=bias, weight=weight, backend=backend)
 
     def of_negatives(
         self,
@@ -86,7 +93,7 @@ class TowerLoss:
         valid: Tensor | None = None,
         entries: Tensor | None = None,
     ) -> Tensor:
-        """Compute the mean loss of positives against sampled negatives.
+        """Compute the mean loss of positives against sampled negatives; a row's is multiplied by its positive's confidence.
 
         Args:
             users: ``[B]`` int64.
@@ -115,6 +122,7 @@ class TowerLoss:
             negative.contiguous(),
             neg_valid=valid,
             item_bias=bias,
+            weight=histories.confidence_of(users, items, self.towers.rows.n_items),
             neg_weight=self.options.neg_weight,
             backend=self.options.kernel_backend,
         )
@@ -124,7 +132,7 @@ class TowerLoss:
     ) -> Tensor | None:
         """Compute the same loss from the parts of the queries, if every entry of the batch counts; ``None`` otherwise."""
         options, towers = self.options, self.towers
-        if options.loss_type != "sampled_bce" or options.scoring != "dot":
+        if options.loss_type != "sampled_bce" or options.scoring != "dot" or histories.confidence is not None:
             return None
         if not fuses_scaled_bce(users.device, options.kernel_backend):
             return None

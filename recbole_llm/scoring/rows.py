@@ -1,11 +1,12 @@
 r"""Histories: ragged rows of item ids, their weights, and their weighted sums.
 
     a_uj = t_uj / (sum_k t_uk)^alpha       pooling weight of item j in the history of user u; t_uj = 1 without weights
-    t_uj = exp(-rank_uj / tau)             with a decay tau; rank 0 is the newest item
+    t_uj = w_uj exp(-rank_uj / tau)        with a decay tau; rank 0 is the newest item
 
 The asymmetric history representation follows FISM (Kabbur et al., KDD 2013) and Asymmetric-SVD (Koren, KDD 2008).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,8 +21,10 @@ class Rows:
     Attributes:
         offsets: ``[B + 1]`` int64, from 0. Row b is ``ids[offsets[b]:offsets[b + 1]]``.
         ids: ``[nnz]`` int64, ascending and unique within a row.
-        weights: ``[nnz]`` float32, t_uj of the module docstring. ``None`` means all ones.
+        weights: ``[nnz]`` float32, t_uj of the module docstring, w_uj where there are ranks. ``None`` means all ones.
         ranks: ``[nnz]`` float32, 0 for the newest item of the row. ``None`` where interactions have no order.
+        confidence: ``[nnz]`` float32, positive, how much an interaction counts where a model is fitted (Hu et al., ICDM
+            2008). ``None`` means all ones.
 
     Example:
         >>> rows = Rows(torch.tensor([0, 2, 3]), torch.tensor([4, 7, 1]))
@@ -35,6 +38,7 @@ class Rows:
     ids: Tensor
     weights: Tensor | None = None
     ranks: Tensor | None = None
+    confidence: Tensor | None = None
 
     @property
     def sizes(self) -> Tensor:
@@ -70,9 +74,7 @@ class Rows:
         """Take rows ``start`` to ``stop``, without copying their entries."""
         offsets = self.offsets[start : stop + 1]
         entries = slice(int(offsets[0]), int(offsets[-1]))
-        weights = None if self.weights is None else self.weights[entries]
-        ranks = None if self.ranks is None else self.ranks[entries]
-        return Rows(offsets - offsets[0], self.ids[entries], weights, ranks)
+        return self._with(offsets - offsets[0], lambda values: values[entries])
 
     def keep(self, mask: Tensor) -> "Rows":
         """Keep the entries where ``mask`` (``[nnz]`` bool) holds. Rows may become empty; ranks stay as they were."""
@@ -81,33 +83,63 @@ class Rows:
 
     def _at(self, offsets: Tensor, entry: Tensor) -> "Rows":
         # for many entries, ids[entry] takes several times as long
-        weights = None if self.weights is None else self.weights.index_select(0, entry)
-        ranks = None if self.ranks is None else self.ranks.index_select(0, entry)
-        return Rows(offsets, self.ids.index_select(0, entry), weights, ranks)
+        return self._with(offsets, lambda values: values.index_select(0, entry))
+
+    def _with(self, offsets: Tensor, change: Callable[[Tensor], Tensor]) -> "Rows":
+        """Rows with other offsets, and every entry's values changed alike."""
+        values = (None if value is None else change(value) for value in (self.weights, self.ranks, self.confidence))
+        return Rows(offsets, change(self.ids), *values)
 
     def decayed(self, tau: float | None) -> "Rows":
-        """Return the same rows with weights exp(-rank / tau); without weights if ``tau`` is ``None``.
+        """Return the same rows with weights times exp(-rank / tau); as they are if ``tau`` is ``None``.
 
         Raises:
             ValueError: if there is a decay and no ranks.
         """
         if tau is None:
-            return replace(self, weights=None)
+            return self
         if self.ranks is None:
             raise ValueError(f"decay is {tau:g}, and the histories have no ranks; give the time of each interaction.")
-        return replace(self, weights=torch.exp(-self.ranks / tau))
+        fading = torch.exp(-self.ranks / tau)
+        return replace(self, weights=fading if self.weights is None else self.weights * fading)
+
+    def confidence_of(self, rows: Tensor, items: Tensor, n_items: int) -> Tensor | None:
+        """Look up the confidence of (row, item) pairs.
+
+        Args:
+            rows: ``[P]`` int64.
+            items: ``[P]`` int64 below ``n_items``.
+            n_items: size of the catalogue.
+
+        Returns:
+            ``[P]`` float32, 1 for a pair that is not there; ``None`` where all are 1.
+        """
+        if self.confidence is None:
+            return None
+        row, of_pair = torch.unique(rows, return_inverse=True)
+        some = self.select(row)
+        assert some.confidence is not None
+        # an entry that matches no key, so that every pair finds one to look at
+        key = F.pad(some.row_of_entry() * n_items + some.ids, (0, 1), value=len(row) * n_items)
+        wanted = of_pair * n_items + items
+        at = torch.searchsorted(key, wanted)
+        found = F.pad(some.confidence, (0, 1)).index_select(0, at)
+        return torch.where(key.index_select(0, at) == wanted, found, 1.0)
 
     def to(self, device: torch.device | str) -> "Rows":
         """Return the same rows on another device."""
-        weights = None if self.weights is None else self.weights.to(device)
-        ranks = None if self.ranks is None else self.ranks.to(device)
-        return Rows(self.offsets.to(device), self.ids.to(device), weights, ranks)
+        return self._with(self.offsets.to(device), lambda values: values.to(device))
 
 
 def rows_from_pairs(
-    row_id: Tensor, item_id: Tensor, n_rows: int, time: Tensor | None = None, decay: float | None = None
+    row_id: Tensor,
+    item_id: Tensor,
+    n_rows: int,
+    time: Tensor | None = None,
+    decay: float | None = None,
+    confidence: Tensor | None = None,
 ) -> Rows:
-    """Collect (row, item) pairs into CSR rows. A repeated pair counts once, at its latest time.
+    """Collect (row, item) pairs into CSR rows. A repeated pair counts once, at its latest time, with the sum of its confidence.
 
     Args:
         row_id: ``[P]`` int64 in ``[0, n_rows)``.
@@ -115,6 +147,7 @@ def rows_from_pairs(
         n_rows: number of rows, empty ones included.
         time: ``[P]``, any unit, larger is newer; gives the ranks. Equal times keep the order of the pairs.
         decay: tau in t = exp(-rank / tau); ``None`` for equal weights.
+        confidence: ``[P]`` of the pairs; ``None`` for ones.
 
     Returns:
         ``Rows`` of ``n_rows`` rows, with ranks where ``time`` is given.
@@ -134,6 +167,9 @@ def rows_from_pairs(
     rows, ids = key // span, key % span
     offsets = F.pad(torch.bincount(rows, minlength=n_rows).cumsum(0), (1, 0))
     found = Rows(offsets, ids, ranks=None if time is None else _ranks(inverse, rows, offsets, time))
+    if confidence is not None:
+        total = torch.zeros(len(ids), dtype=torch.float64).index_add_(0, inverse, confidence.double())
+        found = replace(found, confidence=total.float())
     return found if decay is None else found.decayed(decay)
 
 
@@ -170,6 +206,11 @@ def history_weights(history: Rows, exponent: float) -> Tensor:
     row = history.row_of_entry()
     total = torch.zeros(len(history.offsets) - 1, device=row.device).index_add_(0, row, weights)
     return weights * total.clamp(min=torch.finfo(torch.float32).tiny).pow(-exponent)[row]
+
+
+def log_length(history: Rows) -> Tensor:
+    """Log of the number of items in each history, ``[B]``; 0 for an empty one."""
+    return history.sizes.clamp(min=1).float().log()
 
 
 def pool(vectors: Tensor, history: Rows, weights: Tensor | None = None) -> Tensor:

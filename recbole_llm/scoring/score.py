@@ -203,7 +203,7 @@ class Score:
 
     def user_parts(self, users: Tensor) -> dict[str, Tensor]:
         """Return each block's own summand of known users, ``[B]`` int64 -> ``[B, d]`` by block name."""
-        return {b.name: b.user_part[users] for b in self.counting if b.user_part is not None}
+        return {b.name: part for b in self.counting if (part := b.part_of(users)) is not None}
 
     def queries(self, history: Rows, part: Mapping[str, Tensor] | None = None) -> Tensor:
         """Compute the queries of all blocks side by side; every factor of the score is in them.

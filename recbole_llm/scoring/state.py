@@ -27,6 +27,7 @@ _BLOCK_FIELDS = (
     "offset",
     "bias",
     "constants",
+    "dislikes",
 )
 _COLD_FIELDS = ("ids", "target", "source", "bias", "joint", "kappa", "shift", "mean_bias", "mu", "offset")
 

@@ -176,7 +176,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         methods=["POST"],
         response_model=schemas.RecommendationOut,
         responses=problems_of_route(404, 408, 413, 415, 504),
-        summary="Recommend for a known user, for items, or for a text",
+        summary="Recommend for a known user, for items, for a text, or what is like an item",
         route_class_override=route_of(schemas.RecommendBody, few_at_once=True),
     )
 

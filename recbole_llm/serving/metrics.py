@@ -113,9 +113,8 @@ class Shown:
             self._remembered -= int(self._lengths[(self._next_answer - self.answers) % len(self._lengths)])
             self.answers -= 1
         known = self._numbers.get
-        numbers = [known(item_id) for item_id in ids]
-        if None in numbers:
-            numbers = self._new(ids)
+        found = [known(item_id) for item_id in ids]
+        numbers: Sequence[Any] = self._new(ids) if None in found else found
         split = size - at
         ring[at : at + n] = numbers[:split]
         if n > split:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from recbole_llm.retrieval.ranking import MAX_PARTS
 from recbole_llm.retrieval.recommender import Recommendation, Recommender, Request
 from recbole_llm.serving.batching import Batcher, DeadlineExceeded
 from recbole_llm.serving.bodies import waited
@@ -32,7 +33,10 @@ FIND_ROWS_PER_COST = 6
 PRODUCTS_PER_COST = INLINE_PRODUCTS // 2_000
 COMPARED_PER_COST = 6_000  # dimensions of pairs that diversity compares
 CALIBRATED_WIDTH = 500  # of a pair: what its logarithms cost
-CHOICE_COST, CAP_COST, BOOST_COST = 15, 2, 2  # a place that diversity fills; a candidate that a cap or boosts look at
+CHOICE_COST, CAP_COST, BOOST_COST = 15, 2, 1  # a place that diversity fills; a candidate that a cap or boosts look at
+# one boost, by odds; one of the parts that boosts divide the catalogue into
+ONE_BOOST_COST, ODDS_COST, PART_COST = 85, 60, 45
+ROWS_PER_BOOST_COST, ROWS_PER_PART_COST = 400, 150
 CANDIDATES = 4  # of them for every place, about
 SEED_COST = 100
 ROWS_PER_COST = 1_000  # of masks
@@ -112,7 +116,7 @@ class Reader:
         searches = recommender.searches
         products = 0
         for job in jobs:
-            if job.text_vector is not None and searches is not None:
+            if (job.text_vector is not None or job.item is not None) and searches is not None:
                 products += len(recommender.catalog) * searches.width + SEARCH_PRODUCTS
             else:
                 products += len(recommender.catalog) * recommender.export.manifest.dim
@@ -135,6 +139,11 @@ class Reader:
                 width = CALIBRATED_WIDTH
                 cost += recommender.history_length(request)
             cost += k * CHOICE_COST + rules.comparisons(k) * width // COMPARED_PER_COST
+        if rules.boosts:
+            by_odds = sum(boost.odds is not None for boost in rules.boosts)
+            parts = min(2 ** len(rules.boosts), MAX_PARTS)
+            cost += len(rules.boosts) * (k + ONE_BOOST_COST + len(catalog) // ROWS_PER_BOOST_COST) + by_odds * ODDS_COST
+            cost += parts * (PART_COST + len(catalog) // ROWS_PER_PART_COST)
         cost += (CANDIDATES * k + pool) * (CAP_COST * len(rules.caps) + BOOST_COST * bool(rules.boosts))
         return cost + (SEED_COST if rules.explore is not None else 0)
 

@@ -232,4 +232,6 @@ def request_of(body: Any, texts: Mapping[str, EncodedText]) -> Request:
         return Request(user=body.user, **common)
     if isinstance(body, schemas.ItemsRequest):
         return Request(items=body.items, weights=body.weights, **common)
+    if isinstance(body, schemas.SimilarRequest):
+        return Request(item=body.item, by=body.by, **common)
     return Request(text_vector=texts[body.text].vector, text=body.text, by=body.by, **common)

@@ -163,20 +163,31 @@ class TextRequest(_Asked):
     by: By = "both"
 
 
+class SimilarRequest(_Asked):
+    """For what is like an item."""
+
+    item: Id
+    by: By = "both"
+
+
+SUBJECTS = ("user", "items", "text", "item")
+
+
 def _kind(body: Any) -> str | None:
-    """Return which of the three a body is, by the key that is there, so that an error names one model and not all."""
-    given = [
-        key for key in ("user", "items", "text") if (key in body if isinstance(body, dict) else hasattr(body, key))
-    ]
+    """Return which of the four a body is, by the key that is there, so that an error names one model and not all."""
+    given = [key for key in SUBJECTS if (key in body if isinstance(body, dict) else hasattr(body, key))]
     return given[0] if given else None
 
 
 RecommendBody = Annotated[
-    Annotated[UserRequest, Tag("user")] | Annotated[ItemsRequest, Tag("items")] | Annotated[TextRequest, Tag("text")],
+    Annotated[UserRequest, Tag("user")]
+    | Annotated[ItemsRequest, Tag("items")]
+    | Annotated[TextRequest, Tag("text")]
+    | Annotated[SimilarRequest, Tag("item")],
     Discriminator(
         _kind,
         custom_error_type="no_subject",
-        custom_error_message="Give exactly one of user, items and text.",
+        custom_error_message="Give exactly one of user, items, text and item.",
     ),
 ]
 

@@ -2,9 +2,12 @@
 
 import glob
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from waiting import LIMIT
 
 import recbole_llm  # noqa: F401
 
@@ -136,3 +139,23 @@ def test_mistakes_are_named(run_config, command, paths, capsys):
     torch.save(content, file)
     assert cli.main(["fit", file, *arguments]) == 2
     assert "holds no choices: it was written by an earlier recbole-llm" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+@pytest.mark.parametrize("changes", [{}, {"blocks": "learned", "shard_items": True}], ids=["whole", "shards"])
+@pytest.mark.filterwarnings("ignore")
+def test_processes_of_torchrun_choose_and_fit_once_more(command, paths, changes):
+    """The second group of a process meets at the store that the first one has used."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [*command(epochs=2, **changes), "--no-baselines", "--final=valid"]
+    out = subprocess.run(
+        [*torchrun, "-m", "recbole_llm", *arguments], capture_output=True, text=True, timeout=LIMIT, check=False
+    )
+    assert out.returncode == 0, out.stdout[-2000:] + out.stderr[-4000:]
+    assert out.stdout.count("fitted once more on training and validation") == 1  # rank 0 tells
+    first, last = sorted(
+        (file for file in glob.glob("saved/*.pth") if not file.endswith("-last.pth")), key=os.path.getmtime
+    )
+    _, (train, valid, test) = parts(first, paths)
+    model, sizes = parts(last, paths)
+    assert sizes == [train + valid, 0, test] and model.chosen == read_choices(first)

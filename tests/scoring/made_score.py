@@ -52,7 +52,7 @@ def made_score(identity=True, blocks=None):
     return Score(made_blocks(identity) if blocks is None else blocks, listed, slope=0.8, intercept=-1.5)
 
 
-HISTORIES = ("plain", "weights", "ranks")
+HISTORIES = ("plain", "weights", "ranks", "both")
 
 
 def made_history(kind):
@@ -62,8 +62,8 @@ def made_history(kind):
     items = [torch.randperm(N - 1, generator=generator)[:size].add(1).sort().values for size in sizes]
     ranks = torch.cat([torch.randperm(size, generator=generator) for size in sizes]).float()
     offsets = torch.tensor([0, *sizes]).cumsum(0)
-    weights = torch.rand(int(offsets[-1]), generator=generator) + 0.1 if kind == "weights" else None
-    return Rows(offsets, torch.cat(items), weights, ranks if kind == "ranks" else None)
+    weights = torch.rand(int(offsets[-1]), generator=generator) + 0.1 if kind in ("weights", "both") else None
+    return Rows(offsets, torch.cat(items), weights, ranks if kind in ("ranks", "both") else None)
 
 
 def targets_of(block):
@@ -77,10 +77,9 @@ def targets_of(block):
 
 def entry_weights(block, history, user):
     span = slice(int(history.offsets[user]), int(history.offsets[user + 1]))
+    t = [1.0] * (span.stop - span.start) if history.weights is None else history.weights[span].tolist()
     if block.decay is not None and history.ranks is not None:
-        t = [math.exp(-rank / block.decay) for rank in history.ranks[span].tolist()]
-    else:
-        t = [1.0] * (span.stop - span.start) if history.weights is None else history.weights[span].tolist()
+        t = [w * math.exp(-rank / block.decay) for w, rank in zip(t, history.ranks[span].tolist(), strict=True)]
     return [each / sum(t) ** block.exponent for each in t], history.ids[span].tolist()
 
 

@@ -12,6 +12,7 @@ from recbole_llm.export.pooling import Pooling
 from recbole_llm.export.reader import load_export
 from recbole_llm.export.writer import ExportContents, write_artifact
 from recbole_llm.fitting.data import TrainingData
+from recbole_llm.retrieval.audience import AskedItem, top_users
 from recbole_llm.retrieval.recommender import Recommender, Request
 from recbole_llm.scoring.block import LinearBlock
 from recbole_llm.scoring.item_rows import AllRows
@@ -21,7 +22,7 @@ from recbole_llm.scoring.rows import Rows
 SHOWN = ProbabilityMap(-3.0, 0.25, 0.4, -1.0, (2.0, 0.5, 1.5), (0.5, 1.5))
 
 
-def exported(score, history, folder):
+def exported(score, history, folder, disliked=None):
     """The export of a score; row 0 of items and of users is padding, and stays behind."""
     tables = tables_of(score, TrainingData(history, AllRows(N)), U, cold_map=False)
     names = "vector source bias trained listed blocks offset user_part similar_by history_rank probability content"
@@ -31,6 +32,8 @@ def exported(score, history, folder):
         history_offsets=history.offsets.numpy()[1:],
         history_items=history.ids.numpy() - 1,
         history_weight=None if history.weights is None else history.weights.numpy(),
+        disliked_offsets=None if disliked is None else disliked.offsets.numpy()[1:],
+        disliked_items=None if disliked is None else disliked.ids.numpy() - 1,
         **{name: getattr(tables, name) for name in names.split()},
     )
     write_artifact(folder, contents)
@@ -49,7 +52,7 @@ def padded(history):
 @pytest.mark.parametrize("identity", [True, False], ids=["identity", "vectors"])
 def test_every_block_scores_and_explains_as_in_the_score(tmp_path, identity, kind):
     score, history = replace(made_score(identity), probability=SHOWN), padded(made_history(kind))
-    if kind != "ranks":  # an export's blocks fade where its histories have ranks
+    if kind not in ("ranks", "both"):  # an export's blocks fade where its histories have ranks
         score = replace(score, blocks=tuple(replace(block, decay=None) for block in score.blocks))
     users = torch.arange(U)
     part = score.user_parts(users)
@@ -104,6 +107,47 @@ def test_every_block_scores_and_explains_as_in_the_score(tmp_path, identity, kin
             assert {entry: reasons[entry] for entry in wanted} == pytest.approx(wanted, rel=1e-3, abs=1e-3)
             close(torch.tensor(got[item].bias), score.item_bias[item])
             assert got[item].rest + got[item].bias + sum(reasons.values()) == pytest.approx(got[item].score, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["plain", "both"])
+def test_what_users_dislike_counts_against_it_everywhere(tmp_path, kind):
+    """Score, export, recommender and the search for users: minus d times the sources of the disliked items, in float64 too."""
+    history = padded(made_history(kind))
+    disliked = Rows(torch.tensor([0, 0, 2, 2, 3, 3, 6]), torch.tensor([2, 7, 9, 1, 3, 12]))
+    closed, learned = (made_blocks(identity=False)[at] for at in (0, 2))
+    closed = replace(closed, dislikes=0.4, disliked=disliked, decay=closed.decay if kind == "both" else None)
+    score = made_score(blocks=(closed, learned))
+    users = torch.arange(U)
+    part = score.user_parts(users)
+    for user in range(U):
+        own = disliked.ids[disliked.offsets[user] : disliked.offsets[user + 1]]
+        close(part["closed_form"][user], -0.4 * closed.source[own].double().sum(0))
+    part["learned"][0] = 0  # nobody has no part
+    scores = score.scores(history, part)
+    plain = made_score(blocks=(replace(closed, dislikes=0.0), learned)).scores(history, {"learned": part["learned"]})
+    assert not torch.allclose(scores[1], plain[1]) and torch.equal(scores[2], plain[2])
+
+    export = exported(score, history, tmp_path / "export", disliked)
+    assert export.manifest.min_reader == 3 and export.manifest.blocks[0].dislikes == 0.4
+    recommender = Recommender(export)
+    for user in range(1, U):
+        answer = recommender.recommend(Request(user=f"u{user}", k=N, exclude_seen=False))
+        got = {int(item.id[1:]): item.score for item in answer.items}
+        own = disliked.ids[disliked.offsets[user] : disliked.offsets[user + 1]].tolist()
+        assert set(got) == {item for item in range(1, N) if score.listed[item] and item not in own}
+        close(torch.tensor(list(got.values())), scores[user, list(got)])
+    wanted = AskedItem("new", "new", export.vector[4], float(export.bias[4]))
+    (reached,) = top_users(export, [wanted], k=U, exclude_seen=False)
+    assert {int(one.user[1:]): pytest.approx(one.score, rel=1e-3, abs=1e-3) for one in reached} == {
+        user: float(scores[user, 5]) for user in range(1, U)
+    }
+
+
+def test_an_export_without_weights_and_dislikes_reads_as_before(tmp_path):
+    blocks = (replace(made_blocks(identity=False)[0], decay=None),)
+    export = exported(made_score(blocks=blocks), padded(made_history("plain")), tmp_path / "export")
+    assert export.manifest.min_reader == 1
+    assert "dislikes" not in (tmp_path / "export" / "manifest.json").read_text()
 
 
 def test_items_that_somebody_lists_are_a_new_user_of_the_score(tmp_path):

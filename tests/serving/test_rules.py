@@ -309,7 +309,7 @@ def examples():
 
 
 @pytest.mark.parametrize(
-    "command, body", examples(), ids=[command.split("--users u3 ")[1][:20] for command, _ in examples()]
+    "command, body", examples(), ids=[" ".join(command.split()[4:])[:24] for command, _ in examples()]
 )
 def test_the_pages_commands_and_bodies_give_the_same_list(shared_folder, tmp_path, command, body):
     pytest.importorskip("fastapi", reason="extra 'serve'")
@@ -364,3 +364,6 @@ def test_costs_of_rules_are_counted(client):
     assert cost(only=[f"i{n}" for n in range(100)]) > plain
     wide = [Boost({"kind": [str(n) for n in range(1000)]}, add=1.0)]
     assert cost(boosts=wide) >= plain + 1000
+    one, many = [Boost({"kind": "a"}, add=1)], [Boost({"kind": "a"}, add=1)] * 16
+    assert cost(boosts=many) - plain > 1600 and cost(boosts=one) - plain < 400
+    assert cost(boosts=[Boost({"kind": "a"}, odds=2)] * 16) - cost(boosts=many) == 16 * 60

@@ -1,6 +1,10 @@
-"""Repairs of RecBole in several processes: on a CPU, and with a child that is killed. Loads no torch before RecBole does."""
+"""Repairs of RecBole in several processes: on a CPU, twice in a process, with a child that is killed.
+
+Loads no torch before RecBole does.
+"""
 
 from collections.abc import Callable
+from itertools import count
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +38,44 @@ def _gloo(module: ModuleType) -> None:
             config.update(device=torch.device("cpu"), single_spec=False)
             if config["local_rank"] != 0:
                 config.update(state="error", show_progress=False, verbose=False)
+
+        return _init_device
+
+    override(module.Config, "_init_device", make)
+
+
+_groups = count()  # of this process; its fellows make theirs in the same order
+
+
+@repair(
+    "recbole.config.configurator",
+    upstream="config/configurator.py:497-502 (every process group of a process meets under the same keys)",
+    issues="none found",
+    until="RecBole, or PyTorch, gives each group of a process keys of its own",
+    condition=always("under torchrun, whose store outlives a group, a second run in a process waits for ever"),
+)
+def _group_keys(module: ModuleType) -> None:
+    """Each process group of a process meets under keys of its own: the addresses that an earlier one left are not read."""
+
+    def make(stock: Callable[[Any], None]) -> Callable[[Any], None]:
+        def _init_device(self: Any) -> None:
+            if "local_rank" not in self.final_config_dict:
+                stock(self)
+                return
+            import torch.distributed as dist
+
+            init = dist.init_process_group
+            prefix = f"recbole_llm_{next(_groups)}"
+
+            def init_process_group(*, init_method: str, rank: int, world_size: int, **others: Any) -> None:
+                store, rank, world_size = next(iter(dist.rendezvous(init_method, rank, world_size)))
+                init(store=dist.PrefixStore(prefix, store), rank=rank, world_size=world_size, **others)
+
+            vars(dist).update(init_process_group=init_process_group)
+            try:
+                stock(self)
+            finally:
+                vars(dist).update(init_process_group=init)
 
         return _init_device
 

@@ -1,10 +1,14 @@
 """Which choices a training is given, and what it leaves for a later one."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from logging import getLogger
 from typing import Any
 
 from recbole_llm.bridge.checkpoint import MODEL_PARTS, WRONG_CONTENTS, read_checkpoint
 from recbole_llm.fitting.refit import Chosen
+from recbole_llm.fitting.signals import choose_signals
+from recbole_llm.fitting.validation import Validation
 
 
 def given_choices(config: Any, model: Any) -> Chosen | None:
@@ -39,6 +43,31 @@ def given_choices(config: Any, model: Any) -> Chosen | None:
         len(model.history.ids),
     )
     return chosen
+
+
+def settled_choices(
+    config: Any, model: Any, validation: Validation | None, agree: Callable[[Any], Any]
+) -> tuple[Chosen | None, Validation | None]:
+    """Let a model's interactions count as was chosen, or as is best on validation.
+
+    Args:
+        config: of the run.
+        model: of LLMTwoTower.
+        validation: by which it is chosen.
+        agree: gives every process of a group the same value.
+
+    Returns:
+        The choices of :func:`given_choices`, and the validation data with histories that count so.
+
+    Raises:
+        ValueError: as there.
+    """
+    options, given = model.options, given_choices(config, model)
+    signals = None if given is None else given.signals
+    if signals is None:
+        signals = agree(choose_signals(model.training_data(given=True), validation, options))
+    model.take_signals(signals)
+    return given, None if validation is None else replace(validation, history=model.history)
 
 
 def read_choices(file: str) -> Chosen:

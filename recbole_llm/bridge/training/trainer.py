@@ -29,7 +29,7 @@ from recbole_llm.bridge.checkpoint_settings import command_to_resume
 from recbole_llm.bridge.training import optimizers
 from recbole_llm.bridge.training.advice import advice_of
 from recbole_llm.bridge.training.best_state import BestState
-from recbole_llm.bridge.training.choices import given_choices
+from recbole_llm.bridge.training.choices import settled_choices
 from recbole_llm.bridge.training.interruption import Interruption
 from recbole_llm.bridge.training.item_tables import tables_of
 from recbole_llm.bridge.training.tower_choice import choose, patience
@@ -134,14 +134,14 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
         if "learned" not in model.options.blocks:
             self.eval_collector.data_collect(train_data)
             model.eval()
-        given, data = given_choices(self.config, model), model.training_data()
-        self._chooses = given is None
         with quietly(not verbose):
+            given, validation = settled_choices(self.config, model, validation, self._tables.agree)
+            self._chooses, data = given is None, model.training_data()
             towers = partial(self.train_towers, train_data, valid_data, verbose, show_progress, callback_fn)
             always: dict[str, Any] = {"rank_all_cold": model.gives_probabilities, "agree": self._tables.agree}
             if given is None:
                 model.fitted = fit(data, validation, model.options, towers, start=model.fitted, **always)
-                model.chosen = chosen_of(model.fitted, data, self._best_epochs, model.tower_choice)
+                model.chosen = chosen_of(model.fitted, data, self._best_epochs, model.tower_choice, model.signals)
             else:
                 self.epochs = given.epochs if given.block("learned") else 0
                 if given.towers not in (None, model.tower_choice):  # a resumed run has them
