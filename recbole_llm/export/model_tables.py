@@ -216,7 +216,8 @@ def _new_items(score: Score, data: TrainingData, vector: Tensor, source: Tensor)
     values = torch.cat([vector, source, (raw - mean)[:, None]], 1)
     placed = score.cold
     mu = MU if placed is None else placed.mu
-    cold_map = fit_cold_map(data.content, data.trained, values, data.popularity, mu=mu)
+    shares = None if placed is None else placed.shares
+    cold_map = fit_cold_map(data.content, data.trained, values, data.popularity, mu=mu, shares=shares)
     kappa, shift = 1.0, torch.zeros(vector.shape[1])
     if placed is not None and placed.joint:
         kappa = placed.kappa

@@ -6,7 +6,7 @@ choice given. A block's weight is kept in units of the deviation of its scores, 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from logging import getLogger
 from typing import Any
 
@@ -55,12 +55,13 @@ class ChosenBlock:
 
 @dataclass(frozen=True)
 class ChosenPlace:
-    """Where items without a training interaction stand: ridge of their map, and the boost."""
+    """Where items without a training interaction stand: ridge and shares of their map, and the boost."""
 
     mu: float
     joint: bool
     kappa: float
     offset: float
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,11 @@ def chosen_of(fitted: FittedScore, data: TrainingData, epochs: int) -> Chosen:
         for block in score.blocks
     )
     placed = score.cold
-    cold = None if placed is None else ChosenPlace(placed.mu, placed.joint, placed.kappa, placed.offset)
+    cold = (
+        None
+        if placed is None
+        else ChosenPlace(placed.mu, placed.joint, placed.kappa, placed.offset, dict(placed.shares))
+    )
     return Chosen(blocks, fitted.setting, epochs, cold, score.slope, score.intercept, score.probability)
 
 
@@ -191,7 +196,7 @@ def refit(
         log.info(f"{block.name} block: weight {weight:.3g} in deviations of its scores, as chosen on validation")
     score = replace(score, blocks=tuple(agree_on_scales(scaled, agree)))
     at = chosen.cold
-    place = None if at is None else (at.mu, ColdBoost(at.joint, at.kappa, at.offset))
+    place = None if at is None else (at.mu, ColdBoost(at.joint, at.kappa, at.offset), at.shares)
     score = place_cold_items(score, data, None, options, chosen.setting, rank_all_cold, place)
     score = replace(score, slope=chosen.slope, intercept=chosen.intercept, probability=chosen.probability)
     return FittedScore(score, chosen.setting)

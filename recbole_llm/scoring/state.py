@@ -28,7 +28,7 @@ _BLOCK_FIELDS = (
     "bias",
     "constants",
 )
-_COLD_FIELDS = ("ids", "target", "source", "bias", "joint", "kappa", "shift", "mean_bias", "mu", "offset")
+_COLD_FIELDS = ("ids", "target", "source", "bias", "joint", "kappa", "shift", "mean_bias", "mu", "offset", "shares")
 
 
 def score_to_state(score: Score) -> dict[str, Any]:
