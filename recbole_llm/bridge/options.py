@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from recbole_llm.bridge import option_values as values
+from recbole_llm.bridge.preloaded import preloaded_vectors
 from recbole_llm.content.encoder_settings import DTYPES, OVERFLOWS, POOLINGS, is_function
 
 LOSS_TYPES = ("catalog_bce", "catalog_ce", "sampled_bce", "pair_bce")
@@ -90,6 +91,16 @@ class Options:
         "Item vectors made elsewhere (.npy with ids beside it, .safetensors, .parquet). One path: used "
         "instead of a text encoder; RecBole's preload_weight of the items counts as one. By modality, such as"
         " {text: a.npy, image: b.npy}: each joins the model.",
+        of_dataset=True,
+    )
+    item_modalities: Mapping[str, values.ModalitySource] | None = _key(
+        values.modalities,
+        None,
+        "Text and features",
+        "dict",
+        "What describes items beside their texts: {image: {encoder: NAME, column: image}}. NAME is a vision model (Hugging Face "
+        "name or folder), onnx:FILE, or module:function; the column holds paths inside the dataset's folder, and without one files "
+        "are images/ITEM_ID.jpg. Each joins the model with a weight chosen on validation, 0 among the choices.",
         of_dataset=True,
     )
     encoder: str | None = _key(
@@ -374,35 +385,19 @@ def default_values() -> dict[str, Any]:
 
 def _reject_functions_of_files(config: Any) -> None:
     """Raise where a configuration file, and nothing that the caller wrote himself, names a function to run."""
-    named = config.file_config_dict.get("encoder")
-    if is_function(named) and "encoder" not in config.cmd_config_dict | config.variable_config_dict:
-        raise ValueError(
-            f"encoder {named!r} is a function, which a configuration file may not name: reading a file runs no code. Give it on "
-            f"the command line, --encoder={named}, or in config_dict."
-        )
-
-
-@dataclass(frozen=True)
-class PreloadedVectors:
-    """Item vectors that RecBole's own ``preload_weight`` names: the atomic file and its two columns."""
-
-    file: str
-    id_field: str
-    vector_field: str
-
-
-def preloaded_vectors(config: Any) -> PreloadedVectors | None:
-    """Return the item vectors that ``preload_weight`` names, if any."""
-    preload = config["preload_weight"]
-    if not preload:
-        return None
-    item_ids = {config["ITEM_ID_FIELD"], *(config["alias_of_item_id"] or ())}
-    for id_field, vector_field in preload.items():
-        for suffix, columns in (config["load_col"] or {}).items() if id_field in item_ids else ():
-            if vector_field in (columns or ()):
-                file = Path(config["data_path"]) / f"{config['dataset']}.{suffix}"
-                return PreloadedVectors(str(file), id_field, vector_field)
-    return None
+    own = config.cmd_config_dict | config.variable_config_dict
+    for key in ("encoder", "item_modalities"):
+        given = config.file_config_dict.get(key)
+        if key in own or not given:
+            continue
+        for named in (
+            (given,) if key == "encoder" else (each.encoder for each in values.modalities(key, given).values())
+        ):
+            if is_function(named):
+                raise ValueError(
+                    f"{key}: {named!r} is a function, which a configuration file may not name: reading a file runs no code. Give "
+                    f"it on the command line, --{key}={named if key == 'encoder' else '{image: ' + named + '}'}, or in config_dict."
+                )
 
 
 def _reject_what_shards_lack(given: Mapping[str, Any], config: Any) -> None:
