@@ -1,9 +1,10 @@
 """RecBole's dataset with the content of its items and users: raw text read from the atomic files, vectors from the store."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -126,27 +127,38 @@ class LLMTwoTowerDataset(Dataset):
     def item_features(self) -> dict[str, FeatureTable]:
         """Vectors of the items by modality, text first; empty where ``encoder`` and ``item_features_file`` are empty."""
         if "_item_features" not in self.__dict__:
-            options = Options.from_config(self.config)
-            tokens = self._tokens(self.iid_field)
-            files = sorted(
-                options.feature_files.items(), key=lambda pair: pair[0] != "text"
-            )  # text is the first kernel
-            form = self._atomic_form()
-            tables = {name: load_features(path, tokens, form=form) for name, path in files}
-            if options.text_encoder:
-                fields, template = options.item_text_fields, options.item_text_template
-                tables = {"text": self._encoded("item", self.iid_field, fields, template, options)} | tables
-            for name, source in (options.item_modalities or {}).items():
-                if name in tables:
-                    raise ValueError(
-                        f"item_modalities names an encoder of {name}, and item_features_file its vectors: give one of them."
-                    )
-                tables[name] = self._pictures(source, options)
-            self._item_features = {
-                name: apply_transform(replace(table, modality=name), options.feature_transform)
-                for name, table in tables.items()
-            }
+            self._item_features = self.item_vectors()
         return self._item_features
+
+    def item_vectors(self, wanted: Sequence[str] | None = None) -> dict[str, FeatureTable]:
+        """Make the vectors of the items by modality.
+
+        Args:
+            wanted: the modalities; ``None`` for all that are configured.
+
+        Raises:
+            ValueError: if a modality is configured twice, or its texts, files or encoder are not there.
+        """
+        options = Options.from_config(self.config)
+        makers: dict[str, Callable[[], FeatureTable]] = {}
+        if options.text_encoder:
+            fields, template = options.item_text_fields, options.item_text_template
+            makers["text"] = lambda: self._encoded("item", self.iid_field, fields, template, options)
+        tokens, form = self._tokens(self.iid_field), self._atomic_form()
+        # text is the first kernel
+        for name, path in sorted(options.feature_files.items(), key=lambda pair: pair[0] != "text"):
+            makers[name] = partial(load_features, path, tokens, form=form)
+        for name, source in (options.item_modalities or {}).items():
+            if name in makers:
+                raise ValueError(
+                    f"item_modalities names an encoder of {name}, and item_features_file its vectors: give one of them."
+                )
+            makers[name] = partial(self._pictures, source, options)
+        return {
+            name: apply_transform(replace(make(), modality=name), options.feature_transform)
+            for name, make in makers.items()
+            if wanted is None or name in wanted
+        }
 
     @property
     def user_features(self) -> dict[str, FeatureTable]:
@@ -220,6 +232,20 @@ class LLMTwoTowerDataset(Dataset):
         """Columns of the positives of this split and of later ones."""
         parts = [_positives(split) for split in (self, *later)]
         return tuple(torch.cat([part[name] for part in parts]) for name in names)
+
+    def picture_vectors(self) -> FeatureTable:
+        """Vectors of the items' pictures as their encoder gives them, without ``feature_transform``.
+
+        Raises:
+            ValueError: if no encoder of pictures is configured, or no picture can be read.
+        """
+        options = Options.from_config(self.config)
+        source = (options.item_modalities or {}).get("image")
+        if source is None:
+            raise ValueError(
+                "item_modalities names no encoder of pictures, such as {image: google/siglip2-base-patch16-224}."
+            )
+        return self._pictures(source, options)
 
     def _pictures(self, source: ModalitySource, options: Options) -> FeatureTable:
         """Vectors of the items' pictures; items without one are absent."""

@@ -1,4 +1,4 @@
-"""``recbole-llm encode``: the vectors of a dataset's texts ahead of every run, by one process or by all that torchrun starts.
+"""``recbole-llm encode``: the vectors of texts and pictures ahead of every run, by one process or by all that torchrun starts.
 
     torchrun --nproc_per_node 2 -m recbole_llm encode --dataset NAME
 
@@ -19,6 +19,12 @@ from recbole_llm.content.processes import number_of_processes
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``recbole-llm encode``."""
     parser.add_argument("--dataset", "-d", required=True, help="ml-100k, or a folder of atomic files in --data-path")
+    parser.add_argument(
+        "--modality",
+        default=None,
+        metavar="NAME",
+        help="text or image: encode this alone (default: all that are configured)",
+    )
     parser.add_argument("--config-files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
 
 
@@ -52,8 +58,15 @@ def run_encode(options: argparse.Namespace, files: Sequence[str], overrides: Seq
     if not rank:
         init_logger(config)
     dataset = LLMTwoTowerDataset(config)
-    found = [("items", name, table) for name, table in dataset.item_features.items()]
-    found += [("users", name, table) for name, table in dataset.user_features.items()]
+    wanted = None if options.modality is None else (options.modality,)
+    found = [("items", name, table) for name, table in dataset.item_vectors(wanted).items()]
+    if wanted in (None, ("text",)):
+        found += [("users", name, table) for name, table in dataset.user_features.items()]
+    if not found and wanted is not None:
+        raise ValueError(
+            f"--modality is {options.modality!r}, and nothing of this kind is configured. Pictures are named by "
+            "--item_modalities='{image: {encoder: NAME, column: image}}', texts by --encoder=NAME."
+        )
     if not found:
         raise ValueError(
             f"encoder is empty, so there is nothing to encode. Name one with --encoder=..., and the columns of "
@@ -63,7 +76,6 @@ def run_encode(options: argparse.Namespace, files: Sequence[str], overrides: Seq
         return 0
     for what, name, table in found:
         count = int(table.present.sum())
-        print(
-            f"{what}: {count} of {len(table.present) - 1} have a {name} vector of {table.vectors.shape[1]} dimensions"
-        )
+        article = "an" if name[0] in "aeiou" else "a"
+        print(f"{what}: {count} of {len(table) - 1} have {article} {name} vector of {table.dim} dimensions")
     return 0

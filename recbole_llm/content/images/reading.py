@@ -65,6 +65,23 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
+def check_header(data: bytes) -> None:
+    """Check what a picture's header says; nothing is decoded.
+
+    Raises:
+        PictureError: if it is none of ``FORMATS``, too large or too narrow.
+    """
+    Image = require_pillow()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _check_size(*Image.open(BytesIO(data), formats=FORMATS).size)
+    except PictureError:
+        raise
+    except Exception as error:
+        raise _refusal(error) from None
+
+
 def open_picture(data: bytes, side: int) -> "Image.Image":
     """Decode a picture to RGB: its first frame, upright as its camera says, transparency on white.
 
@@ -87,14 +104,20 @@ def open_picture(data: bytes, side: int) -> "Image.Image":
             return _upright(_reduced(picture, side))
     except PictureError:
         raise
-    except Image.DecompressionBombError:
-        raise PictureError(f"more than {MAX_PIXELS // 10**6} megapixels") from None
-    except MemoryError:
-        raise PictureError("not enough memory to decode it") from None
-    except Image.UnidentifiedImageError:
-        raise PictureError(f"none of {', '.join(FORMATS)}") from None
     except Exception as error:  # decoders raise whatever their input makes them trip over
-        raise PictureError(f"damaged ({type(error).__name__})") from None
+        raise _refusal(error) from None
+
+
+def _refusal(error: Exception) -> PictureError:
+    """The reason in words."""
+    Image = require_pillow()
+    if isinstance(error, Image.DecompressionBombError):
+        return PictureError(f"more than {MAX_PIXELS // 10**6} megapixels")
+    if isinstance(error, MemoryError):
+        return PictureError("not enough memory to decode it")
+    if isinstance(error, Image.UnidentifiedImageError):
+        return PictureError(f"none of {', '.join(FORMATS)}")
+    return PictureError(f"damaged ({type(error).__name__})")
 
 
 def _check_size(width: int, height: int) -> None:
