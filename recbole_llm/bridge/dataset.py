@@ -295,9 +295,9 @@ class LLMTwoTowerDataset(Dataset):
         """External ids in internal order; ``None`` for padding."""
         return [None, *map(str, self.field2id_token[field][1:])]
 
-    def _encoded(
+    def _texts(
         self, suffix: str, id_field: str, fields: Sequence[str] | None, template: str | None, options: Options
-    ) -> FeatureTable:
+    ) -> list[str | None]:
         path = Path(self.dataset_path) / f"{self.dataset_name}.{suffix}"
         if not path.is_file():
             raise ValueError(
@@ -319,21 +319,36 @@ class LLMTwoTowerDataset(Dataset):
         )
         for line in report.lines():
             log.info(line, extra={"content": True})
+        return texts
+
+    def item_texts(self) -> list[str | None]:
+        """Read the items' texts in internal order; ``None`` for padding and where there is none."""
+        options = Options.from_config(self.config)
+        return self._texts("item", self.iid_field, options.item_text_fields, options.item_text_template, options)
+
+    def text_encoder(self) -> Any:
+        """Load the encoder of texts that is configured."""
+        options = Options.from_config(self.config)
+        return load_encoder(
+            str(options.encoder),
+            revision=options.encoder_revision,
+            pooling=options.encoder_pooling,
+            prompt=options.encoder_prompt,
+            max_tokens=options.encoder_max_tokens,
+            overflow=options.encoder_overflow,
+            dim=options.encoder_dim,
+            dtype=options.encoder_dtype,
+            device=self.config["device"],
+        )
+
+    def _encoded(
+        self, suffix: str, id_field: str, fields: Sequence[str] | None, template: str | None, options: Options
+    ) -> FeatureTable:
+        texts = self._texts(suffix, id_field, fields, template, options)
         with _random_state_kept():
-            encoder = load_encoder(
-                str(options.encoder),
-                revision=options.encoder_revision,
-                pooling=options.encoder_pooling,
-                prompt=options.encoder_prompt,
-                max_tokens=options.encoder_max_tokens,
-                overflow=options.encoder_overflow,
-                dim=options.encoder_dim,
-                dtype=options.encoder_dtype,
-                device=self.config["device"],
-            )
             return encode_texts(
                 texts,
-                encoder,
+                self.text_encoder(),
                 FeatureStore(options.feature_cache_dir),
                 batch_size=options.encoder_batch_size,
                 show_progress=self.config["show_progress"],
