@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,15 @@ from torch import Tensor
 import recbole_llm  # noqa: F401  # before RecBole: its repairs
 from recbole_llm.fitting.closed_form import fit_closed_form
 from recbole_llm.fitting.cold_start import placement
+from recbole_llm.fitting.cold_start.hidden_draws import HiddenDraw
 from recbole_llm.fitting.cold_start.kernel_ridge import share_candidates
-from recbole_llm.fitting.cold_start.placement import MUS, Evidence, Hidden, hidden_trials
-from recbole_llm.fitting.ease import Setting
+from recbole_llm.fitting.cold_start.placement import MUS
 from recbole_llm.fitting.validation import TopKMetric, Validation, user_metric
 from recbole_llm.fitting.warm_items import ContentTables
 from recbole_llm.scoring.rows import Rows, rows_from_pairs, union
-from recbole_llm.scoring.score import Score
 
 NDCG = TopKMetric("ndcg", 10)
-SHARE, DRAWS, MISSING = 0.2, 3, (0.5, 0.7)
+DRAWS, MISSING = 3, (0.5, 0.7)
 VALIDATION_USERS = 2_000  # by whom the closed form's constants are chosen
 COLD_USERS = 2_000  # by whom hidden items are ranked
 DATASET = "ml-1m-posters"
@@ -94,42 +93,16 @@ def without_texts(content: ContentTables, share: float, seed: int) -> dict[str, 
     return dict(content) | {"text": (vectors, present & kept)}
 
 
-class Draw:
-    """Hidden items of one draw, and the score without them."""
-
-    def __init__(self, seed: int, history: Rows, content: ContentTables, setting: Setting) -> None:
-        n_items = len(content["text"][1])
-        self.popularity = torch.bincount(history.ids, minlength=n_items)
-        self.trained = self.popularity > 0
-        known = torch.nonzero(self.trained).squeeze(1)
-        order = torch.randperm(len(known), generator=torch.Generator().manual_seed(1000 + seed))
-        ids = known[order[: int(SHARE * len(known))]].sort().values
-        hidden = torch.zeros_like(self.trained)
-        hidden[ids] = True
-        left, lost = history.keep(~hidden[history.ids]), history.keep(hidden[history.ids])
-        self.history, self.seed = history, seed
-        self.hidden = Hidden(ids, left, lost, len(lost.ids))
-        form = fit_closed_form(left, n_items, content, None, dim="full", setting=setting)
-        self.score = Score((form.block(),), self.trained.clone())
-
-    def values(self, content: ContentTables, mu: float, shares: Mapping[str, float]) -> Tensor:
-        """NDCG@10 of each user among the hidden items."""
-        evidence = Evidence(self.history, self.hidden.targets, NDCG, content, self.trained, self.popularity)
-        trial = hidden_trials(evidence, self.hidden, lambda left: (self.score, left), (mu,), shares)[mu]
-        cold = torch.zeros_like(self.trained)
-        cold[trial.ids] = True
-        own = trial.targets.keep(cold[trial.targets.ids])
-        return user_metric(trial.scores, own, trial.seen, len(cold), NDCG, excluded=~cold)
-
-
-def cold(splits: Sequence[Rows], content: ContentTables, setting: Setting) -> dict[str, Any]:
+def cold(splits: Sequence[Rows], content: ContentTables, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Add to the results, one share of missing texts after the other."""
     placement.MAX_USERS = COLD_USERS
     train, valid, test = splits
     history = union(union(train, valid), test)
-    draws = [Draw(seed, history, content, setting) for seed in range(DRAWS + 1)]
-    found: dict[str, Any] = {"hidden_items": len(draws[0].hidden.ids)}
-    generator = torch.Generator().manual_seed(0)
     n_items = len(content["text"][1])
+    everything = torch.ones(n_items, dtype=torch.bool)
+    draws = [HiddenDraw(history, n_items, everything, 1000 + seed, "full") for seed in range(DRAWS + 1)]
+    found["hidden_items"] = len(draws[0].hidden.ids)
+    generator = torch.Generator().manual_seed(0)
     noise = torch.rand(1000, n_items, generator=generator)
     chance = []
     for draw in draws[1:]:
@@ -143,30 +116,34 @@ def cold(splits: Sequence[Rows], content: ContentTables, setting: Setting) -> di
         chance.append(float(values.mean()))
     found["chance"] = round(sum(chance) / DRAWS, 4)
     for share in (0.0, *MISSING):
-        found[f"texts_missing_{share:g}"] = compare(draws, content, share)
-    return found
+        name = f"texts_missing_{share:g}"
+        if name not in found:
+            began = time.process_time()
+            found[name] = compare(draws, content, share)
+            found[name]["cpu_seconds"] = round(time.process_time() - began, 1)
+            yield found
 
 
 def choose(
-    draw: Draw, content: ContentTables, candidates: Sequence[Mapping[str, float]]
+    draw: HiddenDraw, content: ContentTables, candidates: Sequence[Mapping[str, float]]
 ) -> tuple[float, Mapping[str, float]]:
     """Ridge and shares by one draw: the ridge with equal shares, then the shares with that ridge, as the fit does."""
-    by_mu = {mu: float(draw.values(content, mu, candidates[0]).mean()) for mu in (0.1, *MUS)}
+    by_mu = {mu: float(draw.values(content, NDCG, mu, candidates[0]).mean()) for mu in (0.1, *MUS)}
     mu = max(by_mu, key=lambda each: by_mu[each])
-    by_shares = [by_mu[mu], *(float(draw.values(content, mu, shares).mean()) for shares in candidates[1:])]
+    by_shares = [by_mu[mu], *(float(draw.values(content, NDCG, mu, shares).mean()) for shares in candidates[1:])]
     return mu, candidates[by_shares.index(max(by_shares))]
 
 
-def compare(draws: Sequence[Draw], content: ContentTables, share: float) -> dict[str, Any]:
+def compare(draws: Sequence[HiddenDraw], content: ContentTables, share: float) -> dict[str, Any]:
     """Text alone, pictures alone and both, with ridge and shares chosen on the first draw."""
     variants = {"text": ("text",), "image": ("image",), "both": ("text", "image")}
     result: dict[str, Any] = {}
     values: dict[str, list[Tensor]] = {}
-    given = [without_texts(content, share, draw.seed) if share else content for draw in draws]
+    given = [without_texts(content, share, seed) if share else content for seed in range(len(draws))]
     for name, modalities in variants.items():
         some = [{modality: each[modality] for modality in modalities} for each in given]
         mu, shares = choose(draws[0], some[0], share_candidates(modalities))
-        values[name] = [draw.values(each, mu, shares) for draw, each in zip(draws[1:], some[1:], strict=True)]
+        values[name] = [draw.values(each, NDCG, mu, shares) for draw, each in zip(draws[1:], some[1:], strict=True)]
         by_draw = [round(float(value.mean()), 4) for value in values[name]]
         result[name] = {"ndcg@10": round(sum(by_draw) / DRAWS, 4), "by_draw": by_draw, "mu": mu, "shares": dict(shares)}
     result["both_against_text"] = paired(torch.cat(values["both"]), torch.cat(values["text"]))
@@ -180,7 +157,7 @@ def compare(draws: Sequence[Draw], content: ContentTables, share: float) -> dict
 # ---------------------------------------------------------------- items with interactions
 
 
-def warm(splits: Sequence[Rows], content: ContentTables) -> tuple[dict[str, Any], Setting]:
+def warm(splits: Sequence[Rows], content: ContentTables, work: Path) -> dict[str, Any]:
     train, valid, test = splits
     n_items = len(content["text"][1])
     validation = Validation(train, valid, train, NDCG, VALIDATION_USERS)
@@ -189,6 +166,10 @@ def warm(splits: Sequence[Rows], content: ContentTables) -> tuple[dict[str, Any]
     found: dict[str, Any] = {}
     values = {}
     for name, modalities in {"text": ("text",), "both": ("text", "image")}.items():
+        kept = work / f"warm-{name}.pt"
+        if kept.is_file():
+            found[name], values[name] = torch.load(kept, weights_only=True)
+            continue
         began = time.process_time()
         some = {modality: content[modality] for modality in modalities}
         form = fit_closed_form(train, n_items, some, validation, dim="full")
@@ -201,10 +182,9 @@ def warm(splits: Sequence[Rows], content: ContentTables) -> tuple[dict[str, Any]
             "settings_tried": len(form.trials),
             "cpu_seconds": round(time.process_time() - began, 1),
         }
-        if name == "text":
-            setting = form.setting
+        torch.save((found[name], values[name]), kept)
     found["both_against_text"] = paired(values["both"], values["text"])
-    return found, setting
+    return found
 
 
 def main() -> None:
@@ -212,8 +192,9 @@ def main() -> None:
     parser.add_argument("--data_path", required=True, help="holds ml-1m-posters")
     parser.add_argument("--encoder", required=True, help="of pictures, such as onnx:lite0.onnx")
     parser.add_argument("--store", default="", help="feature store (default: the user's)")
+    parser.add_argument("--part", default="encode,cold,warm", help="of encode, cold and warm")
     parser.add_argument(
-        "--part", default="encode,cold,warm", help="of encode, cold and warm; cold reads the result of warm"
+        "--work", type=Path, default=Path("."), help="keeps what is done, so that a run that was killed goes on"
     )
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "pictures-ml-1m-posters.json")
     options = parser.parse_args()
@@ -234,12 +215,10 @@ def main() -> None:
     content = {name: (table.vectors, table.present) for name, table in dataset.item_features.items()}
     splits = [pairs(split) for split in dataset.build()]
     if "warm" in parts:
-        found, setting = warm(splits, content)
-        keep("warm", found | {"state": setting.to_state()})
+        keep("warm", warm(splits, content, options.work))
     if "cold" in parts:
-        began = time.process_time()
-        setting = Setting.from_state(result["warm"]["state"])
-        keep("cold", cold(splits, content, setting) | {"cpu_seconds": round(time.process_time() - began, 1)})
+        for found in cold(splits, content, dict(result.get("cold", {}))):
+            keep("cold", found)
     print(json.dumps(result, indent=2))
 
 

@@ -30,10 +30,10 @@ class HiddenDraw:
         n_items: size of the catalogue.
         among: ``[n_items]`` bool, items that may be hidden; those without an interaction never are.
         seed: of the draw.
-        dim: rank of the score.
+        dim: rank of the score, or ``full``.
     """
 
-    def __init__(self, history: Rows, n_items: int, among: Tensor, seed: int, dim: int = 512) -> None:
+    def __init__(self, history: Rows, n_items: int, among: Tensor, seed: int, dim: int | str = 512) -> None:
         self.history = history
         self.popularity = torch.bincount(history.ids, minlength=n_items)
         self.trained = self.popularity > 0
