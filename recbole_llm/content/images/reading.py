@@ -19,6 +19,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # Pillow would try some forty, one of 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 MAX_BYTES = 20 << 20
 MAX_PIXELS = 25_000_000
+MAX_WEBP_PIXELS = 9_000_000  # its decoder holds four copies: 390 MB for 25 megapixels
 MAX_ASPECT = 40  # of the sides; a line of one pixel would become a huge picture where the shorter side is enlarged
 STRIP_PIXELS = 1 << 20  # of a large picture that are converted at once
 
@@ -75,7 +76,7 @@ def check_header(data: bytes) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _check_size(*Image.open(BytesIO(data), formats=FORMATS).size)
+            _check_size(Image.open(BytesIO(data), formats=FORMATS))
     except PictureError:
         raise
     except Exception as error:
@@ -97,7 +98,7 @@ def open_picture(data: bytes, side: int) -> "Image.Image":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes that are refused below, and of damaged metadata
             picture = Image.open(BytesIO(data), formats=FORMATS)
-            _check_size(*picture.size)
+            _check_size(picture)
             if picture.format == "JPEG":
                 picture.draft("RGB", (2 * side, 2 * side))
             picture.load()
@@ -120,11 +121,12 @@ def _refusal(error: Exception) -> PictureError:
     return PictureError(f"damaged ({type(error).__name__})")
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(picture: "Image.Image") -> None:
+    (width, height), most = picture.size, MAX_WEBP_PIXELS if picture.format == "WEBP" else MAX_PIXELS
     if width < 1 or height < 1:
         raise PictureError("no pixels")
-    if width * height > MAX_PIXELS:
-        raise PictureError(f"more than {MAX_PIXELS // 10**6} megapixels")
+    if width * height > most:
+        raise PictureError(f"more than {most // 10**6} megapixels")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise PictureError(f"one side is more than {MAX_ASPECT} times the other")
 

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import tracemalloc
 import zlib
 
@@ -106,6 +107,37 @@ BOMBS = {
     "a GIF's header": b"GIF89a",
     "a broken chunk": saved(coloured(100, 100)).replace(b"IDAT", b"IDAX"),
 }
+
+
+def test_formats_whose_decoders_hold_more_have_a_lower_limit(monkeypatch):
+    picture = coloured(60, 50)
+    assert reading.MAX_WEBP_PIXELS == 9_000_000
+    monkeypatch.setattr(reading, "MAX_WEBP_PIXELS", 2_999)
+    with pytest.raises(PictureError, match="more than 0 megapixels"):
+        open_picture(saved(picture, "WEBP"), 224)
+    assert open_picture(saved(picture), 224).size == (60, 50)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGBA"), ("PNG", "L"), ("JPEG", "RGB"), ("WEBP", "RGB")])
+def test_the_largest_pictures_take_bounded_memory(kind, mode):
+    """The largest that is read takes at most 150 MB more than before; told by the kernel, of a process of its own."""
+    import resource
+
+    side = 3000 if kind == "WEBP" else 5000
+    data = saved(Image.new(mode, (side, side)), kind)
+    receive, send = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            assert open_picture(data, 224).mode == "RGB"
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            os.write(send, str(grown * (1 if sys.platform == "darwin" else 1024)).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(send)
+    assert 0 <= int(os.read(receive, 100)) < 150 << 20
 
 
 @pytest.mark.parametrize("name", BOMBS)
