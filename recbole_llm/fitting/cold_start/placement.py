@@ -221,22 +221,28 @@ def _best(
 
     Ridges are compared with equal shares, then shares with the best ridge, and ridges once more with the best shares.
     """
-    found: dict[tuple[float, int], tuple[float, PlacementTrial]] = {}
     candidates = share_candidates([m for m, (_, has) in evidence.content.items() if bool(has[evidence.trained].any())])
+    values: dict[tuple[float, int], float] = {}
+    best: tuple[float, int] = mus[0], 0
+    trial: PlacementTrial | None = None  # the best one's alone: each holds a query of every user
 
     def best_of(some: Sequence[float], at: int) -> tuple[float, int]:
-        for mu, trial in trials_of([mu for mu in some if (mu, at) not in found], candidates[at]).items():
-            found[mu, at] = trial.cold_only(evidence.metric), trial
-        return max(found, key=lambda each: (found[each][0], -each[1]))
+        nonlocal best, trial
+        new = [mu for mu in some if (mu, at) not in values]
+        for mu, found in trials_of(new, candidates[at]).items() if new else ():
+            values[mu, at] = found.cold_only(evidence.metric)
+            if trial is None or values[mu, at] > values[best]:
+                best, trial = (mu, at), found
+        return best
 
-    mu, at = best_of(mus, 0)
+    mu, _ = best_of(mus, 0)
+    equal = values[mu, 0]
     for other in range(1, len(candidates)):
-        _, at = best_of((mu,), other)
-    mu, at = best_of(mus, at)
-    value, trial = found[mu, at]
-    equal = found[max((each for each in found if each[1] == 0), key=lambda each: found[each][0])][0]
+        best_of((mu,), other)
+    mu, at = best_of(mus, best[1])
+    assert trial is not None
     shared = "" if len(candidates) == 1 else f", {shares_in_words(candidates[at])}; {equal:.4f} with equal shares"
-    log.info(f"cold items among themselves, by {by}: {evidence.metric} {value:.4f} with ridge {mu:g}{shared}")
+    log.info(f"cold items among themselves, by {by}: {evidence.metric} {values[mu, at]:.4f} with ridge {mu:g}{shared}")
     return mu, trial, candidates[at]
 
 
