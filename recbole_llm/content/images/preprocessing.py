@@ -77,7 +77,7 @@ class Preprocessing:
             picture = picture.resize(size, self.resample)  # type: ignore[arg-type]
         if self.crop is not None:
             picture = _cropped(picture, *self.crop)
-        values = np.asarray(picture, np.float32) * np.float32(self.scale)
+        values: np.ndarray = np.asarray(picture, np.float32) * np.float32(self.scale)
         values = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.ascontiguousarray(values.transpose(2, 0, 1))
 
