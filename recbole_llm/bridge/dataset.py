@@ -265,13 +265,13 @@ class LLMTwoTowerDataset(Dataset):
                 )
         found = find_pictures(folder, self._tokens(self.iid_field), cells, column)
         for line in found.report.lines():
-            log.info(line)
+            log.info(line, extra={"content": True})
         with _random_state_kept():
             encoder = load_image_encoder(source.encoder, device=self.config["device"])
             store, progress = FeatureStore(options.feature_cache_dir), self.config["show_progress"]
             vectors, counts = encode_pictures(found.paths, encoder, store, show_progress=progress)
         for line in counts.lines():
-            log.info(line)
+            log.info(line, extra={"content": True})
         if not counts.with_vector:
             raise ValueError(
                 f"item_modalities names pictures, and not one of {found.report.n} items has a picture that can be read: put files "
