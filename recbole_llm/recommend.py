@@ -145,7 +145,7 @@ def open_model(
 
     model, dataset = load_trained(path, encoder=encoder, **paths)  # type: ignore[arg-type]
     history = history or "all"
-    options = {"map_texts": texts, "map_pictures": pictures, "keep_text": texts, "history": history}
+    options: dict[str, Any] = {"map_texts": texts, "map_pictures": pictures, "keep_text": texts, "history": history}
     return export_in_memory(contents_of(model, dataset, **options))
 
 
