@@ -7,7 +7,7 @@ it is the split the model was trained on.
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ def load_trained(
     data_path: str | Path | None = None,
     encoder: str | None = None,
     item_features_file: str | Path | None = None,
+    item_modalities: str | Mapping[str, Any] | None = None,
     feature_cache_dir: str | Path | None = None,
 ) -> tuple[Any, Any]:
     """Load a model in evaluation mode, on the device of its configuration, with the dataset of its training split.
@@ -52,6 +53,7 @@ def load_trained(
         data_path: as there.
         encoder: as there.
         item_features_file: as there.
+        item_modalities: as there.
         feature_cache_dir: as there.
 
     Raises:
@@ -62,6 +64,7 @@ def load_trained(
         data_path=data_path,
         encoder=encoder,
         item_features_file=item_features_file,
+        item_modalities=item_modalities,
         feature_cache_dir=feature_cache_dir,
     )
     return found.model, found.splits[0]
@@ -73,6 +76,7 @@ def load_run(
     data_path: str | Path | None = None,
     encoder: str | None = None,
     item_features_file: str | Path | None = None,
+    item_modalities: str | Mapping[str, Any] | None = None,
     feature_cache_dir: str | Path | None = None,
 ) -> LoadedRun:
     """Load a trained model with all its splits.
@@ -84,6 +88,7 @@ def load_run(
         data_path: the folder that holds the dataset's folder now.
         encoder: the folder of the encoder, or its name on the hub instead of the one in the checkpoint.
         item_features_file: the file of item vectors.
+        item_modalities: encoders of pictures, as for the training.
         feature_cache_dir: where vectors of texts are kept.
 
     Raises:
@@ -101,6 +106,7 @@ def load_run(
         "data_path": data_path,
         "encoder": encoder,
         "item_features_file": item_features_file,
+        "item_modalities": item_modalities,
         "feature_cache_dir": feature_cache_dir,
     }
     own = {key: str(value) for key, value in paths.items() if value is not None}
@@ -147,6 +153,21 @@ def load_run(
             f"({error}). Use the version that wrote it, or train again."
         ) from error
     return LoadedRun(config, model.eval(), dataset, splits, state)
+
+
+def picture_encoders(item_modalities: str | Mapping[str, Any] | None) -> tuple[str, ...]:
+    """List the encoders of pictures that a caller names.
+
+    Args:
+        item_modalities: as the configuration key.
+
+    Raises:
+        ValueError: if it is not of that form.
+    """
+    from recbole_llm.bridge.option_values import modalities
+
+    named = modalities("item_modalities", item_modalities)
+    return (named["image"].encoder,) if "image" in named else ()
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:

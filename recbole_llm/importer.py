@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recbole_llm.importing.dataset_folder import new_folder, refuse_existing
+from recbole_llm.importing.pictures import check_pictures, import_pictures
 from recbole_llm.importing.report import ImportReport
 from recbole_llm.importing.settings_file import settings
 
@@ -26,6 +27,9 @@ def import_dataset(
     *,
     items: str | Path | None = None,
     users: str | Path | None = None,
+    images: str | Path | None = None,
+    image_column: str | None = None,
+    image_encoder: str | None = None,
     data_path: str | Path = "dataset",
     user_column: str | None = None,
     item_column: str | None = None,
@@ -64,6 +68,10 @@ def import_dataset(
         dataset: RecBole's name for the result.
         items: a file of the same kinds, a row per item.
         users: a file of the same kinds, a row per user.
+        images: a folder of pictures, which are copied into the dataset's folder.
+        image_column: the column of ``items`` with paths inside ``images``, several with ``|`` between them; ``None``: the pictures
+            are named after the items, ITEM_ID.jpg.
+        image_encoder: encoder of the pictures, for the YAML; ``None``: the YAML has a line that waits for one.
         data_path: the folder that gets the dataset's folder.
         user_column: the interactions' column of users; the ids are kept as written.
         item_column: the interactions' column of items; the ids are kept as written.
@@ -127,6 +135,11 @@ def import_dataset(
     if time_format is not None:
         DateFormat.of(time_format)
     folder = Path(data_path) / dataset
+    pictures = None if images is None else check_pictures(images, image_column, items is not None)
+    if pictures is None and (image_column is not None or image_encoder is not None):
+        raise ValueError(
+            "image_column and image_encoder belong to images, the folder of the pictures, which was not given."
+        )
     refuse_existing(folder, overwrite)
     files = {"interactions": interactions, "items": items, "users": users}
     sources = {
@@ -186,12 +199,34 @@ def import_dataset(
                 decimal,
             )
             report.users = import_entities(sources["users"], temporary / f"{dataset}.user", found.users, rule, progress)
+        if pictures is not None:
+            item_file = None if items is None else temporary / f"{dataset}.item"
+            named = None if image_column is None else _image_field(report, image_column)
+            report.pictures = import_pictures(pictures, temporary, item_file, found.items.to_pylist(), named)
+            report.pictures.encoder = image_encoder
         report.notes += _notes(report)
         (temporary / f"{dataset}.yaml").write_text(settings(report, data_path, found.fields), encoding="utf-8")
         report.seconds = time.perf_counter() - started
         text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
         (temporary / "import_report.json").write_text(text + "\n", encoding="utf-8")
     return report
+
+
+def _image_field(report: ImportReport, column: str) -> str:
+    """The field of the item file that holds a column of the source.
+
+    Raises:
+        ValueError: if it was not written.
+    """
+    assert report.items is not None
+    written = report.items.columns.get(column)
+    if written is None:
+        why = report.items.unused_columns.get(column)
+        raise ValueError(
+            f"image_column names {column!r}, which {f'was not imported ({why})' if why else 'is no column'} of "
+            f"{report.items.file}; it has {', '.join(report.items.columns)}."
+        )
+    return written.split(":")[0]
 
 
 def _check_arguments(dataset: str, threshold: float | None, label_column: str | None) -> None:
@@ -269,6 +304,11 @@ def _notes(report: ImportReport) -> list[str]:
         notes.append(
             "users are described by their histories alone; for their texts too, take the # from the line 'user_tower' of "
             f"{report.config_file}."
+        )
+    if report.pictures is not None and report.pictures.encoder is None:
+        notes.append(
+            f"pictures take part once an encoder is named: take the # from the line 'item_modalities' of {report.config_file}, "
+            "or import with --image-encoder."
         )
     if report.items is None:
         notes.append(

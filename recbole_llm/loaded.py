@@ -8,7 +8,7 @@ Neither torch nor RecBole is imported here; a checkpoint loads both when it is o
 """
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -31,6 +31,7 @@ from recbole_llm.recommend import (
     rows_of,
     similar_items,
 )
+from recbole_llm.retrieval.alike import alike
 from recbole_llm.retrieval.rules import NO_RULES, Rules
 
 if TYPE_CHECKING:
@@ -182,7 +183,9 @@ class LoadedModel:
 
         Returns:
             item, title and contribution, largest contribution first. The last two rows have no item: what the user brings
-            beside the history, and the item's bias. The contributions add up to the score, to float32 rounding.
+            beside the history, and the item's bias. The contributions add up to the score, to float32 rounding. Where several
+            modalities describe the items, a column of each, such as alike_text and alike_image, holds the cosine of the two
+            items' content, NaN where one of them has none.
 
         Raises:
             ValueError: if not exactly one of ``user`` and ``items`` is given, or an id is unknown.
@@ -206,7 +209,12 @@ class LoadedModel:
         rows = [(export.item_ids[at], export.records[at].title, value) for at, value in
                 zip(history[order].tolist(), added[order].tolist(), strict=True)]  # fmt: skip
         rows += [("", "beside the history", own), ("", "bias of the item", float(export.bias[target]))]
-        return pandas.DataFrame(rows, columns=list(EXPLAINED))
+        frame = pandas.DataFrame(rows, columns=list(EXPLAINED))
+        if len(export.content) > 1:
+            shared = [*alike(export.content, target, history[order].tolist()), {}, {}]
+            for name in export.content:
+                frame[f"alike_{name}"] = [cosines.get(name, float("nan")) for cosines in shared]
+        return frame
 
     # ------------------------------------------------------------------ vectors
 
@@ -299,6 +307,7 @@ def load(
     texts: bool = True,
     encoder: str | None = None,
     item_features_file: str | Path | None = None,
+    item_modalities: str | Mapping[str, Any] | None = None,
     feature_cache_dir: str | Path | None = None,
 ) -> LoadedModel:
     """Open a trained model.
@@ -311,6 +320,7 @@ def load(
         encoder: folder, name on the hub or ``module:function`` of the text encoder; needed for an export that does not hold its
             own, and for a checkpoint that was trained with a folder or a function.
         item_features_file: for a checkpoint that was trained with one.
+        item_modalities: for a checkpoint whose pictures were encoded by a folder, a file or a function.
         feature_cache_dir: for a checkpoint, where vectors of texts are kept.
 
     Returns:
@@ -331,6 +341,7 @@ def load(
             texts=texts,
             encoder=encoder,
             item_features_file=item_features_file,
+            item_modalities=item_modalities,
             feature_cache_dir=feature_cache_dir,
         )
     )

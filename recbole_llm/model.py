@@ -322,7 +322,8 @@ class LLMTwoTower(GeneralRecommender):
         if not placed.joint:
             return "cold items are left out of the ranking of all items: they would gain nothing on validation."
         without = int(self.cold.sum()) - len(placed.ids)
-        return f"cold items are placed by their texts, {without} without a text ranked last."
+        kinds = " and ".join("pictures" if name == "image" else f"{name}s" for name in self._features)
+        return f"cold items are placed by their {kinds}, {without} without one ranked last."
 
     # ------------------------------------------------------------------ checkpoints
 

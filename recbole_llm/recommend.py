@@ -3,15 +3,13 @@
     model = open_model("saved/LLMTwoTower-....pth")  # or the folder of an export
     write_rows(recommend_users(model, k=10), "recs.parquet")
     recommend_items(model, ["50", "181"]).items[0].title
-
-The service's :class:`~recbole_llm.retrieval.recommender.Recommender` answers here too: all give the same items.
 """
 
 import csv
 import json
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from recbole_llm.atomic import atomic_path
-from recbole_llm.checkpoints import newest_checkpoint
+from recbole_llm.checkpoints import newest_checkpoint, picture_encoders
 from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.manifest import MANIFEST
 from recbole_llm.export.reader import Export, load_export
@@ -91,8 +89,10 @@ def open_model(
     *,
     data_path: str | Path | None = None,
     texts: bool = True,
+    pictures: bool = False,
     encoder: str | None = None,
     item_features_file: str | Path | None = None,
+    item_modalities: str | Mapping[str, Any] | None = None,
     feature_cache_dir: str | Path | None = None,
     history: str | None = None,
 ) -> Export:
@@ -103,9 +103,11 @@ def open_model(
             newest counts. A checkpoint's dataset is read again; no code in the file is run, and nothing is written.
         data_path: for a checkpoint, the folder that holds the dataset's folder; ``None`` where the training was given none.
         texts: for a checkpoint, whether :func:`recommend_text` is to be used.
+        pictures: for a checkpoint, whether :func:`recbole_llm.pictures.recommend_picture` is to be used.
         encoder: folder or name on the hub of the text encoder; needed for an export that does not hold its own, and for a
             checkpoint that was trained with a folder.
         item_features_file: for a checkpoint that was trained with one.
+        item_modalities: the encoder of pictures; for a checkpoint where it was a folder, a file or a function.
         feature_cache_dir: for a checkpoint, where vectors of texts are kept.
         history: for a checkpoint, the interactions that are histories and seen: ``all`` (also ``None``), or ``train``.
 
@@ -113,20 +115,22 @@ def open_model(
         ValueError: if there is nothing at ``path``, or it cannot be read.
     """
     path = newest_checkpoint(path) or Path(path)
+    paths = {
+        "data_path": data_path,
+        "item_features_file": item_features_file,
+        "item_modalities": item_modalities,
+        "feature_cache_dir": feature_cache_dir,
+    }
     if path.is_dir():
-        paths = {
-            "data_path": data_path,
-            "item_features_file": item_features_file,
-            "feature_cache_dir": feature_cache_dir,
-            "history": history,
-        }
-        for name in (name for name, value in paths.items() if value is not None):
+        del paths["item_modalities"]
+        for name in (name for name, value in (paths | {"history": history}).items() if value is not None):
             raise ValueError(f"{name} belongs to a checkpoint; an export holds all it needs.")
         if not (path / MANIFEST).is_file():
             raise ValueError(
                 f"{str(path)!r} holds neither a checkpoint (LLMTwoTower-....pth) nor an export ({MANIFEST})."
             )
-        return load_export(path, encoders=() if encoder is None else (encoder,))
+        found = load_export(path, encoders=() if encoder is None else (encoder,))
+        return replace(found, picture_encoders=picture_encoders(item_modalities))
     if not path.exists():
         raise ValueError(
             f"{str(path)!r} does not exist. Give a checkpoint that 'recbole-llm run' saved (saved/LLMTwoTower-....pth), its "
@@ -136,15 +140,10 @@ def open_model(
     from recbole_llm.export.export_model import contents_of
     from recbole_llm.export.in_memory import export_in_memory
 
-    model, dataset = load_trained(
-        path,
-        data_path=data_path,
-        encoder=encoder,
-        item_features_file=item_features_file,
-        feature_cache_dir=feature_cache_dir,
-    )
+    model, dataset = load_trained(path, encoder=encoder, **paths)  # type: ignore[arg-type]
     history = history or "all"
-    return export_in_memory(contents_of(model, dataset, map_texts=texts, keep_text=texts, history=history))
+    options: dict[str, Any] = {"map_texts": texts, "map_pictures": pictures, "keep_text": texts, "history": history}
+    return export_in_memory(contents_of(model, dataset, **options))
 
 
 def recommend_users(

@@ -13,7 +13,8 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_llm.bridge import distributed
-from recbole_llm.bridge.options import CATALOG_LOSSES, NEG_VALID_FIELD, Options
+from recbole_llm.bridge.option_checks import CATALOG_LOSSES
+from recbole_llm.bridge.options import NEG_VALID_FIELD, Options
 from recbole_llm.scoring.rows import Rows
 
 MAX_REDRAWS = 1000  # a user of 99% of the catalogue needs 100 draws on average, 1000 fail with probability 4e-5

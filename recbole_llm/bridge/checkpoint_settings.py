@@ -7,6 +7,7 @@ again, with the value that the file holds:
 
 - ``data_path`` (but for ml-100k, which ships with RecBole, and where it was left at RecBole's default),
 - ``item_features_file``,
+- ``item_modalities``, where an encoder in it is a folder, an ``onnx:FILE`` or a function,
 - ``encoder``, where it is a folder or a function, ``module:function`` (a name on the hub is neither: it is taken, and loaded
   without running its code),
 - ``feature_cache_dir``, where texts are encoded: another folder means that all are encoded once more.
@@ -16,19 +17,21 @@ settings, and their paths are paths of the file's.
 """
 
 import argparse
+import json
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recbole_llm.content.encoder_settings import is_function
+from recbole_llm.bridge.option_values import modalities
+from recbole_llm.content.encoder_settings import is_function, is_onnx
 
 MODEL = "LLMTwoTower"
 HISTORIES = ("all", "train")  # interactions that recommendations are made from
 
 _MODEL_KEYS = """
-    item_text_fields item_text_template user_text_fields encoder encoder_revision encoder_pooling encoder_prompt
+    item_text_fields item_text_template user_text_fields item_modalities encoder encoder_revision encoder_pooling encoder_prompt
     encoder_max_tokens encoder_overflow encoder_dim encoder_batch_size encoder_dtype feature_transform blocks
     closed_form_dim tower_features embedding_size adapter_hidden_size use_item_id use_item_bias user_tower
     history_dropout history_exponent history_decay use_order share_parameters cold_map cold_boost scoring scale_init
@@ -81,7 +84,12 @@ PATHS = {
         "text encoder: a folder, a hub name or module:function; where it was a folder or a function, or an "
         "export does not hold it",
     ),
-    "item_features_file": ("FILE", "item vectors, as for the training"),
+    "item_features_file": ("FILE", "item vectors, as for the training; by modality as '{text: a.npy, image: b.npy}'"),
+    "item_modalities": (
+        "TEXT",
+        "encoders beside that of texts, as for the training, such as '{image: onnx:FILE}'; where one was a folder, a file or a "
+        "function",
+    ),
     "feature_cache_dir": ("FOLDER", "where vectors of texts are kept, as for the training"),
 }
 _DEFAULT_DATA_PATH = "dataset"  # properties/overall.yaml
@@ -204,16 +212,35 @@ def _to_give_again(dataset: str, given: Mapping[str, Any]) -> Iterator[tuple[str
     encodes = given.get("encoder", True) and not given.get("item_features_file")
     for key in PATHS:
         value = given.get(key)
-        if not value or not isinstance(value, (str, Path)):
+        if not value or not isinstance(value, (str, Path, Mapping)):
             continue
-        path = Path(value)
+        written = _as_option(value)
         needed = {
-            "data_path": dataset != _SHIPPED and path != Path(_DEFAULT_DATA_PATH),
-            "encoder": _is_folder(str(value)) or is_function(str(value)),
-            "feature_cache_dir": bool(encodes),
+            "data_path": dataset != _SHIPPED and Path(written) != Path(_DEFAULT_DATA_PATH),
+            "encoder": _is_elsewhere(written),
+            "item_modalities": any(map(_is_elsewhere, _encoders_of(given.get("item_modalities")))),
+            "feature_cache_dir": bool(encodes or given.get("item_modalities")),
         }
         if needed.get(key, True):
-            yield key, f"--{key.replace('_', '-')}={shlex.quote(str(value))}"
+            yield key, f"--{key.replace('_', '-')}={shlex.quote(written)}"
+
+
+def _as_option(value: Any) -> str:
+    """Write a value as a command line gives it; what a file holds by modality as JSON, which is YAML too."""
+    return json.dumps(value, default=str) if isinstance(value, Mapping) else str(value)
+
+
+def _encoders_of(value: Any) -> list[str]:
+    """The encoders that a value of ``item_modalities`` names; none of a value that :class:`Options` refuses."""
+    try:
+        return [source.encoder for source in modalities("item_modalities", value).values()]
+    except ValueError:
+        return []
+
+
+def _is_elsewhere(encoder: str) -> bool:
+    """Return whether an encoder is a folder, a file or a function, and no name on the hub."""
+    return is_onnx(encoder) or is_function(encoder) or _is_folder(encoder)
 
 
 def _is_folder(encoder: str) -> bool:

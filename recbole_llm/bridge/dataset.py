@@ -1,9 +1,10 @@
 """RecBole's dataset with the content of its items and users: raw text read from the atomic files, vectors from the store."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ import torch
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import cat_interactions
 
+from recbole_llm.bridge.option_values import ModalitySource
 from recbole_llm.bridge.options import Options
 from recbole_llm.bridge.preloaded import preloaded_vectors
 from recbole_llm.bridge.repairs.labels import NEGATIVES
+from recbole_llm.content.encoders.images import load_image_encoder
 from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, FeatureTable, apply_transform, encode_texts, load_features
+from recbole_llm.content.images.encode import encode_pictures
+from recbole_llm.content.images.files import COLUMN, FOLDER, find_pictures
 from recbole_llm.content.store.vector_files import AtomicForm
 from recbole_llm.content.text import choose_text_fields, read_atomic_table, texts_of_tokens
 from recbole_llm.scoring.rows import Rows, rows_from_pairs
@@ -130,21 +135,38 @@ class LLMTwoTowerDataset(Dataset):
     def item_features(self) -> dict[str, FeatureTable]:
         """Vectors of the items by modality, text first; empty where ``encoder`` and ``item_features_file`` are empty."""
         if "_item_features" not in self.__dict__:
-            options = Options.from_config(self.config)
-            tokens = self._tokens(self.iid_field)
-            files = sorted(
-                options.feature_files.items(), key=lambda pair: pair[0] != "text"
-            )  # text is the first kernel
-            form = self._atomic_form()
-            tables = {name: load_features(path, tokens, form=form) for name, path in files}
-            if options.text_encoder:
-                fields, template = options.item_text_fields, options.item_text_template
-                tables = {"text": self._encoded("item", self.iid_field, fields, template, options)} | tables
-            self._item_features = {
-                name: apply_transform(replace(table, modality=name), options.feature_transform)
-                for name, table in tables.items()
-            }
+            self._item_features = self.item_vectors()
         return self._item_features
+
+    def item_vectors(self, wanted: Sequence[str] | None = None) -> dict[str, FeatureTable]:
+        """Make the vectors of the items by modality.
+
+        Args:
+            wanted: the modalities; ``None`` for all that are configured.
+
+        Raises:
+            ValueError: if a modality is configured twice, or its texts, files or encoder are not there.
+        """
+        options = Options.from_config(self.config)
+        makers: dict[str, Callable[[], FeatureTable]] = {}
+        if options.text_encoder:
+            fields, template = options.item_text_fields, options.item_text_template
+            makers["text"] = lambda: self._encoded("item", self.iid_field, fields, template, options)
+        tokens, form = self._tokens(self.iid_field), self._atomic_form()
+        # text is the first kernel
+        for name, path in sorted(options.feature_files.items(), key=lambda pair: pair[0] != "text"):
+            makers[name] = partial(load_features, path, tokens, form=form)
+        for name, source in (options.item_modalities or {}).items():
+            if name in makers:
+                raise ValueError(
+                    f"item_modalities names an encoder of {name}, and item_features_file its vectors: give one of them."
+                )
+            makers[name] = partial(self._pictures, source, options)
+        return {
+            name: apply_transform(replace(make(), modality=name), options.feature_transform)
+            for name, make in makers.items()
+            if wanted is None or name in wanted
+        }
 
     @property
     def user_features(self) -> dict[str, FeatureTable]:
@@ -243,6 +265,52 @@ class LLMTwoTowerDataset(Dataset):
         parts = [_positives(split) for split in (self, *later)]
         return tuple(torch.cat([part[name] for part in parts]) for name in names)
 
+    def picture_vectors(self) -> FeatureTable:
+        """Vectors of the items' pictures as their encoder gives them, without ``feature_transform``.
+
+        Raises:
+            ValueError: if no encoder of pictures is configured, or no picture can be read.
+        """
+        options = Options.from_config(self.config)
+        source = (options.item_modalities or {}).get("image")
+        if source is None:
+            raise ValueError(
+                "item_modalities names no encoder of pictures, such as {image: google/siglip2-base-patch16-224}."
+            )
+        return self._pictures(source, options)
+
+    def _pictures(self, source: ModalitySource, options: Options) -> FeatureTable:
+        """Vectors of the items' pictures; items without one are absent."""
+        folder, log = Path(self.dataset_path), getLogger()
+        path = folder / f"{self.dataset_name}.item"
+        cells = None
+        column = source.column or COLUMN
+        if path.is_file():
+            config = self.config
+            form = {"separator": config["field_separator"], "encoding": config["encoding"] or "utf-8"}
+            table = read_atomic_table(path, self.iid_field, **form)
+            if column in table.types:
+                cells = {token: table.columns[column][row] for token, row in table.row_of.items()}
+            elif source.column is not None:
+                raise ValueError(
+                    f"item_modalities.image.column names {column!r}, and {path.name} has the columns {table.describe_columns()}."
+                )
+        found = find_pictures(folder, self._tokens(self.iid_field), cells, column)
+        for line in found.report.lines():
+            log.info(line, extra={"content": True})
+        with _random_state_kept():
+            encoder = load_image_encoder(source.encoder, device=self.config["device"])
+            store, progress = FeatureStore(options.feature_cache_dir), self.config["show_progress"]
+            vectors, counts = encode_pictures(found.paths, encoder, store, show_progress=progress)
+        for line in counts.lines():
+            log.info(line, extra={"content": True})
+        if not counts.with_vector:
+            raise ValueError(
+                f"item_modalities names pictures, and not one of {found.report.n} items has a picture that can be read: put files "
+                f"into {folder / FOLDER} as ITEM_ID.jpg, name them in a column of {path.name}, or leave item_modalities empty."
+            )
+        return vectors
+
     def _atomic_form(self) -> AtomicForm:
         """How vectors stand in an atomic file: with RecBole's separators, in the columns that ``preload_weight`` names."""
         config = self.config
@@ -259,9 +327,9 @@ class LLMTwoTowerDataset(Dataset):
         """External ids in internal order; ``None`` for padding."""
         return [None, *map(str, self.field2id_token[field][1:])]
 
-    def _encoded(
+    def _texts(
         self, suffix: str, id_field: str, fields: Sequence[str] | None, template: str | None, options: Options
-    ) -> FeatureTable:
+    ) -> list[str | None]:
         path = Path(self.dataset_path) / f"{self.dataset_name}.{suffix}"
         if not path.is_file():
             raise ValueError(
@@ -283,21 +351,36 @@ class LLMTwoTowerDataset(Dataset):
         )
         for line in report.lines():
             log.info(line, extra={"content": True})
+        return texts
+
+    def item_texts(self) -> list[str | None]:
+        """Read the items' texts in internal order; ``None`` for padding and where there is none."""
+        options = Options.from_config(self.config)
+        return self._texts("item", self.iid_field, options.item_text_fields, options.item_text_template, options)
+
+    def text_encoder(self) -> Any:
+        """Load the encoder of texts that is configured."""
+        options = Options.from_config(self.config)
+        return load_encoder(
+            str(options.encoder),
+            revision=options.encoder_revision,
+            pooling=options.encoder_pooling,
+            prompt=options.encoder_prompt,
+            max_tokens=options.encoder_max_tokens,
+            overflow=options.encoder_overflow,
+            dim=options.encoder_dim,
+            dtype=options.encoder_dtype,
+            device=self.config["device"],
+        )
+
+    def _encoded(
+        self, suffix: str, id_field: str, fields: Sequence[str] | None, template: str | None, options: Options
+    ) -> FeatureTable:
+        texts = self._texts(suffix, id_field, fields, template, options)
         with _random_state_kept():
-            encoder = load_encoder(
-                str(options.encoder),
-                revision=options.encoder_revision,
-                pooling=options.encoder_pooling,
-                prompt=options.encoder_prompt,
-                max_tokens=options.encoder_max_tokens,
-                overflow=options.encoder_overflow,
-                dim=options.encoder_dim,
-                dtype=options.encoder_dtype,
-                device=self.config["device"],
-            )
             return encode_texts(
                 texts,
-                encoder,
+                self.text_encoder(),
                 FeatureStore(options.feature_cache_dir),
                 batch_size=options.encoder_batch_size,
                 show_progress=self.config["show_progress"],

@@ -5,8 +5,11 @@ Each takes the key's name and the value as RecBole's ``Config`` holds it, and ra
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 Reader = Callable[[str, Any], Any]
 
@@ -164,8 +167,60 @@ def sum_of(known: tuple[str, ...]) -> Callable[[str, Any], tuple[str, ...]]:
     return read
 
 
+MODALITIES = ("image",)  # that files of a dataset may hold beside texts
+
+
+@dataclass(frozen=True)
+class ModalitySource:
+    """Where the vectors of a modality come from.
+
+    Attributes:
+        encoder: its name.
+        column: of the item file; ``None`` for ``image`` where there is such a column, and else for file names.
+    """
+
+    encoder: str
+    column: str | None = None
+
+
+def modalities(name: str, value: Any) -> dict[str, ModalitySource]:
+    """Check for encoders by modality; an encoder alone stands for one with the usual column."""
+    given = _from_text(name, value) or {}
+    example = f"For example {name}: {{image: {{encoder: google/siglip2-base-patch16-224, column: image}}}}."
+    if not isinstance(given, Mapping):
+        raise fail(name, value, "encoders by modality", example)
+    found = {}
+    for modality, source in given.items():
+        if modality not in MODALITIES:
+            hint = "Texts are the key encoder." if modality == "text" else f"Built are {', '.join(MODALITIES)}."
+            raise fail(
+                name, value, f"encoders of {', '.join(MODALITIES)}", f"{str(modality)!r} is none of them. {hint}"
+            )
+        parts = {"encoder": source} if isinstance(source, str) else source
+        if not isinstance(parts, Mapping) or not set(parts) <= {"encoder", "column"}:
+            raise fail(f"{name}.{modality}", source, "an encoder, or {encoder, column}", example)
+        encoder, column = (text(f"{name}.{modality}.{key}", parts.get(key)) for key in ("encoder", "column"))
+        if encoder is None:
+            raise fail(
+                f"{name}.{modality}", source, "an encoder, or {encoder, column}", f"It names no encoder. {example}"
+            )
+        found[str(modality)] = ModalitySource(encoder, column)
+    return found
+
+
+def _from_text(name: str, value: Any) -> Any:
+    """A mapping that a command line gives as text, ``{image: a.npy}``."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+
+
 def files(name: str, value: Any) -> str | dict[str, str] | None:
     """Check for a path, or paths by modality."""
+    value = _from_text(name, value)
     if isinstance(value, Mapping):
         by_modality = {str(modality): text(name, path) for modality, path in value.items()}
         if all(modality.isidentifier() for modality in by_modality):

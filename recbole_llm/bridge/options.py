@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 
 from recbole_llm.bridge import option_values as values
+from recbole_llm.bridge.option_checks import CATALOG_LOSSES, reject_functions_of_files, reject_what_shards_lack
 from recbole_llm.bridge.preloaded import preloaded_vectors
-from recbole_llm.content.encoder_settings import DTYPES, OVERFLOWS, POOLINGS, is_function
+from recbole_llm.content.encoder_settings import DTYPES, OVERFLOWS, POOLINGS
 
 LOSS_TYPES = ("catalog_bce", "catalog_ce", "sampled_bce", "pair_bce")
-CATALOG_LOSSES = ("catalog_bce", "catalog_ce")
 USER_TOWER_PARTS = ("history", "id", "text")
 BLOCKS = ("closed_form", "learned", "sequence")
 EVAL_BACKENDS = ("streamed", "stock")
@@ -90,6 +90,16 @@ class Options:
         "Item vectors made elsewhere (.npy with ids beside it, .safetensors, .parquet). One path: used "
         "instead of a text encoder; RecBole's preload_weight of the items counts as one. By modality, such as"
         " {text: a.npy, image: b.npy}: each joins the model.",
+        of_dataset=True,
+    )
+    item_modalities: Mapping[str, values.ModalitySource] | None = _key(
+        values.modalities,
+        None,
+        "Text and features",
+        "dict",
+        "What describes items beside their texts: {image: {encoder: NAME, column: image}}. NAME is a vision model (Hugging Face "
+        "name or folder), onnx:FILE, or module:function; the column holds paths inside the dataset's folder, and without one files "
+        "are images/ITEM_ID.jpg. Each joins the model with a weight chosen on validation, 0 among the choices.",
         of_dataset=True,
     )
     encoder: str | None = _key(
@@ -351,7 +361,7 @@ class Options:
         if external is not None:
             reject_misspelt_keys(external)
         if getattr(config, "file_config_dict", None):
-            _reject_functions_of_files(config)
+            reject_functions_of_files(config)
         given: dict[str, Any] = {  # a checkpoint may be older than a key
             name: key.read(name, config[name] if name in config else key.default)  # noqa: SIM401
             for name, key in KEYS.items()
@@ -362,7 +372,7 @@ class Options:
         if given["tower_features"] is None:  # the closed form already carries the content
             given["tower_features"] = "closed_form" not in given["blocks"] or not given["use_item_id"]
         if given["shard_items"]:
-            _reject_what_shards_lack(given, config)
+            reject_what_shards_lack(given, config)
         return cls(**given)
 
 
@@ -393,35 +403,6 @@ def default_values() -> dict[str, Any]:
     """Return every default of the model: ours, and those of RecBole's keys that differ from RecBole's."""
     own = {name: key.default for name, key in KEYS.items()}
     return own | {name: value for name, (value, _) in RECBOLE_KEYS.items()}
-
-
-def _reject_functions_of_files(config: Any) -> None:
-    """Raise where a configuration file, and nothing that the caller wrote himself, names a function to run."""
-    named = config.file_config_dict.get("encoder")
-    if is_function(named) and "encoder" not in config.cmd_config_dict | config.variable_config_dict:
-        raise ValueError(
-            f"encoder {named!r} is a function, which a configuration file may not name: reading a file runs no code. Give it on "
-            f"the command line, --encoder={named}, or in config_dict."
-        )
-
-
-def _reject_what_shards_lack(given: Mapping[str, Any], config: Any) -> None:
-    """Raise if ``shard_items`` is combined with what needs every item in one process."""
-    blocks, loss, backend = given["blocks"], given["loss_type"], given["kernel_backend"]
-    modes = (config["eval_args"] or {}).get("mode") or "full"
-    modes = sorted(set(modes.values())) if isinstance(modes, Mapping) else [modes]
-    ce_on_triton = loss == "catalog_ce" and backend == "triton"
-    for fits, key, value, expected in (
-        (blocks == ("learned",), "blocks", blocks, "learned (the closed form is fitted in one process)"),
-        (loss in CATALOG_LOSSES, "loss_type", loss, " or ".join(CATALOG_LOSSES)),
-        (not ce_on_triton, "kernel_backend", backend, "auto or torch for catalog_ce"),
-        (given["eval_backend"] == "streamed", "eval_backend", given["eval_backend"], "streamed"),
-        (modes == ["full"], "eval_args.mode", modes, "full"),
-        (not given["weight_field"], "weight_field", given["weight_field"], "empty"),
-        (not config["enable_scaler"], "enable_scaler", True, "false (enable_amp, in bfloat16, works)"),
-    ):
-        if not fits:
-            raise ValueError(f"With shard_items, {key} must be {expected}, got {value!r}. Or set shard_items to false.")
 
 
 @lru_cache(maxsize=1)

@@ -13,6 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("interactions", help="CSV, TSV, JSON Lines (also .gz) or Parquet, a row per interaction")
     add("--items", metavar="FILE", help="a row per item, with its texts")
     add("--users", metavar="FILE", help="a row per user")
+    add(
+        "--images",
+        metavar="FOLDER",
+        help="pictures of the items, named ITEM_ID.jpg or by --image-column; they are copied",
+    )
+    add("--image-encoder", metavar="NAME", help="what makes vectors of them, for the YAML: a vision model or onnx:FILE")
     add("--dataset", "-d", required=True, help="RecBole's name for the result")
     add(
         "--data-path", default="dataset", metavar="FOLDER", help="gets a folder named as the dataset (default: dataset)"
@@ -25,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     columns.add_argument("--weight-column", metavar="NAME", help="how much an interaction counts; ratings may be it")
     columns.add_argument("--event-column", metavar="NAME", help="kinds of events, for --event-weights")
     columns.add_argument("--items-id-column", metavar="NAME", help="in the items' file")
+    columns.add_argument(
+        "--image-column", metavar="NAME", help="in the items' file: paths inside --images, several with | between them"
+    )
     columns.add_argument("--users-id-column", metavar="NAME", help="in the users' file")
     columns.add_argument(
         "--text-columns",

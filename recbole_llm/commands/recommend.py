@@ -14,6 +14,7 @@ from recbole_llm.commands.model_argument import add_model_argument
 from recbole_llm.commands.rule_arguments import add_rule_arguments, rules_of
 from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.reader import Export
+from recbole_llm.pictures import recommend_picture
 from recbole_llm.recommend import (
     Counts,
     Row,
@@ -28,8 +29,9 @@ from recbole_llm.recommend import (
     similar_items,
     write_rows,
 )
+from recbole_llm.retrieval.answers import Recommendation
 from recbole_llm.retrieval.near_ids import unknown_ids
-from recbole_llm.retrieval.rules import Rules
+from recbole_llm.retrieval.rules import NO_RULES, Rules
 from recbole_llm.retrieval.search import BY
 from recbole_llm.text_files import lines_of, separated
 
@@ -71,14 +73,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add_history_argument(parser)
 
 
-def _open(options: argparse.Namespace, texts: bool) -> Export:
+def _open(options: argparse.Namespace, texts: bool, pictures: bool = False) -> Export:
     newest = newest_checkpoint(options.model)
     if newest is not None:
         _note(f"model: {newest}")
     log = logging.getLogger("recbole_llm.content.features")
     log.addFilter(_not_of_training)
     try:
-        model = open_model(newest or options.model, texts=texts, history=options.history, **given_paths(options))
+        model = open_model(
+            newest or options.model, texts=texts, pictures=pictures, history=options.history, **given_paths(options)
+        )
     finally:
         log.removeFilter(_not_of_training)
     for line in (model.manifest.rows_known, *model.manifest.never_shown):
@@ -123,8 +127,9 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
     )
     who.add_argument("--items-file", metavar="FILE", help="the same, an id a line")
     who.add_argument("--text", help="what is asked for, in words")
+    who.add_argument("--image", metavar="FILE", help="what is asked for, as a picture; of a model with pictures")
     add_audience_arguments(parser, who)
-    _add_by(parser, "with --text: ")
+    _add_by(parser, "with --text and --image: ")
     parser.add_argument("--k", type=int, default=10, help="items per user (default: 10)")
     parser.add_argument(
         "--include-new",
@@ -174,19 +179,20 @@ def run_recommend(options: argparse.Namespace) -> int:
         name: None if path is None else lines_of(path, f"--{name}-file")
         for name, path in (("users", options.users_file), ("items", options.items_file))
     }
-    given = [options.users, options.items, options.text, *files.values()]
+    given = [options.users, options.items, options.text, options.image, *files.values()]
     if all(value is None for value in given) and not options.output:
-        raise ValueError("for all users give --output FILE; --users ID, --items ID or --text prints a table.")
-    if options.by != "both" and options.text is None:
-        raise ValueError(f"--by {options.by} belongs to --text; users and items are answered by chance.")
-    model = _open(options, texts=options.text is not None)
+        raise ValueError("for all users give --output FILE; --users ID, --items ID, --text or --image prints a table.")
+    searches = options.text is not None or options.image is not None
+    if options.by != "both" and not searches:
+        raise ValueError(f"--by {options.by} belongs to --text and --image; users and items are answered by chance.")
+    model = _open(options, texts=options.text is not None, pictures=options.image is not None)
     users = _ids(options.users, files["users"], model.user_ids)
     items = _ids(options.items, files["items"], model.item_ids)
     for name, ids in (("users", users), ("items", items)):
         if ids is not None and not ids:
             raise ValueError(f"--{name} names no id.")
     rules = _rules(options, model)
-    if items is not None or options.text is not None:
+    if items is not None or searches:
         return _answer_one(options, model, items, rules)
     counts = Counts()
     rows = recommend_users(
@@ -219,7 +225,8 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--k is {options.k}; expected at least 1.")
     if not 0 <= options.include_new <= options.k:
         raise ValueError(f"--include-new is {options.include_new}; expected 0 to {options.k} (--k).")
-    if options.include_new and (options.items or options.items_file or options.text or options.for_item):
+    others = (options.items, options.items_file, options.text, options.image, options.for_item)
+    if options.include_new and any(others):
         raise ValueError("--include-new belongs to --users: a list of items or a text is answered without it.")
     if options.output:
         check_output(options.output)
@@ -227,11 +234,11 @@ def _check_numbers(options: argparse.Namespace) -> None:
 
 def _answer_one(options: argparse.Namespace, model: Export, items: Sequence[str] | None, rules: Rules) -> int:
     if items is None:
-        answer = recommend_text(model, options.text, k=options.k, by=options.by, rules=rules)
+        answer = _search(options, model, rules)
     else:
         asked = {"k": options.k, "exclude_seen": not options.include_seen, "skip_unknown": options.skip_unknown}
         answer = _known(lambda: recommend_items(model, items, rules=rules, **asked))
-    rows = list(rows_of(answer, options.text if items is None else ",".join(items)))
+    rows = list(rows_of(answer, (options.text or str(options.image)) if items is None else ",".join(items)))
     if options.output:
         write_rows(rows, options.output)
         print(f"{len(rows)} items written to {options.output}")
@@ -243,6 +250,13 @@ def _answer_one(options: argparse.Namespace, model: Export, items: Sequence[str]
     if unknown:
         _note(f"unknown items skipped: {len(unknown)} ({names(unknown)})")
     return 0
+
+
+def _search(options: argparse.Namespace, model: Export, rules: Rules = NO_RULES) -> Recommendation:
+    """The answer to a text or a picture."""
+    if options.image is not None:
+        return recommend_picture(model, options.image, k=options.k, by=options.by, rules=rules)
+    return recommend_text(model, options.text, k=options.k, by=options.by, rules=rules)
 
 
 def _with_progress(rows: Iterator[Row], counts: Counts, total: int) -> Iterator[Row]:
@@ -278,6 +292,7 @@ def add_similar_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--item", metavar="ID", help="an item")
     what.add_argument("--text", help="a description in words; answers as 'recommend --text'")
+    what.add_argument("--image", metavar="FILE", help="a picture; answers as 'recommend --image'")
     _add_by(parser)
     parser.add_argument("--k", type=int, default=10, help="how many (default: 10)")
     parser.add_argument(
@@ -298,17 +313,17 @@ def run_similar(options: argparse.Namespace) -> int:
         raise ValueError(f"--k is {options.k}; expected at least 1.")
     if options.output:
         check_output(options.output)
-    model = _open(options, texts=options.text is not None)
+    model = _open(options, texts=options.text is not None, pictures=options.image is not None)
     rules = _rules(options, model)
-    if options.text is not None:
-        answer = recommend_text(model, options.text, k=options.k, by=options.by, rules=rules)
+    if options.item is None:
+        answer = _search(options, model, rules)
     else:
         try:
             answer = similar_items(model, options.item, k=options.k, by=options.by, rules=rules)
         except UnknownItemError as error:
             asked = unknown_ids([options.item], model.item_ids)
             raise ValueError(f"--item: no item of the data has the id {asked}.") from error
-    rows = list(rows_of(answer, options.item if options.text is None else options.text))
+    rows = list(rows_of(answer, options.item or options.text or options.image))
     if options.output:
         write_rows(rows, options.output)
         print(f"{len(rows)} items written to {options.output}")

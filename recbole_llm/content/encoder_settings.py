@@ -13,6 +13,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 MAX_COUNT = 1_000_000  # tokens of a text, or dimensions of a vector: above what any encoder has
 MAX_PROMPT = 10_000  # characters
 
+ONNX = "onnx:"
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -21,7 +22,12 @@ def is_function(encoder: str | None) -> bool:
 
     Loading it runs the user's code.
     """
-    return encoder is not None and _FUNCTION.fullmatch(encoder) is not None
+    return encoder is not None and not is_onnx(encoder) and _FUNCTION.fullmatch(encoder) is not None
+
+
+def is_onnx(encoder: str | None) -> bool:
+    """Return whether the name of an encoder is ``onnx:FILE``; such a file holds numbers and no code."""
+    return encoder is not None and encoder.startswith(ONNX)
 
 
 def _is_count(value: Any) -> bool:

@@ -222,7 +222,7 @@ class _Batches:
             with torch.inference_mode():
                 return self.encoder.encode(samples)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if len(samples) == 1:
                 raise MemoryError(
@@ -238,7 +238,8 @@ class _Batches:
         return torch.cat([self.encode(samples[:half]), self.encode(samples[half:])])
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory did not suffice."""
     text = str(error)
     return (
         isinstance(error, (MemoryError, torch.OutOfMemoryError))

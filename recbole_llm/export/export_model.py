@@ -23,7 +23,7 @@ from recbole_llm.export.manifest import EncoderSpec, Manifest
 from recbole_llm.export.model_card import model_card
 from recbole_llm.export.model_tables import ModelTables, content_blocks, search_tables, tables_of, text_space
 from recbole_llm.export.reader import ItemRecord
-from recbole_llm.export.search_tables import SearchTables, plain
+from recbole_llm.export.search_tables import SearchTables, TextSpace, plain
 from recbole_llm.export.text_map import TextMap
 from recbole_llm.export.writer import ExportContents, write_artifact
 from recbole_llm.fitting.data import TrainingData
@@ -137,6 +137,7 @@ def contents_of(
     keep_text: bool = False,
     bundle_encoder: bool = False,
     map_texts: bool = True,
+    map_pictures: bool = True,
     metrics: Mapping[str, Any] | None = None,
     overlay_seq: int = 0,
     build_index: IndexBuilder | None = None,
@@ -153,6 +154,7 @@ def contents_of(
         keep_text: whether the items' texts go along.
         bundle_encoder: whether the encoder's files go along.
         map_texts: whether new texts can be placed; needs the encoder's files and the vectors of all texts.
+        map_pictures: whether pictures can be asked for, of a model that has some; needs their encoder's files and the vectors.
         metrics: for the model card.
         overlay_seq: last change of the service's log that the training data held already.
         build_index: as there.
@@ -172,7 +174,8 @@ def contents_of(
     spec = None if encoder is None else _encoder_spec(encoder, model.options, bundle_encoder)
     transform = None if encoder is None else _text_transform(items.texts, model.options, encoder)
     text_map = _text_map(tables, model.options, transform) if map_texts else None
-    search = _search_tables(data, item_ids, items.records, model.options, encoder, transform)
+    pictures = _pictures(data, dataset, model.options) if map_pictures else None
+    search = _search_tables(data, item_ids, items.records, model.options, encoder, transform, pictures)
     if search.titles is not None and not keep_text:
         log.warning("Without the items' texts, a search looks for words in their titles alone.")
     rows = known.history.to("cpu")
@@ -205,6 +208,7 @@ def contents_of(
         probability=tables.probability,
         text_map=text_map,
         encoder=spec,
+        pictures=None if pictures is None else pictures[0],
         encoder_files=_encoder_files(encoder) if bundle_encoder and encoder is not None else {},
         item_text=items.item_text,
         attributes=items.kinds,
@@ -294,15 +298,27 @@ def _search_tables(
     options: Any,
     encoder: Any | None,
     transform: _Transform | None,
+    pictures: tuple[EncoderSpec, TextSpace] | None,
 ) -> SearchTables:
     """What searches need beside the content; titles only where there is an encoder for them and for what is asked."""
+    space = None if pictures is None else pictures[1]
     if encoder is None or transform is None or "text" not in data.content:
-        return search_tables(data, None, None, None)
+        return search_tables(data, None, None, None, space)
     titles = [plain(record.title) for record in records]
     named = np.array([record.title != item_id for record, item_id in zip(records, item_ids, strict=True)])
     store = FeatureStore(options.feature_cache_dir)
     vectors = encode_texts(titles, encoder, store, batch_size=options.encoder_batch_size).vectors.numpy()
-    return search_tables(data, text_space(data, *transform), vectors, named)
+    return search_tables(data, text_space(data, *transform), vectors, named, space)
+
+
+def _pictures(data: TrainingData, dataset: Any, options: Any) -> tuple[EncoderSpec, TextSpace] | None:
+    """The encoder of the items' pictures and the way of its vectors into the space of the content."""
+    source = (options.item_modalities or {}).get("image")
+    if source is None or "image" not in data.content:
+        return None
+    raw = dataset.picture_vectors()
+    spec = EncoderSpec(source.encoder, None, {}, raw.dim, raw.fingerprint)
+    return spec, text_space(data, *fit_transform(raw, options.feature_transform), "image")
 
 
 def _search_index(

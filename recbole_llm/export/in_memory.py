@@ -48,5 +48,7 @@ def export_in_memory(contents: ExportContents) -> Export:
         content={name: float32(table) for name, table in contents.content.items()},
         search=contents.search,
         search_index=None if contents.search_index is None else memoryview(contents.search_index),
-        encoders=() if contents.encoder is None else (contents.encoder.name,),  # it made the contents, so it is loaded
+        # they made the contents, so they may be loaded
+        encoders=() if contents.encoder is None else (contents.encoder.name,),
+        picture_encoders=() if contents.pictures is None else (contents.pictures.name,),
     )

@@ -18,7 +18,8 @@ from recbole_llm.scoring.probability import ProbabilityMap
 FIRST_SCHEMA, CONTENT_SCHEMA = 1, 2  # content.safetensors
 DISLIKED_SCHEMA = SEARCH_SCHEMA = 3  # disliked items in history.safetensors; search.safetensors
 CODED_SCHEMA = 4  # vectors in eight bits
-SCHEMA = 4
+PICTURE_SCHEMA = 5  # the space of pictures in search.safetensors, and their encoder here
+SCHEMA = 5
 MANIFEST = "manifest.json"
 VECTORS, HISTORY, TEXT_MAP = "vectors.safetensors", "history.safetensors", "text_map.safetensors"
 CONTENT, SEARCH, EXACT = "content.safetensors", "search.safetensors", "exact.safetensors"
@@ -126,6 +127,7 @@ class Manifest:
         index: ``{"kind": "exact"}`` or ``{"kind": "ivf", "nlist", "nprobe", "recall_at_10"}``.
         metrics: what the model card shows.
         files: by name.
+        pictures: encoder of the items' pictures; ``None``, and no field of the file, where there is none.
     """
 
     schema: int
@@ -146,6 +148,7 @@ class Manifest:
     metrics: Mapping[str, Any]
     files: Mapping[str, FileSum] = field(repr=False)
     probability: ProbabilityMap | None = None
+    pictures: EncoderSpec | None = None
 
     @property
     def rows_known(self) -> str:
@@ -170,8 +173,12 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON."""
         values = asdict(self)
-        if self.probability is None:  # as exports were before there was a map, with the export_id that they have
-            del values["probability"]
+        for name in (
+            "probability",
+            "pictures",
+        ):  # as exports were before there was any, with the export_id that they have
+            if values[name] is None:
+                del values[name]
         for block in values["blocks"]:  # likewise
             if not block["dislikes"]:
                 del block["dislikes"]
@@ -213,13 +220,14 @@ def read_manifest(folder: Path) -> Manifest:
     manifest = _manifest_of(raw)
     if manifest.identity() != manifest.export_id:
         raise ExportError(f"{MANIFEST} does not have the contents of its export_id: it is damaged or was edited.")
-    _check_encoder(manifest)
+    _check_encoder(manifest.encoder, any(name.startswith(f"{ENCODER_FOLDER}/") for name in manifest.files))
+    _check_encoder(manifest.pictures, False)
     return manifest
 
 
 def _manifest_of(raw: dict[str, Any]) -> Manifest:
     known = {f.name for f in fields(Manifest)}
-    missing = sorted(known - raw.keys() - {"probability"})
+    missing = sorted(known - raw.keys() - {"probability", "pictures"})
     if missing:
         raise ExportError(f"{MANIFEST} lacks {', '.join(missing)}.")
     # of a later schema that this reader may read: what it does not know, it does not need
@@ -227,8 +235,9 @@ def _manifest_of(raw: dict[str, Any]) -> Manifest:
     try:
         raw["blocks"] = tuple(Block(**block) for block in raw["blocks"])
         raw["files"] = {name: FileSum(**sums) for name, sums in raw["files"].items()}
-        if raw["encoder"] is not None:
-            raw["encoder"] = EncoderSpec(**raw["encoder"])
+        for name in ("encoder", "pictures"):
+            if raw.get(name) is not None:
+                raw[name] = EncoderSpec(**raw[name])
         if raw.get("probability") is not None:
             raw["probability"] = ProbabilityMap.from_json(raw["probability"])
         if raw["item_text"] is not None:
@@ -242,12 +251,11 @@ def _manifest_of(raw: dict[str, Any]) -> Manifest:
     return manifest
 
 
-def _check_encoder(manifest: Manifest) -> None:
+def _check_encoder(spec: EncoderSpec | None, inside: bool) -> None:
     """Check that nothing but typed settings reaches ``load_encoder``.
 
     The ``export_id`` is a plain hash, which anybody can compute, so it protects nothing.
     """
-    spec = manifest.encoder
     if spec is None:
         return
     texts = {"name": (spec.name, 4096), "fingerprint": (spec.fingerprint, 256)}
@@ -257,7 +265,6 @@ def _check_encoder(manifest: Manifest) -> None:
             raise ExportError(f"{MANIFEST}: the encoder's {what} is no string of 1 to {most} printable characters.")
     if type(spec.feature_dim) is not int or not 1 <= spec.feature_dim <= MAX_COUNT:
         raise ExportError(f"{MANIFEST}: the encoder's feature_dim is no integer from 1 to {MAX_COUNT}.")
-    inside = any(name.startswith(f"{ENCODER_FOLDER}/") for name in manifest.files)
     if type(spec.bundled) is not bool or spec.bundled != inside:
         raise ExportError(f"{MANIFEST}: the encoder's bundled and the files of {ENCODER_FOLDER}/ do not agree.")
     try:

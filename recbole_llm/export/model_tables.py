@@ -113,16 +113,20 @@ def _combined_center(center: Tensor, transform: Tensor | None, centre: Tensor) -
     return center + centre
 
 
-def text_space(data: TrainingData, center: Tensor, transform: Tensor | None) -> TextSpace:
-    """The way of a text's raw vector into the space of :func:`content_blocks`; arguments as :meth:`ModelTables.text_map`."""
-    centre = content_centre(*data.content["text"])
+def text_space(data: TrainingData, center: Tensor, transform: Tensor | None, modality: str = "text") -> TextSpace:
+    """The way of a raw vector into the space of :func:`content_blocks`; arguments as :meth:`ModelTables.text_map`."""
+    centre = content_centre(*data.content[modality])
     return TextSpace(
         _numpy(_combined_center(center, transform, centre)), None if transform is None else _numpy(transform)
     )
 
 
 def search_tables(
-    data: TrainingData, space: TextSpace | None, titles: np.ndarray | None, has_title: np.ndarray | None
+    data: TrainingData,
+    space: TextSpace | None,
+    titles: np.ndarray | None,
+    has_title: np.ndarray | None,
+    picture_space: TextSpace | None = None,
 ) -> SearchTables:
     """What searches need beside the content.
 
@@ -131,12 +135,14 @@ def search_tables(
         space: of :func:`text_space`; ``None`` where no text can be asked for.
         titles: ``[N, F]`` raw vectors of the titles, without the padding item; with ``space``.
         has_title: ``[N]`` bool; with ``space``.
+        picture_space: of :func:`text_space` for pictures; ``None`` where none can be asked for.
     """
     history = data.history.to("cpu")
     found = neighbours(history.offsets.numpy()[1:], history.ids.numpy() - 1, data.n_items - 1)
     if space is None or titles is None or has_title is None:
-        return SearchTables(*found)
-    return SearchTables(*found, np.where(has_title[:, None], space.directions(titles), np.float32(0)), space)
+        return SearchTables(*found, picture_space=picture_space)
+    directions = np.where(has_title[:, None], space.directions(titles), np.float32(0))
+    return SearchTables(*found, directions, space, picture_space)
 
 
 @torch.no_grad()
@@ -217,7 +223,8 @@ def _new_items(score: Score, data: TrainingData, vector: Tensor, source: Tensor)
     values = torch.cat([vector, source, (raw - mean)[:, None]], 1)
     placed = score.cold
     mu = MU if placed is None else placed.mu
-    cold_map = fit_cold_map(data.content, data.trained, values, data.popularity, mu=mu)
+    shares = None if placed is None else placed.shares
+    cold_map = fit_cold_map(data.content, data.trained, values, data.popularity, mu=mu, shares=shares)
     kappa, shift = 1.0, torch.zeros(vector.shape[1])
     if placed is not None and placed.joint:
         kappa = placed.kappa

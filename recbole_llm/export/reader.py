@@ -99,6 +99,7 @@ class Export:
         disliked_items: ``[m]`` int32 rows, ascending within a user: seen, not liked, and in no answer to the user.
         encoders: folders or names on the hub that may be loaded as the encoder of its texts, named by who opened it and never
             by its files.
+        picture_encoders: the same of its pictures.
         content: by modality ``[N, f]`` float32 unit vectors of the items' content, zero rows for items without.
         search: what searches need beside the content; ``None`` in exports that were written before there were any.
         search_index: bytes of their index, or ``None``.
@@ -128,6 +129,7 @@ class Export:
     encoders: tuple[str, ...] = ()
     search: SearchTables | None = None
     search_index: memoryview | None = None
+    picture_encoders: tuple[str, ...] = ()
 
     def part_of(self, user: int) -> np.ndarray | None:
         """Return the summand of one user's query, ``[D]`` float32 by the user's row; ``None`` without any."""
@@ -284,6 +286,9 @@ def _read_search(tensors: memoryview, content: Mapping[str, np.ndarray], n_items
     texts = content.get("text")
     if search.titles is not None and (texts is None or texts.shape != search.titles.shape):
         raise ExportError(f"{SEARCH}: titles are not vectors of the kind of 'text' in {CONTENT}.")
+    space, pictures = search.picture_space, content.get("image")
+    if space is not None and (pictures is None or pictures.shape[1] != space.dim):
+        raise ExportError(f"{SEARCH}: the pictures' space is none of the vectors of 'image' in {CONTENT}.")
     return search
 
 

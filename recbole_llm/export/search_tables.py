@@ -2,6 +2,7 @@ r"""What a search needs of an export beside the content: titles as vectors, how 
 
     search.safetensors   [titles f32[N,f]]  [center f32[F]]  [transform f32[F,f]]
                          neighbour.offsets i64[N+1]  neighbour.items i32[nnz]  neighbour.shares f32[nnz]
+                         [picture.center f32[F]]  [picture.transform f32[F,f]]
 
 A text's vector e becomes the direction (e - center) T / |(e - center) T|, in the space of the export's ``content``. The
 neighbours of item j are the items i with the largest
@@ -73,6 +74,7 @@ class SearchTables:
         shares: ``[nnz]`` float32, c of the module docstring, positive.
         titles: ``[N, f]`` float32 directions of the titles, or ``None``.
         space: how texts come into the space of the titles, or ``None``.
+        picture_space: how pictures come into the space of the items' pictures, or ``None``.
 
     Raises:
         ValueError: on parts that do not fit each other.
@@ -83,6 +85,7 @@ class SearchTables:
     shares: np.ndarray
     titles: np.ndarray | None = None
     space: TextSpace | None = None
+    picture_space: TextSpace | None = None
 
     def __post_init__(self) -> None:
         n_items = len(self.offsets) - 1
@@ -120,7 +123,20 @@ class SearchTables:
             tensors |= {"titles": float32(self.titles), "center": float32(self.space.center)}
             if self.space.transform is not None:
                 tensors["transform"] = float32(self.space.transform)
+        if self.picture_space is not None:
+            tensors["picture.center"] = float32(self.picture_space.center)
+            if self.picture_space.transform is not None:
+                tensors["picture.transform"] = float32(self.picture_space.transform)
         return tensors
+
+
+def _space(tensors: dict[str, np.ndarray], prefix: str) -> TextSpace | None:
+    get: Any = lambda name, *shape: take(tensors, SEARCH, f"{prefix}{name}", np.float32, shape)  # noqa: E731
+    center = get("center", None) if f"{prefix}center" in tensors else None
+    transform = get("transform", None, None) if f"{prefix}transform" in tensors else None
+    if transform is not None and (center is None or len(transform) != len(center)):
+        raise ExportError(f"{SEARCH}: {prefix}transform and {prefix}center do not agree.")
+    return None if center is None else TextSpace(center, transform)
 
 
 def read_search(content: memoryview, n_items: int) -> SearchTables:
@@ -135,13 +151,10 @@ def read_search(content: memoryview, n_items: int) -> SearchTables:
     items = get("neighbour.items", np.int32, None)
     shares = get("neighbour.shares", np.float32, None)
     titles = get("titles", np.float32, n_items, None) if "titles" in tensors else None
-    center = get("center", np.float32, None) if "center" in tensors else None
-    transform = get("transform", np.float32, None, None) if "transform" in tensors else None
+    space, pictures = _space(tensors, ""), _space(tensors, "picture.")
     if tensors:
         raise ExportError(f"{SEARCH} holds tensors that do not belong there: {', '.join(sorted(tensors))[:200]}.")
-    if transform is not None and (center is None or len(transform) != len(center)):
-        raise ExportError(f"{SEARCH}: transform and center do not agree.")
     try:
-        return SearchTables(offsets, items, shares, titles, None if center is None else TextSpace(center, transform))
+        return SearchTables(offsets, items, shares, titles, space, pictures)
     except ValueError as error:
         raise ExportError(f"{SEARCH}: {error}") from None

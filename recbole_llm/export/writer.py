@@ -30,7 +30,7 @@ from recbole_llm.export.manifest import (
     ITEMS,
     MANIFEST,
     NEVER_SHOWN,
-    SCHEMA,
+    PICTURE_SCHEMA,
     SEARCH,
     SEARCH_INDEX,
     SEARCH_SCHEMA,
@@ -79,6 +79,7 @@ class ExportContents:
         user_part: ``[U, D]`` float32, or ``None``.
         text_map: or ``None``.
         encoder: or ``None``.
+        pictures: encoder of the items' pictures, or ``None``.
         encoder_files: name under ``encoder/`` to file, copied; needs ``encoder``.
         item_text: or ``None``.
         attributes: attribute name to kind.
@@ -119,6 +120,7 @@ class ExportContents:
     user_part: np.ndarray | None = None
     text_map: TextMap | None = None
     encoder: EncoderSpec | None = None
+    pictures: EncoderSpec | None = None
     encoder_files: Mapping[str, Path] = field(default_factory=dict)
     item_text: ItemText | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
@@ -277,7 +279,7 @@ def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: M
         index: kind and parameters of the index.
     """
     return Manifest(
-        schema=SCHEMA,
+        schema=max(_min_reader(contents), CODED_SCHEMA),
         min_reader=_min_reader(contents),
         export_id="",
         created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -295,6 +297,7 @@ def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: M
             **{name: count for name, count in zip(NEVER_SHOWN, contents.never_shown, strict=True) if count},
         },
         encoder=contents.encoder,
+        pictures=contents.pictures,
         item_text=contents.item_text,
         attributes=dict(contents.attributes),
         text_map=_text_map_kind(contents.text_map),
@@ -307,6 +310,8 @@ def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: M
 
 def _min_reader(contents: ExportContents) -> int:
     """The smallest schema that knows every file and tensor: readers refuse others."""
+    if contents.pictures is not None:
+        return PICTURE_SCHEMA
     if contents.dtype != "float32":
         return CODED_SCHEMA
     if contents.search is not None:

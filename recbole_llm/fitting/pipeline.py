@@ -16,8 +16,8 @@ from recbole_llm.fitting.blend import BLEND_WEIGHTS, choose_blend
 from recbole_llm.fitting.calibration import fit_platt, fit_probability
 from recbole_llm.fitting.closed_form import MAX_DENSE_ITEMS, ClosedForm, fit_closed_form
 from recbole_llm.fitting.cold_start.boost import ColdBoost
-from recbole_llm.fitting.cold_start.kernel_ridge import MU, any_present
-from recbole_llm.fitting.cold_start.placement import UNMEASURED, Evidence, Fitted, choose_place, place
+from recbole_llm.fitting.cold_start.kernel_ridge import MU, Shares, any_present
+from recbole_llm.fitting.cold_start.placement import UNMEASURED, Evidence, Fitted, choose_place, place, placed_in_words
 from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.decay_search import CLOSED_DECAYS, FOLLOWING_DECAYS, choose_fading
 from recbole_llm.fitting.ease import Setting
@@ -346,7 +346,7 @@ def place_cold_items(
     options: FitOptions,
     setting: Setting | None,
     rank_all: bool = False,
-    given: tuple[float, ColdBoost] | None = None,
+    given: tuple[float, ColdBoost, Shares] | None = None,
 ) -> Score:
     """Give the items without a training interaction vectors from their content, and a place beside the trained ones.
 
@@ -369,8 +369,7 @@ def place_cold_items(
         return score
     present = any_present(data.content)
     placed = torch.nonzero(cold & present).squeeze(1)
-    kinds = " or ".join(data.content)
-    log.info(f"{n_cold} items have no training interaction; {len(placed)} of them have a {kinds} and are placed by it")
+    log.info(f"{n_cold} items have no training interaction; {placed_in_words(data.content, placed)}")
     if not len(placed) or not bool((data.trained & present).any()):
         return score
     evidence = Evidence(
@@ -385,14 +384,14 @@ def place_cold_items(
     def refit(left: Rows) -> Fitted:
         return _without_items(score, data, left, options, setting), left
 
-    mu, boost = given or (MU, UNMEASURED)
+    mu, boost, shares = given or (MU, UNMEASURED, {})
     if options.cold_boost != "auto":
         boost = ColdBoost(joint=True, kappa=float(options.cold_boost))
     elif validation is not None and given is None:
-        mu, boost = choose_place(evidence, placed, score, refit)
+        mu, boost, shares = choose_place(evidence, placed, score, refit)
     log.info(str(boost))
     # a value-based metric asks for the score of a pair, wherever a ranking would place it
-    return place(evidence, placed, score, replace(boost, joint=boost.joint or rank_all), mu)
+    return place(evidence, placed, score, replace(boost, joint=boost.joint or rank_all), mu, shares)
 
 
 def _without_items(score: Score, data: TrainingData, left: Rows, options: FitOptions, setting: Setting | None) -> Score:

@@ -59,12 +59,13 @@ class ChosenBlock:
 
 @dataclass(frozen=True)
 class ChosenPlace:
-    """Where items without a training interaction stand: ridge of their map, and the boost."""
+    """Where items without a training interaction stand: ridge and shares of their map, and the boost."""
 
     mu: float
     joint: bool
     kappa: float
     offset: float
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,11 @@ def chosen_of(
         for block in score.blocks
     )
     placed = score.cold
-    cold = None if placed is None else ChosenPlace(placed.mu, placed.joint, placed.kappa, placed.offset)
+    place: ChosenPlace | None = None
+    if placed is not None:
+        place = ChosenPlace(placed.mu, placed.joint, placed.kappa, placed.offset, dict(placed.shares))
     calibrated = score.slope, score.intercept, score.probability
-    return Chosen(blocks, fitted.setting, epochs, cold, *calibrated, towers, signals or Signals())
+    return Chosen(blocks, fitted.setting, epochs, place, *calibrated, towers, signals or Signals())
 
 
 def deviation(score: Score, block: LinearBlock, data: TrainingData) -> float:
@@ -215,7 +218,7 @@ def refit(
         log.info(f"{block.name} block: weight {weight:.3g} in deviations of its scores, as chosen on validation")
     score = replace(score, blocks=tuple(agree_on_scales(scaled, agree)))
     at = chosen.cold
-    place = None if at is None else (at.mu, ColdBoost(at.joint, at.kappa, at.offset))
+    place = None if at is None else (at.mu, ColdBoost(at.joint, at.kappa, at.offset), at.shares)
     score = place_cold_items(score, data, None, options, chosen.setting, rank_all_cold, place)
     score = replace(score, slope=chosen.slope, intercept=chosen.intercept, probability=chosen.probability)
     return FittedScore(score, chosen.setting)

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.importing.pictures import PictureImport
+
 # places in the file that the report gives for a reason
 EXAMPLES = 5
 
@@ -177,6 +179,7 @@ class ImportReport:
         interactions: rows of the interactions.
         items: rows of the items, if a file was given.
         users: rows of the users, if a file was given.
+        pictures: of the items, if a folder was given.
         n_users: different users with an interaction.
         n_items: different items with an interaction.
         notes: what a reader should know or decide.
@@ -189,6 +192,7 @@ class ImportReport:
     interactions: TableReport
     items: EntityReport | None = None
     users: EntityReport | None = None
+    pictures: PictureImport | None = None
     n_users: int = 0
     n_items: int = 0
     notes: list[str] = field(default_factory=list)
@@ -201,6 +205,8 @@ class ImportReport:
         for table in (self.items, self.users):
             if table is not None:
                 lines += table.lines()
+        if self.pictures is not None:
+            lines += [_printable(line) for line in self.pictures.lines()]
         lines += [f"note: {note}" for note in self.notes]
         lines.append(f"written to {self.folder} in {self.seconds:.1f} s")
         return lines

@@ -1,16 +1,28 @@
 """The YAML beside an imported dataset, and the command that runs it."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.content.encoder_settings import is_function
+from recbole_llm.importing.pictures import PictureImport
 from recbole_llm.importing.report import ImportReport
+
+EXAMPLE_ENCODER = "google/siglip2-base-patch16-224"
 
 
 def run_command(report: ImportReport) -> str:
     """Write the command to run next, quoted for a shell if a path holds blanks."""
     return shlex.join(["recbole-llm", "run", "--dataset", report.dataset, "--config-files", str(report.config_file)])
+
+
+def _pictures(pictures: PictureImport, show: Callable[[Any], str]) -> str:
+    """The line that names the encoder of the pictures; one that runs code is given on the command line."""
+    column = {} if pictures.column is None else {"column": pictures.column}
+    source = {"encoder": pictures.encoder or EXAMPLE_ENCODER} | column
+    waits = pictures.encoder is None or is_function(pictures.encoder)
+    return f"{'# ' if waits else ''}item_modalities: {show({'image': source})}"
 
 
 def settings(report: ImportReport, data_path: str | Path, fields: Sequence[str]) -> str:
@@ -50,6 +62,8 @@ def settings(report: ImportReport, data_path: str | Path, fields: Sequence[str])
         lines.append(f"item_text_fields: {show(report.items.text_fields)}")
     else:
         lines.append("encoder: ~                      # no item texts")
+    if report.pictures is not None:
+        lines.append(_pictures(report.pictures, show))
     if report.users is not None and report.users.text_fields:
         lines.append(f"user_text_fields: {show(report.users.text_fields)}")
         lines.append("# user_tower: history+text         # users' texts take part in the model")

@@ -36,7 +36,7 @@ def of_checkpoint(
         metrics: results by split.
     """
     given = config.external_config_dict
-    paths = {name: given[name] for name in PATHS if isinstance(given.get(name), (str, Path)) and given[name]}
+    paths = {name: given[name] for name in PATHS if isinstance(given.get(name), (str, Path, Mapping)) and given[name]}
     return of_loaded(load_run(checkpoint, **paths), history, metrics)
 
 

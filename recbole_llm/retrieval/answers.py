@@ -1,17 +1,26 @@
 """What an answer is."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from recbole_llm.retrieval.reranking import Applied
 
 
 @dataclass(frozen=True)
 class Reason:
-    """What one item of the history adds to a score."""
+    """What one item of the history adds to a score.
+
+    Attributes:
+        id: of that item.
+        title: its title.
+        contribution: what it adds.
+        alike: where several modalities describe the items, the cosine with the recommended item in each that both have.
+    """
 
     id: str
     title: str
     contribution: float
+    alike: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

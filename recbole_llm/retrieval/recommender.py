@@ -16,6 +16,7 @@ import numpy as np
 from recbole_llm.export.errors import ExportError, UnknownItemError, UnknownUserError
 from recbole_llm.export.pooling import Pooling, Query
 from recbole_llm.export.reader import Export
+from recbole_llm.retrieval.alike import alike
 from recbole_llm.retrieval.answers import Reason, Recommendation, Recommended
 from recbole_llm.retrieval.cosines import Cosines
 from recbole_llm.retrieval.exact import ExactRetriever, Hits, Retriever, best, top_rows
@@ -306,8 +307,10 @@ class Recommender:
             counts.tolist(), rest.tolist(), strict=True,
         ):  # fmt: skip
             reasons = tuple(
-                Reason(catalog.ids[source], catalog.records[source].title, value)
-                for source, value in zip(rows[:count], values[:count], strict=True)
+                Reason(catalog.ids[source], catalog.records[source].title, value, shared)
+                for source, value, shared in zip(
+                    rows[:count], values[:count], alike(self.export.content, row, rows[:count]), strict=True
+                )
             )
             title = catalog.records[row].title
             yield Recommended(catalog.ids[row], title, score, catalog.is_cold(row), p, reasons, remainder, b)

@@ -23,7 +23,7 @@ import numpy as np
 from recbole_llm.export.errors import ExportError
 from recbole_llm.export.reader import Export
 from recbole_llm.export.search_tables import SearchTables, TextSpace
-from recbole_llm.retrieval.changed_texts import ChangedTexts
+from recbole_llm.retrieval.changed_texts import ChangedTexts, NothingChanged
 from recbole_llm.retrieval.exact import MARGIN, best, top_rows
 from recbole_llm.retrieval.item_catalog import Catalog
 from recbole_llm.retrieval.search_index import CANDIDATES, SearchIndex
@@ -155,25 +155,30 @@ class Search:
     Args:
         export: with content vectors.
         catalog: of the same export; read at every search.
+        pictures: whether pictures are asked for and compared. What was added or changed has none.
 
     Raises:
-        ValueError: if the export holds no content vectors.
+        ValueError: if the export holds no content vectors, or none of pictures.
     """
 
-    def __init__(self, export: Export, catalog: Catalog) -> None:
+    def __init__(self, export: Export, catalog: Catalog, pictures: bool = False) -> None:
         if not export.content:
             raise ValueError("This export holds no content vectors: export again.")
         self.export, self.catalog = export, catalog
-        modality = "text" if "text" in export.content else min(export.content)
+        modality = "image" if pictures else "text" if "text" in export.content else min(export.content)
+        if pictures and (
+            export.search is None or export.search.picture_space is None or modality not in export.content
+        ):
+            raise ValueError("This model has no pictures, or none can be asked for: export again with its pictures.")
         self._texts = export.content[modality]
         self._tables = export.search or _no_neighbours(len(export.item_ids))
-        self._titles = self._tables.titles
+        self._titles = None if pictures else self._tables.titles
         self._warm = np.flatnonzero(self._tables.has_neighbours)
-        self.space = _space_of(export) if modality == "text" else None
-        self._index = _index_of(export, self._texts.shape[1])
+        self.space = _space_of(export) if modality == "text" else self._tables.picture_space if pictures else None
+        self._index = None if pictures else _index_of(export, self._texts.shape[1])
         self._words: WordIndex | None = None
         self._names: np.ndarray | None = None
-        self._changed = ChangedTexts(export, catalog, self._texts, self.space)
+        self._changed = NothingChanged(catalog) if pictures else ChangedTexts(export, catalog, self._texts, self.space)
 
     # ------------------------------------------------------------------ what is searched
 

@@ -8,6 +8,7 @@ from logging import getLogger
 import numpy as np
 
 from recbole_llm.export.reader import Export
+from recbole_llm.retrieval.alike import alike
 from recbole_llm.retrieval.answers import Parts, Reason, Recommendation, Recommended
 from recbole_llm.retrieval.exact import Hits
 from recbole_llm.retrieval.item_catalog import Catalog
@@ -144,9 +145,10 @@ class Searches:
         if not explain:
             return Recommended(catalog.ids[row], title, score, cold)
         near, added = found.links.of(row, explain if found.taste[at] > 0 else 0)
+        shared = alike(self.search.export.content, row, near.tolist())
         reasons = tuple(
-            Reason(catalog.ids[one], catalog.records[one].title, value)
-            for one, value in zip(near.tolist(), added.tolist(), strict=True)
+            Reason(catalog.ids[one], catalog.records[one].title, value, cosines)
+            for one, value, cosines in zip(near.tolist(), added.tolist(), shared, strict=True)
         )
         parts = Parts(float(found.likeness[at]), float(found.words[at]), float(found.taste[at]))
         rest = score - float(added.sum())

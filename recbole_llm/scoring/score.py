@@ -5,9 +5,8 @@ r"""The score: blocks of one dot product, a bias and a calibration.
     x_ub        = sum_{j in H_u} a_uj v_jb + offset_b + part_ub     a_uj: recbole_llm.scoring.rows
     P(i|u)      = sigmoid(probability(s(u, i), log |H_u|))
 
-A block holds source vectors v (what an item of the history contributes), target vectors w and how histories are weighted in
-it. All blocks side by side are one query and one item vector, so that one kernel scores, one index serves and one sum explains.
-Only this file knows how they lie side by side.
+A block holds source vectors v (what an item of the history contributes), target vectors w and the weights of histories. All
+blocks side by side are one query and one item vector: one kernel scores, one index serves. Only this file knows how they lie.
 
 Shapes: B users, N items with padding row 0 (n of them in this process), D columns of all blocks, d of one.
 """
@@ -45,7 +44,7 @@ class ColdRows:
         kappa: factor of the mapped target and bias, already in them.
         shift: ``[d]`` of each block, added to its mapped targets, already in them.
         mean_bias: of the items mapped onto, in units of the score before calibration.
-        mu: ridge of the map.
+        mu, shares: ridge of the map, and of each modality its part of the kernel (empty: equal parts).
         offset: that ``shift`` stands for, in deviations of a user's scores.
     """
 
@@ -59,6 +58,7 @@ class ColdRows:
     mean_bias: float = 0.0
     mu: float = 0.0
     offset: float = 0.0
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "ColdRows":
         """Return the same rows on another device."""

@@ -29,7 +29,7 @@ _BLOCK_FIELDS = (
     "constants",
     "dislikes",
 )
-_COLD_FIELDS = ("ids", "target", "source", "bias", "joint", "kappa", "shift", "mean_bias", "mu", "offset")
+_COLD_FIELDS = ("ids", "target", "source", "bias", "joint", "kappa", "shift", "mean_bias", "mu", "offset", "shares")
 
 
 def score_to_state(score: Score) -> dict[str, Any]:

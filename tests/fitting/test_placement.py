@@ -82,7 +82,7 @@ def test_a_text_that_is_not_trusted_gets_the_mean_bias_and_no_vector(world):
 
 def test_where_validation_holds_cold_targets_they_decide(world):
     evidence, score, *_ = world
-    mu, boost = choose_place(evidence, COLD, score, refuse)
+    mu, boost, shares = choose_place(evidence, COLD, score, refuse)
     assert mu in placement.MUS and boost.joint and boost.gain > 0 and boost.warm_share >= 0.995
 
 
@@ -118,7 +118,7 @@ def test_without_a_cold_target_hidden_items_decide_and_the_cold_ones_take_part(w
         part = users - pool(truth * 2, left)  # so that what is left of the histories gives the users' own vectors too
         return score.with_blocks(replace(score.blocks[0], user_part=part)), left
 
-    mu, boost = choose_place(warm, COLD, score, refit)
+    mu, boost, shares = choose_place(warm, COLD, score, refit)
     assert len(asked) == 1 and mu in placement.MUS
     assert boost.joint and boost.gain > 0 and boost.warm_share >= floor
     alone, present = ranks(score, warm, mu, boost)
@@ -130,7 +130,7 @@ def test_too_few_interactions_to_tell_a_place_by(world, monkeypatch, caplog):
     monkeypatch.setattr(placement, "LEAST_EVENTS", 10**6)
     warm = without_cold_targets(evidence)
     with caplog.at_level("INFO"):
-        mu, boost = choose_place(warm, COLD, score, refuse)
+        mu, boost, shares = choose_place(warm, COLD, score, refuse)
     assert mu == MU and boost.joint and boost.kappa == 1.0 and math.isnan(boost.gain)
     hidden = hide(warm, len(COLD))
     told = f"{len(hidden.ids)} hidden items of 100 have {hidden.events} interactions, and 1000000 are needed"
@@ -210,7 +210,7 @@ def two_blocks(world, identity):
 @pytest.mark.parametrize("identity", [False, True])
 def test_placed_items_score_as_the_trial_that_chose_them_said(world, identity):
     evidence, score = two_blocks(world, identity)
-    mu, boost = choose_place(evidence, COLD, score, refuse)
+    mu, boost, shares = choose_place(evidence, COLD, score, refuse)
     assert boost.joint
     boost = replace(boost, offset=-0.5)  # so that there is a shift
     placed = place(evidence, COLD, score, boost, mu)

@@ -73,9 +73,9 @@ class FunctionEncoder:
                     f"encoder {name!r} is a function: encoder_{key} {value!r} has no meaning for it. Leave it empty."
                 )
         self.name = name
-        self._function = _load(name)
+        self._function = load_function(name)
         self.dim = self._vectors([PROBE]).shape[1]
-        self.fingerprint = _fingerprint(name, self._function, self.dim)
+        self.fingerprint = function_fingerprint(name, self._function, self.dim)
 
     def prepare(self, raw: Sequence[str]) -> list[FunctionText]:
         """Return texts as they are."""
@@ -114,7 +114,15 @@ class FunctionEncoder:
         return vectors
 
 
-def _load(name: str) -> Callable[[list[str]], Any]:
+def load_function(name: str) -> Callable[[list[Any]], Any]:
+    """Import a function, from the working directory where it is installed nowhere.
+
+    Args:
+        name: ``module:function``.
+
+    Raises:
+        ValueError: if the module or the function is not there.
+    """
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -144,7 +152,8 @@ def _from_here(name: str, module_name: str) -> Any:
         sys.path.remove(here)
 
 
-def _fingerprint(name: str, function: Callable[..., Any], dim: int) -> str:
+def function_fingerprint(name: str, function: Callable[..., Any], dim: int) -> str:
+    """Compute a hash of a function's name, of its module's source and of the length of its vectors."""
     digest = hashlib.sha256(f"function {FORMAT} {name} {dim}\0".encode())
     try:
         file = inspect.getsourcefile(inspect.unwrap(function))

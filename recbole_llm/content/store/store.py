@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from logging import getLogger
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from recbole_llm.atomic import atomic_file, is_temporary
+from recbole_llm.content.cache_folder import cache_folder
 from recbole_llm.content.encoders.transformer import Encoder
 
 FORMAT = 1
@@ -40,16 +40,8 @@ log = getLogger(__name__)
 
 
 def default_folder() -> Path:
-    """Return the folder ``recbole_llm`` in the user's cache folder, as the platform has it."""
-    if os.environ.get("XDG_CACHE_HOME"):
-        base = Path(os.environ["XDG_CACHE_HOME"])
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path.home() / ".cache"
-    return base / "recbole_llm" / "features"
+    """Return the folder of vectors in :func:`recbole_llm.content.cache_folder.cache_folder`."""
+    return cache_folder() / "features"
 
 
 def raw_key(raw: bytes) -> bytes:

@@ -5,11 +5,12 @@ content to (w_i, b_i) and to the source vector by which the item counts in a his
 
     kappa (<x_u, w_i> + b_i) + <x_u, r>,    <x_u, r> ~ offset sd_u
 
-The ridge mu is the one by which such items are ranked best among themselves, kappa and offset are those of the best joint
-ranking that keeps the trained items' quality. Where enough of validation's targets are cold, they decide. Where they are few or
-none, *hidden* items do: as many trained items as are cold lose their interactions, the closed form is fitted once more without
-them, and their content places them like cold ones. They count as often as trained items are bought, and take part in any case:
-validation cannot tell of items that nobody was offered. The trained items' quality has a higher floor then.
+The ridge mu and the shares of the modalities are those by which such items are ranked best among themselves, kappa and offset
+are those of the best joint ranking that keeps the trained items' quality. Where enough of validation's targets are cold, they
+decide. Where they are few or none, *hidden* items do: as many trained items as are cold lose their interactions, the closed
+form is fitted once more without them, and their content places them like cold ones. They count as often as trained items are
+bought, and take part in any case: validation cannot tell of items that nobody was offered. The trained items' quality has a
+higher floor then.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +28,14 @@ from recbole_llm.fitting.cold_start.boost import (
     deviation_direction,
     highest_place,
 )
-from recbole_llm.fitting.cold_start.kernel_ridge import MU, any_present, map_weights
+from recbole_llm.fitting.cold_start.kernel_ridge import (
+    MU,
+    Shares,
+    any_present,
+    map_weights,
+    share_candidates,
+    weighed,
+)
 from recbole_llm.fitting.validation import CHUNK_ELEMENTS, TopKMetric, evenly, user_metric
 from recbole_llm.fitting.warm_items import ContentTables
 from recbole_llm.scoring.rows import Rows, union
@@ -74,7 +82,9 @@ class Evidence:
         return any_present(self.content)
 
 
-def map_items(score: Score, evidence: Evidence, trained: Tensor, ids: Tensor, mu: float) -> tuple[ColdRows, Tensor]:
+def map_items(
+    score: Score, evidence: Evidence, trained: Tensor, ids: Tensor, mu: float, shares: Shares | None = None
+) -> tuple[ColdRows, Tensor]:
     """Map the content of the items ``ids`` to rows, and to the bias of each, ``[C]``, in units of the score.
 
     Args:
@@ -83,10 +93,11 @@ def map_items(score: Score, evidence: Evidence, trained: Tensor, ids: Tensor, mu
         trained: ``[N]`` bool, the items to map onto.
         ids: ``[C]``, items that have content.
         mu: ridge.
+        shares: of the modalities; ``None`` for equal ones.
     """
-    known, weights = map_weights(evidence.content, trained, ids, evidence.popularity, mu=mu)
+    known, weights = map_weights(evidence.content, trained, ids, evidence.popularity, mu=mu, shares=shares)
     rows, bias = score.mapped(known, weights, trained & evidence.present)
-    return replace(rows, ids=ids, mu=mu), bias
+    return replace(rows, ids=ids, mu=mu, shares=dict(shares or {})), bias
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +166,8 @@ Refit = Callable[[Rows], Fitted]
 """Histories without the hidden items -> the score fitted on them, and the histories to ask it with."""
 
 
-def choose_place(evidence: Evidence, ids: Tensor, score: Score, refit: Refit) -> tuple[float, ColdBoost]:
-    """Choose the ridge of the map, the factor and the offset of the items ``ids``.
+def choose_place(evidence: Evidence, ids: Tensor, score: Score, refit: Refit) -> tuple[float, ColdBoost, Shares]:
+    """Choose the ridge of the map, the shares of the modalities, the factor and the offset of the items ``ids``.
 
     Args:
         evidence: what they are chosen by.
@@ -165,7 +176,7 @@ def choose_place(evidence: Evidence, ids: Tensor, score: Score, refit: Refit) ->
         refit: fits once more without some items.
 
     Returns:
-        mu, and the boost; ``joint=False`` where enough cold targets of validation say that nothing is gained.
+        mu, the boost, and the shares; ``joint=False`` where enough cold targets of validation say that nothing is gained.
     """
     cold = torch.zeros_like(evidence.trained)
     cold[ids] = True
@@ -173,33 +184,85 @@ def choose_place(evidence: Evidence, ids: Tensor, score: Score, refit: Refit) ->
     n_known = int((evidence.trained & evidence.present).sum())
     mus = MUS if n_known <= MAX_ANCHORS_TO_CHOOSE_MU else (MU,)
     if n_targets >= ENOUGH_TARGETS:
-        mu, trial = _best(
-            evidence, validation_trials(evidence, ids, score, mus), f"{n_targets} cold targets of validation"
+        mu, trial, shares = _best(
+            evidence,
+            lambda mus, shares: validation_trials(evidence, ids, score, mus, shares),
+            mus,
+            f"{n_targets} cold targets of validation",
         )
-        return mu, trial.boost(evidence.metric)
+        return mu, trial.boost(evidence.metric), shares
     hidden = hide(evidence, len(ids))
     if hidden.events >= LEAST_EVENTS and len(hidden.ids) <= MAX_HIDDEN_SHARE * n_known:
         by = f"{len(hidden.ids)} hidden items with {hidden.events} interactions"
-        mu, trial = _best(evidence, hidden_trials(evidence, hidden, refit, mus), by)
+        fitted = refit(hidden.left)
+        mu, trial, shares = _best(
+            evidence, lambda mus, shares: hidden_trials(evidence, hidden, lambda _: fitted, mus, shares), mus, by
+        )
         boost = trial.boost(evidence.metric, UNTOLD_WARM_FLOOR)
         if boost.joint:
-            return mu, boost
+            return mu, boost, shares
         log.info("cold items: hidden ones gain nothing; the place is as high as the trained items allow")
     else:
-        mu = MU
+        mu, shares = MU, {}
         log.info(
             f"cold items: {len(hidden.ids)} hidden items of {n_known} have {hidden.events} interactions, and {LEAST_EVENTS} are "
             "needed to tell a place by them; the place is as high as the trained items allow"
         )
-    return mu, validation_trials(evidence, ids, score, (mu,))[mu].highest(evidence.metric)
+    return mu, validation_trials(evidence, ids, score, (mu,), shares)[mu].highest(evidence.metric), shares
 
 
-def _best(evidence: Evidence, trials: dict[float, PlacementTrial], by: str) -> tuple[float, PlacementTrial]:
-    """The ridge by which the mapped items are ranked best among themselves, and its trial."""
-    values = {mu: trial.cold_only(evidence.metric) for mu, trial in trials.items()}
-    mu = max(values, key=lambda each: values[each])
-    log.info(f"cold items among themselves, by {by}: {evidence.metric} {values[mu]:.4f} with ridge {mu:g}")
-    return mu, trials[mu]
+def _best(
+    evidence: Evidence,
+    trials_of: Callable[[Sequence[float], Shares], dict[float, PlacementTrial]],
+    mus: Sequence[float],
+    by: str,
+) -> tuple[float, PlacementTrial, Shares]:
+    """The ridge and the shares by which the mapped items are ranked best among themselves, and their trial.
+
+    Ridges are compared with equal shares, then shares with the best ridge, and ridges once more with the best shares.
+    """
+    candidates = share_candidates([m for m, (_, has) in evidence.content.items() if bool(has[evidence.trained].any())])
+    values: dict[tuple[float, int], float] = {}
+    best: tuple[float, int] = mus[0], 0
+    trial: PlacementTrial | None = None  # the best one's alone: each holds a query of every user
+
+    def best_of(some: Sequence[float], at: int) -> tuple[float, int]:
+        nonlocal best, trial
+        new = [mu for mu in some if (mu, at) not in values]
+        for mu, found in trials_of(new, candidates[at]).items() if new else ():
+            values[mu, at] = found.cold_only(evidence.metric)
+            if trial is None or values[mu, at] > values[best]:
+                best, trial = (mu, at), found
+        return best
+
+    mu, _ = best_of(mus, 0)
+    equal = values[mu, 0]
+    for other in range(1, len(candidates)):
+        best_of((mu,), other)
+    mu, at = best_of(mus, best[1])
+    assert trial is not None
+    shared = "" if len(candidates) == 1 else f", {shares_in_words(candidates[at])}; {equal:.4f} with equal shares"
+    log.info(f"cold items among themselves, by {by}: {evidence.metric} {values[mu, at]:.4f} with ridge {mu:g}{shared}")
+    return mu, trial, candidates[at]
+
+
+def placed_in_words(content: ContentTables, ids: Tensor) -> str:
+    """Say how many items are placed by what; of several modalities each is counted.
+
+    Args:
+        content: of the items.
+        ids: ``[C]``, those that have some.
+    """
+    counted = ""
+    if len(content) > 1:
+        each = (f"{modality} {int(present[ids].sum())}" for modality, (_, present) in content.items())
+        counted = f" ({', '.join(each)}; what an item lacks is left out of the sum)"
+    return f"{len(ids)} of them have a {' or '.join(content)} and are placed by it{counted}"
+
+
+def shares_in_words(shares: Shares) -> str:
+    """Say what each modality counts for."""
+    return ", ".join(f"{name} share {share:g}" for name, share in shares.items()) or "equal shares"
 
 
 def _trials(
@@ -211,13 +274,14 @@ def _trials(
     targets: Rows,
     seen: Rows,
     mus: Sequence[float],
+    shares: Shares | None,
 ) -> dict[float, PlacementTrial]:
     score, histories = fitted
     queries, table = score.queries(histories.select(users), score.user_parts(users)), score.item_table()
     table = replace(table, bias=table.bias.nan_to_num(neginf=0.0))  # untrained rows are excluded or overwritten
     found = {}
     for mu in mus:
-        rows, bias = map_items(score, evidence, trained, ids, mu)
+        rows, bias = map_items(score, evidence, trained, ids, mu, shares)
         target = score.side_by_side(rows.target)
         found[mu] = PlacementTrial(
             queries, table, target, bias, ids, trained, targets.select(users), seen.select(users)
@@ -226,12 +290,12 @@ def _trials(
 
 
 def validation_trials(
-    evidence: Evidence, ids: Tensor, score: Score, mus: Sequence[float]
+    evidence: Evidence, ids: Tensor, score: Score, mus: Sequence[float], shares: Shares | None = None
 ) -> dict[float, PlacementTrial]:
     """Rank the cold items themselves against validation's targets."""
     users = evenly(torch.nonzero(evidence.targets.sizes).squeeze(1), MAX_USERS)
     fitted = score, evidence.history
-    return _trials(evidence, fitted, users, ids, evidence.trained, evidence.targets, evidence.history, mus)
+    return _trials(evidence, fitted, users, ids, evidence.trained, evidence.targets, evidence.history, mus, shares)
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,28 +341,36 @@ def hide(evidence: Evidence, n_cold: int, seed: int = 0) -> Hidden:
 
 
 def hidden_trials(
-    evidence: Evidence, hidden: Hidden, refit: Refit, mus: Sequence[float]
+    evidence: Evidence, hidden: Hidden, refit: Refit, mus: Sequence[float], shares: Shares | None = None
 ) -> dict[float, PlacementTrial]:
     """The hidden items placed by mu, with the score fitted without them."""
     rest = torch.zeros_like(evidence.trained)
     rest[hidden.ids] = True
     users = evenly(torch.nonzero((hidden.targets.sizes > 0) & (hidden.left.sizes > 0)).squeeze(1), MAX_USERS)
-    return _trials(
-        evidence, refit(hidden.left), users, hidden.ids, evidence.trained & ~rest, hidden.targets, hidden.left, mus
-    )
+    trained = evidence.trained & ~rest
+    return _trials(evidence, refit(hidden.left), users, hidden.ids, trained, hidden.targets, hidden.left, mus, shares)
 
 
-def place(evidence: Evidence, ids: Tensor, score: Score, boost: ColdBoost, mu: float) -> Score:
+def place(
+    evidence: Evidence, ids: Tensor, score: Score, boost: ColdBoost, mu: float, shares: Shares | None = None
+) -> Score:
     """Return the score with the items ``ids`` placed.
 
     Args:
         evidence: content and popularity.
-        ids: ``[C]``, items that have content.
+        ids: ``[C]``, items that have content; those whose content has no share are left out.
         score: of the model, without them.
         boost: factor and offset.
         mu: ridge of the map.
+        shares: of the modalities; ``None`` for equal ones.
     """
-    rows, bias = map_items(score, evidence, evidence.trained, ids, mu)
+    has_share = any_present(weighed(evidence.content, shares))[ids]
+    if not bool(has_share.all()):
+        log.info(f"cold items: {int((~has_share).sum())} have nothing but content without a share, and get no place")
+        ids = ids[has_share]
+    if not len(ids):
+        return score
+    rows, bias = map_items(score, evidence, evidence.trained, ids, mu, shares)
     target = score.side_by_side(rows.target)
     shift = torch.zeros_like(target[0])
     if boost.offset:
