@@ -129,8 +129,8 @@ COMMANDS: dict[str, Command] = {
         "add_arguments",
         "run_leaderboard",
         (
-            "leaderboard beauty --data_path=data",
-            "leaderboard beauty --data_path=data --rows EASE,LLMTwoTower --seeds 3 --unmasked --output table",
+            "leaderboard beauty --data-path=data",
+            "leaderboard beauty --data-path=data --rows EASE,LLMTwoTower --seeds 3 --unmasked --output table",
         ),
         True,
     ),

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``recbole-llm leaderboard``."""
     known = ", ".join(f"{name} ({each.dataset})" for name, each in CANONICAL.items())
     parser.add_argument(
-        "dataset", help=f"{known}, or any folder of atomic files with a time column; give --data_path=DIR"
+        "dataset", help=f"{known}, or any folder of atomic files with a time column; give --data-path=DIR"
     )
     parser.add_argument("--rows", default=",".join(ROWS), help="rows to measure, separated by commas")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of LLMTwoTower")

@@ -28,7 +28,8 @@ from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import Scorer
 
 CLOSED_DECAYS = (None, 1.0, 2.0, 4.0, 10.0, 20.0, 50.0)  # tau; None: histories do not fade
-FOLLOWING_DECAYS = (1.0, 2.0, 3.0, 5.0, 8.0)  # tau' and tau''
+FOLLOWING_DECAYS = (1.0, 2.0, 5.0, 8.0)  # tau'
+CONTENT_DECAYS = (1.0, 2.0, 3.0, 5.0, 8.0)  # tau' and tau'' where the next-item block reads content
 FOLLOWS = (0.2, 0.5, 1.2)  # f beside 0
 FURTHER = (*FOLLOWS, 2.0, 3.5, 8.0)  # f where blocks are changed one after the other
 CONTENT = (0.0, 0.5, 0.7, 1.0, 1.5)  # c

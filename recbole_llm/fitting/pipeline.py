@@ -19,7 +19,7 @@ from recbole_llm.fitting.cold_start.boost import ColdBoost
 from recbole_llm.fitting.cold_start.kernel_ridge import MU, Shares, any_present
 from recbole_llm.fitting.cold_start.placement import UNMEASURED, Evidence, Fitted, choose_place, place, placed_in_words
 from recbole_llm.fitting.data import TrainingData
-from recbole_llm.fitting.decay_search import CLOSED_DECAYS, FOLLOWING_DECAYS, choose_fading
+from recbole_llm.fitting.decay_search import CLOSED_DECAYS, CONTENT_DECAYS, FOLLOWING_DECAYS, choose_fading
 from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.hyperparameters import DIM, EXACT_ITEMS
 from recbole_llm.fitting.logs import quietly, stage
@@ -294,15 +294,16 @@ def choose_decays(score: Score, data: TrainingData, validation: Validation | Non
     def fading(block: LinearBlock, tau: float | None) -> Scorer:
         return replace(block, decay=tau, scale=1.0).scorer(histories)
 
+    decays = FOLLOWING_DECAYS if content is None else CONTENT_DECAYS
     choice = choose_fading(
         {tau: fading(closed, tau) for tau in CLOSED_DECAYS},
-        {} if following is None else {tau: fading(following, tau) for tau in FOLLOWING_DECAYS},
+        {} if following is None else {tau: fading(following, tau) for tau in decays},
         None if learned is None else replace(learned, scale=1.0).scorer(histories, users),
         targets,
         seen,
         validation.metric,
         ~data.trained,
-        {} if content is None else {tau: fading(content, tau) for tau in FOLLOWING_DECAYS},
+        {} if content is None else {tau: fading(content, tau) for tau in decays},
         None if sequence is None else replace(sequence, scale=1.0).scorer(histories),
     )
     closed_factor, following_factor, share = choice.factors

@@ -275,7 +275,8 @@ def test_a_sequence_block_is_kept_in_checkpoints_and_refused_by_exports(walks, t
     value = trainer.validation(loaders[1]).value(model.scores, model.n_items)
     assert trainer.best_valid_result["ndcg@10"] == pytest.approx(value, abs=6e-5)
     before = model.scores(users)
-    again, dataset = load_trained(trainer.saved_model_file)
+    paths = {key: walks[key] for key in ("data_path", "encoder", "feature_cache_dir")}
+    again, dataset = load_trained(trainer.saved_model_file, **paths)
     torch.testing.assert_close(again.scores(users), before)
     with pytest.raises(ValueError, match="The sequence block of this model reads a history by a network"):
         export_model(again, dataset, tmp_path / "export", index="exact", history="train")

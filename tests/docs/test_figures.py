@@ -95,6 +95,36 @@ def measured(dataset, seed, model):
     raise AssertionError(f"no result of {model} on {dataset} {seed}")
 
 
+def test_the_published_rows_are_those_of_the_code():
+    from recbole_llm.reporting.published import PUBLISHED
+
+    text = (ROOT / "docs" / "table.md").read_text()
+    rule = {True: "no place", False: "ranked too", None: "not told"}
+
+    def cell(row, name):
+        if name not in row.ndcg:
+            return ""
+        recall = f" ({row.recall[name]:.4f})".replace("0.", ".") if name in row.recall else ""
+        return f"{row.ndcg[name]:.4f}".removeprefix("0") + recall
+
+    for row in PUBLISHED:
+        cells = [row.method, *(cell(row, name) for name in ("beauty", "sports", "toys")), rule[row.masked], row.source]
+        assert f"| {' | '.join(cells)} |" in text
+
+
+def test_the_measured_rows_of_the_table_are_those_of_the_result_file():
+    text = (ROOT / "docs" / "table.md").read_text()
+    rows = json.loads((RESULTS / "next_item-amazon-beauty.json").read_text())["rows"]
+    for row in rows:
+        masked, unmasked = row["figures"]["masked"], row["figures"]["unmasked"]
+        values = [*(masked[m] for m in ("recall@5", "ndcg@5", "recall@10", "ndcg@10"))]
+        values += [unmasked["recall@10"], unmasked["ndcg@10"]]
+        name = row["row"] + ("" if row["seed"] is None else f", seed {row['seed']}")
+        cells = " | ".join([name, row["chosen_by"] or "none", *(f"{v:.4f}".removeprefix("0") for v in values)])
+        assert f"| {cells} |" in text
+    assert text.count("| .") >= len(rows) > 0
+
+
 def test_versions_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == recbole_llm.__version__
