@@ -27,7 +27,10 @@ def test_interpreted_kernels(part):
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
         "OMP_NUM_THREADS": "1",
     }
-    tests = [str(ROOT / "tests" / "ops" / name) for name in ("test_triton_interpreted.py", "test_row_lists.py")]
+    tests = [
+        str(ROOT / "tests" / "ops" / name)
+        for name in ("test_triton_interpreted.py", "test_interpreter_checks.py", "test_row_lists.py")
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
