@@ -1,7 +1,8 @@
 """The best items for users, for a list of items, for a text or beside an item, from a checkpoint or an export.
 
+For example:
+
     model = open_model("saved/LLMTwoTower-....pth")  # or the folder of an export
-    write_rows(recommend_users(model, k=10), "recs.parquet")
     recommend_items(model, ["50", "181"]).items[0].title
 """
 
