@@ -72,11 +72,11 @@ def sparse_gram(train: Rows, weights: Tensor, n_items: int) -> Matrix:
     """Compute G = X' diag(w) X in the dtype of ``weights``, its columns sorted.
 
     Args:
-        train: histories X; their weights are not read.
+        train: histories X; their weights are the entries, ``None`` for ones.
         weights: w, ``[n_users]``.
         n_items: columns of X.
     """
-    X = _incidence(Rows(train.offsets, train.ids), n_items, weights.cpu().numpy().dtype)
+    X = _incidence(train, n_items, weights.cpu().numpy().dtype)
     gram = (X.T @ X.multiply(weights.cpu().numpy()[:, None]).tocsr()).tocsr()
     gram.sort_indices()
     return gram
@@ -211,7 +211,7 @@ class Neighbourhoods:
     """Solves the closed form for one setting after another; what settings share is kept.
 
     Args:
-        train: histories X of n_users rows; their weights are not read.
+        train: histories X of n_users rows; their weights are the entries, ``None`` for ones.
         weights: w, ``[n_users]``; its dtype is that of the solutions.
         content: of every modality that a setting weighs, ``[n, f]``.
         n_items: n. Every item has an interaction.

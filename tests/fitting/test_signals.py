@@ -10,6 +10,7 @@ from recbole_llm.fitting.closed_form import fit_closed_form
 from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.ease import Setting, gram_diagonal, user_weights, weighted_gram
 from recbole_llm.fitting.factors import Incidence, gram_product
+from recbole_llm.fitting.neighbourhood import sparse_gram
 from recbole_llm.fitting.refit import Chosen, ChosenBlock
 from recbole_llm.fitting.signals import DISLIKES, Signals, choose_dislikes, choose_signals, surely_best
 from recbole_llm.fitting.validation import TopKMetric, Validation
@@ -103,6 +104,8 @@ def test_the_gram_matrix_is_x_w_x_in_float64():
     expected = X.T @ torch.diag(w) @ X
     for chunk in (1, 4 * 60 * 7, 2**28):
         torch.testing.assert_close(weighted_gram(entries, found, 25, chunk).double(), expected, rtol=1e-5, atol=1e-6)
+    sparse = torch.from_numpy(sparse_gram(entries, found, 25).toarray())
+    torch.testing.assert_close(sparse.double(), expected, rtol=1e-5, atol=1e-6)
     # its diagonal is the weighed mass of each item: c itself, not its root
     torch.testing.assert_close(expected.diagonal(), (w[:, None] * c).sum(0))
     torch.testing.assert_close(gram_diagonal(entries, found, 25).double(), expected.diagonal(), rtol=1e-5, atol=1e-6)
@@ -308,7 +311,7 @@ def test_choices_of_earlier_checkpoints_have_no_signals():
         1.0,
         0.0,
         ProbabilityMap(),
-        Signals(0.5, 1.0),
+        signals=Signals(0.5, 1.0),
     )
     state = chosen.to_state()
     assert Chosen.from_state(state) == chosen

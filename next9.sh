@@ -1,1 +1,0 @@
-exec bash /work/tmp/signals/spare.sh
