@@ -8,9 +8,7 @@ Nothing of the packages is imported. Of the zip the files below are taken, with 
 
 import hashlib
 import io
-import os
 import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from logging import getLogger
 from pathlib import Path
 
+from recbole_llm.atomic import atomic_folder
 from recbole_llm.content.cache_folder import cache_folder
 
 NAME = "sentence-transformers/all-mpnet-base-v2"
@@ -101,17 +100,13 @@ def joined_model(name: str) -> Path | None:
         return None
     folder.parent.mkdir(parents=True, exist_ok=True)
     log.info("Joining %s from its packages into %s", name, folder)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=folder.parent))
+    shutil.rmtree(folder, ignore_errors=True)
     try:
-        _extract(pieces, temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            os.replace(temporary, folder)
-        except OSError:  # another process was faster
-            if not all((folder / file).is_file() for file in SHA256):
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with atomic_folder(folder) as temporary:
+            _extract(pieces, temporary)
+    except OSError:
+        if not all((folder / file).is_file() for file in SHA256):  # else another process was faster
+            raise
     return folder
 
 
