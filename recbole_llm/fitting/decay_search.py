@@ -140,13 +140,17 @@ class _Grid:
 
     def others(self, choice: _Choice) -> list[tuple[int, float]]:
         """Return the place and the factor of every scorer beside the closed form's."""
-        found = [(self.learned, choice.learned), (len(self.units) - 1, choice.sequence)]
+        found = []
         if choice.following is not None:
             at = self.n_closed + choice.following
             found.append((at, choice.follows))
             if self.n_content:
                 content = self.n_closed + self.n_following + choice.content
                 found.append((content, choice.follows * self.units[at] * choice.content_weight))
+        if self.has_learned:
+            found.append((self.learned, choice.learned))
+        if self.has_sequence:
+            found.append((len(self.units) - 1, choice.sequence))
         return found
 
     def value(self, choice: _Choice) -> float:
