@@ -162,7 +162,9 @@ def test_paths_that_matter_are_given_again(trained, tmp_path, capsys):
         assert cli.main(command) == 2
         line = one_line(capsys.readouterr())
         assert (
-            f"--encoder='{tmp_path}/an encoder'" in line and "--item_features_file=v.npy" in line and paths[0] in line
+            f"--encoder='{tmp_path}/an encoder'" in line
+            and "--item-features-file=v.npy" in line
+            and paths[0].replace("_", "-", 1) in line
         )
         assert "A path is not taken out of a file" in line
     assert settings_for_resume(last, {"data_path", "encoder", "item_features_file"})[2]["encoder"] == str(

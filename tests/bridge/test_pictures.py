@@ -94,7 +94,7 @@ def test_a_run_with_pictures_is_another_than_one_without_and_comes_back(shop, pa
     encoder = config["item_modalities"]["image"]["encoder"]
     again = {"data_path": config["data_path"], "encoder": config["encoder"]}
     again |= {"feature_cache_dir": config["feature_cache_dir"]}
-    with pytest.raises(ValueError, match="--item_modalities="):
+    with pytest.raises(ValueError, match="--item-modalities="):
         load_trained(file, **again)
     scores = []
     for given in (config["item_modalities"], json.dumps(config["item_modalities"]), f"{{image: '{encoder}'}}"):
@@ -117,7 +117,7 @@ def test_vectors_by_modality_of_files_are_asked_for_again(shop, tmp_path):
     quick = config | {"epochs": 1, "encoder": "", "item_modalities": None, "item_features_file": named}
     run_recbole("LLMTwoTower", "toy", config_dict=dict(quick))
     (file,) = [path for path in Path(config["checkpoint_dir"]).glob("*.pth") if "-last" not in path.name]
-    with pytest.raises(ValueError, match=r"--item_features_file='\{\"text\":"):
+    with pytest.raises(ValueError, match=r"--item-features-file='\{\"text\":"):
         load_trained(file, data_path=config["data_path"])
     model, _ = load_trained(file, data_path=config["data_path"], item_features_file=json.dumps(named))
     assert list(model.training_data().content) == ["text", "image"]
@@ -148,7 +148,7 @@ def test_a_checkpoint_names_no_function_file_or_folder(shop, encoder):
     content = read_checkpoint(last)
     content["settings"]["given"]["item_modalities"] = {"image": {"encoder": encoder}}
     torch.save(content, last)
-    with pytest.raises(ValueError, match="--item_modalities="):
+    with pytest.raises(ValueError, match="--item-modalities="):
         settings_for_resume(last, {"data_path", "feature_cache_dir"})
     _, _, taken = settings_for_resume(last, {"data_path", "feature_cache_dir", "item_modalities"})
     assert taken["epochs"] == 1
