@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recbole_llm.importing.dataset_folder import new_folder, refuse_existing
-from recbole_llm.importing.pictures import check_pictures, import_pictures
 from recbole_llm.importing.report import ImportReport
 from recbole_llm.importing.settings_file import settings
 
@@ -129,6 +128,7 @@ def import_dataset(
     from recbole_llm.importing.dates import DateFormat
     from recbole_llm.importing.entities import EntityRules, import_entities
     from recbole_llm.importing.interactions import InteractionRules, import_interactions
+    from recbole_llm.importing.pictures import check_pictures, import_pictures
     from recbole_llm.importing.sources import open_source
     from recbole_llm.importing.weights import WeightRules
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from recbole_llm.importing.pictures import PictureImport
+if TYPE_CHECKING:
+    from recbole_llm.importing.pictures import PictureImport
 
 # places in the file that the report gives for a reason
 EXAMPLES = 5
@@ -192,7 +193,7 @@ class ImportReport:
     interactions: TableReport
     items: EntityReport | None = None
     users: EntityReport | None = None
-    pictures: PictureImport | None = None
+    pictures: "PictureImport | None" = None
     n_users: int = 0
     n_items: int = 0
     notes: list[str] = field(default_factory=list)

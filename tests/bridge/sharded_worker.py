@@ -42,6 +42,7 @@ def watch():
                 rows
             )  # and a gradient and two moments of each
             assert 0 <= len(model.item_bias) - n // distributed.world_size() <= 1
+            gc.collect()  # the answer of the run before has read its model whole, in rank 0
             tables = [x for x in gc.get_objects() if isinstance(x, torch.Tensor) and x.dim() == 2 and len(x) == n]
             assert not tables, [x.shape for x in tables]
             trained = bool(model.item_rows.of(model.trained.value).any())

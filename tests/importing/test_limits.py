@@ -271,7 +271,8 @@ def test_what_is_missing_and_repeated_is_said_in_words(tmp_path):
     report = import_dataset(inter, "x", items=items, data_path=tmp_path)
     assert report.interactions.notes == [
         "2 of 5 rows (40%) name a user and an item that another row names too. Of such rows one is kept, the last in the file; "
-        "how often an item was taken counts for nothing. --duplicates keep writes every row."
+        "how often an item was taken counts for nothing. --duplicates sum adds their weights up; --duplicates keep writes every "
+        "row."
     ]
     assert report.items.empty_texts == {"title": 1, "description": 2}
     said = "\n".join(report.lines())

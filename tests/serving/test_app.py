@@ -345,7 +345,7 @@ def test_a_log_that_cannot_be_written_is_503_and_reading_goes_on(client):
     def fail(changes, after):
         raise ChangeLogError("database or disk is full")
 
-    client.service.changes._overlay.write = fail
+    client.service.changes._log.write = fail
     answer = client.put("/v1/items/new", json={"text": "sea"})
     assert "nothing was changed" in is_problem(answer, 503) and answer.headers["retry-after"]
     assert client.ask(user="u1")["overlay_seq"] == 0
