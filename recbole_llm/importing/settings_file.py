@@ -3,11 +3,13 @@
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recbole_llm.content.encoder_settings import is_function
-from recbole_llm.importing.pictures import PictureImport
 from recbole_llm.importing.report import ImportReport
+
+if TYPE_CHECKING:
+    from recbole_llm.importing.pictures import PictureImport
 
 EXAMPLE_ENCODER = "google/siglip2-base-patch16-224"
 
@@ -17,7 +19,7 @@ def run_command(report: ImportReport) -> str:
     return shlex.join(["recbole-llm", "run", "--dataset", report.dataset, "--config-files", str(report.config_file)])
 
 
-def _pictures(pictures: PictureImport, show: Callable[[Any], str]) -> str:
+def _pictures(pictures: "PictureImport", show: Callable[[Any], str]) -> str:
     """The line that names the encoder of the pictures; one that runs code is given on the command line."""
     column = {} if pictures.column is None else {"column": pictures.column}
     source = {"encoder": pictures.encoder or EXAMPLE_ENCODER} | column
