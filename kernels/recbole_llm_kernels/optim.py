@@ -46,7 +46,7 @@ def rowwise_adagrad_(
     Example:
         >>> table, state = torch.ones(3, 2), torch.zeros(3)
         >>> rowwise_adagrad_(table, state, torch.tensor([2, 2]), torch.ones(2, 2), lr=0.5)
-        >>> table.tolist(), state.tolist()
+        >>> table.tolist(), [round(value, 3) for value in state.tolist()]
         ([[1.0, 1.0], [1.0, 1.0], [0.5, 0.5]], [0.0, 0.0, 4.0])
     """
     arguments.matrices("table", table, table, None)

@@ -64,7 +64,7 @@ class CodedTable:
 
     Example:
         >>> table = encoded(np.array([[3.0, -4.0], [0.5, 0.0]], np.float32), [2])
-        >>> np.abs(table[np.array([0, 1])] - [[3.0, -4.0], [0.5, 0.0]]).max() < 0.03
+        >>> bool(np.abs(table[np.array([0, 1])] - [[3.0, -4.0], [0.5, 0.0]]).max() < 0.03)
         True
     """
 

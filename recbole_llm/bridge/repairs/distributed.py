@@ -3,7 +3,8 @@
 Loads no torch before RecBole does.
 """
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from itertools import count
 from types import ModuleType
 from typing import Any
@@ -44,7 +45,8 @@ def _gloo(module: ModuleType) -> None:
     override(module.Config, "_init_device", make)
 
 
-_groups = count()  # of this process; its fellows make theirs in the same order
+# of this process, by place and size; its fellows make theirs in the same order
+_groups: defaultdict[tuple[str, int], Iterator[int]] = defaultdict(count)
 
 
 @repair(
@@ -65,9 +67,11 @@ def _group_keys(module: ModuleType) -> None:
             import torch.distributed as dist
 
             init = dist.init_process_group
-            prefix = f"recbole_llm_{next(_groups)}"
 
             def init_process_group(*, init_method: str, rank: int, world_size: int, **others: Any) -> None:
+                # counted by place and size: a process may have no part in another group
+                number = next(_groups[init_method, world_size])
+                prefix = f"recbole_llm_{number}"
                 store, rank, world_size = next(iter(dist.rendezvous(init_method, rank, world_size)))
                 init(store=dist.PrefixStore(prefix, store), rank=rank, world_size=world_size, **others)
 
