@@ -10,8 +10,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import write_dataset
 from ports import free_port
+from toy_data import write_dataset
 from waiting import LIMIT, wait_until
 
 pytest.importorskip("recbole")

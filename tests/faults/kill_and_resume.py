@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
 import torch  # noqa: E402
-from conftest import write_dataset  # noqa: E402
+from toy_data import write_dataset  # noqa: E402
 
 import recbole_llm  # noqa: E402, F401
 from recbole_llm import cli  # noqa: E402
