@@ -87,6 +87,7 @@ def one_second(monkeypatch):
     monkeypatch.setattr(trainers, "get_local_time", lambda: SECOND)
 
 
+@pytest.mark.slow
 def test_four_runs_of_one_moment_have_the_figures_that_each_has_alone(tmp_path, toy_path):
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}

@@ -142,6 +142,7 @@ def test_mistakes_are_named(run_config, command, paths, capsys):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"blocks": "learned", "shard_items": True}], ids=["whole", "shards"])
 @pytest.mark.filterwarnings("ignore")
 def test_processes_of_torchrun_choose_and_fit_once_more(command, paths, changes):

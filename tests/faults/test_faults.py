@@ -27,6 +27,7 @@ from pathlib import Path
     return subprocess.run([sys.executable, "-c", lines + code], capture_output=True, text=True, timeout=4 * LIMIT)
 
 
+@pytest.mark.slow
 def test_killed_runs_resume_to_the_same_bits_and_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
     """The limit on a file's size stands for the disk: it is lowered once the first checkpoint is there."""
     (tmp_path / "kills").mkdir()

@@ -29,6 +29,7 @@ def answer(out):
     return re.search(r"^Of 100 held-out .+?(?=\n\nlog: )", out, re.M | re.S)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_of_torchrun_answer_once_as_one_process_does(toy_path, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
