@@ -33,7 +33,34 @@ def sampled_bce_fwd(args: Sampled) -> tuple[Tensor, Tensor, Tensor | None]:
 
     Slopes and query gradient hold ``weight``, ``neg_weight`` and, for "mean", 1/B. ``neg_id`` is [B, K].
     """
-    user, item, item_bias, user_id, pos_id, neg_id, log_q, neg_valid, weight, neg_weight, reduction, need, _ = args
+    return sampled_fwd(args, partial(_slopes, neg_weight=args.neg_weight))
+
+
+def _slopes(s: Tensor, dead: Tensor | None, scale: Tensor, neg_weight: float) -> Tensor:
+    """Row losses [B] of logits [B, 1 + K], which become slopes times ``scale`` in place; NaN where the positive is dead."""
+    s[:, 0].neg_()
+    terms, e = softplus(s), s.sigmoid_()
+    if dead is not None:
+        terms.masked_fill_(dead, 0)[:, 0].masked_fill_(dead[:, 0], torch.nan)
+        e.masked_fill_(dead, 0)
+    e[:, 0].neg_()
+    if neg_weight != 1:
+        e[:, 1:] *= neg_weight
+    e *= scale[:, None]
+    return torch.add(terms[:, 0], terms[:, 1:].sum(1), alpha=neg_weight)
+
+
+def sampled_fwd(
+    args: Sampled, slopes: Callable[[Tensor, Tensor | None, Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Reduced loss, slopes [B, 1 + K] and the gathered queries' gradient [B, D] of a loss of single rows.
+
+    Args:
+        args: of the operator; ``neg_id`` is [B, K].
+        slopes: given logits [b, 1 + K], which of them are dead and each row's scale [b], returns the row losses [b] and
+            turns the logits into slopes times the scale, in place.
+    """
+    user, item, item_bias, user_id, pos_id, neg_id, log_q, neg_valid, weight, _, reduction, need, _ = args
     dtype = accumulator(user.dtype)
     ids = torch.cat([pos_id[:, None], neg_id], 1)
     (B, W), D = ids.shape, user.shape[1]
@@ -66,21 +93,12 @@ def sampled_bce_fwd(args: Sampled) -> tuple[Tensor, Tensor, Tensor | None]:
                 term = torch.arange(len(term), device=term.device)
             if shift is not None:
                 s += shift[part]
-            s[:, 0].neg_()
-            terms, e = softplus(s), s.sigmoid_()
-            if none is not None:
-                terms.masked_fill_(none, 0)[:, 0].masked_fill_(none[:, 0], torch.nan)
-                e.masked_fill_(none, 0)
-            torch.add(terms[:, 0], terms[:, 1:].sum(1), alpha=neg_weight, out=rows[part])
-            e[:, 0].neg_()
-            if neg_weight != 1:
-                e[:, 1:] *= neg_weight
-            e *= scale[part, None]
+            rows[part] = slopes(s, none, scale[part])
             if grad_query is not None:
                 begin = torch.arange(0, len(term), W, device=term.device)
                 # for W = 2 in a tenth of bmm's time
                 grad_query[part] = embedding_bag(
-                    term.long(), vectors, begin, mode="sum", per_sample_weights=e.reshape(-1)
+                    term.long(), vectors, begin, mode="sum", per_sample_weights=s.reshape(-1)
                 )
 
     threads.run([partial(job, starts) for starts in threads.cut(range(0, B, chunk), user.device)])

@@ -9,27 +9,21 @@ kept, and nothing of [B, K, D]. Negatives shared by the batch: a small catalogue
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from recbole_llm_kernels.signatures import Sampled
-from recbole_llm_kernels.torch_ops import threads
 from recbole_llm_kernels.torch_ops.catalog import LOG2E, Grads, negatives_sum, reduce_loss, row_scale
-from recbole_llm_kernels.torch_ops.pairs import Rows, gathered_dots, softplus
+from recbole_llm_kernels.torch_ops.pairs import gathered_dots, softplus
 from recbole_llm_kernels.torch_ops.sampled import (
-    GATHERED,
-    IN_PLACE,
-    dead_entries,
     excluded_from,
-    reads_items_in_place,
     sampled_bce_bwd,
-    sampled_dots,
+    sampled_fwd,
     shared_columns,
     shift_of,
 )
-from recbole_llm_kernels.torch_ops.segment_sum import accumulator, sort_segments, sum_rows, sum_segments, sum_values
+from recbole_llm_kernels.torch_ops.segment_sum import sort_segments, sum_rows, sum_segments, sum_values
 from recbole_llm_kernels.torch_ops.tiles import Gradients, Sums, accumulate, cut_in_tiles, visit
 
 sampled_ce_bwd = sampled_bce_bwd  # from slopes and the gathered queries' gradient on, nothing differs
@@ -40,46 +34,7 @@ def sampled_ce_fwd(args: Sampled) -> tuple[Tensor, Tensor, Tensor | None]:
 
     Slopes and query gradient hold ``weight`` and, for "mean", 1/B. ``neg_id`` is [B, K].
     """
-    user, item, item_bias, user_id, pos_id, neg_id, log_q, neg_valid, weight, _, reduction, need, _ = args
-    dtype = accumulator(user.dtype)
-    ids = torch.cat([pos_id[:, None], neg_id], 1)
-    (B, W), D = ids.shape, user.shape[1]
-    bias = None if item_bias is None else item_bias[ids].to(dtype)
-    in_place = len(item) >= W and reads_items_in_place(item, bias)
-    dead = dead_entries(ids, bias, neg_valid)
-    shift = shift_of(ids, bias, log_q, dtype, dead is None)
-    slope = torch.empty(B, W, dtype=dtype, device=user.device)
-    rows = torch.empty(B, dtype=dtype, device=user.device)
-    grad_query = torch.empty(B, D, dtype=dtype, device=user.device) if need[0] else None
-    scale = row_scale(weight, reduction, B, user)
-    chunk = max(1, IN_PLACE // W if in_place else GATHERED // (W * D))
-
-    def job(begins: range) -> None:
-        users, items = Rows(user, min(chunk, B)), None if in_place else Rows(item, min(chunk, B) * W)
-        for lo in begins:
-            part = slice(lo, min(lo + chunk, B))
-            query, term, s = users.take(user_id[part]), ids[part].reshape(-1), slope[part]
-            none = None if dead is None else dead[part]
-            if items is None:
-                vectors = item.detach()
-                s.view(-1).copy_(sampled_dots(query, vectors, term))
-            else:
-                vectors = items.take(term)
-                if none is not None:
-                    vectors.masked_fill_(none.reshape(-1, 1), 0)  # whatever an item outside the catalogue holds
-                torch.bmm(query[:, None, :], vectors.view(-1, W, D).transpose(1, 2), out=s[:, None, :])
-                term = torch.arange(len(term), device=term.device)
-            if shift is not None:
-                s += shift[part]
-            rows[part] = _slopes(s, none, scale[part])
-            if grad_query is not None:
-                begin = torch.arange(0, len(term), W, device=term.device)
-                grad_query[part] = torch.nn.functional.embedding_bag(
-                    term.long(), vectors, begin, mode="sum", per_sample_weights=s.reshape(-1)
-                )
-
-    threads.run([partial(job, begins) for begins in threads.cut(range(0, B, chunk), user.device)])
-    return reduce_loss(rows.double(), weight, reduction, user), slope, grad_query
+    return sampled_fwd(args, _slopes)
 
 
 def _slopes(s: Tensor, dead: Tensor | None, scale: Tensor) -> Tensor:
