@@ -74,7 +74,7 @@ class FunctionEncoder:
                 )
         self.name = name
         self._function = load_function(name)
-        self.dim = self._vectors([PROBE]).shape[1]
+        self.dim = vectors_of(name, self._function, [PROBE], "texts").shape[1]
         self.fingerprint = function_fingerprint(name, self._function, self.dim)
 
     def prepare(self, raw: Sequence[str]) -> list[FunctionText]:
@@ -87,7 +87,7 @@ class FunctionEncoder:
         Raises:
             ValueError: if the function gives another shape.
         """
-        vectors = self._vectors([sample.text for sample in batch])
+        vectors = vectors_of(self.name, self._function, [sample.text for sample in batch], "texts")
         if vectors.shape[1] != self.dim:
             raise ValueError(
                 f"encoder {self.name!r} gave vectors of {self.dim} dimensions, and now of {vectors.shape[1]}. "
@@ -99,19 +99,34 @@ class FunctionEncoder:
         """Name and dimension."""
         return {"name": self.name, "kind": "function", "dim": self.dim}
 
-    def _vectors(self, texts: list[str]) -> np.ndarray:
-        found = self._function(texts)
-        if isinstance(found, Tensor):
-            found = found.detach().float().cpu().numpy()
-        try:
-            vectors = np.array(found, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"encoder {self.name!r} gave no array of numbers ({error}).") from error
-        if vectors.ndim != 2 or len(vectors) != len(texts) or not vectors.shape[1]:
-            raise ValueError(
-                f"encoder {self.name!r} gave shape {vectors.shape} for {len(texts)} texts; expected ({len(texts)}, d)."
-            )
-        return vectors
+
+def vectors_of(name: str, function: Callable[[list[Any]], Any], inputs: list[Any], what: str) -> np.ndarray:
+    """Call an encoder's function and check what it gives.
+
+    Args:
+        name: of the encoder, for messages.
+        function: as :func:`load_function` gives it.
+        inputs: what it encodes.
+        what: their kind in words, "texts" or "pictures".
+
+    Returns:
+        ``[len(inputs), d]`` float32, d at least 1.
+
+    Raises:
+        ValueError: if it gives no numbers, or another shape.
+    """
+    found = function(inputs)
+    if isinstance(found, Tensor):
+        found = found.detach().float().cpu().numpy()
+    try:
+        vectors = np.array(found, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"encoder {name!r} gave no array of numbers ({error}).") from error
+    if vectors.ndim != 2 or len(vectors) != len(inputs) or not vectors.shape[1]:
+        raise ValueError(
+            f"encoder {name!r} gave shape {vectors.shape} for {len(inputs)} {what}; expected ({len(inputs)}, d)."
+        )
+    return vectors
 
 
 def load_function(name: str) -> Callable[[list[Any]], Any]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm.content.encoder_settings import ONNX, is_function, is_onnx
-from recbole_llm.content.encoders.function import function_fingerprint, load_function
+from recbole_llm.content.encoders.function import function_fingerprint, load_function, vectors_of
 from recbole_llm.content.encoders.resolve import file_digest
 from recbole_llm.content.encoders.sentence_modules import content_digest
 from recbole_llm.content.images.preprocessing import Preprocessing, read_preprocessing
@@ -171,7 +171,7 @@ class FunctionImageEncoder:
     def __init__(self, name: str) -> None:
         self.name = name
         self._function = load_function(name)
-        self.dim = self._vectors([_blank()]).shape[1]
+        self.dim = vectors_of(name, self._function, [_blank()], "pictures").shape[1]
         self.fingerprint = hashlib.sha256(
             f"image {FORMAT} {require_pillow().__version__} {function_fingerprint(name, self._function, self.dim)}".encode()
         ).hexdigest()
@@ -188,7 +188,7 @@ class FunctionImageEncoder:
         """
         if not batch:
             return torch.zeros(0, self.dim)
-        vectors = self._vectors([sample.pixels for sample in batch])
+        vectors = vectors_of(self.name, self._function, [sample.pixels for sample in batch], "pictures")
         if vectors.shape[1] != self.dim:
             raise ValueError(
                 f"encoder {self.name!r} gave vectors of {self.dim} dimensions, and now of {vectors.shape[1]}. "
@@ -199,21 +199,6 @@ class FunctionImageEncoder:
     def describe(self) -> dict[str, Any]:
         """Name and dimension."""
         return {"name": self.name, "kind": "function", "dim": self.dim}
-
-    def _vectors(self, pictures: list["Image.Image"]) -> np.ndarray:
-        found = self._function(pictures)
-        if isinstance(found, Tensor):
-            found = found.detach().float().cpu().numpy()
-        try:
-            vectors = np.array(found, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"encoder {self.name!r} gave no array of numbers ({error}).") from error
-        if vectors.ndim != 2 or len(vectors) != len(pictures) or not vectors.shape[1]:
-            raise ValueError(
-                f"encoder {self.name!r} gave shape {vectors.shape} for {len(pictures)} pictures; expected "
-                f"({len(pictures)}, d)."
-            )
-        return vectors
 
 
 def load_image_encoder(
