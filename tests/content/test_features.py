@@ -489,5 +489,5 @@ class TestDefaultFolder:
         for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("HOME", str(tmp_path))
-        monkeypatch.setattr("recbole_llm.content.store.store.sys.platform", platform)
+        monkeypatch.setattr("recbole_llm.content.cache_folder.sys.platform", platform)
         assert default_folder() == tmp_path / expected / "recbole_llm" / "features"

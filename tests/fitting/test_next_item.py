@@ -41,7 +41,9 @@ def test_ranks_count_from_the_newest_and_a_repeated_item_counts_at_its_latest():
     by_decay = rows_from_pairs(rows.row_of_entry(), rows.ids, 3, -rows.ranks, decay=2.0)
     torch.testing.assert_close(rows.decayed(2.0).weights, by_decay.weights)
     torch.testing.assert_close(by_decay.weights, torch.tensor([2.0, 1.0, 0.0, 0.0]).div(-2).exp())
-    assert rows.decayed(2.0).decayed(None).weights is None
+    assert rows.decayed(None) is rows
+    weighted = Rows(rows.offsets, rows.ids, torch.tensor([3.0, 1.0, 2.0, 5.0]), rows.ranks)
+    torch.testing.assert_close(weighted.decayed(2.0).weights, weighted.weights * by_decay.weights)
     with pytest.raises(ValueError, match="decay is 2, and the histories have no ranks"):
         Rows(rows.offsets, rows.ids).decayed(2.0)
 
