@@ -87,6 +87,7 @@ def plugin_first():
     ],
     ids=["package", "submodules", "quick_start"],
 )
+@pytest.mark.slow
 def test_the_order_of_imports_does_not_matter(tmp_path, plugin_first, first):
     ray = tree(tmp_path, {"ray/tune.py": "def report(**metrics): pass"}) if "quick_start" in first else tmp_path
     assert json.loads(python(ORDER.replace("FIRST", first), ray).stdout) == plugin_first
@@ -94,6 +95,7 @@ def test_the_order_of_imports_does_not_matter(tmp_path, plugin_first, first):
     assert plugin_first["states"]["torch_load"] == "applied"
 
 
+@pytest.mark.slow
 def test_functions_pickled_by_a_parent_bring_the_repairs_into_a_child():
     pytest.importorskip("recbole")
     code = (

@@ -283,6 +283,7 @@ def is_running(pid):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
 @pytest.mark.parametrize("trains", [False, True], ids=["as it starts", "while it trains"])
+@pytest.mark.slow
 def test_a_killed_comparison_leaves_no_training_behind(run_config, tmp_path, trains):
     script = tmp_path / "killed.py"
     script.write_text(KILLED, encoding="utf-8")

@@ -115,6 +115,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("name", RUNS)
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_leave_a_readable_checkpoint(
     tmp_path, toy_path, name, together, capfd, monkeypatch
 ):

@@ -97,6 +97,7 @@ def test_a_script_that_trains_by_its_arguments(toy_path, tmp_path):
     assert len(list((tmp_path / "saved").glob("LLMTwoTower-*.pth"))) == 2  # the best epoch's and the last one's
 
 
+@pytest.mark.slow
 def test_a_script_that_searches_and_imports_a_ray_it_does_not_use(toy_path, tmp_path):
     pytest.importorskip("hyperopt")
     settings = f"model: LLMTwoTower\ndataset: toy\ndata_path: {toy_path}\nepochs: 1\ngpu_id: ''\nencoder: ''\n"

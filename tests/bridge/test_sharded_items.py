@@ -132,6 +132,7 @@ def close(first, second):
 
 
 @pytest.mark.parametrize("name", ["torchrun", "two", "cold", "ids"])
+@pytest.mark.slow
 def test_shards_train_and_rank_as_one_process_that_then_reads_them(tmp_path, monkeypatch, data, shards, name):
     monkeypatch.chdir(tmp_path)
     dataset = RUNS[name][1]
@@ -157,6 +158,7 @@ def test_shards_train_and_rank_as_one_process_that_then_reads_them(tmp_path, mon
             assert torch.equal(value, read_checkpoint(file)["state_dict"][key])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_one_that_was_left_alone(shards):
     straight, resumed = (read_checkpoint(checkpoint(shards / name, True)) for name in ("torchrun", "first"))
     assert straight["epoch"] == resumed["epoch"] == 3
@@ -166,6 +168,7 @@ def test_a_resumed_run_ends_as_one_that_was_left_alone(shards):
         assert all(torch.equal(resumed["optimizer"]["state"][index][key], value) for key, value in moments.items())
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_stopped(tmp_path, monkeypatch, data, shards):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(shards / "two", tmp_path / "two")

@@ -37,6 +37,7 @@ def files(store):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_two_processes_fill_one_store(dataset, tiny_encoder, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RANK", raising=False)

@@ -85,6 +85,7 @@ def test_the_subclass_trains_saves_and_is_loaded(run_config, paths, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_the_custom_encoder_runs_from_its_folder(run_config, tmp_path):
     import shutil
 

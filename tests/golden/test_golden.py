@@ -15,7 +15,10 @@ import recbole_llm  # noqa: F401
 pytest.importorskip("recbole")
 
 
-@pytest.fixture(scope="module", params=golden_runs.RUNS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[pytest.mark.slow] * (r.processes > 1)) for n, r in golden_runs.RUNS.items()],
+)
 def run(request, tmp_path_factory):
     """Name of a run, what it gave, and what is recorded."""
     name = request.param

@@ -43,6 +43,7 @@ def faults(tmp_path, monkeypatch):
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_or_fails_stops_no_other(faults):
     began = time.monotonic()
     assert gpu_acceptance.main(["--out", str(faults), "--device", "cpu", "--limit", "12"]) == 1

@@ -69,6 +69,7 @@ def test_the_operators_run_where_torch_alone_is_installed(torch_alone):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_quick_benchmark_runs_where_torch_alone_is_installed(torch_alone):
     code = """
 import kernel_speed

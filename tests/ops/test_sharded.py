@@ -15,7 +15,8 @@ WORKER = Path(__file__).with_name("sharded_worker.py")
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
-@pytest.mark.parametrize("processes", [3, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_shards_equal_the_whole_catalogue(processes):
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(WORKER)]
     out = subprocess.run(

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process interprets already")
-@pytest.mark.parametrize("part", ["catalogue", pytest.param("not catalogue", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["catalogue", "not catalogue"])
 def test_interpreted_kernels(part):
     if version("triton").startswith("3.2."):
         pytest.skip(
