@@ -208,6 +208,27 @@ def modalities(name: str, value: Any) -> dict[str, ModalitySource]:
     return found
 
 
+COLUMN_KINDS = ("auto", "category", "number")
+
+
+def columns(name: str, value: Any) -> dict[str, str] | str | None:
+    """Check for columns with their kinds, ``auto``, or nothing; a list leaves the kinds open."""
+    value = _from_text(name, value)
+    if value in (None, "", False) or value == "auto":
+        return value or None
+    example = f"For example {name}: [brand, price], or {name}: {{brand: category, price: number}}."
+    if not isinstance(value, Mapping):
+        if isinstance(value, Iterable) and not isinstance(value, str):
+            value = list(value)
+            if not value:
+                return None
+        return dict.fromkeys(names(name, value) or (), "auto")
+    wrong = [kind for kind in value.values() if kind not in COLUMN_KINDS]
+    if wrong or not all(isinstance(column, str) and column for column in value):
+        raise fail(name, value, f"columns, each with one of {', '.join(COLUMN_KINDS)}", example)
+    return {str(column): str(kind) for column, kind in value.items()} or None
+
+
 def _from_text(name: str, value: Any) -> Any:
     """A mapping that a command line gives as text, ``{image: a.npy}``."""
     if not isinstance(value, str) or not value.lstrip().startswith("{"):

@@ -102,6 +102,15 @@ class Options:
         "are images/ITEM_ID.jpg. Each joins the model with a weight chosen on validation, 0 among the choices.",
         of_dataset=True,
     )
+    item_columns: Mapping[str, str] | str | None = _key(
+        values.columns,
+        None,
+        "Text and features",
+        "str|list|dict",
+        "Columns of the .item file that are kernels of their own, each with a weight chosen on validation, 0 among the choices: "
+        "[class, release_year], {brand: category, price: number}, or auto. Empty: none.",
+        of_dataset=True,
+    )
     encoder: str | None = _key(
         values.text,
         "sentence-transformers/all-MiniLM-L6-v2",
