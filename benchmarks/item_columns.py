@@ -4,8 +4,8 @@
     python benchmarks/item_columns.py --dataset amazon-office --data_path FOLDER
 
 The columns are those that ``item_columns: auto`` takes. *cold*: of each draw a fifth of the items loses its interactions and is
-ranked by content among itself, against all of its interactions; draw 0 chooses ridge and shares, three others are measured. *warm*: a
-random split, 80/10/10 of each user; the closed form chooses its constants on validation, text alone and with the columns. Variants
+ranked by content among itself, against all of its interactions. Draw 0 chooses ridge and shares, three others are measured.
+*warm*: a random split, 80/10/10 of each user; the closed form chooses its constants on validation, text alone and with the columns. Variants
 are compared user by user. Texts hold the same columns already, as words.
 """
 
@@ -113,7 +113,9 @@ def main() -> None:
         "benchmark": "item-columns",
         "dataset": options.dataset,
         "machine": machine("cpu"),
-        "columns": {name: {"dim": t.dim, "items": int(t.present.sum())} for name, t in tables.items() if name != "text"},
+        "columns": {
+            name: {"dim": t.dim, "items": int(t.present.sum())} for name, t in tables.items() if name != "text"
+        },
     }
     for name, measure in (("warm", warm), ("cold", cold)):
         result[name] = measure(splits, content)

@@ -14,7 +14,7 @@ import torch
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import cat_interactions
 
-from recbole_llm.bridge.item_media import column_tables, picture_table
+from recbole_llm.bridge.item_media import centre_of_questions, column_tables, media_table, question_encoder
 from recbole_llm.bridge.option_values import ModalitySource
 from recbole_llm.bridge.options import Options
 from recbole_llm.bridge.preloaded import preloaded_vectors
@@ -163,7 +163,7 @@ class LLMTwoTowerDataset(Dataset):
                 raise ValueError(
                     f"item_modalities names an encoder of {name}, and item_features_file its vectors: give one of them."
                 )
-            makers[name] = partial(self._pictures, source, options)
+            makers[name] = partial(self._of_files, name, source, options)
         if options.item_columns:
             for name, table in column_tables(self, options.item_columns, tokens, options.item_modalities or {}).items():
                 if name in makers:
@@ -286,12 +286,44 @@ class LLMTwoTowerDataset(Dataset):
             raise ValueError(
                 "item_modalities names no encoder of pictures, such as {image: google/siglip2-base-patch16-224}."
             )
-        return self._pictures(source, options)
+        return self._of_files("image", source, options)
 
-    def _pictures(self, source: ModalitySource, options: Options) -> FeatureTable:
-        """Vectors of the items' pictures; items without one are absent."""
+    def media_vectors(self, modality: str) -> FeatureTable:
+        """Vectors of the items' files as their encoder gives them, without ``feature_transform``.
+
+        Args:
+            modality: ``image`` or ``audio``.
+
+        Raises:
+            ValueError: if no encoder of it is configured, or no file can be read.
+        """
+        options = Options.from_config(self.config)
+        source = (options.item_modalities or {}).get(modality)
+        if source is None:
+            raise ValueError(f"item_modalities names no encoder of {modality}.")
+        return self._of_files(modality, source, options)
+
+    def raw_vectors(self, modality: str) -> FeatureTable:
+        """Vectors of the items' texts, pictures or sounds, without ``feature_transform``; raises as :meth:`media_vectors`."""
+        options = Options.from_config(self.config)
+        if modality != "text":
+            return self.media_vectors(modality)
+        if options.text_encoder is None:
+            raise ValueError("The vectors of the items' texts were made elsewhere, and no encoder of them is known.")
+        return self._encoded("item", self.iid_field, options.item_text_fields, options.item_text_template, options)
+
+    def encoder_of(self, asked: str, compared: str) -> Any:
+        """Load the encoder of questions; see :func:`recbole_llm.bridge.item_media.question_encoder`."""
+        return question_encoder(self, Options.from_config(self.config), asked, compared)
+
+    def centre_of(self, asked: str, encoder: Any, most: int) -> torch.Tensor | None:
+        """Centre of questions; see :func:`recbole_llm.bridge.item_media.centre_of_questions`."""
+        return centre_of_questions(self, Options.from_config(self.config), asked, encoder, most)
+
+    def _of_files(self, modality: str, source: ModalitySource, options: Options) -> FeatureTable:
+        """Vectors of the items' pictures or sounds; items without one are absent."""
         with _random_state_kept():
-            return picture_table(self, source, self._tokens(self.iid_field), options.feature_cache_dir)
+            return media_table(self, modality, source, self._tokens(self.iid_field), options.feature_cache_dir)
 
     def _atomic_form(self) -> AtomicForm:
         """How vectors stand in an atomic file: with RecBole's separators, in the columns that ``preload_weight`` names."""

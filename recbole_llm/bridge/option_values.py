@@ -167,7 +167,7 @@ def sum_of(known: tuple[str, ...]) -> Callable[[str, Any], tuple[str, ...]]:
     return read
 
 
-MODALITIES = ("image",)  # that files of a dataset may hold beside texts
+MODALITIES = ("image", "audio")  # that files of a dataset may hold beside texts
 
 
 @dataclass(frozen=True)
@@ -176,11 +176,13 @@ class ModalitySource:
 
     Attributes:
         encoder: its name.
-        column: of the item file; ``None`` for ``image`` where there is such a column, and else for file names.
+        column: of the item file; ``None`` for that of the modality's name where there is one, and else for file names.
+        seconds: of a window of sound; ``None`` for the encoder's own.
     """
 
     encoder: str
     column: str | None = None
+    seconds: float | None = None
 
 
 def modalities(name: str, value: Any) -> dict[str, ModalitySource]:
@@ -197,14 +199,15 @@ def modalities(name: str, value: Any) -> dict[str, ModalitySource]:
                 name, value, f"encoders of {', '.join(MODALITIES)}", f"{str(modality)!r} is none of them. {hint}"
             )
         parts = {"encoder": source} if isinstance(source, str) else source
-        if not isinstance(parts, Mapping) or not set(parts) <= {"encoder", "column"}:
-            raise fail(f"{name}.{modality}", source, "an encoder, or {encoder, column}", example)
+        known = ["encoder", "column", *(["seconds"] if modality == "audio" else [])]
+        expected = f"an encoder, or {{{', '.join(known)}}}"
+        if not isinstance(parts, Mapping) or not set(parts) <= set(known):
+            raise fail(f"{name}.{modality}", source, expected, example)
         encoder, column = (text(f"{name}.{modality}.{key}", parts.get(key)) for key in ("encoder", "column"))
         if encoder is None:
-            raise fail(
-                f"{name}.{modality}", source, "an encoder, or {encoder, column}", f"It names no encoder. {example}"
-            )
-        found[str(modality)] = ModalitySource(encoder, column)
+            raise fail(f"{name}.{modality}", source, expected, f"It names no encoder. {example}")
+        seconds = optional_positive(f"{name}.{modality}.seconds", parts.get("seconds"))
+        found[str(modality)] = ModalitySource(encoder, column, seconds)
     return found
 
 

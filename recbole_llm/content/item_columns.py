@@ -92,7 +92,9 @@ def column_vectors(
     rows = [None if token is None else table.row_of.get(token) for token in tokens]
     chooses = isinstance(wanted, str)
     named: Mapping[str, str] = (
-        {name: AUTO for name in table.types if name not in (table.id_field, *taken)} if isinstance(wanted, str) else wanted
+        {name: AUTO for name in table.types if name not in (table.id_field, *taken)}
+        if isinstance(wanted, str)
+        else wanted
     )
     _check_names(named, table)
     found, left = [], []
@@ -132,7 +134,9 @@ def _check_names(named: Mapping[str, str], table: AtomicTable) -> None:
     by_modality = Counter(map(modality_of, named))
     twice = [name for name in named if by_modality[modality_of(name)] > 1]
     if twice:
-        raise ValueError(f"item_columns: {' and '.join(map(repr, twice))} differ in signs alone: rename one of the columns.")
+        raise ValueError(
+            f"item_columns: {' and '.join(map(repr, twice))} differ in signs alone: rename one of the columns."
+        )
 
 
 def _described(name: str, kind: str, made: _Made, tokens: Sequence[str | None]) -> ColumnVectors:
