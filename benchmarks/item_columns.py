@@ -5,8 +5,8 @@
 
 The columns are those that ``item_columns: auto`` takes. *cold*: of each draw a fifth of the items loses its interactions and is
 ranked by content among itself, against all of its interactions. Draw 0 chooses ridge and shares, three others are measured.
-*warm*: a random split, 80/10/10 of each user; the closed form chooses its constants on validation, text alone and with the columns. Variants
-are compared user by user. Texts hold the same columns already, as words.
+*warm*: a random split, 80/10/10 of each user; the closed form chooses its constants on validation, text alone and with the
+columns. Variants are compared user by user. Texts hold the same columns already, as words.
 """
 
 import argparse

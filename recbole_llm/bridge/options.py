@@ -99,8 +99,8 @@ class Options:
         "dict",
         "What describes items beside their texts: {image: {encoder: NAME, column: image}, audio: {encoder: NAME, seconds: 10}}. "
         "NAME is a vision or audio model (Hugging Face name or folder), onnx:FILE, or module:function; the column holds paths "
-        "inside the dataset's folder, and without one files are images/ITEM_ID.jpg and audio/ITEM_ID.wav. Each joins the model with "
-        "a weight chosen on validation, 0 among the choices.",
+        "inside the dataset's folder, and without one files are images/ITEM_ID.jpg and audio/ITEM_ID.wav. Each joins the model "
+        "with a weight chosen on validation, 0 among the choices.",
         of_dataset=True,
     )
     item_columns: Mapping[str, str] | str | None = _key(

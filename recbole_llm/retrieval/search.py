@@ -22,11 +22,11 @@ import numpy as np
 
 from recbole_llm.export.reader import Export
 from recbole_llm.export.search_tables import TextSpace
-from recbole_llm.retrieval.changed_texts import ChangedTexts, NothingChanged
+from recbole_llm.retrieval.changed_texts import ChangedTexts
 from recbole_llm.retrieval.exact import MARGIN, best, top_rows
 from recbole_llm.retrieval.item_catalog import Catalog
 from recbole_llm.retrieval.search_index import CANDIDATES, SearchIndex
-from recbole_llm.retrieval.search_parts import index_of, no_neighbours, space_of
+from recbole_llm.retrieval.search_parts import NothingChanged, index_of, no_neighbours, space_of
 from recbole_llm.retrieval.words import WordIndex, same
 
 # chosen on the validation data of three datasets: docs/decisions/search.md

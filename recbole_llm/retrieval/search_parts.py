@@ -7,6 +7,8 @@ import numpy as np
 from recbole_llm.export.errors import ExportError
 from recbole_llm.export.reader import Export
 from recbole_llm.export.search_tables import SearchTables, TextSpace
+from recbole_llm.retrieval.changed_texts import ChangedTexts
+from recbole_llm.retrieval.item_catalog import Catalog
 from recbole_llm.retrieval.search_index import SearchIndex
 
 log = getLogger("recbole_llm.retrieval.search")
@@ -39,3 +41,33 @@ def space_of(export: Export) -> TextSpace | None:
         return export.search.space
     text_map = export.text_map
     return None if text_map is None else TextSpace(text_map.center, text_map.transform)
+
+
+class NothingChanged(ChangedTexts):
+    """Of pictures and sounds: items that were added since the export have none, and changed ones keep theirs."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    @property
+    def rows(self) -> list[int]:
+        """None."""
+        return []
+
+    def take_changes(self) -> list[int]:
+        """Leave what changed to the search for texts."""
+        return []
+
+    @property
+    def is_behind(self) -> bool:
+        """Never."""
+        return False
+
+    @property
+    def untitled(self) -> list[str]:
+        """None."""
+        return []
+
+    def replace(self, rows: np.ndarray, texts: np.ndarray, titles: np.ndarray | None) -> None:
+        """Write zeros for rows that were added, in place."""
+        texts[rows >= self._catalog.n_base] = 0.0

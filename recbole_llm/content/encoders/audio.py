@@ -21,7 +21,7 @@ from torch import Tensor
 from recbole_llm.content.encoders.pretrained import DTYPES, load_pretrained
 from recbole_llm.content.encoders.resolve import ModelFiles, file_digest, refuse_code_from_elsewhere, relevant_config
 from recbole_llm.content.encoders.sentence_modules import content_digest
-from recbole_llm.content.encoders.sounds import (
+from recbole_llm.content.encoders.windows import (
     FORMAT,
     SECONDS,
     SoundSample,

@@ -8,12 +8,15 @@ from recbole_llm.content.images.reading import MAX_BYTES, SUFFIXES, check_header
 from recbole_llm.content.media.files import ItemFiles, find_files
 from recbole_llm.content.media.kinds import FileKind
 
+COLUMN, FOLDER = "image", "images"
+Pictures = ItemFiles
+
 
 def _decode(data: bytes, encoder: Any) -> Any:
     return open_picture(data, encoder.side)
 
 
-PICTURES = FileKind("image", "images", SUFFIXES, "picture", MAX_BYTES, check_header, _decode)
+PICTURES = FileKind(COLUMN, FOLDER, SUFFIXES, "picture", MAX_BYTES, check_header, _decode)
 
 
 def find_pictures(

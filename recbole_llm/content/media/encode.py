@@ -111,6 +111,21 @@ def encode_files(
     return FeatureTable(vectors, present, encoder.modality, encoder.fingerprint), job.counts
 
 
+def placeholders_among(keys_of: Sequence[Sequence[bytes]], items: int) -> dict[bytes, int]:
+    """Find the files that stand for so many items that they say nothing of one.
+
+    Args:
+        keys_of: the keys of each row's files, each once.
+        items: rows that name a file.
+
+    Returns:
+        Key to its number of rows.
+    """
+    shared = Counter(key for keys in keys_of for key in keys)
+    most = max(PLACEHOLDER_SHARE * items, PLACEHOLDER_ITEMS)
+    return {key: rows for key, rows in shared.items() if rows > most}
+
+
 class _Job:
     """The distinct files of one call on their way to vectors."""
 
@@ -138,10 +153,9 @@ class _Job:
                     keys.append(key)
             keys_of.append(keys)
             self.counts.items += bool(files)
-        shared = Counter(key for keys in keys_of for key in keys)
-        most = max(PLACEHOLDER_SHARE * self.counts.items, PLACEHOLDER_ITEMS)
-        self.placeholders = {key for key, items in shared.items() if items > most}
-        for key in sorted(self.placeholders):
+        shared = placeholders_among(keys_of, self.counts.items)
+        self.placeholders = set(shared)
+        for key in sorted(shared):
             self.counts.placeholders[self.file_of.pop(key).name] = shared[key]
         self.counts.files = len(self.file_of)
         self.order = sorted(self.file_of)
