@@ -98,7 +98,9 @@ def _behaviour(history: Rows, items: Tensor, n_items: int) -> list[tuple[int, Te
     n_users = len(kept.offsets) - 1
     weights = (1.0 / kept.sizes.clamp(min=1))[owner].float()
     ones = torch.ones_like(weights)
-    by_item = torch.sparse_coo_tensor(torch.stack([ids, owner]), weights, (len(items), n_users)).coalesce()
+    by_item = torch.sparse_coo_tensor(
+        torch.stack([ids, owner]), weights, (len(items), n_users), check_invariants=False
+    ).coalesce()
     diagonal = torch.zeros(len(items), device=items.device).index_add_(0, ids, weights)
     order = torch.argsort(ids, stable=True)
     ids, owner = ids[order], owner[order]
