@@ -26,7 +26,7 @@ from recbole_llm.retrieval.changed_texts import ChangedTexts
 from recbole_llm.retrieval.exact import MARGIN, best, top_rows
 from recbole_llm.retrieval.item_catalog import Catalog
 from recbole_llm.retrieval.search_index import CANDIDATES, SearchIndex
-from recbole_llm.retrieval.search_parts import NothingChanged, index_of, no_neighbours, space_of
+from recbole_llm.retrieval.search_parts import NothingChanged, first_modality, index_of, no_neighbours, space_of
 from recbole_llm.retrieval.words import WordIndex, same
 
 # chosen on the validation data of three datasets: docs/decisions/search.md
@@ -169,7 +169,7 @@ class Search:
         if not export.content:
             raise ValueError("This export holds no content vectors: export again.")
         self.export, self.catalog = export, catalog
-        modality = "image" if pictures else "text" if "text" in export.content else min(export.content)
+        modality = "image" if pictures else first_modality(export.content)
         if pictures and (
             export.search is None or export.search.picture_space is None or modality not in export.content
         ):

@@ -1,5 +1,6 @@
 """What a search takes from an export, and what stands in for it in older ones."""
 
+from collections.abc import Iterable
 from logging import getLogger
 
 import numpy as np
@@ -12,6 +13,16 @@ from recbole_llm.retrieval.item_catalog import Catalog
 from recbole_llm.retrieval.search_index import SearchIndex
 
 log = getLogger("recbole_llm.retrieval.search")
+
+
+def first_modality(content: Iterable[str]) -> str:
+    """Choose what items are compared by where nothing else is said: texts, else what has an encoder, else a column.
+
+    Example:
+        >>> first_modality(["column_brand", "image"])
+        'image'
+    """
+    return min(content, key=lambda name: (name != "text", name.startswith("column_"), name))
 
 
 def no_neighbours(n_items: int) -> SearchTables:
