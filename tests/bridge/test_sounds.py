@@ -211,13 +211,7 @@ def test_a_folder_of_hostile_sounds_stops_nothing(shop, tmp_path, caplog):
 def test_a_file_names_no_function_as_encoder(shop, tmp_path):
     _, given, _, _ = shop
     (tmp_path / "run.yaml").write_text("item_modalities: {audio: 'own_sounds:encode'}\n")
-    config = Config(
-        "LLMTwoTower",
-        "toy",
-        config_file_list=[str(tmp_path / "run.yaml")],
-        config_dict={"data_path": given["data_path"]},
-    )
-    with pytest.raises(
-        ValueError, match=r"item_modalities: 'own_sounds:encode' is a function.*{audio: own_sounds:encode}"
-    ):
+    files, values = [str(tmp_path / "run.yaml")], {"data_path": given["data_path"]}
+    config = Config("LLMTwoTower", "toy", config_file_list=files, config_dict=values)
+    with pytest.raises(ValueError, match=r"'own_sounds:encode' is a function.*{audio: own_sounds:encode}"):
         _ = LLMTwoTowerDataset(config).item_features
