@@ -27,8 +27,8 @@ from recbole_llm.fitting.warm_items import WarmItems
 KERNELS = ((0.05, 1), (0.2, 2), (0.0, 1))  # (weight, power) of a modality; weight 0 leaves it out
 LIGHT_KERNEL = (0.02, 1)  # for catalogues with gaps in their content
 GAPS = 0.1  # share of the items without a content from which that is tried
-# share of the value by which a further modality must raise it to enter. Validation picks the best of a dozen settings of it, and some
-# are above by chance alone: posters of ml-1m-posters gained .0002 on .2541 of validation and lost .0007 of test
+# share of the value by which a further modality must raise it to enter. The best of a dozen settings is above by chance alone:
+# posters of ml-1m-posters gained .0002 on .2541 of validation and lost .0007 of test
 MODALITY_GAIN = 0.002
 RIDGE_RANGE = (0.25, 512.0)
 WEIGHT_RANGE = (0.002, 16.0)  # of a content weight that is followed
