@@ -134,7 +134,7 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=None, help="begin nothing further after so long; exit code 3")
     parser.add_argument("--work", type=Path, default=Path("robustness"))
-    name = f"robustness-pictures-{DATASET}.json"
+    name = f"picture_robustness-{DATASET}.json"
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / name)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
