@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from recbole_llm.bridge.checkpoint_settings import add_history_argument, add_path_arguments, given_paths
@@ -88,14 +89,10 @@ def _open_search(options: argparse.Namespace) -> Export | MediaModel:
         )
     if asked is None or (asked != "audio" and options.within in (None, asked)):
         model = _open(options, texts=asked == "text", pictures=asked == "image")
-        # a model of pictures alone may have an encoder that reads texts too
-        if (
-            asked != "text"
-            or "text" in model.content
-            or "image" not in model.content
-            or model.manifest.pictures is None
-        ):
+        trained = newest_checkpoint(options.model) is not None or Path(options.model).is_file()
+        if asked != "text" or "text" in model.content or "image" not in model.content or not trained:
             return model
+        # a model of pictures alone may have an encoder that reads texts too
         options.within = "image"
     newest = newest_checkpoint(options.model)
     if newest is not None:
