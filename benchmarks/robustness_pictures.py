@@ -36,7 +36,7 @@ from recbole_llm.scoring.rows import union
 MISSING = (0.1, 0.3, 0.5, 0.7, 0.9)
 WRONG = PLACEHOLDERS = 0.1
 DRAWS = 2
-WARM = ("complete", "wrong pictures 10%", "placeholder for 10%, not masked", "pictures missing 90%")
+WARM = ("complete", "wrong pictures 10%")
 
 
 def some_of(present: Tensor, share: float) -> Tensor:
