@@ -12,9 +12,11 @@ pytest.importorskip("recbole")
 from recbole.config import Config
 from recbole.quick_start import run_recbole
 
+from recbole_llm import cli
 from recbole_llm.bridge.dataset import LLMTwoTowerDataset
 from recbole_llm.bridge.option_values import columns
 from recbole_llm.checkpoints import load_trained
+from recbole_llm.export.reader import load_export
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 KINDS = ("red", "green", "blue")
@@ -50,7 +52,7 @@ def test_columns_stand_behind_the_texts_and_gaps_are_masks(shop):
     assert torch.equal(text.vectors, plain.vectors)
 
 
-def test_a_model_of_columns_alone_comes_back_from_its_checkpoint(shop):
+def test_a_model_of_columns_alone_comes_back_from_its_checkpoint_and_export(shop, tmp_path):
     config, _ = shop
     quick = config | {"epochs": 1, "encoder": "", "item_columns": "auto"}
     quick |= {"load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id"]}}
@@ -62,6 +64,10 @@ def test_a_model_of_columns_alone_comes_back_from_its_checkpoint(shop):
         assert list(model.training_data().content) == ["column_year", "column_colour"]
         scores.append(model.scores(torch.arange(1, 5)))
     assert torch.equal(*scores) and bool(torch.isfinite(scores[0][:, 1:]).any())
+    output, options = tmp_path / "export", [f"--data-path={config['data_path']}"]
+    assert cli.main(["export", str(file), "--output", str(output), *options]) == 0
+    assert set(load_export(output).content) == {"column_year", "column_colour"}
+    assert cli.main(["similar", str(output), "--item", "i1", "--k", "3"]) == 0
 
 
 def test_what_the_key_may_hold():
