@@ -172,9 +172,8 @@ class AudioEncoder(WindowedEncoder):
         if self.kind == "whisper":
             given["return_attention_mask"] = True
         values = self._extractor(list(windows), **given)
-        found = getattr(self, f"_of_{'frames' if KINDS[self.kind].startswith('Wav2') else self.kind.split('-')[0]}")(
-            values
-        )
+        ways = {"clap": self._of_clap, "audio-spectrogram-transformer": self._of_ast, "whisper": self._of_whisper}
+        found = ways.get(self.kind, self._of_frames)(values)
         if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(windows):
             raise ValueError(
                 f"encoder {self.files.name!r}: {type(self._model).__name__} gives no vector of a sound. Make vectors elsewhere "
@@ -192,7 +191,7 @@ class AudioEncoder(WindowedEncoder):
         vectors: Tensor = getattr(found, "pooler_output", found)  # transformers 4 gives the tensor itself
         return vectors
 
-    def _of_audio(self, values: Any) -> Tensor:
+    def _of_ast(self, values: Any) -> Tensor:
         pooled: Tensor = self._model(self._moved(values["input_values"])).pooler_output
         return pooled
 

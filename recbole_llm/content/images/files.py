@@ -21,6 +21,6 @@ PICTURES = FileKind(COLUMN, FOLDER, SUFFIXES, "picture", MAX_BYTES, check_header
 
 def find_pictures(
     folder: Path, tokens: Sequence[str | None], cells: Mapping[str, str] | None = None, column: str | None = None
-) -> ItemFiles:
+) -> Pictures:
     """Find the pictures of items; arguments as :func:`recbole_llm.content.media.files.find_files`."""
     return find_files(PICTURES, folder, tokens, cells, column)
