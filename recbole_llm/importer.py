@@ -29,6 +29,9 @@ def import_dataset(
     images: str | Path | None = None,
     image_column: str | None = None,
     image_encoder: str | None = None,
+    audio: str | Path | None = None,
+    audio_column: str | None = None,
+    audio_encoder: str | None = None,
     data_path: str | Path = "dataset",
     user_column: str | None = None,
     item_column: str | None = None,
@@ -71,6 +74,9 @@ def import_dataset(
         image_column: the column of ``items`` with paths inside ``images``, several with ``|`` between them; ``None``: the pictures
             are named after the items, ITEM_ID.jpg.
         image_encoder: encoder of the pictures, for the YAML; ``None``: the YAML has a line that waits for one.
+        audio: a folder of sounds, likewise; named after the items, ITEM_ID.wav.
+        audio_column: as ``image_column``.
+        audio_encoder: as ``image_encoder``.
         data_path: the folder that gets the dataset's folder.
         user_column: the interactions' column of users; the ids are kept as written.
         item_column: the interactions' column of items; the ids are kept as written.
@@ -128,18 +134,17 @@ def import_dataset(
     from recbole_llm.importing.dates import DateFormat
     from recbole_llm.importing.entities import EntityRules, import_entities
     from recbole_llm.importing.interactions import InteractionRules, import_interactions
-    from recbole_llm.importing.pictures import check_pictures, import_pictures
+    from recbole_llm.importing.pictures import check_media, import_media
     from recbole_llm.importing.sources import open_source
     from recbole_llm.importing.weights import WeightRules
 
     if time_format is not None:
         DateFormat.of(time_format)
     folder = Path(data_path) / dataset
-    pictures = None if images is None else check_pictures(images, image_column, items is not None)
-    if pictures is None and (image_column is not None or image_encoder is not None):
-        raise ValueError(
-            "image_column and image_encoder belong to images, the folder of the pictures, which was not given."
-        )
+    media = {
+        "image": check_media("images", images, image_column, image_encoder, items is not None),
+        "audio": check_media("audio", audio, audio_column, audio_encoder, items is not None),
+    }
     refuse_existing(folder, overwrite)
     files = {"interactions": interactions, "items": items, "users": users}
     sources = {
@@ -199,11 +204,12 @@ def import_dataset(
                 decimal,
             )
             report.users = import_entities(sources["users"], temporary / f"{dataset}.user", found.users, rule, progress)
-        if pictures is not None:
-            item_file = None if items is None else temporary / f"{dataset}.item"
-            named = None if image_column is None else _image_field(report, image_column)
-            report.pictures = import_pictures(pictures, temporary, item_file, found.items.to_pylist(), named)
-            report.pictures.encoder = image_encoder
+        item_file = None if items is None else temporary / f"{dataset}.item"
+        for modality, given in media.items():
+            if given is not None:
+                named = None if given.column is None else _media_field(report, modality, given.column)
+                done = import_media(given, temporary, item_file, found.items.to_pylist(), named)
+                setattr(report, "pictures" if modality == "image" else "sounds", done)
         report.notes += _notes(report)
         (temporary / f"{dataset}.yaml").write_text(settings(report, data_path, found.fields), encoding="utf-8")
         report.seconds = time.perf_counter() - started
@@ -212,7 +218,7 @@ def import_dataset(
     return report
 
 
-def _image_field(report: ImportReport, column: str) -> str:
+def _media_field(report: ImportReport, modality: str, column: str) -> str:
     """The field of the item file that holds a column of the source.
 
     Raises:
@@ -223,7 +229,7 @@ def _image_field(report: ImportReport, column: str) -> str:
     if written is None:
         why = report.items.unused_columns.get(column)
         raise ValueError(
-            f"image_column names {column!r}, which {f'was not imported ({why})' if why else 'is no column'} of "
+            f"{modality}_column names {column!r}, which {f'was not imported ({why})' if why else 'is no column'} of "
             f"{report.items.file}; it has {', '.join(report.items.columns)}."
         )
     return written.split(":")[0]
@@ -305,11 +311,12 @@ def _notes(report: ImportReport) -> list[str]:
             "users are described by their histories alone; for their texts too, take the # from the line 'user_tower' of "
             f"{report.config_file}."
         )
-    if report.pictures is not None and report.pictures.encoder is None:
-        notes.append(
-            f"pictures take part once an encoder is named: take the # from the line 'item_modalities' of {report.config_file}, "
-            "or import with --image-encoder."
-        )
+    for what, option, done in (("pictures", "image", report.pictures), ("sounds", "audio", report.sounds)):
+        if done is not None and done.encoder is None:
+            notes.append(
+                f"{what} take part once an encoder is named: take the # from the line 'item_modalities' of {report.config_file}, "
+                f"or import with --{option}-encoder."
+            )
     if report.items is None:
         notes.append(
             "no items were given: without texts LLMTwoTower learns from ids alone (encoder is empty in the YAML)."

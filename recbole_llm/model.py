@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recbole_llm.bridge import distributed
 from recbole_llm.bridge.checkpoint_settings import HISTORIES
+from recbole_llm.bridge.item_media import in_words
 from recbole_llm.bridge.options import NEG_VALID_FIELD, Options
 from recbole_llm.bridge.training.tower_choice import may_choose
 from recbole_llm.fitting.data import Known, TrainingData
@@ -322,7 +323,7 @@ class LLMTwoTower(GeneralRecommender):
         if not placed.joint:
             return "cold items are left out of the ranking of all items: they would gain nothing on validation."
         without = int(self.cold.sum()) - len(placed.ids)
-        kinds = " and ".join("pictures" if name == "image" else f"{name}s" for name in self._features)
+        kinds = " and ".join(map(in_words, self._features))
         return f"cold items are placed by their {kinds}, {without} without one ranked last."
 
     # ------------------------------------------------------------------ checkpoints

@@ -14,15 +14,13 @@ import torch
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import cat_interactions
 
+from recbole_llm.bridge.item_media import centre_of_questions, column_tables, media_table, question_encoder
 from recbole_llm.bridge.option_values import ModalitySource
 from recbole_llm.bridge.options import Options
 from recbole_llm.bridge.preloaded import preloaded_vectors
 from recbole_llm.bridge.repairs.labels import NEGATIVES
-from recbole_llm.content.encoders.images import load_image_encoder
 from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, FeatureTable, apply_transform, encode_texts, load_features
-from recbole_llm.content.images.encode import encode_pictures
-from recbole_llm.content.images.files import COLUMN, FOLDER, find_pictures
 from recbole_llm.content.store.vector_files import AtomicForm
 from recbole_llm.content.text import choose_text_fields, read_atomic_table, texts_of_tokens
 from recbole_llm.scoring.rows import Rows, rows_from_pairs
@@ -70,6 +68,10 @@ def _joined(splits: list["LLMTwoTowerDataset"], count: int) -> list["LLMTwoTower
     for part in empty:
         part.__dict__.pop(NEGATIVES, None)
     return [whole, *empty, *splits[count:]]
+
+
+def _given(table: FeatureTable) -> FeatureTable:
+    return table
 
 
 class LLMTwoTowerDataset(Dataset):
@@ -161,7 +163,14 @@ class LLMTwoTowerDataset(Dataset):
                 raise ValueError(
                     f"item_modalities names an encoder of {name}, and item_features_file its vectors: give one of them."
                 )
-            makers[name] = partial(self._pictures, source, options)
+            makers[name] = partial(self._of_files, name, source, options)
+        if options.item_columns:
+            for name, table in column_tables(self, options.item_columns, tokens, options.item_modalities or {}).items():
+                if name in makers:
+                    raise ValueError(
+                        f"item_features_file holds vectors of {name!r}, and item_columns makes them: give one of them."
+                    )
+                makers[name] = partial(_given, table)
         return {
             name: apply_transform(replace(make(), modality=name), options.feature_transform)
             for name, make in makers.items()
@@ -277,39 +286,44 @@ class LLMTwoTowerDataset(Dataset):
             raise ValueError(
                 "item_modalities names no encoder of pictures, such as {image: google/siglip2-base-patch16-224}."
             )
-        return self._pictures(source, options)
+        return self._of_files("image", source, options)
 
-    def _pictures(self, source: ModalitySource, options: Options) -> FeatureTable:
-        """Vectors of the items' pictures; items without one are absent."""
-        folder, log = Path(self.dataset_path), getLogger()
-        path = folder / f"{self.dataset_name}.item"
-        cells = None
-        column = source.column or COLUMN
-        if path.is_file():
-            config = self.config
-            form = {"separator": config["field_separator"], "encoding": config["encoding"] or "utf-8"}
-            table = read_atomic_table(path, self.iid_field, **form)
-            if column in table.types:
-                cells = {token: table.columns[column][row] for token, row in table.row_of.items()}
-            elif source.column is not None:
-                raise ValueError(
-                    f"item_modalities.image.column names {column!r}, and {path.name} has the columns {table.describe_columns()}."
-                )
-        found = find_pictures(folder, self._tokens(self.iid_field), cells, column)
-        for line in found.report.lines():
-            log.info(line, extra={"content": True})
+    def media_vectors(self, modality: str) -> FeatureTable:
+        """Vectors of the items' files as their encoder gives them, without ``feature_transform``.
+
+        Args:
+            modality: ``image`` or ``audio``.
+
+        Raises:
+            ValueError: if no encoder of it is configured, or no file can be read.
+        """
+        options = Options.from_config(self.config)
+        source = (options.item_modalities or {}).get(modality)
+        if source is None:
+            raise ValueError(f"item_modalities names no encoder of {modality}.")
+        return self._of_files(modality, source, options)
+
+    def raw_vectors(self, modality: str) -> FeatureTable:
+        """Vectors of the items' texts, pictures or sounds, without ``feature_transform``; raises as :meth:`media_vectors`."""
+        options = Options.from_config(self.config)
+        if modality != "text":
+            return self.media_vectors(modality)
+        if options.text_encoder is None:
+            raise ValueError("The vectors of the items' texts were made elsewhere, and no encoder of them is known.")
+        return self._encoded("item", self.iid_field, options.item_text_fields, options.item_text_template, options)
+
+    def encoder_of(self, asked: str, compared: str) -> Any:
+        """Load the encoder of questions; see :func:`recbole_llm.bridge.item_media.question_encoder`."""
+        return question_encoder(self, Options.from_config(self.config), asked, compared)
+
+    def centre_of(self, asked: str, encoder: Any, most: int) -> torch.Tensor | None:
+        """Centre of questions; see :func:`recbole_llm.bridge.item_media.centre_of_questions`."""
+        return centre_of_questions(self, Options.from_config(self.config), asked, encoder, most)
+
+    def _of_files(self, modality: str, source: ModalitySource, options: Options) -> FeatureTable:
+        """Vectors of the items' pictures or sounds; items without one are absent."""
         with _random_state_kept():
-            encoder = load_image_encoder(source.encoder, device=self.config["device"])
-            store, progress = FeatureStore(options.feature_cache_dir), self.config["show_progress"]
-            vectors, counts = encode_pictures(found.paths, encoder, store, show_progress=progress)
-        for line in counts.lines():
-            log.info(line, extra={"content": True})
-        if not counts.with_vector:
-            raise ValueError(
-                f"item_modalities names pictures, and not one of {found.report.n} items has a picture that can be read: put files "
-                f"into {folder / FOLDER} as ITEM_ID.jpg, name them in a column of {path.name}, or leave item_modalities empty."
-            )
-        return vectors
+            return media_table(self, modality, source, self._tokens(self.iid_field), options.feature_cache_dir)
 
     def _atomic_form(self) -> AtomicForm:
         """How vectors stand in an atomic file: with RecBole's separators, in the columns that ``preload_weight`` names."""

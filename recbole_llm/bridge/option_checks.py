@@ -16,13 +16,17 @@ def reject_functions_of_files(config: Any) -> None:
         given = config.file_config_dict.get(key)
         if key in own or not given:
             continue
-        for named in (
-            (given,) if key == "encoder" else (each.encoder for each in values.modalities(key, given).values())
-        ):
-            if is_function(named):
+        named = (
+            {"": given}
+            if key == "encoder"
+            else {name: each.encoder for name, each in values.modalities(key, given).items()}
+        )
+        for modality, encoder in named.items():
+            if is_function(encoder):
+                written = f"{{{modality}: {encoder}}}" if modality else encoder
                 raise ValueError(
-                    f"{key}: {named!r} is a function, which a configuration file may not name: reading a file runs no code. Give "
-                    f"it on the command line, --{key}={named if key == 'encoder' else '{image: ' + named + '}'}, or in config_dict."
+                    f"{key}: {encoder!r} is a function, which a configuration file may not name: reading a file runs no code. Give "
+                    f"it on the command line, --{key}={written}, or in config_dict."
                 )
 
 

@@ -167,7 +167,7 @@ def sum_of(known: tuple[str, ...]) -> Callable[[str, Any], tuple[str, ...]]:
     return read
 
 
-MODALITIES = ("image",)  # that files of a dataset may hold beside texts
+MODALITIES = ("image", "audio")  # that files of a dataset may hold beside texts
 
 
 @dataclass(frozen=True)
@@ -176,11 +176,13 @@ class ModalitySource:
 
     Attributes:
         encoder: its name.
-        column: of the item file; ``None`` for ``image`` where there is such a column, and else for file names.
+        column: of the item file; ``None`` for that of the modality's name where there is one, and else for file names.
+        seconds: of a window of sound; ``None`` for the encoder's own.
     """
 
     encoder: str
     column: str | None = None
+    seconds: float | None = None
 
 
 def modalities(name: str, value: Any) -> dict[str, ModalitySource]:
@@ -197,15 +199,37 @@ def modalities(name: str, value: Any) -> dict[str, ModalitySource]:
                 name, value, f"encoders of {', '.join(MODALITIES)}", f"{str(modality)!r} is none of them. {hint}"
             )
         parts = {"encoder": source} if isinstance(source, str) else source
-        if not isinstance(parts, Mapping) or not set(parts) <= {"encoder", "column"}:
-            raise fail(f"{name}.{modality}", source, "an encoder, or {encoder, column}", example)
+        known = ["encoder", "column", *(["seconds"] if modality == "audio" else [])]
+        expected = f"an encoder, or {{{', '.join(known)}}}"
+        if not isinstance(parts, Mapping) or not set(parts) <= set(known):
+            raise fail(f"{name}.{modality}", source, expected, example)
         encoder, column = (text(f"{name}.{modality}.{key}", parts.get(key)) for key in ("encoder", "column"))
         if encoder is None:
-            raise fail(
-                f"{name}.{modality}", source, "an encoder, or {encoder, column}", f"It names no encoder. {example}"
-            )
-        found[str(modality)] = ModalitySource(encoder, column)
+            raise fail(f"{name}.{modality}", source, expected, f"It names no encoder. {example}")
+        seconds = optional_positive(f"{name}.{modality}.seconds", parts.get("seconds"))
+        found[str(modality)] = ModalitySource(encoder, column, seconds)
     return found
+
+
+COLUMN_KINDS = ("auto", "category", "number")
+
+
+def columns(name: str, value: Any) -> dict[str, str] | str | None:
+    """Check for columns with their kinds, ``auto``, or nothing; a list leaves the kinds open."""
+    value = _from_text(name, value)
+    if value in (None, "", False) or value == "auto":
+        return value or None
+    example = f"For example {name}: [brand, price], or {name}: {{brand: category, price: number}}."
+    if not isinstance(value, Mapping):
+        if isinstance(value, Iterable) and not isinstance(value, str):
+            value = list(value)
+            if not value:
+                return None
+        return dict.fromkeys(names(name, value) or (), "auto")
+    wrong = [kind for kind in value.values() if kind not in COLUMN_KINDS]
+    if wrong or not all(isinstance(column, str) and column for column in value):
+        raise fail(name, value, f"columns, each with one of {', '.join(COLUMN_KINDS)}", example)
+    return {str(column): str(kind) for column, kind in value.items()} or None
 
 
 def _from_text(name: str, value: Any) -> Any:

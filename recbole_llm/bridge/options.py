@@ -97,9 +97,19 @@ class Options:
         None,
         "Text and features",
         "dict",
-        "What describes items beside their texts: {image: {encoder: NAME, column: image}}. NAME is a vision model (Hugging Face "
-        "name or folder), onnx:FILE, or module:function; the column holds paths inside the dataset's folder, and without one files "
-        "are images/ITEM_ID.jpg. Each joins the model with a weight chosen on validation, 0 among the choices.",
+        "What describes items beside their texts: {image: {encoder: NAME, column: image}, audio: {encoder: NAME, seconds: 10}}. "
+        "NAME is a vision or audio model (Hugging Face name or folder), onnx:FILE, or module:function; the column holds paths "
+        "inside the dataset's folder, and without one files are images/ITEM_ID.jpg and audio/ITEM_ID.wav. Each joins the model "
+        "with a weight chosen on validation, 0 among the choices.",
+        of_dataset=True,
+    )
+    item_columns: Mapping[str, str] | str | None = _key(
+        values.columns,
+        None,
+        "Text and features",
+        "str|list|dict",
+        "Columns of the .item file that are kernels of their own, each with a weight chosen on validation, 0 among the choices: "
+        "[class, release_year], {brand: category, price: number}, or auto. Empty: none.",
         of_dataset=True,
     )
     encoder: str | None = _key(

@@ -1,4 +1,4 @@
-"""``recbole-llm encode``: the vectors of texts and pictures ahead of every run, by one process or by all that torchrun starts.
+"""``recbole-llm encode``: the vectors of texts, pictures and sounds ahead of every run, by one process or by all of torchrun.
 
     torchrun --nproc_per_node 2 -m recbole_llm encode --dataset NAME
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modality",
         default=None,
         metavar="NAME",
-        help="text or image: encode this alone (default: all that are configured)",
+        help="text, image or audio: encode this alone (default: all that are configured)",
     )
     parser.add_argument(
         "--benchmark",
@@ -75,7 +75,8 @@ def run_encode(options: argparse.Namespace, files: Sequence[str], overrides: Seq
     if not found and wanted is not None:
         raise ValueError(
             f"--modality is {options.modality!r}, and nothing of this kind is configured. Pictures are named by "
-            "--item_modalities='{image: {encoder: NAME, column: image}}', texts by --encoder=NAME."
+            "--item_modalities='{image: {encoder: NAME, column: image}}', sounds by '{audio: {encoder: NAME}}', texts by "
+            "--encoder=NAME."
         )
     if not found:
         raise ValueError(

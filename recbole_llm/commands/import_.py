@@ -19,6 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures of the items, named ITEM_ID.jpg or by --image-column; they are copied",
     )
     add("--image-encoder", metavar="NAME", help="what makes vectors of them, for the YAML: a vision model or onnx:FILE")
+    add(
+        "--audio", metavar="FOLDER", help="sounds of the items, named ITEM_ID.wav or by --audio-column; they are copied"
+    )
+    add("--audio-encoder", metavar="NAME", help="what makes vectors of them, for the YAML: an audio model or onnx:FILE")
     add("--dataset", "-d", required=True, help="RecBole's name for the result")
     add(
         "--data-path", default="dataset", metavar="FOLDER", help="gets a folder named as the dataset (default: dataset)"
@@ -34,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     columns.add_argument(
         "--image-column", metavar="NAME", help="in the items' file: paths inside --images, several with | between them"
     )
+    columns.add_argument("--audio-column", metavar="NAME", help="likewise, inside --audio")
     columns.add_argument("--users-id-column", metavar="NAME", help="in the users' file")
     columns.add_argument(
         "--text-columns",

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from recbole_llm.bridge.checkpoint_settings import add_history_argument, add_path_arguments, given_paths
@@ -14,6 +15,7 @@ from recbole_llm.commands.model_argument import add_model_argument
 from recbole_llm.commands.rule_arguments import add_rule_arguments, rules_of
 from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.reader import Export
+from recbole_llm.media import ASKED, MediaModel, open_media, recommend_media
 from recbole_llm.pictures import recommend_picture
 from recbole_llm.recommend import (
     Counts,
@@ -73,6 +75,40 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add_history_argument(parser)
 
 
+def _asked(options: argparse.Namespace) -> str | None:
+    """The modality of the question; ``None`` where there is none."""
+    return next((name for name in ASKED if getattr(options, name) is not None), None)
+
+
+def _open_search(options: argparse.Namespace) -> Export | MediaModel:
+    """The model that answers a question, or users and items; questions by an export's own means where these do."""
+    asked = _asked(options)
+    if options.within is not None and asked is None:
+        raise ValueError(
+            "--in belongs to --text, --image and --audio: it says what of the items they are compared with."
+        )
+    if asked is None or (asked != "audio" and options.within in (None, asked)):
+        model = _open(options, texts=asked == "text", pictures=asked == "image")
+        trained = newest_checkpoint(options.model) is not None or Path(options.model).is_file()
+        if asked != "text" or "text" in model.content or "image" not in model.content or not trained:
+            return model
+        # a model of pictures alone may have an encoder that reads texts too
+        options.within = "image"
+    newest = newest_checkpoint(options.model)
+    if newest is not None:
+        _note(f"model: {newest}")
+    found = open_media(
+        newest or options.model,
+        asked=str(asked),
+        compared=options.within,
+        history=options.history,
+        **given_paths(options),
+    )
+    for line in (found.export.manifest.rows_known, *found.export.manifest.never_shown):
+        _note(line)
+    return found
+
+
 def _open(options: argparse.Namespace, texts: bool, pictures: bool = False) -> Export:
     newest = newest_checkpoint(options.model)
     if newest is not None:
@@ -105,6 +141,17 @@ def _add_by(parser: argparse.ArgumentParser, when: str = "") -> None:
     )
 
 
+def _add_in(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--in",
+        dest="within",
+        choices=ASKED,
+        default=None,
+        help="what of the items --text, --image or --audio is compared with, where one encoder holds both (CLIP, SigLIP, CLAP); of "
+        "a checkpoint (default: the same)",
+    )
+
+
 def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``recbole-llm recommend``."""
     _add_model(parser)
@@ -128,8 +175,10 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
     who.add_argument("--items-file", metavar="FILE", help="the same, an id a line")
     who.add_argument("--text", help="what is asked for, in words")
     who.add_argument("--image", metavar="FILE", help="what is asked for, as a picture; of a model with pictures")
+    who.add_argument("--audio", metavar="FILE", help="the same, as a sound; of a checkpoint with sounds")
     add_audience_arguments(parser, who)
-    _add_by(parser, "with --text and --image: ")
+    _add_in(parser)
+    _add_by(parser, "with --text, --image and --audio: ")
     parser.add_argument("--k", type=int, default=10, help="items per user (default: 10)")
     parser.add_argument(
         "--include-new",
@@ -179,13 +228,18 @@ def run_recommend(options: argparse.Namespace) -> int:
         name: None if path is None else lines_of(path, f"--{name}-file")
         for name, path in (("users", options.users_file), ("items", options.items_file))
     }
-    given = [options.users, options.items, options.text, options.image, *files.values()]
+    given = [options.users, options.items, options.text, options.image, options.audio, *files.values()]
     if all(value is None for value in given) and not options.output:
-        raise ValueError("for all users give --output FILE; --users ID, --items ID, --text or --image prints a table.")
-    searches = options.text is not None or options.image is not None
+        raise ValueError(
+            "for all users give --output FILE; --users ID, --items ID, --text, --image or --audio prints a table."
+        )
+    searches = _asked(options) is not None
     if options.by != "both" and not searches:
-        raise ValueError(f"--by {options.by} belongs to --text and --image; users and items are answered by chance.")
-    model = _open(options, texts=options.text is not None, pictures=options.image is not None)
+        raise ValueError(
+            f"--by {options.by} belongs to --text, --image and --audio; users and items are answered by chance."
+        )
+    opened = _open_search(options)
+    model = opened.export if isinstance(opened, MediaModel) else opened
     users = _ids(options.users, files["users"], model.user_ids)
     items = _ids(options.items, files["items"], model.item_ids)
     for name, ids in (("users", users), ("items", items)):
@@ -193,7 +247,7 @@ def run_recommend(options: argparse.Namespace) -> int:
             raise ValueError(f"--{name} names no id.")
     rules = _rules(options, model)
     if items is not None or searches:
-        return _answer_one(options, model, items, rules)
+        return _answer_one(options, opened, items, rules)
     counts = Counts()
     rows = recommend_users(
         model,
@@ -225,20 +279,22 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--k is {options.k}; expected at least 1.")
     if not 0 <= options.include_new <= options.k:
         raise ValueError(f"--include-new is {options.include_new}; expected 0 to {options.k} (--k).")
-    others = (options.items, options.items_file, options.text, options.image, options.for_item)
+    others = (options.items, options.items_file, options.text, options.image, options.audio, options.for_item)
     if options.include_new and any(others):
         raise ValueError("--include-new belongs to --users: a list of items or a text is answered without it.")
     if options.output:
         check_output(options.output)
 
 
-def _answer_one(options: argparse.Namespace, model: Export, items: Sequence[str] | None, rules: Rules) -> int:
-    if items is None:
+def _answer_one(
+    options: argparse.Namespace, model: Export | MediaModel, items: Sequence[str] | None, rules: Rules
+) -> int:
+    if items is None or isinstance(model, MediaModel):
         answer = _search(options, model, rules)
     else:
         asked = {"k": options.k, "exclude_seen": not options.include_seen, "skip_unknown": options.skip_unknown}
         answer = _known(lambda: recommend_items(model, items, rules=rules, **asked))
-    rows = list(rows_of(answer, (options.text or str(options.image)) if items is None else ",".join(items)))
+    rows = list(rows_of(answer, _question(options) if items is None else ",".join(items)))
     if options.output:
         write_rows(rows, options.output)
         print(f"{len(rows)} items written to {options.output}")
@@ -252,8 +308,14 @@ def _answer_one(options: argparse.Namespace, model: Export, items: Sequence[str]
     return 0
 
 
-def _search(options: argparse.Namespace, model: Export, rules: Rules = NO_RULES) -> Recommendation:
-    """The answer to a text or a picture."""
+def _question(options: argparse.Namespace) -> str:
+    return str(next(value for value in (options.text, options.image, options.audio) if value is not None))
+
+
+def _search(options: argparse.Namespace, model: Export | MediaModel, rules: Rules = NO_RULES) -> Recommendation:
+    """The answer to a text, a picture or a sound."""
+    if isinstance(model, MediaModel):
+        return recommend_media(model, _question(options), k=options.k, by=options.by, rules=rules)
     if options.image is not None:
         return recommend_picture(model, options.image, k=options.k, by=options.by, rules=rules)
     return recommend_text(model, options.text, k=options.k, by=options.by, rules=rules)
@@ -293,6 +355,8 @@ def add_similar_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--item", metavar="ID", help="an item")
     what.add_argument("--text", help="a description in words; answers as 'recommend --text'")
     what.add_argument("--image", metavar="FILE", help="a picture; answers as 'recommend --image'")
+    what.add_argument("--audio", metavar="FILE", help="a sound; answers as 'recommend --audio'")
+    _add_in(parser)
     _add_by(parser)
     parser.add_argument("--k", type=int, default=10, help="how many (default: 10)")
     parser.add_argument(
@@ -313,17 +377,18 @@ def run_similar(options: argparse.Namespace) -> int:
         raise ValueError(f"--k is {options.k}; expected at least 1.")
     if options.output:
         check_output(options.output)
-    model = _open(options, texts=options.text is not None, pictures=options.image is not None)
+    opened = _open_search(options)
+    model = opened.export if isinstance(opened, MediaModel) else opened
     rules = _rules(options, model)
     if options.item is None:
-        answer = _search(options, model, rules)
+        answer = _search(options, opened, rules)
     else:
         try:
             answer = similar_items(model, options.item, k=options.k, by=options.by, rules=rules)
         except UnknownItemError as error:
             asked = unknown_ids([options.item], model.item_ids)
             raise ValueError(f"--item: no item of the data has the id {asked}.") from error
-    rows = list(rows_of(answer, options.item or options.text or options.image))
+    rows = list(rows_of(answer, options.item or _question(options)))
     if options.output:
         write_rows(rows, options.output)
         print(f"{len(rows)} items written to {options.output}")

@@ -66,6 +66,7 @@ def write_report(
     from recbole_llm.bridge.checkpoint import MODEL_PARTS, read_checkpoint
     from recbole_llm.bridge.environment import versions
     from recbole_llm.checkpoints import load_run
+    from recbole_llm.reporting.content_check import check_content, section
     from recbole_llm.reporting.customers import sample_customers
     from recbole_llm.reporting.document import shown_settings, write
     from recbole_llm.reporting.drawing import require_matplotlib
@@ -79,11 +80,13 @@ def write_report(
     state = read_checkpoint(checkpoint, parts=MODEL_PARTS)
     record = None if anew else kept(state)
     people: list[Any] = []
+    more: list[str] = []
     if record is None or customers:
         trained = of_loaded(load_run(checkpoint, **paths))
         record = record or checked(measure(trained))
         people = sample_customers(trained, customers) if customers else []
+        more = section(check_content(trained))
     settings = state.get("settings")
     given = settings.get("given") if isinstance(settings, Mapping) else None
     shown = shown_settings(given) if isinstance(given, Mapping) else {}
-    return write(page(record, pictures(record), people, shown, versions()), output)
+    return write(page(record, pictures(record), people, shown, versions(), more), output)

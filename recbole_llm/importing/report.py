@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recbole_llm.importing.pictures import PictureImport
+    from recbole_llm.importing.pictures import MediaImport
 
 # places in the file that the report gives for a reason
 EXAMPLES = 5
@@ -181,6 +181,7 @@ class ImportReport:
         items: rows of the items, if a file was given.
         users: rows of the users, if a file was given.
         pictures: of the items, if a folder was given.
+        sounds: of the items, likewise.
         n_users: different users with an interaction.
         n_items: different items with an interaction.
         notes: what a reader should know or decide.
@@ -193,7 +194,8 @@ class ImportReport:
     interactions: TableReport
     items: EntityReport | None = None
     users: EntityReport | None = None
-    pictures: "PictureImport | None" = None
+    pictures: "MediaImport | None" = None
+    sounds: "MediaImport | None" = None
     n_users: int = 0
     n_items: int = 0
     notes: list[str] = field(default_factory=list)
@@ -206,8 +208,9 @@ class ImportReport:
         for table in (self.items, self.users):
             if table is not None:
                 lines += table.lines()
-        if self.pictures is not None:
-            lines += [_printable(line) for line in self.pictures.lines()]
+        for media in (self.pictures, self.sounds):
+            if media is not None:
+                lines += [_printable(line) for line in media.lines()]
         lines += [f"note: {note}" for note in self.notes]
         lines.append(f"written to {self.folder} in {self.seconds:.1f} s")
         return lines

@@ -3,15 +3,12 @@
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recbole_llm.content.encoder_settings import is_function
 from recbole_llm.importing.report import ImportReport
 
-if TYPE_CHECKING:
-    from recbole_llm.importing.pictures import PictureImport
-
-EXAMPLE_ENCODER = "google/siglip2-base-patch16-224"
+EXAMPLE_ENCODERS = {"image": "google/siglip2-base-patch16-224", "audio": "laion/clap-htsat-unfused"}
 
 
 def run_command(report: ImportReport) -> str:
@@ -19,12 +16,18 @@ def run_command(report: ImportReport) -> str:
     return shlex.join(["recbole-llm", "run", "--dataset", report.dataset, "--config-files", str(report.config_file)])
 
 
-def _pictures(pictures: "PictureImport", show: Callable[[Any], str]) -> str:
-    """The line that names the encoder of the pictures; one that runs code is given on the command line."""
-    column = {} if pictures.column is None else {"column": pictures.column}
-    source = {"encoder": pictures.encoder or EXAMPLE_ENCODER} | column
-    waits = pictures.encoder is None or is_function(pictures.encoder)
-    return f"{'# ' if waits else ''}item_modalities: {show({'image': source})}"
+def _media(report: ImportReport, show: Callable[[Any], str]) -> list[str]:
+    """The line that names the encoders of pictures and sounds; one that runs code is given on the command line."""
+    found, waiting = {}, {}
+    for modality, media in (("image", report.pictures), ("audio", report.sounds)):
+        if media is None:
+            continue
+        column = {} if media.column is None else {"column": media.column}
+        source = {"encoder": media.encoder or EXAMPLE_ENCODERS[modality]} | column
+        waits = media.encoder is None or is_function(media.encoder)
+        (waiting if waits else found)[modality] = source
+    lines = [f"item_modalities: {show(found)}"] if found else []
+    return lines + ([f"# item_modalities: {show(found | waiting)}"] if waiting else [])
 
 
 def settings(report: ImportReport, data_path: str | Path, fields: Sequence[str]) -> str:
@@ -64,8 +67,7 @@ def settings(report: ImportReport, data_path: str | Path, fields: Sequence[str])
         lines.append(f"item_text_fields: {show(report.items.text_fields)}")
     else:
         lines.append("encoder: ~                      # no item texts")
-    if report.pictures is not None:
-        lines.append(_pictures(report.pictures, show))
+    lines += _media(report, show)
     if report.users is not None and report.users.text_fields:
         lines.append(f"user_text_fields: {show(report.users.text_fields)}")
         lines.append("# user_tower: history+text         # users' texts take part in the model")

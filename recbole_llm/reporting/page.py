@@ -15,6 +15,7 @@ def page(
     customers: Sequence[Customer],
     settings: Mapping[str, Any],
     versions: Mapping[str, str],
+    more: Sequence[str] = (),
 ) -> str:
     """The report.
 
@@ -24,12 +25,14 @@ def page(
         customers: of :func:`recbole_llm.reporting.customers.sample_customers`; empty for none.
         settings: what was given to the run.
         versions: of the packages that made the report.
+        more: further parts as lines of HTML, behind the customers.
     """
     title = f"{record['model']} on {record['dataset']}"
     parts = [
         *_answer(record),
         *figures(pictures),
         *_customers(record, customers),
+        *more,
         *_data(record),
         *_configuration(record, settings, versions),
     ]

@@ -104,33 +104,3 @@ class ChangedTexts:
                 texts[at] = self._texts[row]
                 if titles is not None:
                     titles[at] = self._titles[row]
-
-
-class NothingChanged(ChangedTexts):
-    """Of pictures: items that were added since the export have none, and changed ones keep theirs."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
-
-    @property
-    def rows(self) -> list[int]:
-        """None."""
-        return []
-
-    def take_changes(self) -> list[int]:
-        """Leave what changed to the search for texts."""
-        return []
-
-    @property
-    def is_behind(self) -> bool:
-        """Never."""
-        return False
-
-    @property
-    def untitled(self) -> list[str]:
-        """None."""
-        return []
-
-    def replace(self, rows: np.ndarray, texts: np.ndarray, titles: np.ndarray | None) -> None:
-        """Write zeros for rows that were added, in place."""
-        texts[rows >= self._catalog.n_base] = 0.0

@@ -20,13 +20,13 @@ from logging import getLogger
 
 import numpy as np
 
-from recbole_llm.export.errors import ExportError
 from recbole_llm.export.reader import Export
-from recbole_llm.export.search_tables import SearchTables, TextSpace
-from recbole_llm.retrieval.changed_texts import ChangedTexts, NothingChanged
+from recbole_llm.export.search_tables import TextSpace
+from recbole_llm.retrieval.changed_texts import ChangedTexts
 from recbole_llm.retrieval.exact import MARGIN, best, top_rows
 from recbole_llm.retrieval.item_catalog import Catalog
 from recbole_llm.retrieval.search_index import CANDIDATES, SearchIndex
+from recbole_llm.retrieval.search_parts import NothingChanged, first_modality, index_of, no_neighbours, space_of
 from recbole_llm.retrieval.words import WordIndex, same
 
 # chosen on the validation data of three datasets: docs/decisions/search.md
@@ -156,29 +156,40 @@ class Search:
         export: with content vectors.
         catalog: of the same export; read at every search.
         pictures: whether pictures are asked for and compared. What was added or changed has none.
+        other: a modality of the export's content that is compared instead, and the way of what is asked into its space. What was
+            added or changed has none.
 
     Raises:
         ValueError: if the export holds no content vectors, or none of pictures.
     """
 
-    def __init__(self, export: Export, catalog: Catalog, pictures: bool = False) -> None:
+    def __init__(
+        self, export: Export, catalog: Catalog, pictures: bool = False, other: tuple[str, TextSpace] | None = None
+    ) -> None:
         if not export.content:
             raise ValueError("This export holds no content vectors: export again.")
         self.export, self.catalog = export, catalog
-        modality = "image" if pictures else "text" if "text" in export.content else min(export.content)
+        modality = "image" if pictures else first_modality(export.content)
         if pictures and (
             export.search is None or export.search.picture_space is None or modality not in export.content
         ):
             raise ValueError("This model has no pictures, or none can be asked for: export again with its pictures.")
+        alone = pictures or other is not None  # compared by its vectors, without titles, words and an index
+        if other is not None:
+            modality = other[0]
+            if modality not in export.content:
+                raise ValueError(f"This model's items have no {modality}: they have {', '.join(export.content)}.")
         self._texts = export.content[modality]
-        self._tables = export.search or _no_neighbours(len(export.item_ids))
-        self._titles = None if pictures else self._tables.titles
+        self._tables = export.search or no_neighbours(len(export.item_ids))
+        self._titles = None if alone else self._tables.titles
         self._warm = np.flatnonzero(self._tables.has_neighbours)
-        self.space = _space_of(export) if modality == "text" else self._tables.picture_space if pictures else None
-        self._index = None if pictures else _index_of(export, self._texts.shape[1])
+        self.space = space_of(export) if modality == "text" else self._tables.picture_space if pictures else None
+        if other is not None:
+            self.space = other[1]
+        self._index = None if alone else index_of(export, self._texts.shape[1])
         self._words: WordIndex | None = None
         self._names: np.ndarray | None = None
-        self._changed = NothingChanged(catalog) if pictures else ChangedTexts(export, catalog, self._texts, self.space)
+        self._changed = NothingChanged(catalog) if alone else ChangedTexts(export, catalog, self._texts, self.space)
 
     # ------------------------------------------------------------------ what is searched
 
@@ -421,30 +432,3 @@ def document(title: str, text: str | None) -> str:
     if not text:
         return title
     return text if same(title) in same(text) else f"{title} {text}"
-
-
-def _no_neighbours(n_items: int) -> SearchTables:
-    log.warning(
-        "This export was written before searches knew taste: texts and similar items are ranked by likeness alone. Export again."
-    )
-    return SearchTables(np.zeros(n_items + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
-
-
-def _index_of(export: Export, width: int) -> SearchIndex | None:
-    if export.search_index is None:
-        return None
-    try:
-        return SearchIndex(export.search_index, len(export.item_ids), width)
-    except ValueError as error:
-        if isinstance(error, ExportError):
-            raise
-        log.warning("%s Until then searches compare every item: slower.", error)
-        return None
-
-
-def _space_of(export: Export) -> TextSpace | None:
-    """How texts come to the content vectors; older exports know it from the map of new items."""
-    if export.search is not None:
-        return export.search.space
-    text_map = export.text_map
-    return None if text_map is None else TextSpace(text_map.center, text_map.transform)

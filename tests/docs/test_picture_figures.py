@@ -25,3 +25,21 @@ def test_the_table_of_cold_items_is_that_of_the_result_file():
     encode = result["encode"]
     assert f"took {encode['image_cpu_seconds']:.0f} processor seconds" in text
     assert f"{encode['items_with_a_picture']:,} posters" in text and f"{cold['hidden_items']} of them" in text
+
+
+def test_the_table_of_columns_is_that_of_the_result_files():
+    text = (ROOT / "docs" / "sounds-and-columns.md").read_text()
+    for name in ("ml-100k", "amazon-office"):
+        result = json.loads((ROOT / "benchmarks" / "results" / f"item-columns-{name}.json").read_text())
+        cold, warm = result["cold"], result["warm"]
+        (row,) = re.findall(rf"^\| {name}, hidden items \| (.*) \|$", text, re.M)
+        _, alone, both, difference, draws = row.split(" | ")
+        assert (float(alone), float(both)) == (cold["text"]["ndcg@10"], cold["both"]["ndcg@10"])
+        gain, value, error = re.fullmatch(r"([+-][\d.]+)% \(([+-][\d.]+) ± ([\d.]+)\)", difference).groups()
+        assert abs(float(gain) / 100 - cold["gain"]) < 0.0006
+        assert abs(float(value) - cold["both_against_text"]["difference"]) < 0.00006
+        assert abs(float(error) - cold["both_against_text"]["standard_error"]) < 0.00006
+        assert draws == f"{cold['draws_with_a_gain']} of 3"
+        (row,) = re.findall(rf"^\| {name}, items with interactions \| (.*) \|$", text, re.M)
+        assert [float(cell) for cell in row.split(" | ")[1:3]] == [warm[kind]["ndcg@10"] for kind in ("text", "both")]
+        assert "column_" not in warm["both"]["setting"]

@@ -68,7 +68,7 @@ class OnnxEncoder:
         if not isinstance(config, dict):
             raise ValueError(f"encoder {self.name!r}: {beside.name} holds {type(config).__name__}; expected an object.")
         self.preprocessing: Preprocessing = read_preprocessing(config, self.name)
-        self._session = _session(self.file, self.name)
+        self._session = onnx_session(self.file, self.name)
         given = self._session.get_inputs()
         if len(given) != 1:
             raise ValueError(f"encoder {self.name!r}: it has {len(given)} inputs; expected one, the pictures.")
@@ -80,7 +80,7 @@ class OnnxEncoder:
                 {
                     "format": FORMAT,
                     "kind": "onnx",
-                    "files": [file_digest(path) for path in _weights(self.file)],
+                    "files": [file_digest(path) for path in onnx_weights(self.file)],
                     "preprocessing": self.preprocessing.identity(),
                     "pillow": require_pillow().__version__,
                 },
@@ -132,12 +132,13 @@ def _blank() -> "Image.Image":
     return require_pillow().new("RGB", (64, 64))
 
 
-def _weights(file: Path) -> list[Path]:
-    """The file, and those beside it that hold its larger tensors."""
+def onnx_weights(file: Path) -> list[Path]:
+    """List the file, and those beside it that hold its larger tensors."""
     return [file, *sorted(path for path in file.parent.glob(f"{file.name}*") if path != file and path.is_file())]
 
 
-def _session(file: Path, name: str) -> Any:
+def onnx_session(file: Path, name: str) -> Any:
+    """Open an ONNX file; raises ``ValueError`` where onnxruntime is missing or cannot read it."""
     try:
         import onnxruntime
     except ImportError as error:

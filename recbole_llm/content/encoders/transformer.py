@@ -5,8 +5,7 @@ turns them off.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -18,7 +17,9 @@ from torch import Tensor, nn
 
 from recbole_llm.content.encoder_settings import OVERFLOWS, is_function
 from recbole_llm.content.encoders.function import FunctionEncoder
+from recbole_llm.content.encoders.joint import TextTower, is_joint
 from recbole_llm.content.encoders.onednn import use_onednn
+from recbole_llm.content.encoders.pretrained import DTYPES, quiet_transformers
 from recbole_llm.content.encoders.resolve import (
     DEFAULT_ENCODER,
     ModelFiles,
@@ -29,8 +30,6 @@ from recbole_llm.content.encoders.resolve import (
 )
 from recbole_llm.content.encoders.sentence_modules import content_digest, is_decoder, pool, read_head
 from recbole_llm.content.encoders.static import StaticEncoder, is_static
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # raised when the same inputs and settings begin to give other vectors: old stores are then not used
 FINGERPRINT_FORMAT = 1
@@ -246,7 +245,7 @@ class TextEncoder:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        with _quiet_transformers():
+        with quiet_transformers():
             return AutoTokenizer.from_pretrained(
                 str(self._inner.folder), local_files_only=True, trust_remote_code=self.trust_remote_code
             )
@@ -277,7 +276,7 @@ class TextEncoder:
 
         # the name of the argument changed in 4.56
         newer = tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56)
-        with _quiet_transformers():
+        with quiet_transformers():
             model, report = transformers.AutoModel.from_pretrained(
                 str(self._inner.folder),
                 local_files_only=True,
@@ -383,22 +382,6 @@ CPU_BATCH_TOKENS = 1024
 _POSITIONS_FROM_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl"})
 
 
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence the progress bar and load report of transformers, which we check and word ourselves."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
-
-
 def load_encoder(
     name: str = DEFAULT_ENCODER,
     *,
@@ -411,7 +394,7 @@ def load_encoder(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
-) -> TextEncoder | StaticEncoder | FunctionEncoder:
+) -> TextEncoder | StaticEncoder | FunctionEncoder | TextTower:
     """Find a text encoder and read its settings; the weights are loaded with the first text.
 
     Args:
@@ -441,6 +424,8 @@ def load_encoder(
                 f"encoder_dtype {dtype!r} have no meaning for it. Leave them empty."
             )
         return StaticEncoder(files, **shared)
+    if is_joint(files):
+        return TextTower(files, dtype=dtype, device=device, **shared)
     return TextEncoder(
         files, pooling=pooling, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **shared
     )

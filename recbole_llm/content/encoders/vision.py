@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.content.encoders.onednn import use_onednn
+from recbole_llm.content.encoders.pretrained import DTYPES, load_pretrained
 from recbole_llm.content.encoders.resolve import ModelFiles, file_digest, refuse_code_from_elsewhere, relevant_config
 from recbole_llm.content.encoders.sentence_modules import content_digest
-from recbole_llm.content.encoders.transformer import DTYPES, _quiet_transformers
 from recbole_llm.content.images.preprocessing import Preprocessing, read_preprocessing
 from recbole_llm.content.images.reading import require_pillow
 from recbole_llm.content.images.sample import FORMAT, PictureSample
@@ -144,26 +143,7 @@ class VisionEncoder:
 
     @cached_property
     def _model(self) -> Any:
-        import transformers
-
-        # the name of the argument changed in 4.56
-        newer = tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56)
-        with _quiet_transformers(), torch.inference_mode(False):  # whoever loads it first may encode without gradients
-            model, report = transformers.AutoModel.from_pretrained(
-                str(self.files.folder),
-                local_files_only=True,
-                output_loading_info=True,
-                **{"dtype" if newer else "torch_dtype": DTYPES[self.dtype]},
-            )
-        absent = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
-        if absent:
-            raise ValueError(
-                f"encoder {self.files.name!r}: its weights lack {len(absent)} tensors of {type(model).__name__} "
-                f"({', '.join(sorted(absent)[:3])}...), which would stay random. Give a model whose weights are whole."
-            )
+        model = load_pretrained(self.files, self.dtype, self.device, ("pooler.",))
         if self.joint and not hasattr(model, "get_image_features"):
             raise ValueError(f"encoder {self.files.name!r}: {_NO_PICTURES.format(PROCESSOR)}.")
-        model = model.to(self.device).eval()
-        if self.device.type == "cpu" and self.dtype == "float32":
-            use_onednn(model)
         return model

@@ -4,13 +4,14 @@ A picture is never a reason to stop. What cannot be read raises :class:`PictureE
 many counts the reasons.
 """
 
-import stat
 import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from recbole_llm.content.media.kinds import UnreadableError, read_limited
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,7 +25,7 @@ MAX_ASPECT = 40  # of the sides; a line of one pixel would become a huge picture
 STRIP_PIXELS = 1 << 20  # of a large picture that are converted at once
 
 
-class PictureError(ValueError):
+class PictureError(UnreadableError):
     """A picture that counts as missing; the message is the reason, in words that are the same for the same fault."""
 
 
@@ -47,23 +48,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         PictureError: if it is no file, is empty or is larger than ``MAX_BYTES``.
     """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise PictureError("no such file")
-        if status.st_size > MAX_BYTES:
-            raise PictureError(f"larger than {MAX_BYTES >> 20} MB")
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise PictureError("no such file") from None
-    except OSError as error:
-        raise PictureError(f"not readable ({error.strerror or type(error).__name__})") from None
-    if len(data) > MAX_BYTES:
-        raise PictureError(f"larger than {MAX_BYTES >> 20} MB")
-    if not data:
-        raise PictureError("empty file")
-    return data
+    return read_limited(path, MAX_BYTES, PictureError)
 
 
 def check_header(data: bytes) -> None:

@@ -58,7 +58,7 @@ def choose_text_fields(
 
 
 _IDENTIFIER_NAME = re.compile(
-    r"(^|_)(ids?|asin|isbn\d*|ean|upc|gtin|sku|uuid|guid|urls?|uri|link|href|images?|img|thumbnail|poster|zip|"
+    r"(^|_)(ids?|asin|isbn\d*|ean|upc|gtin|sku|uuid|guid|urls?|uri|link|href|images?|img|thumbnail|poster|audio|zip|"
     r"zip_?code|postal_?code|phone|e?mail|timestamp|date|time)$",
     re.IGNORECASE,
 )

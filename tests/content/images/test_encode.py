@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from recbole_llm.content.images import encode as module
 from recbole_llm.content.images.encode import encode_pictures
 from recbole_llm.content.images.sample import PictureSample
+from recbole_llm.content.media import encode as module
 from recbole_llm.content.store.store import FeatureStore
 
 
@@ -57,7 +57,7 @@ def test_items_get_the_vectors_of_their_pictures(many, tmp_path):
     assert table.modality == "image" and table.present.tolist() == [False] + [True] * 30
     np.testing.assert_allclose(table.vectors[1:], means, rtol=1e-4)
     assert not table.vectors[0].any()
-    assert (counts.items, counts.pictures, counts.encoded, counts.with_vector) == (30, 30, 30, 30)
+    assert (counts.items, counts.files, counts.encoded, counts.with_vector) == (30, 30, 30, 30)
     again = Colours()
     second, counts = encode_pictures(paths, again, FeatureStore(tmp_path / "store"))
     assert not again.seen and counts.encoded == 0 and torch.equal(second.vectors, table.vectors)
@@ -70,7 +70,7 @@ def test_the_same_bytes_are_encoded_once_and_several_pictures_are_averaged(many,
     twin.write_bytes((tmp_path / "0.png").read_bytes())
     rows = [paths[1], (twin,), (*paths[1], *paths[2]), (*paths[1], twin)]
     table, counts = encode_pictures(rows, Colours())
-    assert counts.pictures == counts.encoded == 2
+    assert counts.files == counts.encoded == 2
     np.testing.assert_allclose(table.vectors, [means[0], means[0], means[:2].mean(0), means[0]], rtol=1e-4)
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from recbole_llm.content.images.files import file_stem, find_pictures
+from recbole_llm.content.images.files import find_pictures
+from recbole_llm.content.media.files import file_stem
 
 
 @pytest.fixture
