@@ -32,19 +32,7 @@ ROOT = timing.ROOT
 Result = dict[str, Any]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 TESTS = ("gpu", "pairs", "sampled", "catalog", "topk", "contract", "segment_sum")  # and those of further operators
-SHAPES: dict[str, list[tuple[str, dict[str, Any]]]] = {
-    "cuda": [
-        ("catalog_bce", dict(B=2048, N=1_000_000, D=64)),
-        ("catalog_bce", dict(B=2048, N=200_000, D=128)),
-        ("catalog_ce", dict(B=2048, N=1_000_000, D=64)),
-        ("score_topk", dict(B=1024, N=1_000_000, D=64, k=50)),
-        ("pair_bce", dict(P=65536, n=1_000_000, D=64)),
-        ("sampled_ce", dict(B=4096, K=64, n=1_000_000, D=64)),
-        ("pool_rows", dict(B=2048, E=131_072, n=1_000_000, D=64)),
-        ("rowwise_adagrad", dict(P=65536, n=1_000_000, D=64)),
-    ],
-    "cpu": kernel_cases.QUICK,
-}
+SHAPES = {"cuda": kernel_cases.CARD, "cpu": kernel_cases.QUICK}
 # (BLOCK_R, BLOCK_C, BLOCK_D, num_warps, num_stages), bfloat16, by D; the first is what is shipped
 CANDIDATES = {
     64: [(64, 64, 64, 4, 2), (64, 64, 64, 4, 3), (128, 64, 64, 8, 2), (128, 64, 64, 8, 3), (64, 32, 64, 4, 3),

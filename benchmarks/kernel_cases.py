@@ -49,6 +49,16 @@ QUICK: list[tuple[str, Shape]] = [
     ("catalog_ce", dict(B=128, N=6000, D=32)),
     ("score_topk", dict(B=128, N=20_000, D=32, k=10)),
 ]
+CARD: list[tuple[str, Shape]] = [  # what the acceptance on a card times, the most important first
+    ("catalog_bce", dict(B=2048, N=1_000_000, D=64)),
+    ("catalog_bce", dict(B=2048, N=200_000, D=128)),
+    ("catalog_ce", dict(B=2048, N=1_000_000, D=64)),
+    ("score_topk", dict(B=1024, N=1_000_000, D=64, k=50)),
+    ("pair_bce", dict(P=65536, n=1_000_000, D=64)),
+    ("sampled_ce", dict(B=4096, K=64, n=1_000_000, D=64)),
+    ("pool_rows", dict(B=2048, E=131_072, n=1_000_000, D=64)),
+    ("rowwise_adagrad", dict(P=65536, n=1_000_000, D=64)),
+]
 
 
 def calls(data: Any, library: Any = kernels, **options: Any) -> dict[str, Callable[..., Tensor]]:

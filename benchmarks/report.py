@@ -331,6 +331,34 @@ def _alone(field: str, title: str, cells: dict[str, Json]) -> Dots:
     )
 
 
+def attacks(data: Json) -> Section:
+    """What honest clients see beside attacks, and what became of wrong files and of killed commands; each part as measured."""
+    lines: list[str] = []
+    if load := data.get("load"):
+        sides = {"honest load": load["honest"], **load["attacks"], "honest load again": load["honest_again"]}
+        fields = ["answered_share", "p99_ms", "health_p50_ms", "health_p99_ms", "health_max_ms"]
+        fields += ["rss_before_mib", "rss_peak_mib", "rss_after_mib"]
+        cells = [[name.replace("_", " "), *(row.get(f) for f in fields)] for name, row in sides.items()]
+        lines += [*facts(load), *table(["", *(f.replace("_", " ") for f in fields)], cells)]
+    if speed := data.get("speed"):
+        fields = ["requests_per_cpu_s", "rps", "p50_ms", "p99_ms", "health_p99_ms", "failed"]
+        cells = [[name, *(speed[name][f] for f in fields)] for name in ("ours", "against")]
+        said = f"In turn with {speed['against_commit'][:7]}, {speed['clients']} clients, {speed['rounds']} rounds: ratio of "
+        said += (
+            f"requests per processor second {speed['requests_per_cpu_s_ratio']}, of p99 {speed['p99_ratio']}, medians."
+        )
+        lines += [*facts(speed), said, "", *table(["", *(f.replace("_", " ") for f in fields)], cells)]
+    if fuzz := data.get("fuzz"):
+        kinds = {kind: fuzz[kind] for kind in ("exports", "checkpoints", "requests")}
+        told = [f"{kind}: {', '.join(f'{what} {n:,}' for what, n in counts.items())}" for kind, counts in kinds.items()]
+        lines += [*facts(fuzz), f"{'; '.join(told)}. Anything else: {len(fuzz['other'])}.", ""]
+    if kills := data.get("kills"):
+        commands = {name: row for name, row in kills.items() if isinstance(row, dict) and "kills" in row}
+        cells = [[name, row["kills"], len(row["lost"]), len(row["half"])] for name, row in commands.items()]
+        lines += [*facts(kills), *table(["killed with -9", "kills", "lost", "half"], cells)]
+    return Section(lines, [])
+
+
 RENDERERS: dict[str, Callable[[Json], Section]] = {
     f.__name__: f
     for f in (
@@ -356,6 +384,7 @@ RENDERERS: dict[str, Callable[[Json], Section]] = {
         encode_speed,
         recommend_speed,
         serving,
+        attacks,
         end_to_end,
     )
 }

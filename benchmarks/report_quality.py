@@ -124,16 +124,14 @@ def records_of(data: Json) -> list[str]:
     """Tables of every list or mapping of records in a result."""
     lines: list[str] = []
     for name, part in data.items():
-        rows = part if isinstance(part, list) else list(part.values()) if isinstance(part, dict) else []
-        rows = [row for row in rows if isinstance(row, dict)]
-        fields = list(dict.fromkeys(f for row in rows for f, v in row.items() if not isinstance(v, dict | list)))
+        named = (
+            part.items() if isinstance(part, dict) else [("", row) for row in part] if isinstance(part, list) else []
+        )
+        rows = [(n, row) for n, row in named if isinstance(row, dict) and n != "versions"]
+        fields = list(dict.fromkeys(f for _, row in rows for f, v in row.items() if not isinstance(v, dict | list)))
         if rows and fields and name != "machine":
-            names = list(part) if isinstance(part, dict) else [""] * len(rows)
-            lines += [
-                f"{name}:",
-                "",
-                *table(["", *fields], [[n, *(r.get(f) for f in fields)] for n, r in zip(names, rows, strict=False)]),
-            ]
+            cells = [[n, *(row.get(f) for f in fields)] for n, row in rows]
+            lines += [f"{name}:", "", *table(["", *fields], cells)]
     return lines
 
 

@@ -111,7 +111,7 @@ class LoadedModel:
 
         Returns:
             A row for each recommended item, best first, with the columns of :class:`recbole_llm.recommend.Row`; a probability
-            is NaN where there is none.
+            is NaN where there is none. Printed on a terminal, it has all columns, and titles that do not fit end in an ellipsis.
 
         Raises:
             ValueError: if more than one of ``users``, ``items`` and ``text`` is given, an id is unknown, ``k`` is below 1, or
@@ -190,7 +190,7 @@ class LoadedModel:
         Raises:
             ValueError: if not exactly one of ``user`` and ``items`` is given, or an id is unknown.
         """
-        import pandas
+        from recbole_llm.answer_frame import AnswerFrame
 
         if (user is None) == (items is None):
             raise ValueError("give either user or items: whose score is to be explained.")
@@ -209,7 +209,7 @@ class LoadedModel:
         rows = [(export.item_ids[at], export.records[at].title, value) for at, value in
                 zip(history[order].tolist(), added[order].tolist(), strict=True)]  # fmt: skip
         rows += [("", "beside the history", own), ("", "bias of the item", float(export.bias[target]))]
-        frame = pandas.DataFrame(rows, columns=list(EXPLAINED))
+        frame = AnswerFrame(rows, columns=list(EXPLAINED))
         if len(export.content) > 1:
             shared = [*alike(export.content, target, history[order].tolist()), {}, {}]
             for name in export.content:
@@ -413,9 +413,9 @@ def _unknown(argument: str, error: LookupError, way_out: str = "") -> ValueError
 
 
 def _frame(rows: Iterable[Row]) -> "pandas.DataFrame":
-    import pandas
+    from recbole_llm.answer_frame import AnswerFrame
 
     columns = list(Row.__annotations__)
-    frame = pandas.DataFrame([tuple(vars(row).values()) for row in rows], columns=columns)
+    frame = AnswerFrame([tuple(vars(row).values()) for row in rows], columns=columns)
     numbers = {"rank": "int64", "score": "float64", "probability": "float64", "cold": "bool"}
     return frame.astype(numbers)

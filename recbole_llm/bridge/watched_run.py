@@ -58,9 +58,22 @@ class Watch(logging.Handler):
             "loss": [float(losses[epoch]) for epoch in sorted(losses)],
             "valid": self._valid,
             "valid_metric": str(self.config["valid_metric"]),
+            "valid_metric_bigger": bool(self.config["valid_metric_bigger"]),
+            "most_epochs": most_epochs(self.config),
             "search": self._search,
             "stages": self._stages,
         }
+
+
+def most_epochs(config: Any) -> int:
+    """How many epochs a run trains at most; 0 where the model is solved at once, whatever ``epochs`` says.
+
+    Args:
+        config: of the run.
+    """
+    from recbole.utils import ModelType
+
+    return 0 if config["MODEL_TYPE"] == ModelType.TRADITIONAL else int(config["epochs"])
 
 
 def epoch_of(record: logging.LogRecord) -> tuple[int, float | None] | None:

@@ -10,6 +10,7 @@ from recbole_llm.export.errors import UnknownItemError
 from recbole_llm.export.reader import Export
 from recbole_llm.recommend import Row, write_rows
 from recbole_llm.retrieval.audience import AskedItem, described_items, known_items, top_users
+from recbole_llm.terminal import columns_of, filled, printable
 
 TOP_USERS = 50
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".pq", ".gz")
@@ -69,12 +70,13 @@ def run_audience(options: argparse.Namespace, model: Export) -> int:
         print(f"users for {len(items)} items written to {options.output}")
         return 0
     for item, of_item in groupby(rows, lambda row: (row.item, row.title)):
-        title = "".join(c if c.isprintable() else " " for c in item[1])
+        title = printable(item[1])
         found = list(of_item)
-        width = max(len(row.user) for row in found)
-        print(f"item {item[0]}: {title}" if item[1] != item[0] else f"item {item[0]}")
+        width = max(columns_of(row.user) for row in found)
+        name = printable(item[0])
+        print(f"item {name}: {title}" if item[1] != item[0] else f"item {name}")
         for row in found:
-            print(f"{row.rank:>5}  {row.user:{width}}  {row.probability or 0.0:.2%}")
+            print(f"{row.rank:>5}  {filled(printable(row.user), width)}  {row.probability or 0.0:.2%}")
     return 0
 
 

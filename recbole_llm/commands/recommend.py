@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -35,30 +34,34 @@ from recbole_llm.retrieval.answers import Recommendation
 from recbole_llm.retrieval.near_ids import unknown_ids
 from recbole_llm.retrieval.rules import NO_RULES, Rules
 from recbole_llm.retrieval.search import BY
+from recbole_llm.terminal import columns_of, cut, filled, printable, terminal_columns
 from recbole_llm.text_files import lines_of, separated
 
 SHOWN_NOTES = 5
+MARGIN = 9  # columns of a line beside title, number and id: the rank and the blanks between
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
     """Format one user's recommendations as text lines.
 
-    Titles are cut to the terminal's width; control characters are replaced.
+    On a terminal, titles that are too long for its width end in an ellipsis; in a file or a pipe all are whole. Control
+    characters are replaced.
     """
-    titles = ["".join(c if c.isprintable() else " " for c in row.title) for row in rows]
-    width = max([*map(len, titles), 5])
+    titles = [printable(row.title) for row in rows]
+    width = max([*map(columns_of, titles), 5])
     chances = all(row.probability is not None for row in rows)
     numbers = [f"{row.score:.3f}" if row.probability is None else f"{row.probability:.2%}" for row in rows]
     number = max([*map(len, numbers), 6])
-    ids = max([len(row.item) + (6 if row.cold else 0) + len(row.rules) + 4 * bool(row.rules) for row in rows] + [2])
-    if sys.stdout.isatty():
-        width = max(min(width, shutil.get_terminal_size().columns - number - ids - 9), 5)
-    shown = [title if len(title) <= width else title[: width - 1] + "…" for title in titles]
+    names = [
+        printable(row.item) + (" (new)" if row.cold else "") + (f"  [{printable(row.rules)}]" if row.rules else "")
+        for row in rows
+    ]
+    most = terminal_columns()
+    if most is not None:
+        width = max(min(width, most - number - max([*map(columns_of, names), 2]) - MARGIN), 5)
     lines = [f"{'':>3}  {'title':{width}}  {'chance' if chances else 'score':>{number}}  id"]
-    for row, title, value in zip(rows, shown, numbers, strict=True):
-        cold = " (new)" if row.cold else ""
-        rules = f"  [{row.rules}]" if row.rules else ""
-        lines.append(f"{row.rank:>3}  {title:{width}}  {value:>{number}}  {row.item}{cold}{rules}")
+    for row, title, value, name in zip(rows, titles, numbers, names, strict=True):
+        lines.append(f"{row.rank:>3}  {filled(cut(title, width), width)}  {value:>{number}}  {name}")
     return lines
 
 
@@ -264,7 +267,7 @@ def run_recommend(options: argparse.Namespace) -> int:
         print(f"{counts.rows} items for {counts.users} users written to {options.output}")
     else:
         for user, of_user in groupby(_known(lambda: list(rows)), lambda row: row.user):
-            print(f"user {user}", *_table(list(of_user)), sep="\n")
+            print(f"user {printable(user)}", *_table(list(of_user)), sep="\n")
     if counts.short:
         _note(f"users with fewer than {options.k} items, since no more may be recommended to them: {counts.short}")
     for note, n in counts.notes.most_common(SHOWN_NOTES):

@@ -16,7 +16,7 @@ from recbole_llm.reporting.drawing import (
     short,
     style,
 )
-from recbole_llm.reporting.words import counted, of_100, people, unit
+from recbole_llm.reporting.words import best_validation, counted, of_100, people, unit
 
 Record = Mapping[str, Any]
 _LARGE = 30  # users of a group that a title may name
@@ -205,7 +205,7 @@ def _learning(record: Record) -> Picture | None:
         sheet.axes.set_ylabel("training loss")
         return Picture(f"The training ran for {len(loss)} epochs", sheet.svg("learning", "training loss by epoch"), "")
     epochs, values = [int(each[0]) + 1 for each in valid], [each[1] for each in valid]
-    best = max(range(len(values)), key=values.__getitem__)
+    best = best_validation(history)
     sheet.axes.plot(epochs, values, color=OURS, linewidth=1.6)
     sheet.axes.plot([epochs[best]], [values[best]], "o", color=OURS, markersize=6)
     sheet.axes.set_ylabel(f"validation {history.get('valid_metric', '')}", color=OURS)

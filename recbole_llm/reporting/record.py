@@ -89,6 +89,8 @@ _FORM: dict[str, Form] = {
         "loss": [_number],
         "valid": [[_number]],
         "valid_metric": _text,
+        "valid_metric_bigger": _flag,
+        "most_epochs": _number,
         "search": [{"setting": _text, "metric": _text, "value": _number}],
         "stages": [{"stage": _text, "seconds": _number}],
     },

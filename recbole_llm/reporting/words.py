@@ -49,14 +49,43 @@ def headline(record: Record) -> str:
 
 
 def verdict(record: Record) -> str:
-    """Whether the model is better than the best baseline, by the interval of the difference."""
+    """Whether the model is better than the best baseline, by the interval of the difference, and what to do where it is not."""
     lead, best = record["lead"], record["best_baseline"]
     span = f"{of_100(lead['low'])} to {of_100(lead['high'])} of 100, 95% interval"
     if lead["low"] > 0:
         return f"Better than the best baseline, {best}, by {of_100(lead['value'])} ({span})."
+    epochs = unfinished_epochs(record["history"])
+    longer = f" It was best after its last epoch, {epochs}: train longer first, as with --epochs={10 * epochs}."
     if lead["high"] < 0:
-        return f"Worse than {best} by {of_100(-lead['value'])} ({span}): {best} is the better choice for these data."
-    return f"No clear difference from {best} ({span})."
+        worse = f"Worse than {best} by {of_100(-lead['value'])} ({span})"
+        choice = f"{best} is the better choice for these data."
+        return f"{worse}.{longer} If that does not help, {choice}" if epochs else f"{worse}: {choice}"
+    return f"No clear difference from {best} ({span}).{longer if epochs else ''}"
+
+
+def best_validation(history: Mapping[str, Any]) -> int:
+    """Return the index of the best entry of ``valid``.
+
+    Args:
+        history: of a record, with one epoch at least.
+    """
+    better = max if history.get("valid_metric_bigger", True) else min
+    return better(range(len(history["valid"])), key=lambda at: history["valid"][at][1])
+
+
+def unfinished_epochs(history: Mapping[str, Any]) -> int:
+    """Return how many epochs were trained where more might help, else 0.
+
+    They might where the number of epochs ended the training and its last validation was the best.
+
+    Args:
+        history: of a record.
+    """
+    valid, most = history.get("valid") or [], history.get("most_epochs") or 0
+    if not valid or not most:
+        return 0
+    trained = int(max(len(history.get("loss") or []), valid[-1][0] + 1))
+    return trained if trained >= most and best_validation(history) == len(valid) - 1 else 0
 
 
 def table(record: Record) -> list[list[str]]:

@@ -167,6 +167,9 @@ def quick_start(names, place):
     from recbole_llm.recommend import Row
 
     assert len(names["vectors"]) == len(names["ids"]) == 48 and names["vectors"].dtype == "float32"
+    found = names["found"]
+    assert found["ids"].tolist() == names["ids"] and found["vectors"].dtype == "float32"
+    assert (found["vectors"] == names["vectors"]).all()
     with open(place / "recs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["user"] for row in rows} == {f"c{n}" for n in range(60)} and set(rows[0]) == set(Row.__annotations__)

@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import acceptance_steps
 import gpu_acceptance
+import kernel_cases
+from test_contract import Case
 
 # what a step does, by its name: writes a row and hangs, whatever it is told; fails; writes half a line and hangs; is wrong
 PROGRAM = """
@@ -79,7 +81,8 @@ def test_without_a_card_nothing_is_run(tmp_path, capsys):
 
 def test_every_operator_takes_part():
     names = {name for name, _ in acceptance_steps.calls("cpu", torch.float32, 16, 12, 300)}
-    assert {"sampled_ce", "shared_ce", "pool_rows", "rowwise_adagrad", "score_topk", "catalog_bce"} <= names
+    case = Case()
+    assert names == {*case.calls(), *kernel_cases.steps(case, *case.leaves)}
     for _, call in acceptance_steps.calls("cpu", torch.float32, 16, 12, 300):
         assert all(x.isfinite().all() for x in call())
 

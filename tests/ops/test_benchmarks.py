@@ -144,6 +144,26 @@ def test_a_model_is_shown_at_its_best_setting_and_ours_is_not_first_where_it_is_
     )
 
 
+def test_a_record_stands_beside_its_own_name():
+    """Numbers and texts between the records, and versions, are no rows."""
+    part = {"cores": 2, "versions": {"torch": "2"}, "ours": {"ms": 1}, "rounds": 3, "against": {"ms": 5, "why": {}}}
+    lines = report_quality.records_of({"speed": part, "list": [1, {"ms": 7}]})
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert rows == [["", "ms"], ["---", "---"], ["ours", "1"], ["against", "5"], ["", "ms"], ["---", "---"], ["", "7"]]
+
+
+def test_the_attacks_of_the_report():
+    data = json.loads((report.RESULTS / "attacks.json").read_text())
+    lines = report.attacks(data).lines
+    rows = {cells[1].strip(): cells[2:] for cells in (line.split("|") for line in lines if line.startswith("|"))}
+    silent = data["load"]["attacks"]["silent"]
+    assert float(rows["silent"][1]) == pytest.approx(silent["p99_ms"], rel=0.01)
+    assert float(rows["ours"][1].replace(",", "")) == pytest.approx(data["speed"]["ours"]["rps"], rel=0.01)
+    assert rows["reload"][0].strip() == str(data["kills"]["reload"]["kills"])
+    assert any(str(data["speed"]["requests_per_cpu_s_ratio"]) in line for line in lines)
+    assert len(report.attacks({"kills": data["kills"]}).lines) < len(lines)  # a part that was not measured is left out
+
+
 def test_the_committed_report_is_of_the_committed_results():
     written = (report.RESULTS / "REPORT.md").read_text(encoding="utf-8").split("\n")
     without_plots = [line for line in written if not line.startswith("![")]

@@ -1,5 +1,7 @@
 """What all operators promise beside their numbers: registration, compilation, autocast, gradients asked for, errors."""
 
+import ast
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ import recbole_llm_kernels as kernels
 from recbole_llm_kernels import backends, ops, pair_ops, reference
 from recbole_llm_kernels.torch_ops import threads as pool
 
+ROOT = Path(__file__).resolve().parents[2]
 B, K, M, N, D = 40, 7, 30, 60, 12
 
 
@@ -201,9 +204,51 @@ def test_every_operator_has_all_that_belongs_to_one():
         assert callable(getattr(kernels, name, None) or getattr(kernels, f"{name}_"))
         assert callable(getattr(reference, name)) and name in sections
         assert name in {x for x, _ in kernel_cases.FULL} or name in ("pair_dot", "pair_sigmoid")
-    for folder in ("torch_ops", "triton_ops"):
-        files = {file.stem for file in (Path(kernels.__file__).parent / folder).glob("*.py")}
-        assert files >= {"pairs", "sampled", "sampled_ce", "catalog", "topk", "pool", "rowwise_adagrad"}
+    package = Path(kernels.__file__).parent
+    for file in sorted((package / "triton_ops").glob("*.py")):
+        if passes := launchers_in(file):
+            assert launchers_in(package / "torch_ops" / file.name) >= passes, file.name
+
+
+def launchers_in(file):
+    """Names of what a file defines as a forward or backward pass of an operator."""
+    defined = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Assign):
+            defined.update(target.id for target in node.targets if isinstance(target, ast.Name))
+    return {name for name in defined if name.endswith(("_fwd", "_bwd"))}
+
+
+def listed_files(operator):
+    """The rows of "Add an operator" in kernels/README.md: for each the files it names, as paths below the root."""
+    section = (ROOT / "kernels" / "README.md").read_text().split("## Add an operator")[1].split("\n## ")[0]
+    for row in re.findall(r"^\| (`.*?) \|", section, re.M):
+        first, *others = re.findall(r"`([^`]+)`", row)
+        folder = f"kernels/{first}" if first.startswith("recbole_llm_kernels/") else first
+        paths = [folder, *(f"{Path(folder).parent}/{name}" for name in others)]
+        yield {path.replace("<op>", operator) for path in paths}
+
+
+def test_an_operator_touches_the_files_of_the_list_and_no_other():
+    """Nothing else names ``sampled_ce``, and of every row one file does."""
+    listed = list(listed_files("sampled_ce"))
+    assert 0 < len(listed) <= 8
+    found = {
+        path.relative_to(ROOT).as_posix() for path in sources() if "sampled_ce" in path.read_text(encoding="utf-8")
+    }
+    assert found <= set().union(*listed)
+    assert all(len(found & row) == 1 for row in listed)
+
+
+def sources():
+    """What is written by hand of the kernels, their tests and benchmarks, and of what checks them."""
+    for place in ("kernels", "tests/ops", "benchmarks", ".github", "docs/generator"):
+        for path in (ROOT / place).rglob("*"):
+            if path.suffix in (".py", ".md", ".yml") and "results" not in path.parts and path != Path(__file__):
+                yield path
+    yield ROOT / "pyproject.toml"
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

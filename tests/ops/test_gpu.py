@@ -10,7 +10,7 @@ import recbole_llm_kernels as kernels
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 OPERATORS = list(Case().calls())
-STEPS = ["score_topk", "pool_rows", "rowwise_adagrad"]
+STEPS = list(kernel_cases.steps(Case(), *Case().leaves))
 
 
 @pytest.fixture(autouse=True)

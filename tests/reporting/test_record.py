@@ -85,6 +85,44 @@ def test_the_words():
     assert words.of_100(0.3649) == "36" and words.of_100(0.034) == "3.4" and words.of_100(0.0) == "0"
 
 
+def of_training(values, most, lead=-0.05, every=1, **more):
+    """A record of a training with these validation values, behind ItemKNN by default."""
+    trained = max(len(values) * every, more.pop("trained", 0))
+    valid = [[every * n - 1, value] for n, value in enumerate(values, 1)]
+    history = {"loss": [1.0] * trained, "valid": valid, "valid_metric": "NDCG@10", "most_epochs": most, **more}
+    return checked(made_record(history=history, lead=interval(lead)))
+
+
+def test_a_training_that_was_still_rising_is_told_to_go_on_before_the_model_is_given_up():
+    said = words.verdict(of_training([0.1, 0.2, 0.3], most=3))
+    assert said.startswith("Worse than ItemKNN by 5")
+    first, second = said.index("train longer first, as with --epochs=30"), said.index("ItemKNN is the better choice")
+    assert first < second and "after its last epoch, 3:" in said
+    assert "--epochs=30" in words.verdict(of_training([0.1, 0.2, 0.3], most=3, lead=0.01))
+    assert "--epochs" not in words.verdict(of_training([0.1, 0.2, 0.3], most=3, lead=0.06))
+    assert "--epochs=10" in words.verdict(of_training([0.1], most=1))
+    assert "--epochs=40" in words.verdict(of_training([0.1, 0.2], most=4, every=2))
+    assert "--epochs=50" in words.verdict(of_training([0.1, 0.2], most=5, every=2, trained=5))
+    falling = {"valid_metric_bigger": False}
+    assert "--epochs=30" in words.verdict(of_training([0.3, 0.2, 0.1], most=3, **falling))
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        of_training([0.1, 0.3, 0.2], most=3),
+        of_training([0.1, 0.2, 0.3], most=300),  # something else ended it
+        of_training([0.3], most=0),  # solved at once
+        of_training([0.1, 0.2, 0.3], most=3, valid_metric_bigger=False),
+        of_training([], most=3),
+        made_record(history={}, lead=interval(-0.05)),
+    ],
+)
+def test_any_other_training_is_advised_the_better_model(history):
+    said = words.verdict(history)
+    assert "train longer" not in said and said.endswith("ItemKNN is the better choice for these data.")
+
+
 def test_what_is_left_out_and_what_was_not_fitted_is_said():
     text = "\n".join(words.answer(made_record(not_fitted={"ItemKNN": "its budget is 30,000 items"})))
     assert "ItemKNN was not fitted: its budget is 30,000 items." in text

@@ -10,8 +10,11 @@ import pytest
 import recbole_llm  # noqa: F401
 
 pytest.importorskip("recbole")
+from recbole.utils import ModelType
+
 from recbole_llm import cli
 from recbole_llm.bridge.checkpoint import read_checkpoint
+from recbole_llm.bridge.watched_run import most_epochs
 from recbole_llm.checkpoints import newest_checkpoint
 from recbole_llm.reporting.record import checked
 
@@ -95,8 +98,12 @@ def test_the_answer_is_on_the_terminal_in_the_checkpoint_in_the_output_and_in_th
 @pytest.mark.filterwarnings("ignore")
 def test_verbose_shows_the_log_and_a_stock_model_gets_words_too(quick, capfd):
     plain = [each for each in quick if not each.startswith(("--encoder", "--feature_cache_dir", "--embedding_size"))]
-    assert run("run", "-m", "BPR", *plain, "--verbose") == 0
+    assert run("run", "-m", "BPR", *plain, "--verbose", "--output", "bpr.json") == 0
     out, err = capfd.readouterr()
+    history = json.loads(Path("bpr.json").read_text())["report"]["history"]
+    assert history["most_epochs"] == 3 and history["valid_metric_bigger"] is True and len(history["valid"]) == 3
+    solved = {"MODEL_TYPE": ModelType.TRADITIONAL, "epochs": 300}
+    assert most_epochs(solved) == 0
     assert "train loss" in err and "Of 100 held-out purchases" in out and "next:" not in out
 
 

@@ -2,7 +2,7 @@
 
 No size here was timed: none has run on a GPU yet. Those of the tile passes are the largest of the few tried that
 compile without spills and within shared memory (``benchmarks/aot_report.py``); the others follow from their widths.
-``benchmarks/gpu_acceptance.py`` measures the alternatives on a card.
+``benchmarks/gpu_acceptance.py`` measures the alternatives on a card. Sizes that one operator alone has stand in its own file.
 """
 
 from functools import cache
@@ -50,14 +50,6 @@ class PairBlocks(NamedTuple):
     num_warps: int
 
 
-class PoolBlocks(NamedTuple):
-    """Blocks of the pooling kernel."""
-
-    BLOCK_E: int
-    BLOCK_D: int
-    num_warps: int
-
-
 class SegmentBlocks(NamedTuple):
     """Blocks of the segment sum."""
 
@@ -76,13 +68,6 @@ def pairs(D: int, dtype: torch.dtype, on: Target) -> PairBlocks:
     """Pairs per program and columns per step."""
     # 34 registers on sm_90 for float32 and D = 64: many programs at once hide the latency of the gathers
     return PairBlocks(BLOCK_P=32, BLOCK_D=min(padded(D), 64), num_warps=4)
-
-
-def pooled(D: int) -> PoolBlocks:
-    """Entries of a list per step and columns per program."""
-    # 2,048 elements, 16 a thread: 32 rows of 64 columns are in flight at once
-    BLOCK_D = min(padded(D), 128)
-    return PoolBlocks(BLOCK_E=2048 // BLOCK_D, BLOCK_D=BLOCK_D, num_warps=4)
 
 
 def segment_sum(D: int, dtype: torch.dtype, on: Target) -> SegmentBlocks:
