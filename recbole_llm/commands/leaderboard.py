@@ -22,8 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rows",
-        default=",".join(ROWS),
-        help=f"rows to measure, separated by commas; {', '.join(WITH_BUDGET)} too, with --budget. Default: {', '.join(ROWS)}",
+        default=None,
+        help=f"rows to measure, separated by commas; {', '.join(WITH_BUDGET)} too, with --budget. Default: those of "
+        f"{', '.join(ROWS)} that the data set can have",
     )
     parser.add_argument("--seeds", type=int, default=1, help="trainings of the rows that are trained")
     parser.add_argument(
@@ -67,6 +68,7 @@ def run_leaderboard(options: argparse.Namespace, config_files: Sequence[str], ov
 
     say_if_not_drawn("table.html")
     folder = Path(options.output)
+    left_out: dict[str, str] = {}
     rows = measure_rows(
         asked_rows(names, options.seeds, options.unmasked, options.budget),
         folder / "rows",
@@ -75,8 +77,9 @@ def run_leaderboard(options: argparse.Namespace, config_files: Sequence[str], ov
         measure,
         overrides,
         lambda text: print(text, flush=True),
+        left_out if options.rows is None else None,
     )
-    table = as_json(options.dataset, dataset, rows)
+    table = as_json(options.dataset, dataset, rows, left_out)
     (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     text = as_markdown(options.dataset, table)
     (folder / "table.md").write_text(text, encoding="utf-8")
@@ -97,7 +100,9 @@ def _names(options: argparse.Namespace) -> list[str]:
     Raises:
         ValueError: if one is unknown, none is given, or the budget and the rows do not belong together.
     """
-    names = [name.strip() for name in options.rows.split(",") if name.strip()]
+    names = [
+        name.strip() for name in (",".join(ROWS) if options.rows is None else options.rows).split(",") if name.strip()
+    ]
     known = (*ROWS, *WITH_BUDGET)
     unknown = [name for name in names if name not in known]
     if unknown or not names:

@@ -11,6 +11,7 @@ import numpy as np
 
 from recbole_llm.atomic import atomic_file
 from recbole_llm.bridge.environment import versions
+from recbole_llm.bridge.experiments.baselines import RefusedRowError
 from recbole_llm.bridge.experiments.latex import booktabs, escaped
 from recbole_llm.bridge.experiments.leave_one_out import OURS, RULES, Loaded
 from recbole_llm.bridge.experiments.significance import paired_bootstrap
@@ -86,6 +87,7 @@ def measure_rows(
     measure: Callable[[Loaded, Asked], Measured],
     overrides: Sequence[str] = (),
     progress: Callable[[str], None] = lambda text: None,
+    left_out: dict[str, str] | None = None,
 ) -> list[Json]:
     """Measure rows, those that are in ``folder`` already apart.
 
@@ -97,10 +99,14 @@ def measure_rows(
         measure: measures a row of a data set.
         overrides: ``--key=value`` arguments of the run.
         progress: told of each row.
+        left_out: takes the name of a row that the data set cannot have, and why; ``None`` to raise instead.
 
     Returns:
         The rows as plain values, NDCG@10 of each user by rule among them, and ``groups``: by rule and group of
         :attr:`~recbole_llm.bridge.experiments.leave_one_out.Loaded.groups` their mean NDCG@10, and ``group_users``.
+
+    Raises:
+        RefusedRowError: if the data set cannot have a row, and ``left_out`` is ``None``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept: dict[bool, tuple[Loaded, dict[str, np.ndarray]]] = {}
@@ -116,7 +122,14 @@ def measure_rows(
         found = _read(file, key)
         if found is None:
             progress(f"[{number}/{len(asked)}] {row.file}")
-            found = _plain(measure(loaded, row)) | {"key": key}
+            try:
+                found = _plain(measure(loaded, row)) | {"key": key}
+            except RefusedRowError as error:
+                if left_out is None:
+                    raise
+                left_out[row.name] = str(error)
+                progress(f"[{number}/{len(asked)}] {row.file}: left out. {error}")
+                continue
             with atomic_file(file) as stream:
                 stream.write(json.dumps(found).encode())
         figure = found["figures"][found["chosen_by"]]["ndcg@10"]
@@ -213,10 +226,16 @@ def _ahead(own: np.ndarray, others: Mapping[str, np.ndarray]) -> Json:
     return asdict(paired_bootstrap(own, others[best])) | {"of": best}
 
 
-def as_json(name: str, dataset: str, rows: Sequence[Json]) -> Json:
-    """Make the table a JSON value: the rows measured here, the published ones, versions."""
-    cited = [asdict(row) for row in published(name)]
-    return {"table": name, "dataset": dataset, "measured": summary(rows), "published": cited, "versions": versions()}
+def as_json(name: str, dataset: str, rows: Sequence[Json], left_out: Mapping[str, str] | None = None) -> Json:
+    """Make the table a JSON value: the rows measured here, those left out, the published ones, versions."""
+    return {
+        "table": name,
+        "dataset": dataset,
+        "measured": summary(rows),
+        "left_out": dict(left_out or {}),
+        "published": [asdict(row) for row in published(name)],
+        "versions": versions(),
+    }
 
 
 MEASURED = (
@@ -305,6 +324,7 @@ def as_markdown(name: str, table: Mapping[str, Any]) -> str:
     measured = table["measured"]
     lines = [f"## {title_of(name, table)}", "", *_lines(MEASURED, map(measured_cells, measured)), "", ABOUT, ""]
     lines += [*_lines(details_header(measured), map(detail_cells, measured)), "", ABOUT_GROUPS]
+    lines += [f"\nLeft out: {name}. {why}" for name, why in table["left_out"].items()]
     rows = [Published(**row) for row in table["published"]]
     if rows:
         lines += ["", *_lines(PUBLISHED, (published_cells(cited, name) for cited in rows))]

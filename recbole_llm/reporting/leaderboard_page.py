@@ -47,6 +47,7 @@ def leaderboard_page(name: str, found: Mapping[str, Any], given: Mapping[str, An
         *figures(drawn),
         *table("Where rows are good, and what they cost", details_header(measured), map(detail_cells, measured)),
         f"<p>{text(ABOUT_GROUPS)}</p>",
+        *(f"<p>Left out: {text(row)}. {text(why)}</p>" for row, why in found["left_out"].items()),
         *_published_table(cited, name),
         "<h2>How it was done</h2>",
         "<p>A user's last item is the test, the one before it the validation; histories at test hold every item before the last. "

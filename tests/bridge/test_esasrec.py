@@ -15,7 +15,7 @@ from recbole_llm.fitting.validation import Validation
 from recbole_llm.scoring.item_rows import AllRows
 from recbole_llm.scoring.rows import Rows, rows_from_pairs
 
-USERS, ITEMS = 300, 40
+USERS, ITEMS = 150, 30
 
 
 def histories(walks):
@@ -41,7 +41,8 @@ def circle():
 
 
 def test_it_learns_an_order_far_above_popularity(circle, monkeypatch):
-    monkeypatch.setattr(esasrec, "LEARNING_RATE", 0.01)
+    for name, value in (("LEARNING_RATE", 0.02), ("NEGATIVES", 16), ("EPOCHS", 10), ("BATCH", 32)):
+        monkeypatch.setattr(esasrec, name, value)
     torch.manual_seed(0)
     found = WITH_BUDGET["eSASRec"](circle, 1.0)
     value = float(circle.figures(found.scorer, "masked")["ndcg@10"].mean())
@@ -52,6 +53,7 @@ def test_it_learns_an_order_far_above_popularity(circle, monkeypatch):
 
 def test_how_the_training_ended_is_said(circle, monkeypatch):
     fit = WITH_BUDGET["eSASRec"]
+    monkeypatch.setattr(esasrec, "NEGATIVES", 8)
     assert fit(circle, 1e-6).setting == (
         "epoch 1 of 1 trained, ended by its budget, not by early stopping; budget 1e-06 processor minutes"
     )

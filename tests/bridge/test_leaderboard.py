@@ -15,7 +15,7 @@ pytest.importorskip("recbole")
 import recbole_llm  # noqa: F401
 from recbole_llm import cli
 from recbole_llm.bridge.experiments import table_rows
-from recbole_llm.bridge.experiments.baselines import BASELINES
+from recbole_llm.bridge.experiments.baselines import BASELINES, RefusedRowError
 from recbole_llm.bridge.experiments.leave_one_out import OURS, load, prepare
 from recbole_llm.bridge.experiments.table_rows import RowRequest, measure, measure_isolated
 from recbole_llm.commands import leaderboard as command
@@ -316,6 +316,21 @@ def test_the_command_writes_the_table_and_goes_on_where_it_stopped(folder, capsy
     assert "anew" in capsys.readouterr().err
 
 
+def test_rows_that_the_data_cannot_have_are_left_out_by_name_unless_they_are_asked_for(folder, capsys, monkeypatch):
+    def measure_one(request):
+        if request.name in ("L3AE", "TGH"):
+            raise RefusedRowError(f"{request.name} reads content")
+        return measure(load(request.dataset), "Popularity")
+
+    monkeypatch.setattr(command, "measure_isolated", measure_one)
+    assert run(folder) == 0
+    table = json.loads((folder / "table" / "table.json").read_text())
+    assert table["left_out"] == {"L3AE": "L3AE reads content", "TGH": "TGH reads content"}
+    assert "TGH-masked-0: left out. TGH reads content" in capsys.readouterr().out
+    assert run(folder, "--rows", "EASE,TGH") == 2
+    assert "TGH reads content" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_row_is_measured_in_a_process_of_its_own_and_a_refusal_comes_back(folder):
     held = np.ones(2**27)  # 1 GiB in this process is no part of the row's memory
@@ -324,7 +339,7 @@ def test_a_row_is_measured_in_a_process_of_its_own_and_a_refusal_comes_back(fold
     own = measure(load("toy", config_dict=settings(folder)), "EASE")
     assert found.figures == own.figures and found.setting == own.setting
     assert 2**26 < found.peak_bytes < own.peak_bytes - held.nbytes / 2
-    with pytest.raises(ValueError, match="L3AE reads the items' content, and the data set has none"):
+    with pytest.raises(RefusedRowError, match="L3AE reads the items' content, and the data set has none"):
         measure_isolated(RowRequest("toy", "L3AE", arguments=arguments))
     with pytest.raises(ChildProcessError, match="its process ended with code 1"):
         measure_isolated(RowRequest("no-such-data", "EASE", arguments=arguments))

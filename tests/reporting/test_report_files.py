@@ -25,7 +25,7 @@ from recbole_llm.commands import tune as tune_command
 from recbole_llm.reporting import comparison_page, leaderboard_page, tuning_page
 from recbole_llm.reporting.customers import Customer, Shown
 from recbole_llm.reporting.document import shown_settings
-from recbole_llm.reporting.leaderboard import SHOWN, as_latex
+from recbole_llm.reporting.leaderboard import SHOWN, as_latex, as_markdown
 from recbole_llm.reporting.page import page
 from recbole_llm.reporting.plots import pictures
 from recbole_llm.reporting.published import Published
@@ -126,7 +126,8 @@ def made_leaderboard(word="beauty"):
         Published("C", {word: 0.01}, {}, None, word),
     ]
     cited = [dataclasses.asdict(row) for row in published]
-    return {"table": word, "dataset": word, "measured": measured, "published": cited, "versions": {"recbole": word}}
+    made = {"table": word, "dataset": word, "measured": measured, "published": cited, "versions": {"recbole": word}}
+    return made | {"left_out": {"L3AE": f"no content in {word}"}}
 
 
 def leaderboard_file(word="beauty"):
@@ -248,6 +249,8 @@ def test_the_words_and_figures_of_a_leaderboard():
     cells = "<td></td><td>0.0270</td><td></td><td>0.0300</td><td></td><td>1</td><td>1.50</td><td>beauty</td>"
     assert f"<td>EASE (masked)</td>{cells}" in content
     assert "Amazon 2014 Beauty: leave one out by time" in content
+    assert "<p>Left out: L3AE. no content in beauty</p>" in content
+    assert "\nLeft out: L3AE. no content in beauty\n" in as_markdown("beauty", made)
     latex = as_latex("beauty", made)
     assert (
         r"LLMTwoTower, 3 seeds & \textbf{0.0500} & \textbf{0.0500}$^{\dagger}$ & \textbf{0.0400} & \textbf{0.0400} \\"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.bridge.experiments.baselines import BASELINES, WITH_BUDGET, Solved
+from recbole_llm.bridge.experiments.baselines import BASELINES, WITH_BUDGET, RefusedRowError, Solved
 from recbole_llm.bridge.experiments.experiment import in_own_process, peak_bytes
 from recbole_llm.bridge.experiments.leave_one_out import OURS, RULES, LeaveOneOut, Loaded, load, prepare
 
@@ -140,7 +140,7 @@ def measure_isolated(request: RowRequest) -> Measured:
     """Measure one row in a fresh process, so that its peak of memory is its own.
 
     Raises:
-        ValueError: if the row cannot be measured on this data set.
+        ValueError: if the row cannot be measured, a ``RefusedRowError`` if this data set cannot have it.
         ChildProcessError: if the process ended without an answer, such as for want of memory.
     """
     found = in_own_process(_answer, request)
@@ -158,4 +158,4 @@ def _answer(request: RowRequest) -> Measured | ValueError:
         loaded = load(request.dataset, request.config_files, unmasked=request.unmasked)
         return measure(loaded, request.name, request.seed, request.minutes)
     except ValueError as error:
-        return ValueError(str(error))
+        return (RefusedRowError if isinstance(error, RefusedRowError) else ValueError)(str(error))

@@ -7,8 +7,10 @@ from recbole_llm.bridge.experiments.baselines.esasrec import fit_esasrec
 from recbole_llm.bridge.experiments.baselines.graph import graph_heuristic
 from recbole_llm.bridge.experiments.baselines.linear import ease, l3ae, tale
 from recbole_llm.bridge.experiments.baselines.neighbours import item_knn, item_knn_by_recency
-from recbole_llm.bridge.experiments.baselines.solved import Solved
+from recbole_llm.bridge.experiments.baselines.solved import RefusedRowError, Solved
 from recbole_llm.bridge.experiments.leave_one_out import LeaveOneOut
+
+__all__ = ["BASELINES", "WITH_BUDGET", "RefusedRowError", "Solved"]
 
 BASELINES: dict[str, Callable[[LeaveOneOut], Solved]] = {
     "Popularity": popularity,

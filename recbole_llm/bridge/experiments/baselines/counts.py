@@ -31,7 +31,7 @@ def transitions(rows: LeaveOneOut) -> Solved:
     Holds three ``[N, N]`` float32 matrices at most.
 
     Raises:
-        ValueError: if the data set has more than ``MAX_ITEMS`` items.
+        RefusedRowError: if the data set has more than ``MAX_ITEMS`` items.
     """
     refuse_many("Transitions", rows.data.n_items)
     best: tuple[float, float, LinearBlock] | None = None

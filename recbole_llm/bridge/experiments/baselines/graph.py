@@ -66,7 +66,7 @@ def graph_heuristic(rows: LeaveOneOut) -> Solved:
     Holds ``[512, N]`` float32 matrices and the first ``LISTED`` items of every ring.
 
     Raises:
-        ValueError: if the data set has more than ``MAX_ITEMS`` items, or no content.
+        RefusedRowError: if the data set has more than ``MAX_ITEMS`` items, or no content.
     """
     refuse_many("TGH", rows.data.n_items)
     content = content_of("TGH", rows)

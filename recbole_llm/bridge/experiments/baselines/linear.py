@@ -57,7 +57,7 @@ def ease(rows: LeaveOneOut) -> Solved:
     Holds four ``[N, N]`` float32 matrices.
 
     Raises:
-        ValueError: if the data set has more than ``MAX_ITEMS`` items.
+        RefusedRowError: if the data set has more than ``MAX_ITEMS`` items.
     """
     refuse_many("EASE", rows.data.n_items)
     items = warm_items(rows.data.history, {}, rows.data.n_items)
@@ -144,7 +144,7 @@ def tale(rows: LeaveOneOut) -> Solved:
     Holds four ``[N, N]`` float32 matrices.
 
     Raises:
-        ValueError: if the data set has more than ``MAX_ITEMS`` items.
+        RefusedRowError: if the data set has more than ``MAX_ITEMS`` items.
     """
     refuse_many("TALE", rows.data.n_items)
     history, n = rows.data.history, rows.data.n_items
@@ -218,7 +218,7 @@ def l3ae(rows: LeaveOneOut) -> Solved:
     Holds five ``[N, N]`` float32 matrices.
 
     Raises:
-        ValueError: if the data set has more than ``MAX_ITEMS`` items, or no content.
+        RefusedRowError: if the data set has more than ``MAX_ITEMS`` items, or no content.
     """
     refuse_many("L3AE", rows.data.n_items)
     content, n = content_of("L3AE", rows)[1:], rows.data.n_items

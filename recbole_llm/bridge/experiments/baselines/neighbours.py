@@ -38,7 +38,7 @@ def item_knn(rows: LeaveOneOut) -> Solved:
     Holds one ``[N, N]`` float32 matrix.
 
     Raises:
-        ValueError: if the data set has more than ``MAX_ITEMS`` items.
+        RefusedRowError: if the data set has more than ``MAX_ITEMS`` items.
     """
     return _best("ItemKNN", rows, (None,))
 
@@ -49,7 +49,7 @@ def item_knn_by_recency(rows: LeaveOneOut) -> Solved:
     Holds one ``[N, N]`` float32 matrix.
 
     Raises:
-        ValueError: if the data set has more than ``MAX_ITEMS`` items.
+        RefusedRowError: if the data set has more than ``MAX_ITEMS`` items.
     """
     return _best("ItemKNN by recency", rows, DECAYS)
 

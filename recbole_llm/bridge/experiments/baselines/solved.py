@@ -20,6 +20,10 @@ DECAYS = (1.0, 2.0, 4.0, 8.0)  # tau of exp(-rank / tau), by which a history fad
 T = TypeVar("T")
 
 
+class RefusedRowError(ValueError):
+    """Raised by a row that this data set cannot have; it says why."""
+
+
 @dataclass(frozen=True)
 class Solved:
     """A fitted baseline.
@@ -39,10 +43,10 @@ def refuse_many(name: str, n_items: int) -> None:
     """Refuse a catalogue whose pairs of items take too much memory.
 
     Raises:
-        ValueError: if there are more than ``MAX_ITEMS`` items.
+        RefusedRowError: if there are more than ``MAX_ITEMS`` items.
     """
     if n_items > MAX_ITEMS:
-        raise ValueError(
+        raise RefusedRowError(
             f"{name} holds an item-item matrix, and {n_items} items are more than {MAX_ITEMS}; leave it out of --rows."
         )
 
@@ -53,11 +57,11 @@ def content_of(name: str, rows: LeaveOneOut) -> Tensor:
     Items without a modality have zeros there.
 
     Raises:
-        ValueError: if the items have no content.
+        RefusedRowError: if the items have no content.
     """
     parts = [F.normalize(vectors.float(), dim=1) * present[:, None] for vectors, present in rows.data.content.values()]
     if not parts:
-        raise ValueError(
+        raise RefusedRowError(
             f"{name} reads the items' content, and the data set has none; name an encoder and the columns of the text, or leave "
             f"{name} out of --rows."
         )
