@@ -209,7 +209,7 @@ OURS = {
     "ivf.py, read_index: faiss.deserialize_index": "faiss parses an index of numbers; nothing in its format is code",
     "distributed.py, agreed: .broadcast_object_list": "from the other processes of this run",
     "distributed.py, gather_objects: .all_gather_object": "from the other processes of this run",
-    "experiment.py, run_isolated: .recv": "from a process that this one has started",
+    "experiment.py, in_own_process: .recv": "from a process that this one has started",
 }
 
 

@@ -228,6 +228,18 @@ class LLMTwoTowerDataset(Dataset):
         users, items, time = self._columns(later, self.uid_field, self.iid_field, self.time_field)
         return rows_from_pairs(users.long(), items.long(), self.user_num, time, confidence=self._confidence(later))
 
+    def training_times(self, history: Rows) -> torch.Tensor:
+        """Look up when each entry of a history of this split was made, ``[nnz]`` float64, in the unit of the column.
+
+        Args:
+            history: from :meth:`training_ranks`. A repeated pair has its latest time.
+        """
+        users, items, time = self._columns((), self.uid_field, self.iid_field, self.time_field)
+        key = users.long() * self.item_num + items.long()
+        own = (history.row_of_entry() * self.item_num + history.ids).cpu()
+        found = torch.full((len(own),), -torch.inf, dtype=torch.float64)
+        return found.scatter_reduce(0, torch.searchsorted(own, key), time.double(), "amax")
+
     def _confidence(self, later: Sequence[Dataset]) -> torch.Tensor | None:
         """How much each interaction of this split and of later ones counts, 1 on average over this one's.
 

@@ -112,13 +112,69 @@ def choose_decay(block: LinearBlock, histories: Rows, value: Callable[[Scorer], 
 # ---------------------------------------------------------------- the solution
 
 
-def _steps(ranked: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Items of all histories oldest first, and the place of each in its row."""
+@dataclass(frozen=True)
+class Prefixes:
+    """Every item of a history but the first, and the items before each.
+
+    Attributes:
+        targets: ``[S]`` int64, places of the items that follow among the entries of the histories.
+        steps: ``[P]`` int64, the place in ``targets`` that each item of a prefix belongs to, ascending.
+        sources: ``[P]`` int64, places of the items of the prefixes among the entries of the histories.
+        back: ``[P]`` int64, 0 for the item just before the target.
+    """
+
+    targets: np.ndarray
+    steps: np.ndarray
+    sources: np.ndarray
+    back: np.ndarray
+
+
+def prefixes_of(ranked: Rows, longest: int) -> Prefixes:
+    """List the prefixes of all histories, evenly thinned to ``MAX_STEPS``.
+
+    Args:
+        ranked: histories, with ranks.
+        longest: items of a prefix that count, the newest ones.
+    """
     assert ranked.ranks is not None
     row = ranked.row_of_entry().cpu().numpy()
-    order = np.lexsort((-ranked.ranks.cpu().numpy(), row))
-    items, row = ranked.ids.cpu().numpy()[order], row[order]
-    return items, np.arange(len(items)) - ranked.offsets.cpu().numpy()[row]
+    order = np.lexsort((-ranked.ranks.cpu().numpy(), row))  # oldest first
+    place = np.arange(len(order)) - ranked.offsets.cpu().numpy()[row[order]]
+    at = np.nonzero(place)[0]  # every item but the first of its row is a target
+    if len(at) > MAX_STEPS:
+        at = at[np.linspace(0, len(at) - 1, MAX_STEPS).astype(np.int64)]
+    length = np.minimum(place[at], longest)
+    step = np.repeat(np.arange(len(at)), length)
+    back = np.arange(len(step)) - np.repeat(np.cumsum(length) - length, length)
+    return Prefixes(order[at], step, order[at[step] - 1 - back], back)
+
+
+def gram_of_prefixes(
+    ranked: Rows, n_items: int, prefixes: Prefixes, weight: np.ndarray, target_weight: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute Z'Z and Z'Y of weighted prefixes, ``[n_items, n_items]`` float32 each, on the device of ``ranked``.
+
+    Args:
+        ranked: the histories of ``prefixes``.
+        n_items: size of the catalogue.
+        prefixes: S rows of Z and Y.
+        weight: ``[P]`` float32, entries of Z.
+        target_weight: ``[S]`` float32, entries of Y; ``None`` for ones.
+
+    Returns:
+        Z'Z as a dense tensor, and Z'Y as a sparse COO tensor.
+    """
+    items, n_steps = ranked.ids.cpu().numpy(), len(prefixes.targets)
+    shape = (n_steps, n_items)
+    entries = np.ones(n_steps, np.float32) if target_weight is None else target_weight
+    z = sparse.csr_matrix((weight, (prefixes.steps, items[prefixes.sources])), shape=shape)
+    y = sparse.csr_matrix((entries, (np.arange(n_steps), items[prefixes.targets])), shape=shape)
+    device = ranked.ids.device
+    gram = torch.from_numpy((z.T @ z).toarray()).to(device)
+    follows = (z.T @ y).tocoo()
+    index = torch.from_numpy(np.stack([follows.row, follows.col]).astype(np.int64))
+    sums = torch.sparse_coo_tensor(index, torch.from_numpy(follows.data), gram.shape, check_invariants=False)
+    return gram, sums.coalesce().to(device)
 
 
 def next_item_gram(ranked: Rows, n_items: int, tau: float, floor: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -133,24 +189,9 @@ def next_item_gram(ranked: Rows, n_items: int, tau: float, floor: float = 0.0) -
     Returns:
         Z'Z as a dense tensor, and Z'Y as a sparse COO tensor.
     """
-    items, place = _steps(ranked)
-    at = np.nonzero(place)[0]  # every item but the first of its row is a target
-    if len(at) > MAX_STEPS:
-        at = at[np.linspace(0, len(at) - 1, MAX_STEPS).astype(np.int64)]
-    longest = MAX_PREFIX if floor else min(MAX_PREFIX, int(np.ceil(5 * tau)))
-    length = np.minimum(place[at], longest)
-    step = np.repeat(np.arange(len(at)), length)
-    back = np.arange(len(step)) - np.repeat(np.cumsum(length) - length, length)  # 0: the item just before
-    weight = np.maximum(np.exp(-back / tau), floor).astype(np.float32)
-    shape = (len(at), n_items)
-    z = sparse.csr_matrix((weight, (step, items[at[step] - 1 - back])), shape=shape)
-    y = sparse.csr_matrix((np.ones(len(at), np.float32), (np.arange(len(at)), items[at])), shape=shape)
-    device = ranked.ids.device
-    gram = torch.from_numpy((z.T @ z).toarray()).to(device)
-    follows = (z.T @ y).tocoo()
-    index = torch.from_numpy(np.stack([follows.row, follows.col]).astype(np.int64))
-    entries = torch.sparse_coo_tensor(index, torch.from_numpy(follows.data), gram.shape, check_invariants=False)
-    return gram, entries.coalesce().to(device)
+    prefixes = prefixes_of(ranked, MAX_PREFIX if floor else min(MAX_PREFIX, int(np.ceil(5 * tau))))
+    weight = np.maximum(np.exp(-prefixes.back / tau), floor).astype(np.float32)
+    return gram_of_prefixes(ranked, n_items, prefixes, weight)
 
 
 def directions_of(content: ContentTables, trained: Tensor) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ class Sequences:
     """Stretches of the histories, oldest item first.
 
     Attributes:
-        items: ``[S, LENGTH + 1]`` item ids, then padding.
+        items: ``[S, longest + 1]`` item ids, then padding.
         sizes: ``[S]`` int64, items in each, at least 2.
     """
 
@@ -52,22 +52,23 @@ class Sequences:
         return int((self.sizes - 1).sum())
 
 
-def sequences_of(history: Rows) -> Sequences:
-    """Cut histories into stretches whose last ``LENGTH`` items are to be predicted, from the newest one backwards.
+def sequences_of(history: Rows, longest: int = LENGTH) -> Sequences:
+    """Cut histories into stretches whose last ``longest`` items are to be predicted, from the newest one backwards.
 
     Args:
         history: with ranks.
+        longest: items that are read at once.
     """
     assert history.ranks is not None
     order = torch.argsort(history.row_of_entry() * (int(history.ranks.max()) + 1) + history.ranks.long())
     newest_first, offsets, sizes = history.ids[order], history.offsets, history.sizes
     items, lengths = [], []
     for skip in range(
-        0, int(sizes.max()) - 1, LENGTH
+        0, int(sizes.max()) - 1, longest
     ):  # stretches meet at an item that one predicts and one begins with
         rows = torch.nonzero(sizes - skip >= 2).squeeze(1)
-        size = (sizes[rows] - skip).clamp(max=LENGTH + 1)
-        back = size[:, None] - 1 - torch.arange(LENGTH + 1, device=rows.device)
+        size = (sizes[rows] - skip).clamp(max=longest + 1)
+        back = size[:, None] - 1 - torch.arange(longest + 1, device=rows.device)
         at = (offsets[rows] + skip)[:, None] + back.clamp(min=0)
         items.append(newest_first[at].masked_fill(back < 0, 0))
         lengths.append(size)

@@ -1,8 +1,8 @@
-"""The canonical table: rows measured here beside published ones, resumable, as Markdown and JSON."""
+"""The canonical table: rows measured here beside published ones, resumable, as Markdown, LaTeX and JSON."""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,11 @@ import numpy as np
 
 from recbole_llm.atomic import atomic_file
 from recbole_llm.bridge.environment import versions
-from recbole_llm.bridge.experiments.leave_one_out import OURS, RULES, Loaded, Measured, measure
+from recbole_llm.bridge.experiments.baselines import RefusedRowError
+from recbole_llm.bridge.experiments.latex import booktabs, escaped
+from recbole_llm.bridge.experiments.leave_one_out import OURS, RULES, Loaded
 from recbole_llm.bridge.experiments.significance import paired_bootstrap
+from recbole_llm.bridge.experiments.table_rows import SEEDED, WITH_BUDGET, Measured
 from recbole_llm.reporting.published import CANONICAL, Published, published
 
 SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
@@ -28,11 +31,13 @@ class Asked:
         name: ``LLMTwoTower`` or a baseline.
         seed: of its training.
         unmasked: whether its validation follows the rule ``unmasked``.
+        minutes: its budget of processor minutes; ``None`` for a row that has none.
     """
 
     name: str
     seed: int
     unmasked: bool
+    minutes: float | None = None
 
     @property
     def file(self) -> str:
@@ -40,10 +45,14 @@ class Asked:
         return f"{self.name}-{RULES[self.unmasked]}-{self.seed}"
 
 
-def asked_rows(names: Sequence[str], seeds: int, unmasked: bool) -> list[Asked]:
-    """List the rows of a table; those that are solved for ignore the seed."""
-    rules = (False, True) if unmasked else (False,)
-    return [Asked(name, seed, rule) for rule in rules for name in names for seed in range(seeds if name == OURS else 1)]
+def asked_rows(names: Sequence[str], seeds: int, unmasked: bool, minutes: float | None = None) -> list[Asked]:
+    """List the rows of a table; those that are solved for ignore the seed, and the budget is of those that have one."""
+    return [
+        Asked(name, seed, rule, minutes if name in WITH_BUDGET else None)
+        for rule in ((False, True) if unmasked else (False,))
+        for name in names
+        for seed in range(seeds if name in SEEDED else 1)
+    ]
 
 
 def check_size(name: str, loaded: Loaded) -> None:
@@ -75,8 +84,10 @@ def measure_rows(
     folder: Path,
     load: Callable[[bool], Loaded],
     name: str,
+    measure: Callable[[Loaded, Asked], Measured],
     overrides: Sequence[str] = (),
     progress: Callable[[str], None] = lambda text: None,
+    left_out: dict[str, str] | None = None,
 ) -> list[Json]:
     """Measure rows, those that are in ``folder`` already apart.
 
@@ -85,32 +96,60 @@ def measure_rows(
         folder: where a row is written as soon as it is measured.
         load: reads the data set under the rule ``unmasked`` or not.
         name: of the data set, whose size is checked where it is canonical.
+        measure: measures a row of a data set.
         overrides: ``--key=value`` arguments of the run.
         progress: told of each row.
+        left_out: takes the name of a row that the data set cannot have, and why; ``None`` to raise instead.
 
     Returns:
-        The rows as plain values, NDCG@10 of each user by rule among them.
+        The rows as plain values, NDCG@10 of each user by rule among them, and ``groups``: by rule and group of
+        :attr:`~recbole_llm.bridge.experiments.leave_one_out.Loaded.groups` their mean NDCG@10, and ``group_users``.
+
+    Raises:
+        RefusedRowError: if the data set cannot have a row, and ``left_out`` is ``None``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept: dict[bool, Loaded] = {}
+    kept: dict[bool, tuple[Loaded, dict[str, np.ndarray]]] = {}
     rows = []
     for number, row in enumerate(asked, 1):
         if row.unmasked not in kept:
             kept.clear()  # one copy of the data at a time
-            kept[row.unmasked] = load(row.unmasked)
-            check_size(name, kept[row.unmasked])
-        loaded, file = kept[row.unmasked], folder / f"{row.file}.json"
-        key = fingerprint(loaded, overrides)
+            read = load(row.unmasked)
+            check_size(name, read)
+            kept[row.unmasked] = read, {group: users.numpy() for group, users in read.groups.items() if users.any()}
+        (loaded, groups), file = kept[row.unmasked], folder / f"{row.file}.json"
+        key = fingerprint(loaded, overrides if row.minutes is None else [*overrides, f"budget {row.minutes:g}"])
         found = _read(file, key)
         if found is None:
             progress(f"[{number}/{len(asked)}] {row.file}")
-            found = _plain(measure(loaded, row.name, row.seed)) | {"key": key}
+            try:
+                found = _plain(measure(loaded, row)) | {"key": key}
+            except RefusedRowError as error:
+                if left_out is None:
+                    raise
+                left_out[row.name] = str(error)
+                progress(f"[{number}/{len(asked)}] {row.file}: left out. {error}")
+                continue
             with atomic_file(file) as stream:
                 stream.write(json.dumps(found).encode())
         figure = found["figures"][found["chosen_by"]]["ndcg@10"]
         progress(f"[{number}/{len(asked)}] {row.file}: NDCG@10 {figure:.4f}, {found['cpu_seconds']:.0f} CPU-seconds")
-        rows.append(found)
+        rows.append(found | by_group(found["users"], groups))
     return rows
+
+
+def by_group(users: Mapping[str, Sequence[float]], groups: Mapping[str, np.ndarray]) -> Json:
+    """Average the metric of each user over groups of users.
+
+    Args:
+        users: ``[U]`` by rule.
+        groups: ``[U]`` bool by name, none of them empty.
+    """
+    means = {
+        rule: {name: float(np.asarray(values)[of].mean()) for name, of in groups.items()}
+        for rule, values in users.items()
+    }
+    return {"groups": means, "group_users": {name: int(of.sum()) for name, of in groups.items()}}
 
 
 def _read(file: Path, key: str) -> Json | None:
@@ -129,39 +168,37 @@ def _plain(row: Measured) -> Json:
 
 
 def summary(rows: Sequence[Json]) -> list[Json]:
-    """Average each row over its seeds and test it against LLMTwoTower on the same users, best first.
+    """Average each row over its seeds and test it against the others on the same users, best first.
 
     Args:
         rows: from :func:`measure_rows`.
 
     Returns:
-        For each name and rule of choice: ``figures`` by rule and metric, ``seeds``, ``spread`` of NDCG@10 over seeds, its
-        ``standard_error`` over users, and by rule ``difference`` of LLMTwoTower minus it with its 95% interval.
+        For each name and rule of choice: ``figures`` by rule and metric, ``groups`` by rule and group, ``seeds``, ``spread`` of
+        NDCG@10 over seeds, its ``standard_error`` over users, and by rule ``difference`` of LLMTwoTower minus it and ``ahead``,
+        it minus the best other row, each with its 95% interval.
     """
-    groups: dict[tuple[str, str], list[Json]] = {}
+    collected: dict[tuple[str, str], list[Json]] = {}
     for row in rows:
-        groups.setdefault((row["name"], row["chosen_by"]), []).append(row)
+        collected.setdefault((row["name"], row["chosen_by"]), []).append(row)
     users = {
         key: {rule: np.mean([row["users"][rule] for row in group], axis=0) for rule in RULES}
-        for key, group in groups.items()
+        for key, group in collected.items()
     }
     found = []
-    for (name, chosen_by), group in groups.items():
+    for (name, chosen_by), group in collected.items():
         own, ours = users[name, chosen_by], users.get((OURS, chosen_by))
         first = group[0]
-        figures = {
-            rule: {m: float(np.mean([row["figures"][rule][m] for row in group])) for m in first["figures"][rule]}
-            for rule in RULES
-        }
-        spread = {rule: float(np.std([row["figures"][rule]["ndcg@10"] for row in group])) for rule in RULES}
         entry: Json = {
             "name": name,
             "chosen_by": chosen_by,
             "setting": first["setting"],
             "seeds": len(group),
             "valid_ndcg@10": float(np.mean([row["valid"] for row in group])),
-            "figures": figures,
-            "spread": spread,
+            "figures": _mean_over_seeds(group, "figures"),
+            "groups": _mean_over_seeds(group, "groups"),
+            "group_users": first["group_users"],
+            "spread": {rule: float(np.std([row["figures"][rule]["ndcg@10"] for row in group])) for rule in RULES},
             "standard_error": {rule: float(own[rule].std() / len(own[rule]) ** 0.5) for rule in RULES},
             "cpu_seconds": float(np.mean([row["cpu_seconds"] for row in group])),
             "seconds": float(np.mean([row["seconds"] for row in group])),
@@ -169,14 +206,36 @@ def summary(rows: Sequence[Json]) -> list[Json]:
         }
         if ours is not None and name != OURS:
             entry["difference"] = {rule: asdict(paired_bootstrap(ours[rule], own[rule])) for rule in RULES}
+        others = [key for key in users if key[1] == chosen_by and key[0] != name]
+        if others:
+            entry["ahead"] = {rule: _ahead(own[rule], {key[0]: users[key][rule] for key in others}) for rule in RULES}
         found.append(entry)
     return sorted(found, key=lambda entry: -entry["figures"][entry["chosen_by"]]["ndcg@10"])
 
 
-def as_json(name: str, dataset: str, rows: Sequence[Json]) -> Json:
-    """Make the table a JSON value: the rows measured here, the published ones, versions."""
-    cited = [asdict(row) for row in published(name)]
-    return {"table": name, "dataset": dataset, "measured": summary(rows), "published": cited, "versions": versions()}
+def _mean_over_seeds(group: Sequence[Json], key: str) -> dict[str, dict[str, float]]:
+    return {
+        rule: {name: float(np.mean([row[key][rule][name] for row in group])) for name in group[0][key][rule]}
+        for rule in RULES
+    }
+
+
+def _ahead(own: np.ndarray, others: Mapping[str, np.ndarray]) -> Json:
+    """Test a row against the best of the others on the same users."""
+    best = max(others, key=lambda name: float(others[name].mean()))
+    return asdict(paired_bootstrap(own, others[best])) | {"of": best}
+
+
+def as_json(name: str, dataset: str, rows: Sequence[Json], left_out: Mapping[str, str] | None = None) -> Json:
+    """Make the table a JSON value: the rows measured here, those left out, the published ones, versions."""
+    return {
+        "table": name,
+        "dataset": dataset,
+        "measured": summary(rows),
+        "left_out": dict(left_out or {}),
+        "published": [asdict(row) for row in published(name)],
+        "versions": versions(),
+    }
 
 
 MEASURED = (
@@ -186,12 +245,23 @@ MEASURED = (
     "N@5",
     "R@10",
     "N@10",
+    "R@10 unmasked",
     "N@10 unmasked",
-    "ours minus it",
-    "CPU-seconds",
+    "N@10 minus the best other row's",
 )
+GROUPS = ("popular", "rare", "untrained", "short", "long")
+DETAILS = ("N@10 of", *GROUPS, "CPU-seconds", "peak GiB", "chosen by validation")
 PUBLISHED = ("published", "N@10", "R@10", "history items", "source")
-ABOUT = "± is the standard error over users. Intervals are 95%, of a paired bootstrap over the same users."
+ABOUT = (
+    "± is the standard error over users. Intervals are 95%, of a paired bootstrap over the same users; the best other row is the "
+    "first one, and for that the second."
+)
+ABOUT_GROUPS = (
+    "Popular targets are among the most popular items that make up half of the training interactions, rare ones are the other "
+    "trained items, untrained ones have no training interaction. Short histories have at most the median length. Processor "
+    "seconds go from making the model to the end of its training, its choices included. Each row is measured in a process of its "
+    "own, whose largest resident memory is the peak."
+)
 
 
 def title_of(name: str, table: Mapping[str, Any]) -> str:
@@ -201,22 +271,44 @@ def title_of(name: str, table: Mapping[str, Any]) -> str:
     )
 
 
+def shown_row(row: Json) -> str:
+    """Name a row, with the number of its trainings where there are several."""
+    return str(row["name"]) + (f", {row['seeds']} seeds" if row["seeds"] > 1 else "")
+
+
 def measured_cells(row: Json) -> list[str]:
     """A row that was measured here, under :data:`MEASURED`."""
-    masked, unmasked = row["figures"]["masked"], row["figures"]["unmasked"]["ndcg@10"]
-    difference = row.get("difference", {}).get(row["chosen_by"])
-    told = (
-        "" if difference is None else f"{difference['mean']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]"
-    )
+    masked, unmasked = row["figures"]["masked"], row["figures"]["unmasked"]
+    ahead = row.get("ahead", {}).get(row["chosen_by"])
+    told = "" if ahead is None else f"{ahead['mean']:+.4f} [{ahead['low']:+.4f}, {ahead['high']:+.4f}]"
     error = row["standard_error"][row["chosen_by"]]
     return [
-        row["name"] + (f", {row['seeds']} seeds" if row["seeds"] > 1 else ""),
+        shown_row(row),
         row["chosen_by"],
         *(f"{masked[metric]:.4f}" for metric in SHOWN[:3]),
         f"{masked['ndcg@10']:.4f} ± {error:.4f}",
-        f"{unmasked:.4f}",
+        f"{unmasked['recall@10']:.4f}",
+        f"{unmasked['ndcg@10']:.4f}",
         told,
+    ]
+
+
+def details_header(rows: Sequence[Json]) -> tuple[str, ...]:
+    """:data:`DETAILS` with the number of users of each group."""
+    count = rows[0]["group_users"] if rows else {}
+    return tuple(f"{name} ({count[name]})" if name in count else name for name in DETAILS)
+
+
+def detail_cells(row: Json) -> list[str]:
+    """The same row under :data:`DETAILS`, by the rule that its choices followed."""
+    groups = row["groups"][row["chosen_by"]]
+    size = f"{row['peak_bytes'] / 2**30:.2f}" if row["peak_bytes"] else ""
+    return [
+        f"{shown_row(row)} ({row['chosen_by']})",
+        *(f"{groups[name]:.4f}" if name in groups else "" for name in GROUPS),
         f"{row['cpu_seconds']:.0f}",
+        size,
+        row["setting"],
     ]
 
 
@@ -228,15 +320,73 @@ def published_cells(cited: Published, name: str) -> list[str]:
 
 
 def as_markdown(name: str, table: Mapping[str, Any]) -> str:
-    """Format the table: rows measured here, then the published ones with their sources."""
-    lines = [f"## {title_of(name, table)}", "", _line(MEASURED), "|---" * len(MEASURED) + "|"]
-    lines += [_line(measured_cells(row)) for row in table["measured"]]
+    """Format the table: rows measured here, where they are good and what they cost, then the published ones."""
+    measured = table["measured"]
+    lines = [f"## {title_of(name, table)}", "", *_lines(MEASURED, map(measured_cells, measured)), "", ABOUT, ""]
+    lines += [*_lines(details_header(measured), map(detail_cells, measured)), "", ABOUT_GROUPS]
+    lines += [f"\nLeft out: {name}. {why}" for name, why in table["left_out"].items()]
     rows = [Published(**row) for row in table["published"]]
     if rows:
-        lines += ["", _line(PUBLISHED), "|---" * len(PUBLISHED) + "|"]
-    lines += [_line(published_cells(cited, name)) for cited in rows]
-    return "\n".join([*lines, "", ABOUT]) + "\n"
+        lines += ["", *_lines(PUBLISHED, (published_cells(cited, name) for cited in rows))]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [_line(header), "|---" * len(header) + "|", *map(_line, rows)]
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def as_latex(name: str, table: Mapping[str, Any]) -> str:
+    r"""Format the table for a paper that loads ``\usepackage{booktabs}``: published rows, then those measured here, best first.
+
+    The best figure of each column among the rows measured here is bold, the second underlined. A dagger marks a row that is
+    better than the best other one.
+    """
+    rows = table["measured"]
+    columns = [(metric, rule) for rule in RULES for metric in ("recall@10", "ndcg@10")]
+    ranked = {
+        (metric, rule): sorted({round(row["figures"][rule][metric], 4) for row in rows}, reverse=True)[:2]
+        for metric, rule in columns
+    }
+    cited = [Published(**row) for row in table["published"]]
+    groups = [
+        [_cited_line(each, name) for each in cited],
+        [_measured_line(row, columns, ranked) for row in rows],
+    ]
+    caption = (
+        f"{escaped(title_of(name, table))}. Masked: items of the history have no place in the ranking; unmasked: they have one. "
+        "Best of the rows measured here in bold, second underlined. $\\dagger$: better than the best other row in NDCG@10, "
+        "95\\% interval of a paired bootstrap over users. Published rows stand under the rule that their source tells, else under "
+        "both in italics."
+    )
+    header = ["Row", "R@10 masked", "N@10 masked", "R@10 unmasked", "N@10 unmasked"]
+    return booktabs(header, groups, caption, f"leaderboard-{name}") + "\n"
+
+
+def _measured_line(
+    row: Json, columns: Sequence[tuple[str, str]], ranked: Mapping[tuple[str, str], list[float]]
+) -> list[str]:
+    chosen = "" if row["chosen_by"] == RULES[0] else f", choices {row['chosen_by']}"
+    cells = [escaped(shown_row(row) + chosen)]
+    for metric, rule in columns:
+        value = round(row["figures"][rule][metric], 4)
+        first, second = (*ranked[metric, rule], None)[:2]
+        text = f"{value:.4f}"
+        text = rf"\textbf{{{text}}}" if value == first else rf"\underline{{{text}}}" if value == second else text
+        ahead = row.get("ahead", {}).get(rule)
+        if metric == "ndcg@10" and ahead is not None and ahead["low"] > 0:
+            text += r"$^{\dagger}$"
+        cells.append(text)
+    return cells
+
+
+def _cited_line(cited: Published, name: str) -> list[str]:
+    recall = f"{cited.recall[name]:.4f}" if name in cited.recall else "--"
+    figures = [recall, f"{cited.ndcg[name]:.4f}"]
+    if cited.masked is None:
+        unknown = [figure if figure == "--" else rf"\textit{{{figure}}}" for figure in figures]
+        return [escaped(cited.method), *unknown, *unknown]
+    return [escaped(cited.method), *(figures + ["--"] * 2 if cited.masked else ["--"] * 2 + figures)]

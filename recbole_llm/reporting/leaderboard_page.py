@@ -8,9 +8,12 @@ from recbole_llm.reporting.document import document, figures, pairs, shown_setti
 from recbole_llm.reporting.drawing import GREY, OURS, SECOND, Picture, Sheet, short, style
 from recbole_llm.reporting.leaderboard import (
     ABOUT,
+    ABOUT_GROUPS,
     MEASURED,
     PUBLISHED,
     Json,
+    detail_cells,
+    details_header,
     measured_cells,
     published_cells,
     title_of,
@@ -30,7 +33,8 @@ def leaderboard_page(name: str, found: Mapping[str, Any], given: Mapping[str, An
         given: configuration values of our row; paths are left out.
         date: of the table.
     """
-    rows = [row for row in found["measured"] if row["chosen_by"] == "masked"] or list(found["measured"])
+    measured = list(found["measured"])
+    rows = [row for row in measured if row["chosen_by"] == "masked"] or measured
     cited = [Published(**row) for row in found["published"]]
     own = next((measured_cells(row)[0] for row in rows if row["name"] == MODEL), "")
     with style():
@@ -38,9 +42,12 @@ def leaderboard_page(name: str, found: Mapping[str, Any], given: Mapping[str, An
     parts = [
         f'<p class="lead">{text(headline(rows))}</p>',
         *([f"<p>{text(said)}</p>"] if (said := verdict(rows)) else []),
-        *table("Rows measured here", MEASURED, [measured_cells(row) for row in found["measured"]], own),
+        *table("Rows measured here", MEASURED, [measured_cells(row) for row in measured], own),
         f"<p>{text(ABOUT)}</p>",
         *figures(drawn),
+        *table("Where rows are good, and what they cost", details_header(measured), map(detail_cells, measured)),
+        f"<p>{text(ABOUT_GROUPS)}</p>",
+        *(f"<p>Left out: {text(row)}. {text(why)}</p>" for row, why in found["left_out"].items()),
         *_published_table(cited, name),
         "<h2>How it was done</h2>",
         "<p>A user's last item is the test, the one before it the validation; histories at test hold every item before the last. "

@@ -14,8 +14,11 @@ pytest.importorskip("recbole")
 
 import recbole_llm  # noqa: F401
 from recbole_llm import cli
-from recbole_llm.bridge.experiments import leave_one_out
-from recbole_llm.bridge.experiments.leave_one_out import BASELINES, OURS, load, measure, prepare
+from recbole_llm.bridge.experiments import table_rows
+from recbole_llm.bridge.experiments.baselines import BASELINES, RefusedRowError
+from recbole_llm.bridge.experiments.leave_one_out import OURS, load, prepare
+from recbole_llm.bridge.experiments.table_rows import RowRequest, measure, measure_isolated
+from recbole_llm.commands import leaderboard as command
 from recbole_llm.reporting import leaderboard, published
 
 USERS, ITEMS, LENGTH = 70, 40, 8
@@ -113,7 +116,7 @@ def ease_by_hand(train, later, setting):
 BY_HAND = {"Popularity": popularity_by_hand, "Transitions": transitions_by_hand, "EASE": ease_by_hand}
 
 
-@pytest.mark.parametrize("name", list(BASELINES))
+@pytest.mark.parametrize("name", list(BY_HAND))
 def test_a_row_is_what_a_plain_loop_gives_under_both_rules(folder, name):
     loaded = load("toy", config_dict=settings(folder))
     assert (loaded.n_users, loaded.n_items) == (USERS, ITEMS)
@@ -146,6 +149,111 @@ def test_our_row_has_the_figures_of_recboles_own_evaluation_under_both_rules(fol
         assert "closed_form" in row.setting and row.cpu_seconds > 0
 
 
+# ---------------------------------------------------------------- the protocol: three evaluators, the same scores
+
+
+def by_recbole(loaded, scorer):
+    """Metrics by RecBole's own trainer, of a stock model that gives these scores."""
+    from recbole.model.general_recommender import Pop
+    from recbole.trainer import Trainer
+
+    model = Pop(loaded.config, loaded.loaders[0]._dataset).eval()
+    model.full_sort_predict = lambda interaction: scorer(interaction["user_id"]).flatten()
+    return Trainer(loaded.config, model).evaluate(loaded.loaders[2], load_best_model=False)
+
+
+def by_s3rec(scores, histories, targets):
+    """S3-Rec's rule: scores of the history are set to 0, scores being positive, and the best ten are taken in two steps."""
+    scores = scores.numpy().astype(np.float64)
+    scores += 1 - scores.min()
+    found = {f"{name}@{k}": 0.0 for name in ("recall", "ndcg") for k in (5, 10)}
+    for row, history, target in zip(scores, histories, targets, strict=True):
+        row[0] = 0
+        row[[item for item in history if item != target]] = 0
+        some = np.argpartition(row, -10)[-10:]
+        best = some[np.argsort(row[some])[::-1]].tolist()
+        for k in (5, 10):
+            if target in best[:k]:
+                found[f"recall@{k}"] += 1 / len(targets)
+                found[f"ndcg@{k}"] += 1 / math.log2(best.index(target) + 2) / len(targets)
+    return found
+
+
+@pytest.mark.parametrize("name", ["EASE", "Transitions"])
+def test_three_evaluators_agree_on_the_same_scores_to_four_digits(folder, name):
+    for unmasked in (False, True):
+        loaded = load("toy", config_dict=settings(folder), unmasked=unmasked)
+        rows, _, _ = prepare(loaded)
+        found = BASELINES[name](rows).scorer
+        users = torch.arange(USERS + 1)
+        # equal scores may stand in any order; a shift of each pair of its own leaves none
+        shift = 1e-4 * torch.rand(USERS + 1, ITEMS + 1, generator=torch.Generator().manual_seed(0))
+        scores = found(users) + shift
+
+        def scorer(some, scores=scores):
+            return scores[some].clone()
+
+        rule = "unmasked" if unmasked else "masked"
+        ours = {metric: float(value.mean()) for metric, value in rows.figures(scorer, rule).items()}
+        assert by_recbole(loaded, scorer) == pytest.approx(ours, abs=6e-5)  # it rounds to four digits
+        walks = sequences(loaded)
+        histories = [walk[:-1] for walk in walks] if not unmasked else [[] for _ in walks]
+        assert by_s3rec(scores[1:], histories, [walk[-1] for walk in walks]) == pytest.approx(ours, abs=1e-9)
+        if name == "EASE":  # its own scores have no ties
+            row = measure(loaded, name)
+            assert by_recbole(loaded, found) == pytest.approx(row.figures[rule], abs=6e-5)
+        assert 0.05 < ours["ndcg@10"] < 0.95
+
+
+# ---------------------------------------------------------------- groups of users
+
+
+def test_groups_are_counted_from_the_file(folder):
+    loaded = load("toy", config_dict=settings(folder))
+    walks = sequences(loaded)
+    counts = {}
+    for walk in walks:
+        for item in walk[:-2]:
+            counts[item] = counts.get(item, 0) + 1
+    ordered, popular, sofar = sorted(counts, key=lambda item: (-counts[item], item)), set(), 0
+    for item in ordered:
+        if 2 * sofar < sum(counts.values()):
+            popular.add(item)
+        sofar += counts[item]
+    found = {name: of.tolist() for name, of in loaded.groups.items()}
+    assert found["popular"] == [walk[-1] in popular for walk in walks]
+    assert found["untrained"] == [walk[-1] not in counts for walk in walks]
+    assert found["rare"] == [walk[-1] in counts and walk[-1] not in popular for walk in walks]
+    lengths = [len(set(walk[:-1])) for walk in walks]
+    middle = sorted(lengths)[(len(lengths) - 1) // 2]
+    assert found["short"] == [length <= middle for length in lengths]
+    assert found["long"] == [length > middle for length in lengths]
+    assert any(found["popular"]) and any(found["rare"])
+
+
+def test_the_groups_of_a_row_are_means_over_their_users():
+    groups = {"rare": np.array([True, False, True]), "long": np.array([False, True, False])}
+    found = leaderboard.by_group({"masked": [0.5, 0.25, 0.0], "unmasked": [0.25, 0.0, 0.0]}, groups)
+    assert found == {
+        "groups": {"masked": {"rare": 0.25, "long": 0.25}, "unmasked": {"rare": 0.125, "long": 0.0}},
+        "group_users": {"rare": 2, "long": 1},
+    }
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Measure rows in this process: a fresh one takes seconds to load its libraries."""
+
+    def in_this_process(request):
+        loaded = load(request.dataset, request.config_files, unmasked=request.unmasked)
+        return measure(loaded, request.name, request.seed, request.minutes)
+
+    monkeypatch.setattr(command, "measure_isolated", in_this_process)
+
+
 def run(folder, *arguments):
     return cli.main(
         [
@@ -162,7 +270,7 @@ def run(folder, *arguments):
     )
 
 
-def test_the_command_writes_the_table_and_goes_on_where_it_stopped(folder, capsys, monkeypatch):
+def test_the_command_writes_the_table_and_goes_on_where_it_stopped(folder, capsys, monkeypatch, here):
     assert run(folder, "--rows", "Popularity,EASE,LLMTwoTower") == 0
     table = json.loads((folder / "table" / "table.json").read_text())
     names = [row["name"] for row in table["measured"]]
@@ -175,28 +283,108 @@ def test_the_command_writes_the_table_and_goes_on_where_it_stopped(folder, capsy
         ours["figures"]["masked"]["ndcg@10"] - ease["figures"]["masked"]["ndcg@10"]
     )
     assert "difference" not in ours
+    first, second, third = table["measured"]
+    for rule in ("masked", "unmasked"):
+        ranked = sorted(table["measured"], key=lambda row: -row["figures"][rule]["ndcg@10"])
+        for row in table["measured"]:
+            best = ranked[1] if row is ranked[0] else ranked[0]
+            assert row["ahead"][rule]["of"] == best["name"]
+            ahead = row["figures"][rule]["ndcg@10"] - best["figures"][rule]["ndcg@10"]
+            assert row["ahead"][rule]["mean"] == pytest.approx(ahead)
+    for row in table["measured"]:
+        shares = {name: count / USERS for name, count in row["group_users"].items()}
+        for rule in ("masked", "unmasked"):
+            for parts in (("popular", "rare", "untrained"), ("short", "long")):
+                mean = sum(shares[name] * row["groups"][rule][name] for name in parts if name in shares)
+                assert mean == pytest.approx(row["figures"][rule]["ndcg@10"])
     if importlib.util.find_spec("matplotlib"):
         content = (folder / "table" / "table.html").read_text()
         assert f"{ours['figures']['masked']['ndcg@10']:.4f}" in content and str(folder) not in content
+        assert ours["setting"] in content
     text = (folder / "table" / "table.md").read_text()
     assert re.search(r"^\| EASE \| masked \| \.?\d", text, re.M) and "published" not in text
-    monkeypatch.setattr(leaderboard, "measure", lambda *a: pytest.fail("measured again"))
+    rare = ease["groups"]["masked"]["rare"]
+    assert re.search(rf"^\| EASE \(masked\) \| \.?\d.* \| {rare:.4f} \|.* mean diagonals \|$", text, re.M)
+    latex = (folder / "table" / "table.tex").read_text()
+    assert rf"{first['name']} & " in latex and rf"\textbf{{{first['figures']['masked']['ndcg@10']:.4f}}}" in latex
+    monkeypatch.setattr(command, "measure_isolated", lambda *a: pytest.fail("measured again"))
     assert run(folder, "--rows", "Popularity,EASE,LLMTwoTower") == 0
     assert json.loads((folder / "table" / "table.json").read_text()) == table
     # other settings are other rows
-    monkeypatch.setattr(leaderboard, "measure", lambda loaded, name, seed: (_ for _ in ()).throw(ValueError("anew")))
+    monkeypatch.setattr(command, "measure_isolated", lambda request: (_ for _ in ()).throw(ValueError("anew")))
     assert run(folder, "--rows", "EASE", "--use_item_bias=False") == 2
     assert "anew" in capsys.readouterr().err
+
+
+def test_rows_that_the_data_cannot_have_are_left_out_by_name_unless_they_are_asked_for(folder, capsys, monkeypatch):
+    def measure_one(request):
+        if request.name in ("L3AE", "TGH"):
+            raise RefusedRowError(f"{request.name} reads content")
+        return measure(load(request.dataset), "Popularity")
+
+    monkeypatch.setattr(command, "measure_isolated", measure_one)
+    assert run(folder) == 0
+    table = json.loads((folder / "table" / "table.json").read_text())
+    assert table["left_out"] == {"L3AE": "L3AE reads content", "TGH": "TGH reads content"}
+    assert "TGH-masked-0: left out. TGH reads content" in capsys.readouterr().out
+    assert run(folder, "--rows", "EASE,TGH") == 2
+    assert "TGH reads content" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_row_is_measured_in_a_process_of_its_own_and_a_refusal_comes_back(folder):
+    held = np.ones(2**27)  # 1 GiB in this process is no part of the row's memory
+    arguments = (f"--data_path={folder / 'data'}", "--encoder=", "--show_progress=False", "--state=WARNING")
+    found = measure_isolated(RowRequest("toy", "EASE", arguments=arguments))
+    own = measure(load("toy", config_dict=settings(folder)), "EASE")
+    assert found.figures == own.figures and found.setting == own.setting
+    assert 2**26 < found.peak_bytes < own.peak_bytes - held.nbytes / 2
+    with pytest.raises(RefusedRowError, match="L3AE reads the items' content, and the data set has none"):
+        measure_isolated(RowRequest("toy", "L3AE", arguments=arguments))
+    with pytest.raises(ChildProcessError, match="its process ended with code 1"):
+        measure_isolated(RowRequest("no-such-data", "EASE", arguments=arguments))
+
+
+def test_the_budget_of_a_trained_row_is_part_of_what_it_is(folder):
+    asked = leaderboard.asked_rows(["EASE", "eSASRec", OURS], 2, False, 5.0)
+    assert [(row.name, row.seed, row.minutes) for row in asked] == [
+        ("EASE", 0, None),
+        ("eSASRec", 0, 5.0),
+        ("eSASRec", 1, 5.0),
+        (OURS, 0, None),
+        (OURS, 1, None),
+    ]
+    measured = []
+
+    def measure_one(loaded, row):
+        measured.append(row.minutes)
+        return measure(loaded, "Popularity")
+
+    def rows(minutes):
+        some = leaderboard.asked_rows(["eSASRec"], 1, False, minutes)
+        read = lambda unmasked: load("toy", config_dict=settings(folder))  # noqa: E731
+        return leaderboard.measure_rows(some, folder / "rows", read, "toy", measure_one)
+
+    rows(5.0)
+    rows(5.0)
+    rows(6.0)
+    assert measured == [5.0, 6.0]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rows", "EASE,SASRec"], "rows: SASRec given; expected some of Popularity, Transitions, EASE, LLMTwoTower"),
+        (["--rows", "EASE,SASRec"], "rows: SASRec given; expected some of Popularity, Transitions, ItemKNN, "),
         (["--rows", ","], "rows: none given"),
         (["--seeds", "0"], "seeds must be at least 1, got 0"),
         (["--eval_args={'order': 'RO'}"], "--eval_args is the protocol's own"),
         (["--repeatable=True"], "--repeatable is the protocol's own"),
+        (
+            ["--rows", "EASE,eSASRec"],
+            "budget is None, and eSASRec is trained within one; give --budget MINUTES above 0",
+        ),
+        (["--rows", "eSASRec", "--budget", "0"], "budget is 0.0, and eSASRec is trained within one"),
+        (["--rows", "EASE", "--budget", "3"], "budget is of eSASRec, which --rows does not name"),
     ],
     ids=str,
 )
@@ -214,14 +402,13 @@ def test_another_data_set_under_a_canonical_name_is_refused(folder):
     leaderboard.check_size("toy", loaded)
 
 
-def test_item_item_rows_of_too_many_items_are_refused(folder, monkeypatch):
-    monkeypatch.setattr(leave_one_out, "MAX_ITEMS", 10)
+def test_no_other_row_is_measured_and_none_without_its_budget(folder):
     loaded = load("toy", config_dict=settings(folder))
-    for name in ("EASE", "Transitions"):
-        with pytest.raises(ValueError, match=f"{name} holds an item-item matrix, and 41 items are more than 10"):
-            measure(loaded, name)
     with pytest.raises(ValueError, match="rows: 'SASRec' is not one"):
         measure(loaded, "SASRec")
+    with pytest.raises(ValueError, match="eSASRec is trained within a budget, and budget is None"):
+        measure(loaded, "eSASRec")
+    assert set(table_rows.ROWS) == {*BASELINES, OURS}
 
 
 def test_a_data_set_without_times_is_refused(folder):

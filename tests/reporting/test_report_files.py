@@ -25,7 +25,7 @@ from recbole_llm.commands import tune as tune_command
 from recbole_llm.reporting import comparison_page, leaderboard_page, tuning_page
 from recbole_llm.reporting.customers import Customer, Shown
 from recbole_llm.reporting.document import shown_settings
-from recbole_llm.reporting.leaderboard import SHOWN
+from recbole_llm.reporting.leaderboard import SHOWN, as_latex, as_markdown
 from recbole_llm.reporting.page import page
 from recbole_llm.reporting.plots import pictures
 from recbole_llm.reporting.published import Published
@@ -110,6 +110,11 @@ def made_leaderboard(word="beauty"):
         figures = {rule: {m: v for m in SHOWN} for rule, v in (("masked", value), ("unmasked", value * 0.8))}
         row = {"name": name, "chosen_by": "masked", "setting": word, "seeds": seeds, "figures": figures}
         row |= {"standard_error": dict.fromkeys(figures, 0.001), "cpu_seconds": 40 * value, "seconds": 1.0}
+        row |= {"groups": {rule: {"rare": 0.9 * value, "short": 0.03} for rule in figures}, "peak_bytes": 3 * 2**29}
+        row["group_users"] = {"rare": 70, "short": 90}
+        best = 0.03 if name == "LLMTwoTower" else 0.05
+        ahead = {"mean": value - best, "low": value - best - 0.005, "high": value - best + 0.005, "p": 0.0, "of": word}
+        row["ahead"] = {"masked": ahead}
         if name != "LLMTwoTower":
             row["difference"] = {
                 "masked": {"mean": 0.05 - value, "low": 0.045 - value, "high": 0.055 - value, "p": 0.0}
@@ -121,7 +126,8 @@ def made_leaderboard(word="beauty"):
         Published("C", {word: 0.01}, {}, None, word),
     ]
     cited = [dataclasses.asdict(row) for row in published]
-    return {"table": word, "dataset": word, "measured": measured, "published": cited, "versions": {"recbole": word}}
+    made = {"table": word, "dataset": word, "measured": measured, "published": cited, "versions": {"recbole": word}}
+    return made | {"left_out": {"L3AE": f"no content in {word}"}}
 
 
 def leaderboard_file(word="beauty"):
@@ -238,7 +244,22 @@ def test_the_words_and_figures_of_a_leaderboard():
     assert "Ours is above 1 of 2 published figures that state their rule" in content
     assert '<tr class="own"><td>LLMTwoTower, 3 seeds</td><td>masked</td><td>0.0500</td>' in content
     assert "<td>B</td><td>0.0390</td><td></td><td>ranked too</td>" in content
+    assert "<td>0.0400</td><td>+0.0200 [+0.0150, +0.0250]</td></tr>" in content
+    assert '<th scope="col">rare (70)</th>' in content and '<th scope="col">untrained</th>' in content
+    cells = "<td></td><td>0.0270</td><td></td><td>0.0300</td><td></td><td>1</td><td>1.50</td><td>beauty</td>"
+    assert f"<td>EASE (masked)</td>{cells}" in content
     assert "Amazon 2014 Beauty: leave one out by time" in content
+    assert "<p>Left out: L3AE. no content in beauty</p>" in content
+    assert "\nLeft out: L3AE. no content in beauty\n" in as_markdown("beauty", made)
+    latex = as_latex("beauty", made)
+    assert (
+        r"LLMTwoTower, 3 seeds & \textbf{0.0500} & \textbf{0.0500}$^{\dagger}$ & \textbf{0.0400} & \textbf{0.0400} \\"
+        in latex
+    )
+    assert r"EASE & \underline{0.0300} & \underline{0.0300} & \underline{0.0240}" in latex
+    assert r"beauty & 0.0900 & 0.0520 & -- & -- \\" in latex and r"B & -- & -- & -- & 0.0390 \\" in latex
+    assert r"C & -- & \textit{0.0100} & -- & \textit{0.0100} \\" in latex
+    assert latex.count("\\midrule") == 2 and r"\label{tab:leaderboard-beauty}" in latex and "95\\% interval" in latex
     alone = {**made, "measured": [row for row in made["measured"] if row["name"] == "EASE"], "published": []}
     content = leaderboard_page.leaderboard_page("shop", alone, {}, "today")
     assert "EASE is first of the rows measured here with NDCG@10 0.0300." in content and "Published" not in content

@@ -2,13 +2,15 @@
 
 import multiprocessing
 import os
+import re
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,18 +180,47 @@ def split_in_words(config: Any) -> str:
 
 def run_isolated(experiment: Experiment) -> Outcome:
     """Train and test in a process of its own: a crash or a lack of memory becomes the outcome's ``error``."""
+    try:
+        found = in_own_process(_caught, experiment)
+    except ChildProcessError as error:
+        return Outcome(experiment, error=str(error))
+    assert isinstance(found, Outcome)
+    return found
+
+
+def _caught(experiment: Experiment) -> Outcome:
+    try:
+        return run_experiment(experiment)
+    except (Exception, SystemExit) as error:
+        getLogger().debug(traceback.format_exc())
+        return Outcome(experiment, error=f"{type(error).__name__}: {error}".strip(), peak_bytes=peak_bytes())
+
+
+def in_own_process(function: Callable[[Any], Any], argument: Any) -> Any:
+    """Call a function in a fresh process, whose memory is its own from the start.
+
+    Args:
+        function: of a module, so that the process can find it.
+        argument: that can be pickled.
+
+    Returns:
+        What the function returned.
+
+    Raises:
+        ChildProcessError: if the process ended without an answer.
+    """
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(experiment, send), daemon=False)
+    process = context.Process(target=_child, args=(function, argument, send), daemon=False)
     process.start()
     send.close()
     try:
-        outcome = receive.recv()
+        found = receive.recv()
     except EOFError:
         process.join()
-        outcome = Outcome(experiment, error=_exit_reason(process.exitcode))
+        raise ChildProcessError(_exit_reason(process.exitcode)) from None
     process.join()
-    return outcome
+    return found
 
 
 def _end_with_parent() -> None:
@@ -200,14 +231,9 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _child(experiment: Experiment, send: Any) -> None:
+def _child(function: Callable[[Any], Any], argument: Any, send: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        outcome = run_experiment(experiment)
-    except (Exception, SystemExit) as error:
-        getLogger().debug(traceback.format_exc())
-        outcome = Outcome(experiment, error=f"{type(error).__name__}: {error}".strip(), peak_bytes=peak_bytes())
-    send.send(outcome)
+    send.send(function(argument))
 
 
 def _exit_reason(code: int | None) -> str:
@@ -268,6 +294,14 @@ def _plain(result: Mapping[str, Any] | None) -> dict[str, float]:
 
 def peak_bytes() -> int:
     """Return the largest resident memory of this process so far; 0 where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        status = ""
+    # what getrusage tells of a process that another has started is at least the other's
+    own = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    if own:
+        return int(own[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

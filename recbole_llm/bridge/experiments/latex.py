@@ -1,7 +1,7 @@
 """``compare`` as a table of a paper: booktabs, the best in bold, the second underlined, a dagger where ours is proven better."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from recbole_llm.bridge.experiments.comparison import SIGNIFICANT, Comparison, Row, about_tests
 from recbole_llm.bridge.register import registered_models
@@ -29,24 +29,39 @@ def as_latex(comparison: Comparison) -> str:
     names = next((list(row.mean) for row in rows), [])
     marks = {name: _first_and_second(rows, name) for name in names}
     ours = set(registered_models())
-    groups = [[row for row in rows if row.model not in ours], [row for row in rows if row.model in ours]]
-    body = [
-        "\n".join(" & ".join(_line(comparison, row, names, marks)) + r" \\" for row in group)
-        for group in groups
-        if group
+    groups = [
+        [_line(comparison, row, names, marks) for row in rows if row.model not in ours],
+        [_line(comparison, row, names, marks) for row in rows if row.model in ours],
     ]
     failed = [f"% {row.model} failed: {' '.join(row.error.split())}" for row in comparison.rows if row.error]
     return "\n".join(
         [
             f"% needs \\usepackage{{booktabs}}. {about_tests(comparison)}",
             *failed,
+            booktabs(["Model", *map(_shown_name, names)], groups, _caption(comparison, rows), comparison.dataset),
+        ]
+    )
+
+
+def booktabs(header: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], caption: str, label: str) -> str:
+    r"""Format a ``table`` that needs ``\usepackage{booktabs}``.
+
+    Args:
+        header: plain text of each column, left for the first, centred for the others.
+        groups: rows of LaTeX cells, with a rule between groups; empty groups are left out.
+        caption: LaTeX.
+        label: plain text.
+    """
+    body = ["\n".join(" & ".join(cells) + r" \\" for cells in group) for group in groups if group]
+    return "\n".join(
+        [
             r"\begin{table}[t]",
             r"\centering",
-            rf"\caption{{{_caption(comparison, rows)}}}",
-            rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', comparison.dataset)}}}",
-            rf"\begin{{tabular}}{{l{'c' * len(names)}}}",
+            rf"\caption{{{caption}}}",
+            rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', label)}}}",
+            rf"\begin{{tabular}}{{l{'c' * (len(header) - 1)}}}",
             r"\toprule",
-            " & ".join(["Model", *(_escaped(_shown_name(name)) for name in names)]) + r" \\",
+            " & ".join(map(escaped, header)) + r" \\",
             r"\midrule",
             "\n\\midrule\n".join(body),
             r"\bottomrule",
@@ -73,7 +88,7 @@ def _first_and_second(rows: list[Row], metric: str) -> tuple[float | None, float
 def _line(
     comparison: Comparison, row: Row, names: list[str], marks: Mapping[str, tuple[float | None, float | None]]
 ) -> list[str]:
-    cells = [_escaped(row.model)]
+    cells = [escaped(row.model)]
     for name in names:
         if name not in row.mean:
             cells.append("--")
@@ -106,17 +121,18 @@ def _caption(comparison: Comparison, rows: list[Row]) -> str:
     seeds = max((row.seeds for row in rows), default=0)
     split = next((outcome.split for outcome in comparison.outcomes if outcome.split), "")
     over = "one seed" if seeds <= 1 else rf"mean $\pm$ standard deviation over {seeds} seeds"
-    about = f" ({_escaped(split)})" if split else ""
-    text = f"Test results on {_escaped(comparison.dataset)}{about}, {over}. Best in bold, second underlined."
+    about = f" ({escaped(split)})" if split else ""
+    text = f"Test results on {escaped(comparison.dataset)}{about}, {over}. Best in bold, second underlined."
     if any(_is_better(row) for row in rows):
         stock = comparison.reference not in registered_models()
         against = f"the best baseline, {comparison.reference}," if stock else comparison.reference
         text += (
-            rf" $\dagger$: better than {_escaped(against)} in {_escaped(_shown_name(comparison.metric))}, paired bootstrap over "
+            rf" $\dagger$: better than {escaped(against)} in {escaped(_shown_name(comparison.metric))}, paired bootstrap over "
             f"users, $p < {SIGNIFICANT:g}$ after Holm's correction."
         )
     return text
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Write plain text so that LaTeX prints it as it is."""
     return "".join(_ESCAPES.get(character, character) for character in text)

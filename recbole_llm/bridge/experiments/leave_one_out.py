@@ -1,36 +1,22 @@
-r"""Leave one out in the order of time, every item ranked: the protocol of the canonical tables, and rows measured under it.
+"""Leave one out in the order of time, every item ranked: the protocol of the canonical tables.
 
 A user's last item is the test, the one before it the validation. Histories at test hold every item before the last. Every choice
 is made on validation. Each row is measured under both rules that papers follow: ``masked``, where items of the history have no
 place, and ``unmasked``, where they have one. Of a full ranking, RecBole's own evaluation gives the first for general models and,
 with ``repeatable: true``, the second.
-
-Three rows are solved here beside LLMTwoTower:
-
-    Popularity      s_ui = training interactions of i
-    Transitions     s_ui = sum_{j in H_u} exp(-rank_uj / tau) sum over histories with j at gap d before i of exp(-d / tau)
-    EASE            s_ui = sum_{j in H_u} B_ji (Steck, WWW 2019), its ridge by validation
 """
 
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.bridge.experiments.experiment import peak_bytes
 from recbole_llm.fitting.data import TrainingData
-from recbole_llm.fitting.ease import Setting, solve, user_weights, weighted_gram
-from recbole_llm.fitting.hyperparameters import search_setting
-from recbole_llm.fitting.next_item import next_item_gram
 from recbole_llm.fitting.validation import CHUNK_ELEMENTS, TopKMetric, Validation, hide_seen
-from recbole_llm.fitting.warm_items import warm_items
 from recbole_llm.scoring.rows import Rows
-from recbole_llm.scoring.score import LinearBlock, Scorer
+from recbole_llm.scoring.score import Scorer
 
 PROTOCOL = {
     "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
@@ -41,8 +27,6 @@ PROTOCOL = {
 METRICS = tuple(TopKMetric(name, k) for name in ("recall", "ndcg") for k in (5, 10))
 RULES = ("masked", "unmasked")
 OURS = "LLMTwoTower"
-TRANSITION_DECAYS = (0.5, 1.0, 2.0, 4.0, 10.0)
-MAX_ITEMS = 20_000  # of Transitions and EASE, whose matrices are [n, n]
 
 
 @dataclass(frozen=True)
@@ -51,12 +35,14 @@ class LeaveOneOut:
 
     Attributes:
         data: the training interactions, with ranks.
+        times: ``[nnz]`` float64, when each entry of the training histories was made, in the data set's unit.
         validation: targets and what is seen, with the rule that choices follow.
         later: histories at test.
         targets: the test items.
     """
 
     data: TrainingData
+    times: Tensor
     validation: Validation
     later: Rows
     targets: Rows
@@ -87,35 +73,6 @@ class LeaveOneOut:
         return torch.arange(self.data.n_items) == 0
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One row of the table.
-
-    Attributes:
-        name: of the row.
-        seed: of its training; 0 where there is none.
-        chosen_by: the rule of ``RULES`` by which its validation chose.
-        setting: what validation chose, in words.
-        valid: NDCG@10 on validation.
-        figures: test metrics by rule and metric.
-        users: NDCG@10 of each test user by rule, ``[U]`` float64.
-        cpu_seconds: of the processor, from making the model to the end of its training.
-        seconds: the same by the clock.
-        peak_bytes: largest resident memory of the process so far.
-    """
-
-    name: str
-    seed: int
-    chosen_by: str
-    setting: str
-    valid: float
-    figures: dict[str, dict[str, float]]
-    users: dict[str, np.ndarray]
-    cpu_seconds: float
-    seconds: float
-    peak_bytes: int
-
-
 @dataclass
 class Loaded:
     """A data set prepared by RecBole.
@@ -127,6 +84,31 @@ class Loaded:
 
     config: Any
     loaders: tuple[Any, Any, Any]
+
+    @property
+    def groups(self) -> dict[str, Tensor]:
+        """Sort the test users by their target and their history; ``[U]`` bool each, of users with a target in ascending order.
+
+        ``popular`` are targets among the most popular items that make up half of the training interactions, ``rare`` the other
+        trained ones, ``untrained`` those without a training interaction. ``short`` are histories of at most the median length.
+        """
+        train, valid, test = (loader._dataset for loader in self.loaders)
+        targets, history = test.training_rows(), train.training_rows(None, valid)
+        users = torch.nonzero(targets.sizes).squeeze(1)
+        count = torch.bincount(train.training_rows().ids, minlength=train.item_num)
+        order = torch.argsort(count, descending=True, stable=True)
+        before = torch.empty_like(count)
+        before[order] = count[order].cumsum(0) - count[order]  # interactions of more popular items
+        item, length = targets.ids[targets.offsets[users]], history.sizes[users]
+        popular = (2 * before < count.sum())[item]
+        trained, short = count[item] > 0, length <= length.median()
+        return {
+            "popular": popular & trained,
+            "rare": ~popular & trained,
+            "untrained": ~trained,
+            "short": short,
+            "long": ~short,
+        }
 
     @property
     def n_users(self) -> int:
@@ -186,134 +168,7 @@ def prepare(loaded: Loaded) -> tuple[LeaveOneOut, Any, Any]:
     trainer = get_trainer(loaded.config["MODEL_TYPE"], OURS)(loaded.config, model)
     validation = trainer.validation(valid, train._dataset)
     later = train._dataset.training_ranks(valid._dataset)
-    rows = LeaveOneOut(model.training_data(), validation, later, test._dataset.training_rows())
+    data = model.training_data()
+    times = train._dataset.training_times(data.history)
+    rows = LeaveOneOut(data, times, validation, later, test._dataset.training_rows())
     return rows, model, trainer
-
-
-def measure(loaded: Loaded, name: str, seed: int = 0) -> Measured:
-    """Fit one row and measure it on the test split.
-
-    Args:
-        loaded: the data set.
-        name: ``LLMTwoTower`` or one of ``BASELINES``.
-        seed: added to the configuration's; ignored by rows that are solved for.
-
-    Raises:
-        ValueError: if there is no such row.
-    """
-    from recbole.utils import init_seed
-
-    if name != OURS and name not in BASELINES:
-        raise ValueError(f"rows: {name!r} is not one; expected some of {', '.join([OURS, *BASELINES])}.")
-    init_seed(loaded.config["seed"] + seed, loaded.config["reproducibility"])
-    loaded.loaders[0].generator.manual_seed(loaded.config["seed"] + seed)
-    started, cpu_started = time.perf_counter(), time.process_time()
-    with tempfile.TemporaryDirectory() as checkpoints:
-        loaded.config["checkpoint_dir"] = checkpoints  # the best epoch of the towers is read back from there
-        rows, model, trainer = prepare(loaded)
-        if name == OURS:
-            trainer.fit(*loaded.loaders[:2], saved=True, show_progress=False)
-            valid = float(trainer.best_valid_result["ndcg@10"])
-            model.eval().at_test = True
-            setting, scorer = _blocks_in_words(model), model.scores
-        else:
-            setting, valid, scorer = BASELINES[name](rows)
-    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    figures: dict[str, dict[str, float]] = {}
-    users: dict[str, np.ndarray] = {}
-    for rule in RULES:
-        found = rows.figures(scorer, rule)
-        figures[rule] = {metric: float(value.mean()) for metric, value in found.items()}
-        users[rule] = found["ndcg@10"].cpu().numpy()
-    chosen_by = RULES[bool(loaded.config["repeatable"])]
-    return Measured(
-        name,
-        seed if name == OURS else 0,
-        chosen_by,
-        setting,
-        valid,
-        figures,
-        users,
-        cpu_seconds,
-        seconds,
-        peak_bytes(),
-    )
-
-
-def _blocks_in_words(model: Any) -> str:
-    parts = []
-    for block in model.score.counting:
-        decay = "" if block.decay is None else f", decay {block.decay:g}"
-        parts.append(f"{block.name} ({'full' if block.target is None else block.dim}{decay})")
-    return " + ".join(parts)
-
-
-# ---------------------------------------------------------------- rows that are solved for
-
-Solved = tuple[str, float, Scorer]
-"""What validation chose in words, its value, and the scores of known users at test."""
-
-
-def popularity(rows: LeaveOneOut) -> Solved:
-    """Rank by the number of training interactions."""
-    count = rows.data.popularity.float()
-
-    def scorer(users: Tensor) -> Tensor:
-        return count.expand(len(users), -1).clone()
-
-    return "", rows.validation.value(scorer, rows.data.n_items, rows.padding), scorer
-
-
-def transitions(rows: LeaveOneOut) -> Solved:
-    """Rank by counts of what followed the items of a history, both decayed; the decay by validation.
-
-    Raises:
-        ValueError: if the data set has more than ``MAX_ITEMS`` items.
-    """
-    _refuse_many("Transitions", rows.data.n_items)
-    best: tuple[float, float, LinearBlock] | None = None
-    for tau in TRANSITION_DECAYS:
-        counts = next_item_gram(rows.data.history, rows.data.n_items, tau)[1].to_dense()
-        block = LinearBlock("transitions", counts, decay=tau)
-        value = rows.validation.value(block.scorer(rows.data.history), rows.data.n_items, rows.padding)
-        if best is None or value > best[0]:
-            best = value, tau, block
-    assert best is not None
-    return f"decay {best[1]:g}", best[0], best[2].scorer(rows.later)
-
-
-def ease(rows: LeaveOneOut) -> Solved:
-    """Rank by EASE, its ridge by a line search on validation.
-
-    Raises:
-        ValueError: if the data set has more than ``MAX_ITEMS`` items.
-    """
-    _refuse_many("EASE", rows.data.n_items)
-    items = warm_items(rows.data.history, {}, rows.data.n_items)
-    gram = weighted_gram(items.train, user_weights(items.train, 0.0), len(items.items))
-    best: tuple[float, Setting, LinearBlock] | None = None
-
-    def value(setting: Setting) -> float:
-        nonlocal best
-        matrix = torch.zeros(rows.data.n_items, rows.data.n_items)
-        matrix[items.items[:, None], items.items] = solve(gram, {}, setting).cpu()
-        block = LinearBlock("ease", matrix.to(gram.device))
-        history = replace(rows.data.history, ranks=None)
-        found = rows.validation.value(block.scorer(history), rows.data.n_items, rows.padding)
-        if best is None or found > best[0]:
-            best = found, setting, block
-        return found
-
-    search_setting(value, Setting.of_ease(8.0), {})
-    assert best is not None
-    return f"ridge {best[1].ridge:g} mean diagonals", best[0], best[2].scorer(replace(rows.later, ranks=None))
-
-
-def _refuse_many(name: str, n_items: int) -> None:
-    if n_items > MAX_ITEMS:
-        raise ValueError(
-            f"{name} holds an item-item matrix, and {n_items} items are more than {MAX_ITEMS}; leave it out of --rows."
-        )
-
-
-BASELINES = {"Popularity": popularity, "Transitions": transitions, "EASE": ease}
