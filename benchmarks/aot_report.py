@@ -1,6 +1,6 @@
 """What the compiler makes of every Triton kernel, without a GPU: registers, spills, shared memory, instructions, floor.
 
-    python benchmarks/aot_report.py --check                  # the whole table, half an hour of one core
+    python benchmarks/aot_report.py --check                  # the whole table, three quarters of an hour of one core
     python benchmarks/aot_report.py --check --minutes 7      # a piece of it: the next call goes on from there
     python benchmarks/aot_report.py --arch sm_90 --dtype bfloat16 --dim 64 --json none
 
@@ -87,9 +87,11 @@ class Recorded(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The kernel's name without decoration, and the term of a tile pass."""
+        """The kernel's name without decoration, the term of a tile pass, and whether it leaves slopes."""
         name = self.kernel.__name__.strip("_").removesuffix("_kernel")
-        return f"{name}[{self.values['TERM']}]" if "TERM" in self.values else name
+        if "TERM" not in self.values:
+            return name
+        return f"{name}[{self.values['TERM']}]" + (", slopes" if self.values["slope_ptr"] is not None else "")
 
 
 @contextmanager
@@ -216,7 +218,13 @@ def measure(compiled: Any, arch: str) -> dict[str, Any]:
 
     On NVIDIA's cards too: whether tiles are fetched ahead of the loop over them, and its instructions, see ``sass``.
     """
-    found: dict[str, Any] = {"shared": compiled.metadata.shared, "pipelined": None, "loop": None, "common": None}
+    found: dict[str, Any] = {
+        "shared": compiled.metadata.shared,
+        "pipelined": None,
+        "loop": None,
+        "common": None,
+        "around": None,
+    }
     if arch.startswith("gfx"):
         text = compiled.asm["amdgcn"]
         for key, name in (("registers", "vgpr_count"), ("spills", "vgpr_spill_count")):
@@ -235,7 +243,7 @@ def measure(compiled: Any, arch: str) -> dict[str, Any]:
             text = subprocess.run([tools / "nvdisasm", file.name], capture_output=True, text=True, check=True).stdout
         if (loop := sass.product_loop(text)) is not None:
             found |= {"pipelined": sass.is_pipelined(compiled.asm["ttgir"]), "loop": loop.instructions,
-                      "common": loop.common}  # fmt: skip
+                      "common": loop.common, "around": loop.around}  # fmt: skip
         match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
         assert match is not None
         found |= {"registers": int(match[1]), "spills": int(match[2]) + int(match[3])}
@@ -269,7 +277,7 @@ def narrow_offsets(ttir: str) -> list[str]:
 
 def is_product(launch: Recorded) -> bool:
     """Whether the kernel is meant to use tensor cores."""
-    return "TERM" in launch.values
+    return "TERM" in launch.values or "PLANES" in launch.values
 
 
 def problems(launch: Recorded, row: dict[str, Any], ttir: str) -> list[str]:
@@ -281,10 +289,11 @@ def problems(launch: Recorded, row: dict[str, Any], ttir: str) -> list[str]:
         found.append(f"needs {row['shared']} bytes of shared memory, the limit is {arch.shared_limit}")
     if row["atomics"]:
         found.append(f"has {row['atomics']} atomic operations")
-    on_cuda_cores = values.get("LOGIT_PRECISION") == "ieee" and row["dtype"] == "float32" and arch.on.kind == "cuda"
+    precision = values.get("LOGIT_PRECISION", values.get("PRECISION"))
+    on_cuda_cores = precision == "ieee" and row["dtype"] == "float32" and arch.on.kind == "cuda"
     if is_product(launch) and not on_cuda_cores and row["matrix"] == 0:
         found.append(f"has no {arch.matrix}")
-    if FETCHES_AHEAD and is_product(launch) and values["D"] <= values["BLOCK_D"] and row["pipelined"] is False:
+    if FETCHES_AHEAD and is_product(launch) and row["pipelined"] is False:
         found.append("fetches no tile ahead of its loop: copies wait within the iteration that uses them")
     aligned = row["D"] * (4 if row["dtype"] == "float32" else 2) % 16 == 0
     reads_rows = is_product(launch) or row["kernel"] in ("pair_fwd", "sampled_bce_fwd", "group_score")
@@ -296,9 +305,17 @@ def problems(launch: Recorded, row: dict[str, Any], ttir: str) -> list[str]:
 def per_logit(launch: Recorded, row: Row) -> float | None:
     """Instructions that a thread issues for a logit on a tile without targets; None where the loop is not known."""
     values = launch.values
-    if row["common"] is None or not is_product(launch) or values["D"] > values["BLOCK_D"]:
+    if row["common"] is None or not is_product(launch):
         return None
-    return row["common"] * 32 * launch.options["num_warps"] / (values["BLOCK_R"] * values["BLOCK_C"])
+    steps = -(-values["D"] // values["BLOCK_D"])
+    each: int = row["common"]
+    if "PLANES" in values:  # a program for each piece of D
+        each *= steps
+    elif steps > 1:  # a loop over D within that over the columns
+        if row["around"] is None:
+            return None
+        each = each * steps + row["around"]
+    return each * 32 * launch.options["num_warps"] / (values["BLOCK_R"] * values["BLOCK_C"])
 
 
 def floor(label: str, arch: Arch, D: int, dtype: torch.dtype, issued: float | None = None) -> tuple[float, str]:
@@ -347,8 +364,8 @@ def filled(launch: Recorded, row: Row) -> Row:
 
 
 FIELDS = ("arch", "dtype", "D", "kernel", "absent", "sizes", "precision", "warps", "registers", "spills", "shared", "matrix",
-          "wide_loads", "exponentials", "fma", "atomics", "pipelined", "loop", "common", "per_logit", "floor_us", "floor_by",
-          "problems", "source")  # fmt: skip
+          "wide_loads", "exponentials", "fma", "atomics", "pipelined", "loop", "common", "around", "per_logit", "floor_us",
+          "floor_by", "problems", "source")  # fmt: skip
 
 
 def rows_of(data: Row) -> list[Row]:
@@ -378,7 +395,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", choices=list(ARCHS), default=list(ARCHS))
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES))
-    parser.add_argument("--dim", nargs="+", type=int, default=[64, 128])
+    parser.add_argument("--dim", nargs="+", type=int, default=[64, 128, 384])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--precision", choices=["highest", "high", "medium"], default="highest",
                         help="torch.set_float32_matmul_precision")  # fmt: skip

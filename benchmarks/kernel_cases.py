@@ -124,7 +124,8 @@ def work(P: int, B: int, N: int, K: int, D: int, s: int, counted: int) -> dict[s
         counted: pairs whose places are counted.
     """
     tables = (B + N) * D * s
-    products = (6 if s == 2 else 4) * B * N * D
+    slope_products = (4 if s == 2 else 2) * B * N * D
+    products = 2 * B * N * D + slope_products
     return {
         "pair_fwd": (2 * P * D * s + 28 * P, 0, P),
         "sort_key": (24 * P, 0, 0),
@@ -135,6 +136,9 @@ def work(P: int, B: int, N: int, K: int, D: int, s: int, counted: int) -> dict[s
         "tile_pass[softmax]": (tables + N * D * s, products, B * N),
         "tile_pass[exp_sum]": (tables, 2 * B * N * D, B * N),
         "tile_pass[group_max]": (tables + 8 * B * N // 64, 2 * B * N * D, 0),
+        "tile_pass[bce], slopes": (tables + 4 * B * N, 2 * B * N * D, B * N),
+        "tile_pass[softmax], slopes": (tables + 4 * B * N, 2 * B * N * D, B * N),
+        "slope_product": (tables + N * D * s + 4 * B * N, slope_products, 0),
         "softmax_row": (16 * P, 0, 2 * P),
         "sampled_bce_fwd": (B * (K + 2) * D * s + 4 * B * (K + D), 0, B * K),
         "sampled_ce_fwd": (B * (K + 2) * D * s + 4 * B * (2 * K + D), 0, 2 * B * K),

@@ -16,10 +16,13 @@ class Loop(NamedTuple):
 
     instructions: int  # all of them
     common: int  # without those that a branch within the iteration skips: marks, where a tile has none
+    around: int | None = (
+        None  # common ones of an iteration of the loop around it, without this loop's; None: there is none
+    )
 
 
 def product_loop(text: str) -> Loop | None:
-    """The loop with the most products, the shortest of equals; None: there is none.
+    """The loop with the most products, the shortest of equals; of nested ones the inner one. None: there is none.
 
     Args:
         text: what nvdisasm prints.
@@ -27,18 +30,26 @@ def product_loop(text: str) -> Loop | None:
     code, labels = _read(text)
     targets = {n: labels.get(m[1], -1) for n, line in enumerate(code) if (m := _BRANCH.search(line))}
     products = [n for n, line in enumerate(code) if _PRODUCT.search(line)]
-    loops = [(first, last) for last, first in targets.items() if 0 <= first <= last]
-    loops = [x for x in loops if any(x[0] <= n <= x[1] for n in products)]
-    if not loops:
+    every = [(first, last) for last, first in targets.items() if 0 <= first <= last]
+    loops = [x for x in every if any(x[0] <= n <= x[1] for n in products)]
+    inner = [x for x in loops if not any(x[0] < y[0] and y[1] < x[1] for y in loops)]
+    if not inner:
         return None
-    first, last = max(loops, key=lambda x: (sum(x[0] <= n <= x[1] for n in products), x[0] - x[1]))
-    skipped = set()
+    first, last = max(inner, key=lambda x: (sum(x[0] <= n <= x[1] for n in products), x[0] - x[1]))
+    common = _common(first, last, code, targets, products)
+    outer = min((x for x in loops if x[0] < first and last < x[1]), key=lambda x: x[1] - x[0], default=None)
+    around = None if outer is None else _common(*outer, code, targets, products) - (last - first + 1)
+    return Loop(last - first + 1, common, around)
+
+
+def _common(first: int, last: int, code: list[str], targets: dict[int, int], products: list[int]) -> int:
+    """Instructions from ``first`` to ``last`` that no branch forward skips; what holds a product is no rare case."""
+    skipped: set[int] = set()
     for n in range(first, last + 1):
         if n < targets.get(n, -1) <= last + 1 and code[n].startswith("@"):
-            skipped |= set(range(n + 1, targets[n]))
-    # what holds a product is no rare case, whatever jumps over it
-    rare = skipped if not any(n in skipped for n in products) else set()
-    return Loop(last - first + 1, last - first + 1 - len(rare))
+            jumped = set(range(n + 1, targets[n]))
+            skipped |= set() if jumped & set(products) else jumped
+    return last - first + 1 - len(skipped)
 
 
 def _read(text: str) -> tuple[list[str], dict[str, int]]:

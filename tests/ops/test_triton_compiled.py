@@ -32,6 +32,8 @@ sys.modules["aot_report"] = aot
 _spec.loader.exec_module(aot)
 
 BF16 = aot.launches("sm_90", torch.bfloat16, 64)
+# what is launched where vectors are too wide for their sums to stay in registers, and only there
+WIDE = [x for x in aot.launches("sm_90", torch.bfloat16, 384) if "slope" in x.label]
 
 
 def compiled(launch, arch, sizes, dtype="bfloat16"):
@@ -51,7 +53,7 @@ def test_every_kernel_is_recorded():
     for file in Path(package.__path__[0]).glob("*.py"):
         module = importlib.import_module(f"recbole_llm_kernels.triton_ops.{file.stem}")
         defined |= {name for name, x in vars(module).items() if isinstance(x, triton.JITFunction)}
-    assert {x.kernel.__name__ for x in BF16} == {name for name in defined if name.endswith("_kernel")}
+    assert {x.kernel.__name__ for x in [*BF16, *WIDE]} == {name for name in defined if name.endswith("_kernel")}
     terms = {x.values["TERM"] for x in BF16 if aot.is_product(x)}
     assert terms == {"bce", "softmax", "exp_sum", "group_max"}
 
@@ -59,7 +61,7 @@ def test_every_kernel_is_recorded():
 STRIDES = {"valid_row_stride", "valid_col_stride"}  # one of them is 1, which makes the mask's loads wide
 
 
-@pytest.mark.parametrize("launch", BF16, ids=lambda x: x.label)
+@pytest.mark.parametrize("launch", [*BF16, *WIDE], ids=lambda x: x.label)
 def test_no_batch_is_compiled_for_its_size(launch):
     """A size that is specialised on 1 and on multiples of 16 compiles the kernel anew for another batch."""
     sizes = {p.name for p in launch.kernel.params if not p.is_constexpr and type(launch.values[p.name]) is int}
@@ -106,6 +108,47 @@ def test_the_pass_over_tiles_on_every_architecture(arch, dtype):
     row, problems = compiled(launch, arch, "generic", dtype)
     assert not problems, row
     assert dtype == "float32" or row["matrix"] > 0
+
+
+WORST = {}  # by label, the launch with a loss, which holds the most in registers
+for launch in WIDE:
+    WORST.setdefault(launch.label, launch)
+
+
+@pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90",
+                                  pytest.param("sm_100", marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize("label", WORST)
+def test_wide_vectors_leave_room_for_two_programs(arch, label):
+    """D = 384: logits are formed once, nothing spills, and half of the registers are left for a second program."""
+    assert WORST.keys() == {"tile_pass[bce], slopes", "tile_pass[softmax], slopes", "slope_product"}
+    launches = WORST.values() if arch == "sm_90" else aot.launches(arch, torch.bfloat16, 384)
+    launch = next(x for x in launches if x.label == label)
+    row, problems = compiled(launch, arch, "generic")
+    assert not problems, row
+    assert 2 * 32 * launch.options["num_warps"] * row["registers"] <= 65_536
+    assert 2 * row["shared"] <= aot.ARCHS[arch].shared_limit
+
+
+def test_logits_of_wide_vectors_are_formed_once():
+    """The pieces of the logit matrix do not overlap, and no program of a pass over tiles is for a piece of D."""
+    grids, run = [], triton.runtime.jit.JITFunction.run
+    B, N, D, bfloat16 = 300, 40_000, 384, torch.bfloat16
+    query, item, targets = torch.zeros(B, D, dtype=bfloat16), torch.zeros(N, D, dtype=bfloat16), torch.arange(B + 1)
+    with aot.recorder(aot.ARCHS["sm_90"].on) as recorded:
+        keep = triton.runtime.jit.JITFunction.run
+
+        def watched(self, *args, grid, **options):
+            grids.append(grid)
+            keep(self, *args, grid=grid, **options)
+
+        triton.runtime.jit.JITFunction.run = watched
+        aot.catalog.catalog_bce_fwd(query, item, targets, targets[:-1].clone(), None, None, 1.0, "mean", [True] * 3)
+    assert triton.runtime.jit.JITFunction.run is run
+    passes = [(x.values, grid) for x, grid in zip(recorded, grids, strict=True) if x.label.startswith("tile_pass")]
+    assert len(passes) > 1 and all(len(grid) == 2 for _, grid in passes)
+    columns = 64 * sum(values["split"] * grid[1] for values, grid in passes)
+    assert all(grid[0] * values["BLOCK_R"] < B + values["BLOCK_R"] for values, grid in passes) and columns < N + 4096
+    assert all(4 * values["slope_ptr"].numel() <= 2**26 for values, _ in passes)
 
 
 @pytest.mark.skipif(not aot.FETCHES_AHEAD, reason="this Triton fetches no tile ahead that two products read")

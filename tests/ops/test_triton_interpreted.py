@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import recbole_llm_kernels as kernels
 from recbole_llm_kernels import backends, ops, optim, pair_ops, reference
-from recbole_llm_kernels.triton_ops import pairs, segment_sum, targets, tuning
+from recbole_llm_kernels.triton_ops import pairs, segment_sum, slopes, targets, tuning
 
 interpreter_checks.install()
 
@@ -206,6 +206,53 @@ def test_catalogue_against_the_oracle(name, dtype):
 @pytest.mark.parametrize("name", test_catalog.LOSSES)
 def test_catalogue_wider_than_a_tile(name):
     test_catalog.check(name, "triton", *test_catalog.make(20, 90, 200, 3, torch.float32), reduction="sum")
+
+
+class Pieces:
+    """The pieces that passes over tiles are cut in; those of wide vectors are small, and columns have parts."""
+
+    def __init__(self, monkeypatch):
+        self.made = []
+        monkeypatch.setattr(slopes, "ENTRIES", 32 * 256)
+        monkeypatch.setattr(slopes, "WIDTH", 256)
+        monkeypatch.setattr(tuning, "INTERPRETER", tuning.INTERPRETER._replace(processors=8))
+        whole = slopes.Workspace.__init__
+
+        def init(workspace, *args):
+            whole(workspace, *args)
+            self.made.append(workspace)
+
+        monkeypatch.setattr(slopes.Workspace, "__init__", init)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("name", test_catalog.LOSSES)
+def test_pieces_of_wide_vectors_add_up(name, dtype, monkeypatch):
+    """Pieces of rows and of columns, parts of a piece, weighted negatives; each logit is in one piece."""
+    pieces = Pieces(monkeypatch)
+    options = dict(neg_weight=0.3) if name == "catalog_bce" else {}
+    operands, row_targets = test_catalog.make(70, 600, 130, 9, dtype)
+    test_catalog.check(name, "triton", operands, row_targets, reduction="none", weight=torch.rand(70), **options)
+    assert len(pieces.made) == 2
+    assert dtype != torch.float32 or max(x.products for x in pieces.made) > 1
+    for workspace in pieces.made:
+        R, C = workspace.rows.length, workspace.cols.length
+        covered = torch.zeros(R, C)
+        for lo, hi, first, last in workspace.pieces:
+            covered[lo:hi, first:last] += 1
+        assert (covered == 1).all() and workspace.entries.shape[1:].numel() <= 128 * slopes.WIDTH
+    cuts = [{x[0] for x in w.pieces} for w in pieces.made], [{x[2] for x in w.pieces} for w in pieces.made]
+    assert all(max(map(len, of)) > 1 for of in cuts)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+def test_pieces_of_wide_shared_negatives_add_up(dtype, monkeypatch):
+    """Columns by their ids, hits left out by key, a mask of what counts."""
+    pieces = Pieces(monkeypatch)
+    operands, row_ids = test_sampled.make(40, 300, 70, 300, 130, dtype, True)
+    options = test_sampled.everything(operands, 40, 300, True, per_row=True)
+    test_sampled.check("triton", operands, row_ids, reduction="none", **options)
+    assert max(len(x.pieces) for x in pieces.made) > 1
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])

@@ -6,6 +6,9 @@ A program keeps a block of rows, walks its columns and holds the row's sums in r
 queries as rows a pass gives row losses and query gradients, with items as rows item and bias gradients: two passes, four
 products, no atomics. Where rows are too few to fill the device, the columns are split and the parts are added in order.
 
+Vectors wider than BLOCK_D (LLM embeddings) do not fit beside their sums in registers. There a pass forms each logit once,
+over chunks of D, and leaves the slopes in a workspace of bounded size; ``slopes`` multiplies them by the columns.
+
 A target is taken out inside its tile (see ``targets``): adding it as a negative and correcting later would lose a
 confident target's loss and slope to cancellation. One logarithm serves the 64 columns of a tile: softplus(s) is
 max(s, 0) + log1p(z) with z = exp(-|s|), and (1 + a)(1 + b) - 1 = a + b + ab keeps small z beside the 1.
@@ -22,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from recbole_llm_kernels.triton_ops import tuning
+from recbole_llm_kernels.triton_ops.axes import Axis, load_rows
 from recbole_llm_kernels.triton_ops.math import (
     add_weighted_rows,
     exp,
@@ -30,19 +34,12 @@ from recbole_llm_kernels.triton_ops.math import (
     rank_key,
     sigmoid_of,
 )
+from recbole_llm_kernels.triton_ops.slopes import Workspace, store_slopes
 from recbole_llm_kernels.triton_ops.targets import TILE, Marks
 
 MOST = 2**31 - 2**16  # rows or columns: their numbers, and those of a block that begins at the last, fit in int32
 NO_TILE = tl.constexpr(2**31 - 1)  # behind every tile
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # not -inf: exp(-inf - -inf) is NaN
-
-
-@triton.jit
-def _load_rows(ptr, index, live, start, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    d = start + tl.arange(0, BLOCK_D)
-    # int64 row offsets: index * D passes 2**31 at 33.5M rows of D = 64
-    at = index.to(tl.int64)[:, None] * D + d[None, :]
-    return tl.load(ptr + at, mask=live[:, None] & (d < D)[None, :], other=0.0)
 
 
 @triton.jit
@@ -66,7 +63,7 @@ def _marked(bit_ptr, mark, mark_tile, tile, c, MARKED: tl.constexpr):
 
 
 # sizes change with every batch: specialised on 1 and on multiples of 16 they would compile again and again
-@triton.jit(do_not_specialize=["R", "C", "split"])
+@triton.jit(do_not_specialize=["R", "C", "split", "first_block", "first_part", "plane", "slope_width", "width"])
 def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kernel)
     row_ptr,  # [n_rows, D]
     col_ptr,  # [n_cols, D]
@@ -86,16 +83,24 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
     valid_ptr,  # or None: an entry is left out where False
     value_ptr,  # [splits, R] fp32 out, or None: losses; "exp_sum": largest s; "group_max": [R, groups] int64
     total_ptr,  # [splits, R] fp32 out: "exp_sum", sum of exp(s - largest)
-    grad_ptr,  # [splits, R, D] out, or None
+    lost_ptr,  # [splits, R] fp32 in and out, or None: what rounding has cut off the losses
+    grad_ptr,  # [splits, R, D] out, or None; D is at most BLOCK_D
     grad_bias_ptr,  # [splits, R] out, or None
+    slope_ptr,  # [planes, rows, slope_width] out, or None: the slopes, from first_block and first_part on
     R,
     C,
     split,  # columns per split divided by MARKED, a multiple of BLOCK_C
+    first_block,  # of rows
+    first_part,  # of columns
+    plane,  # elements of a plane of slopes divided by MARKED
+    slope_width,  # divided by MARKED
+    width,  # D once more: the compiler would unroll a loop whose length it knows, and keep its addresses in registers
     valid_row_stride,
     valid_col_stride,
     neg_weight,
     TERM: tl.constexpr,  # "bce", "softmax", "exp_sum" or "group_max"
     UNIT_WEIGHT: tl.constexpr,  # neg_weight is 1
+    CONTINUES: tl.constexpr,  # losses and sums of slopes are added to what is there
     MARKED: tl.constexpr,  # columns of one mark
     D: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -105,9 +110,8 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
     GRAD_PRECISION: tl.constexpr,
     FTZ: tl.constexpr,  # the instructions of CUDA for exponentials and reciprocals
 ):
-    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    part = tl.program_id(1)
-    d0 = tl.program_id(2) * BLOCK_D
+    r = (tl.program_id(0) + first_block) * BLOCK_R + tl.arange(0, BLOCK_R)
+    part = tl.program_id(1) + first_part
     live = r < R
     inside = live
     bias = tl.zeros([BLOCK_R], dtype=tl.float32)
@@ -133,12 +137,17 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
         mark_tile = tl.load(mark_tile_ptr + mark, mask=mark < marks_end, other=NO_TILE)
         next_tile = tl.min(mark_tile, axis=0)
     if D <= BLOCK_D:
-        rows = _load_rows(row_ptr, row, inside, 0, D, BLOCK_D)
+        rows = load_rows(row_ptr, row, inside, 0, D, BLOCK_D)
 
     acc = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
     acc_bias = tl.zeros([BLOCK_R], dtype=tl.float32)
     loss = tl.zeros([BLOCK_R], dtype=tl.float32)
     lost = tl.zeros([BLOCK_R], dtype=tl.float32)  # what rounding has cut off ``loss``
+    if CONTINUES:  # noqa: SIM102 (Triton 3.2 compiles what stands behind "and")
+        if lost_ptr is not None:
+            before = tl.program_id(1).to(tl.int64) * R + r
+            loss = tl.load(value_ptr + before, mask=live, other=0.0)
+            lost = tl.load(lost_ptr + before, mask=live, other=0.0)
     peak = tl.full([BLOCK_R], LOWEST, dtype=tl.float32)
     for c0 in range(first, last, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
@@ -151,16 +160,14 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
         if col_id_ptr is not None:
             col = tl.load(col_id_ptr + c, mask=present, other=0)
         if D <= BLOCK_D:
-            cols = _load_rows(col_ptr, col, present, 0, D, BLOCK_D)
+            cols = load_rows(col_ptr, col, present, 0, D, BLOCK_D)
             s = tl.dot(rows, tl.trans(cols), input_precision=LOGIT_PRECISION)
         else:
             s = tl.zeros([BLOCK_R, BLOCK_C], dtype=tl.float32)
-            for start in range(0, D, BLOCK_D):
-                rows = _load_rows(row_ptr, row, inside, start, D, BLOCK_D)
-                cols = _load_rows(col_ptr, col, present, start, D, BLOCK_D)
+            for start in range(0, width, BLOCK_D):
+                rows = load_rows(row_ptr, row, inside, start, D, BLOCK_D)
+                cols = load_rows(col_ptr, col, present, start, D, BLOCK_D)
                 s = tl.dot(rows, tl.trans(cols), s, input_precision=LOGIT_PRECISION)
-            if grad_ptr is not None:
-                cols = _load_rows(col_ptr, col, present, d0, D, BLOCK_D)
         if row_bias_ptr is not None:
             s += bias[:, None]
         # outside the catalogue or behind the last column s is -inf: no loss, no slope
@@ -209,20 +216,24 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
                 higher = loss + term
                 lost = (higher - loss) - term
                 loss = higher
-            if grad_ptr is not None or grad_bias_ptr is not None:
+            if grad_ptr is not None or grad_bias_ptr is not None or slope_ptr is not None:
                 sigma = sigmoid_of(s, z, FTZ)
                 p = sigma if UNIT_WEIGHT else neg_weight * sigma
                 if mark_offset_ptr is not None:  # noqa: SIM102 (one is known to the compiler)
                     if has_marks:
                         marked = _marked(mark_bit_ptr, mark, mark_tile, c0 // MARKED, c, MARKED)
                         p = tl.where(marked, -sigma, p)
-        if grad_ptr is not None or grad_bias_ptr is not None:
+        if grad_ptr is not None or grad_bias_ptr is not None or slope_ptr is not None:
             if col_scale_ptr is not None:
                 p *= tl.load(col_scale_ptr + c, mask=c < C, other=0.0)[None, :]
             if grad_bias_ptr is not None:
                 acc_bias += tl.sum(p, axis=1)
             if grad_ptr is not None:
                 acc = add_weighted_rows(acc, p, cols, GRAD_PRECISION)
+            if slope_ptr is not None:
+                at = (r - first_block * BLOCK_R).to(tl.int64)[:, None] * (slope_width * MARKED)
+                at += (c - first_part * split * MARKED)[None, :]
+                store_slopes(slope_ptr + at, plane * MARKED, tl.where(inside[:, None], p, 0.0), GRAD_PRECISION)
         if mark_offset_ptr is not None:
             is_last = has_marks  # of the tile's blocks: all of it where a block is the tile
             if BLOCK_C < MARKED:
@@ -232,42 +243,29 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
                 mark_tile = tl.load(mark_tile_ptr + mark, mask=mark < marks_end, other=NO_TILE)
                 next_tile = tl.min(mark_tile, axis=0)
 
-    out = part.to(tl.int64) * R + r
+    out = tl.program_id(1).to(tl.int64) * R + r
     # Triton 3.2 compiles what stands behind "is not None and" and a tensor's value: the tests are nested
-    if TERM != "group_max" and value_ptr is not None:  # noqa: SIM102
-        if d0 == 0:
-            if TERM == "exp_sum":
-                tl.store(value_ptr + out, peak, mask=live)
-                tl.store(total_ptr + out, loss, mask=live)
-            else:
-                tl.store(value_ptr + out, loss, mask=live)
+    if TERM != "group_max" and value_ptr is not None:
+        if TERM == "exp_sum":
+            tl.store(value_ptr + out, peak, mask=live)
+            tl.store(total_ptr + out, loss, mask=live)
+        else:
+            tl.store(value_ptr + out, loss, mask=live)
+            if lost_ptr is not None:
+                tl.store(lost_ptr + out, lost, mask=live)
     if row_scale_ptr is not None:
         scale = tl.load(row_scale_ptr + r, mask=live, other=0.0)
         acc *= scale[:, None]
         acc_bias *= scale
     if grad_ptr is not None:
-        d = d0 + tl.arange(0, BLOCK_D)
+        d = tl.arange(0, BLOCK_D)
         acc = tl.where(inside[:, None], acc, 0.0)
         tl.store(grad_ptr + out[:, None] * D + d[None, :], acc, mask=live[:, None] & (d < D)[None, :])
-    if grad_bias_ptr is not None:  # noqa: SIM102
-        if d0 == 0:
-            tl.store(grad_bias_ptr + out, tl.where(inside, acc_bias, 0.0), mask=live)
-
-
-class Axis(NamedTuple):
-    """The rows or the columns of the logit matrix."""
-
-    matrix: Tensor  # [n, D]
-    ids: Tensor | None = None  # [R] rows of ``matrix``; None: all
-    bias: Tensor | None = None  # [R]; -inf: outside the catalogue
-    shift: Tensor | None = None  # [R] float32, "softmax": log Z less the log of the number of targets, of a query
-    scale: Tensor | None = None  # [R] float32, of a query: factor of its gradients
-    key: Tensor | None = None  # [R]; entries with equal keys are left out
-
-    @property
-    def length(self) -> int:
-        """How many rows or columns there are."""
-        return len(self.matrix) if self.ids is None else len(self.ids)
+    if grad_bias_ptr is not None:
+        acc_bias = tl.where(inside, acc_bias, 0.0)
+        if CONTINUES:
+            acc_bias += tl.load(grad_bias_ptr + out, mask=live, other=0.0)
+        tl.store(grad_bias_ptr + out, acc_bias, mask=live)
 
 
 class Sums(NamedTuple):
@@ -315,35 +313,45 @@ def tile_pass(
     on = tuning.target(device)
     precision = tuning.dot_precision(rows.matrix.dtype, on, exact=term == "group_max")
     blocks = tuning.tiles(D, rows.matrix.dtype, precision.logits, on)
-    chunks = triton.cdiv(D, blocks.BLOCK_D) if grad_dtype is not None else 1
-    splits, split = tuning.column_splits(R, C, blocks, on)
+    slopes = None
+    if grad_dtype is not None and blocks.BLOCK_D < D and R > 0:
+        slopes = Workspace(rows, cols, grad_dtype, blocks, precision, on)
+    pieces = [(0, R, 0, C)] if slopes is None else slopes.pieces
+    continued = pieces[0][3] < C
+    splits, split = tuning.column_splits(pieces[0][1], pieces[0][3], blocks, on)
 
     def empty(wanted: bool, *shape: int, dtype: torch.dtype | None = None) -> Tensor | None:
-        dtype = torch.float32 if dtype is None or splits > 1 else dtype
+        dtype = torch.float32 if dtype is None or splits > 1 or continued else dtype
         return torch.empty(splits, *shape, dtype=dtype, device=device) if wanted else None
 
-    value, total = empty(want_value, R), empty(term == "exp_sum", R)
+    value, total, lost = empty(want_value, R), empty(term == "exp_sum", R), empty(want_value and continued, R)
     if term == "group_max":
         value = torch.empty(R, triton.cdiv(C, blocks.BLOCK_C), dtype=torch.int64, device=device)
-    grad = empty(grad_dtype is not None, R, D, dtype=grad_dtype)
+    grad = empty(grad_dtype is not None and slopes is None, R, D, dtype=grad_dtype)
     bias = empty(bias_dtype is not None, R, dtype=bias_dtype)
-    if R > 0:
+    for first_row, last_row, first, last in pieces if R > 0 else ():
         with torch.cuda.device_of(rows.matrix):
-            _tile_pass_kernel[(triton.cdiv(R, blocks.BLOCK_R), splits, chunks)](
+            grid = triton.cdiv(last_row - first_row, blocks.BLOCK_R), max(1, triton.cdiv(last - first, split))
+            _tile_pass_kernel[grid](
                 rows.matrix, cols.matrix, rows.ids, cols.ids, rows.bias, cols.bias, rows.shift, cols.shift,
                 rows.scale, cols.scale, *((None,) * 3 if marks is None else marks[:3]), rows.key, cols.key,
-                valid, value, total, grad, bias, R, C, split // TILE,
-                *((0, 0) if valid is None else valid.stride()), neg_weight, term, neg_weight == 1, TILE, D,
+                valid, value, total, lost, grad, bias, None if slopes is None else slopes.entries,
+                R, C, split // TILE, first_row // blocks.BLOCK_R, first // split,
+                *((0, 0) if slopes is None else slopes.strides), D,
+                *((0, 0) if valid is None else valid.stride()), neg_weight, term, neg_weight == 1, first > 0, TILE, D,
                 BLOCK_R=blocks.BLOCK_R, BLOCK_C=blocks.BLOCK_C, BLOCK_D=blocks.BLOCK_D,
                 LOGIT_PRECISION=precision.logits, GRAD_PRECISION=precision.gradients, FTZ=on.kind == "cuda",
                 num_warps=blocks.num_warps, num_stages=blocks.num_stages, enable_fp_fusion=True,
             )  # fmt: skip
+        if slopes is not None:
+            slopes.multiply(first_row, last_row, first, last)
     if term in ("exp_sum", "group_max"):
         return Sums(value, total, None, None)
-    return Sums(_joined(value, None), None, _joined(grad, grad_dtype), _joined(bias, bias_dtype))
+    gradient = _joined(grad, grad_dtype) if slopes is None else slopes.gradient
+    return Sums(_joined(value, None), None, gradient, _joined(bias, bias_dtype))
 
 
 def _joined(parts: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
-    if parts is None or len(parts) == 1:
-        return None if parts is None else parts[0]
-    return parts.sum(0).to(dtype or parts.dtype)
+    if parts is None:
+        return None
+    return (parts[0] if len(parts) == 1 else parts.sum(0)).to(dtype or parts.dtype)

@@ -116,6 +116,10 @@ def tiles(D: int, dtype: torch.dtype, precision: str, on: Target) -> TileBlocks:
     """Rows, columns and dimensions of a tile; BLOCK_C divides 64. Spills below: Triton 3.9, catalog_bce, both passes."""
     # AMD, float32, D = 128: 66 registers spilled at a width of 128, none at 64
     BLOCK_D = min(padded(D), 128 if dtype == torch.bfloat16 else 64)
+    if D > BLOCK_D and on.kind != "hip" and dtype.itemsize == 2:
+        # logits and slopes alone. 128 rows with 8 warps: 186 registers, and one program a multiprocessor
+        # sm_80: 8 bytes spilled with 4 warps
+        return TileBlocks(64, 64, 64, 8 if on.arch < 90 else 4, 3)
     if on.kind == "hip":
         return TileBlocks(64, 64, BLOCK_D, 4, 2)
     if dtype == torch.bfloat16:
@@ -127,18 +131,43 @@ def tiles(D: int, dtype: torch.dtype, precision: str, on: Target) -> TileBlocks:
             return TileBlocks(32, 32, 32, 8, 2)
         return TileBlocks(32, 32, BLOCK_D, 8 if on.arch >= 100 and D > 64 else 4, 2)
     if on.arch < 90:
-        # "tf32x3" on sm_80: 16 bytes at 64 x 32, D = 64
-        return TileBlocks(32, 32, BLOCK_D, 4, 2)
+        # "tf32x3" on sm_80: 16 bytes at 64 x 32, D = 64; where D goes in pieces, 56 bytes with pieces of 64, none of 32
+        return TileBlocks(32, 32, BLOCK_D if D <= BLOCK_D else 32, 4, 2)
     # "tf32x3": sm_90, 120 bytes at 64 x 64; sm_100, float16, D = 128: 16 bytes at 64 x 64, none at 64 x 32, with 8 warps each
     return TileBlocks(64, 32, BLOCK_D, 8 if on.arch >= 100 else 4, 2)
 
 
-def column_splits(R: int, C: int, blocks: TileBlocks, on: Target) -> tuple[int, int]:
-    """In how many parts the columns are cut so that every processor has work, and the columns of one part, a multiple of 64."""
+class ProductBlocks(NamedTuple):
+    """Blocks of the product of slopes and columns."""
+
+    BLOCK_R: int
+    BLOCK_C: int
+    BLOCK_D: int
+    num_warps: int
+    num_stages: int
+
+
+def slope_product(D: int, dtype: torch.dtype, precision: str, on: Target) -> ProductBlocks:
+    """Rows, dimensions, and columns at a time, as many as a tile of slopes has or fewer."""
+    if on.kind == "hip":
+        return ProductBlocks(64, 32, 64, 4, 2)
+    if dtype == torch.bfloat16:
+        # two programs a multiprocessor: 128 registers on sm_90, 106 on sm_100; on sm_80 255 with 8 warps
+        return ProductBlocks(64, 64, 128, 4, 3) if on.arch < 90 else ProductBlocks(128, 64, 128, 8, 2)
+    if precision == "ieee":
+        return ProductBlocks(32, 32, 64, 4, 2)
+    return ProductBlocks(64, 32, 64, 4, 2)
+
+
+def column_splits(R: int, C: int, blocks: TileBlocks, on: Target, least: int = 8) -> tuple[int, int]:
+    """In how many parts the columns are cut so that every processor has work, and the columns of one part, a multiple of 64.
+
+    ``least``: the fewest times 64 columns that a part is worth.
+    """
     tiles_of_64 = max(1, triton.cdiv(C, 64))
     row_blocks = max(1, triton.cdiv(R, blocks.BLOCK_R))
     wanted = max(1, 4 * on.processors // row_blocks)
-    parts = min(wanted, triton.cdiv(tiles_of_64, 8), 64)
+    parts = min(wanted, triton.cdiv(tiles_of_64, least), 64)
     split = triton.cdiv(tiles_of_64, parts) * 64
     return max(1, triton.cdiv(C, split)), split
 
