@@ -182,10 +182,10 @@ class LoadedModel:
                 by recency.
 
         Returns:
-            item, title and contribution, largest contribution first. The last two rows have no item: what the user brings
-            beside the history, and the item's bias. The contributions add up to the score, to float32 rounding. Where several
-            modalities describe the items, a column of each, such as alike_text and alike_image, holds the cosine of the two
-            items' content, NaN where one of them has none.
+            item, title and contribution, largest contribution first. The last rows have no item: what the order of the history
+            adds, where a block reads it, what the user brings beside the history, and the item's bias. The contributions add
+            up to the score, to float32 rounding. Where several modalities describe the items, a column of each, such as
+            alike_text and alike_image, holds the cosine of the two items' content, NaN where one of them has none.
 
         Raises:
             ValueError: if not exactly one of ``user`` and ``items`` is given, or an id is unknown.
@@ -206,12 +206,16 @@ class LoadedModel:
         added = self._pooling.contributions(query, vector)[0]
         order = np.argsort(-added, kind="stable")
         own = float((vector[0].astype(np.float64) @ query.vector) - added.sum())
+        of_order = self._pooling.of_order(query, vector)
         rows = [(export.item_ids[at], export.records[at].title, value) for at, value in
                 zip(history[order].tolist(), added[order].tolist(), strict=True)]  # fmt: skip
+        if of_order is not None:
+            rows.append(("", "order of the history", float(of_order[0])))
+            own -= float(of_order[0])
         rows += [("", "beside the history", own), ("", "bias of the item", float(export.bias[target]))]
         frame = AnswerFrame(rows, columns=list(EXPLAINED))
         if len(export.content) > 1:
-            shared = [*alike(export.content, target, history[order].tolist()), {}, {}]
+            shared = [*alike(export.content, target, history[order].tolist()), *[{}] * (len(rows) - len(history))]
             for name in export.content:
                 frame[f"alike_{name}"] = [cosines.get(name, float("nan")) for cosines in shared]
         return frame
@@ -267,7 +271,7 @@ class LoadedModel:
 
     @cached_property
     def _pooling(self) -> Pooling:
-        return Pooling(self.export.manifest.blocks, self.export.offset)
+        return Pooling.of(self.export)
 
     @cached_property
     def _item_row(self) -> dict[str, int]:

@@ -189,7 +189,7 @@ class Options:
         ["closed_form", "learned"],
         "Blocks",
         "list",
-        "Summands: closed_form (fitted at once), learned (towers); split by time, sequence (attention; no export holds it).",
+        "Summands: closed_form (fitted at once), learned (towers); split by time, sequence (attention over the order).",
     )
     closed_form_dim: int | str = _key(
         values.rank,
@@ -243,6 +243,13 @@ class Options:
         "With eval_args.order TO: the closed form's histories fade, a next-item block joins it, and at test a"
         " history holds the validation items too, as RecBole gives sequential models. Not beside "
         "history_decay.",
+    )
+    order_test: bool = _key(
+        values.flag,
+        True,
+        "Towers",
+        "bool",
+        "Split by time: run measures what the order of histories is worth, by one more solution with shuffled histories.",
     )
     share_parameters: bool = _key(
         values.flag, False, "Towers", "bool", "One tower for an item as history and as candidate, instead of two."

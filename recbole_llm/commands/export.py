@@ -111,6 +111,6 @@ def build_index(tables: ModelTables, history: Any) -> tuple[Mapping[str, Any], b
 
     items = history.ids.numpy() - 1
     weight = np.ones(len(items), np.float32) if history.weights is None else history.weights.numpy()
-    pooling = Pooling(tables.blocks, tables.offset)
+    pooling = Pooling(tables.blocks, tables.offset, tables.sequence)
     queries = sample_queries(pooling, tables.source, history.offsets.numpy()[1:], items, weight, tables.history_rank)
     return build(tables.vector, tables.bias, queries)

@@ -203,6 +203,7 @@ def contents_of(
         disliked_offsets=None if disliked is None else disliked.offsets.numpy()[1:],
         disliked_items=None if disliked is None else disliked.ids.numpy() - 1,
         content=tables.content,
+        sequence=tables.sequence,
         search=search,
         search_index=_search_index(index, tables, search, build_search_index),
         probability=tables.probability,

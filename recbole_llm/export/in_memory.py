@@ -51,4 +51,5 @@ def export_in_memory(contents: ExportContents) -> Export:
         # they made the contents, so they may be loaded
         encoders=() if contents.encoder is None else (contents.encoder.name,),
         picture_encoders=() if contents.pictures is None else (contents.pictures.name,),
+        sequence=contents.sequence,
     )

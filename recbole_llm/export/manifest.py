@@ -4,13 +4,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from recbole_llm.content.encoder_settings import MAX_COUNT, check_settings
 from recbole_llm.export.errors import ExportError
+from recbole_llm.export.sequence import SCORING, SEQUENCE_FILE
 from recbole_llm.export.tensor_file import open_file, parse_json
 from recbole_llm.scoring.never_shown import never_shown
 from recbole_llm.scoring.probability import ProbabilityMap
@@ -19,7 +20,8 @@ FIRST_SCHEMA, CONTENT_SCHEMA = 1, 2  # content.safetensors
 DISLIKED_SCHEMA = SEARCH_SCHEMA = 3  # disliked items in history.safetensors; search.safetensors
 CODED_SCHEMA = 4  # vectors in eight bits
 PICTURE_SCHEMA = 5  # the space of pictures in search.safetensors, and their encoder here
-SCHEMA = 5
+SEQUENCE_SCHEMA = 6  # sequence.safetensors
+SCHEMA = 6
 MANIFEST = "manifest.json"
 VECTORS, HISTORY, TEXT_MAP = "vectors.safetensors", "history.safetensors", "text_map.safetensors"
 CONTENT, SEARCH, EXACT = "content.safetensors", "search.safetensors", "exact.safetensors"
@@ -39,7 +41,19 @@ _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 # one folder of encoder files may hold one more level (1_Pooling/config.json); nothing executable, nothing pickled
 _ENCODER_FILE = re.compile(rf"{ENCODER_FOLDER}/(?:{_PART}/)?{_PART}\.(?:safetensors|json|txt|model)")
 _PLAIN_FILES = frozenset(
-    {*REQUIRED, TEXT_MAP, CONTENT, EXACT, SEARCH, SEARCH_INDEX, CARD, INDEX, ONNX_RECOMMEND, ONNX_TEXT_MAP}
+    {
+        *REQUIRED,
+        TEXT_MAP,
+        CONTENT,
+        EXACT,
+        SEARCH,
+        SEARCH_INDEX,
+        SEQUENCE_FILE,
+        CARD,
+        INDEX,
+        ONNX_RECOMMEND,
+        ONNX_TEXT_MAP,
+    }
 )
 
 
@@ -52,7 +66,7 @@ class Block:
         dim: its number of columns.
         exponent: of the sum of the history weights that a pooled history is divided by.
         scale: factor of the query.
-        scoring: ``dot`` or ``cosine``.
+        scoring: ``dot`` or ``cosine``; ``sequence`` for a query that :mod:`recbole_llm.export.sequence` reads off the order.
         decay: by which histories fade in this block; ``None`` for the history's own weights alone.
         dislikes: how much a disliked item counts against what it would add to a history; 0 for not at all.
     """
@@ -166,6 +180,16 @@ class Manifest:
         return never_shown(*(self.counts.get(name, 0) for name in NEVER_SHOWN))
 
     @property
+    def sequence(self) -> Block | None:
+        """The block whose query is read off the order of a history, if there is one."""
+        return next((block for block in self.blocks if block.scoring == SCORING), None)
+
+    @property
+    def reads_ranks(self) -> bool:
+        """Whether histories need ranks: a block fades or reads their order."""
+        return any(block.decay is not None or block.scoring == SCORING for block in self.blocks)
+
+    @property
     def dim(self) -> int:
         """Columns D of the vectors."""
         return sum(block.dim for block in self.blocks)
@@ -273,6 +297,17 @@ def _check_encoder(spec: EncoderSpec | None, inside: bool) -> None:
         raise ExportError(f"{MANIFEST}: {error}.") from None
 
 
+def _check_sequence(manifest: Manifest, claim: Callable[[bool, str], None]) -> None:
+    number = sum(block.scoring == SCORING for block in manifest.blocks)
+    claim(number < 2, f"{number} blocks have scoring {SCORING!r}, at most one may")
+    claim(bool(number) == (SEQUENCE_FILE in manifest.files), f"scoring {SCORING!r} and {SEQUENCE_FILE} do not agree")
+    for block in manifest.blocks:
+        own = block.exponent or block.dislikes or block.decay is not None
+        claim(
+            block.scoring != SCORING or not own, f"a block of scoring {SCORING!r} has an exponent, a decay or dislikes"
+        )
+
+
 def _check_manifest(manifest: Manifest) -> None:
     def claim(holds: bool, what: str) -> None:
         if not holds:
@@ -290,9 +325,10 @@ def _check_manifest(manifest: Manifest) -> None:
         claim(is_count(block.dim) and block.dim > 0, "a block has no columns")
         claim(is_number(block.exponent) and is_number(block.scale), "a block's exponent or scale is no number")
         claim(abs(block.exponent) <= MAX_EXPONENT, f"a block's exponent is beyond {MAX_EXPONENT}")
-        claim(block.scoring in ("dot", "cosine"), f"scoring {block.scoring!r} is unknown")
+        claim(block.scoring in ("dot", "cosine", SCORING), f"scoring {block.scoring!r} is unknown")
         claim(is_number(block.dislikes) and block.dislikes >= 0, "a block's dislikes are no number of at least 0")
         claim(block.decay is None or (is_number(block.decay) and block.decay > 0), "a block's decay is not positive")
+    _check_sequence(manifest, claim)
     mapped = manifest.probability
     claim(mapped is None or abs(mapped.exponent) <= MAX_EXPONENT, f"probability's exponent is beyond {MAX_EXPONENT}")
     optional = dict.fromkeys(("fitted_interactions", *NEVER_SHOWN), 0)

@@ -20,6 +20,7 @@ from torch import Tensor
 from recbole_llm.export.manifest import Block
 from recbole_llm.export.neighbours import neighbours
 from recbole_llm.export.search_tables import SearchTables, TextSpace
+from recbole_llm.export.sequence import SCORING, SequenceWeights
 from recbole_llm.export.text_map import TextMap
 from recbole_llm.fitting.cold_start.kernel_ridge import MU, ColdMap, any_present, fit_cold_map
 from recbole_llm.fitting.data import TrainingData
@@ -27,6 +28,7 @@ from recbole_llm.fitting.ease import content_centre, content_directions
 from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import LinearBlock, Score
+from recbole_llm.scoring.sequence import SequenceBlock
 
 MAX_TABLE_BYTES = 4 << 30
 
@@ -51,8 +53,9 @@ class ModelTables:
         bias_scale: slope.
         bias_offset: bias of a new item unlike all others.
         probability: the map from scores to probabilities; ``None`` for the plain sigmoid.
-        history_rank: ``[nnz]`` of the histories, 0 for the newest; ``None`` where no block fades.
+        history_rank: ``[nnz]`` of the histories, 0 for the newest; ``None`` where no block fades or reads the order.
         content: by modality ``[N, f]`` directions, zero where an item has none.
+        sequence: of the block that reads the order of a history, or ``None``.
     """
 
     blocks: tuple[Block, ...]
@@ -72,6 +75,7 @@ class ModelTables:
     probability: ProbabilityMap | None = None
     history_rank: np.ndarray | None = None
     content: Mapping[str, np.ndarray] = field(default_factory=dict)
+    sequence: SequenceWeights | None = None
 
     def text_map(self, center: Tensor, transform: Tensor | None) -> TextMap | None:
         """Build the map from raw text vectors.
@@ -159,17 +163,16 @@ def tables_of(
         history: from which recommendations are made; ``None`` for that of ``data``.
 
     Raises:
-        ValueError: if the tables would be too large to serve, or a block is not linear.
+        ValueError: if the tables would be too large to serve.
     """
     blocks = score.counting
-    _refuse_nonlinear(blocks)
     n_items = len(score.listed)
     _refuse_large(n_items, sum(block.dim for block in blocks))
     vector, source, offset, part = score.own_columns(n_users)
     bias, listed = score.item_bias, score.listed
     finite = bias[listed].min() if bool(listed.any()) else bias.new_zeros(())
     new_items = _new_items(score, data, vector, source) if cold_map and data.content else {}
-    fades = any(block.decay is not None for block in blocks)
+    reads_ranks = any(block.decay is not None or isinstance(block, SequenceBlock) for block in blocks)
     ranks = (data.history if history is None else history).ranks
     return ModelTables(
         blocks=tuple(block_of(block, score.slope) for block in blocks),
@@ -183,19 +186,28 @@ def tables_of(
         # the full form's targets are the identity: no two of them are similar
         similar_by="vector" if score.has_vectors else "source",
         probability=None if score.probability == ProbabilityMap() else score.probability,
-        history_rank=_numpy(ranks) if fades and ranks is not None else None,
+        history_rank=_numpy(ranks) if reads_ranks and ranks is not None else None,
         content={
             block.name.partition(".")[2]: _numpy(block.source)[1:]
             for block in score.content
             if block.source is not None
         },
+        sequence=_sequence_of(blocks),
         **new_items,
     )
 
 
+def _sequence_of(blocks: Sequence[LinearBlock]) -> SequenceWeights | None:
+    """The weights of the block that reads the order of a history."""
+    for block in blocks:
+        if isinstance(block, SequenceBlock) and block.layer is not None:
+            return SequenceWeights({name: _numpy(array) for name, array in block.layer.state_dict().items()})
+    return None
+
+
 def block_of(block: LinearBlock, slope: float) -> Block:
     """Describe a block as an export does; the scale is the query's whole factor."""
-    scoring = "cosine" if block.cosine else "dot"
+    scoring = SCORING if isinstance(block, SequenceBlock) else "cosine" if block.cosine else "dot"
     scale = slope * block.scale * block.temperature
     dislikes = 0.0 if block.disliked is None else block.dislikes
     return Block(block.name, block.dim, float(block.exponent), scale, scoring, block.decay, dislikes)
@@ -236,15 +248,6 @@ def _new_items(score: Score, data: TrainingData, vector: Tensor, source: Tensor)
         "bias_scale": score.slope,
         "bias_offset": score.intercept + kappa * score.slope * mean,
     }
-
-
-def _refuse_nonlinear(blocks: Sequence[LinearBlock]) -> None:
-    for block in blocks:
-        if not block.is_linear:
-            raise ValueError(
-                f"The {block.name} block of this model reads a history by a network, which an export and the commands that "
-                f"make one (export, recommend, serve) cannot hold. Train without {block.name} in blocks."
-            )
 
 
 def _refuse_large(n_items: int, columns: int) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from recbole_llm.export.manifest import ONNX_RECOMMEND, ONNX_TEXT_MAP, TEXT_MAP, VECTORS, Block
 from recbole_llm.export.pooling import TINIEST, TINY, Pooling
 from recbole_llm.export.reader import Export
+from recbole_llm.export.sequence import SCORING
 
 OPSET = 17
 IR_VERSION = 8  # of opset 17: what every runtime of the last years reads
@@ -91,6 +92,20 @@ class _Graph:
         self.onnx.checker.check_model(str(path))
 
 
+def check_blocks(blocks: Sequence[Block]) -> None:
+    """Refuse blocks that the graphs cannot express.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for block in blocks:
+        if block.scoring == SCORING:
+            raise ValueError(
+                f"onnx: the {block.name} block reads the order of a history, and the graphs hold sums over histories alone. "
+                f"Leave onnx out, or train without {block.name} in blocks."
+            )
+
+
 def write_graphs(folder: Path, blocks: Sequence[Block], text_map: Mapping[str, Any] | None) -> None:
     """Write the graphs beside the tables that they read.
 
@@ -100,8 +115,9 @@ def write_graphs(folder: Path, blocks: Sequence[Block], text_map: Mapping[str, A
         text_map: ``kind`` and ``normalize`` of the text map, or ``None``.
 
     Raises:
-        ValueError: if onnx is not installed.
+        ValueError: if onnx is not installed, or a block reads the order of a history.
     """
+    check_blocks(blocks)
     _write_recommend(folder, blocks)
     if text_map is not None:
         _write_text_map(folder, text_map)
@@ -182,7 +198,7 @@ def check_graphs(export: Export) -> bool:
         log.warning("The ONNX graphs were not run: pip install onnxruntime to have them compared with the model.")
         return False
     session = lambda name: onnxruntime.InferenceSession(str(export.folder / name), providers=["CPUExecutionProvider"])  # noqa: E731
-    recommend, pooling = session(ONNX_RECOMMEND), Pooling(export.manifest.blocks, export.offset)
+    recommend, pooling = session(ONNX_RECOMMEND), Pooling.of(export)
     step = max(len(export.user_ids) // CHECKED_USERS, 1)
     for user in range(0, len(export.user_ids), step):
         span = slice(int(export.history_offsets[user]), int(export.history_offsets[user + 1]))

@@ -5,7 +5,8 @@ With history weights t_j, block b of the query is (:mod:`recbole_llm.export.read
     q_b = f_b (sum_j t_j / T^e_b v_jb + offset_b + part_ub),    T = sum_j t_j,   f_b = scale_b [/ |x_b| for cosine]
 
 so that <q, w_i> + bias_i = sum_j [sum_b f_b t_j / T^e_b <v_jb, w_ib>] + <f (offset + part), w_i> + bias_i: the bracket
-is what item j of the history adds to the score of item i. A block with a decay has t_j times exp(-rank_j / decay).
+is what item j of the history adds to the score of item i. A block with a decay has t_j times exp(-rank_j / decay). The query of a
+block that reads the order is that of :mod:`recbole_llm.export.sequence`. What it adds belongs to no item of the history alone.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from recbole_llm.export.manifest import Block
+from recbole_llm.export.reader import Export
+from recbole_llm.export.sequence import SCORING, SequenceWeights
 
 CELLS_AT_ONCE = 1 << 17  # contributions: 1 MiB of float64
 TINY = np.float32(1e-12)
@@ -27,7 +30,7 @@ class Query:
     Attributes:
         vector: ``[D]`` float32, q.
         source: ``[h, D]`` float32, the history's source vectors v_j.
-        weights: ``[h, blocks]`` float32, f_b t_j / T^e_b.
+        weights: ``[h, blocks]`` float32, f_b t_j / T^e_b; 0 in a block that reads the order.
     """
 
     vector: np.ndarray
@@ -41,13 +44,28 @@ class Pooling:
     Args:
         blocks: the columns.
         offset: ``[D]`` float32 of every user.
+        sequence: of the block that reads the order of a history; ``None`` without one.
+
+    Raises:
+        ValueError: if there is such a block and no ``sequence``.
     """
 
-    def __init__(self, blocks: Sequence[Block], offset: np.ndarray) -> None:
+    def __init__(self, blocks: Sequence[Block], offset: np.ndarray, sequence: SequenceWeights | None = None) -> None:
         ends = np.cumsum([block.dim for block in blocks])
         self.columns = [slice(int(end) - block.dim, int(end)) for end, block in zip(ends, blocks, strict=True)]
         self.blocks = list(blocks)
-        self.offset = offset
+        self.offset, self.sequence = offset, sequence
+        of_order = [at for at, block in zip(self.columns, blocks, strict=True) if block.scoring == SCORING]
+        self._of_order = of_order[0] if of_order else None
+        if of_order and sequence is None:
+            raise ValueError(
+                f"a block has scoring {SCORING!r}, and sequence is None; give the weights that it is read by."
+            )
+
+    @classmethod
+    def of(cls, export: Export) -> "Pooling":
+        """Make the pooling of an export."""
+        return cls(export.manifest.blocks, export.offset, export.sequence)
 
     def query(
         self,
@@ -62,7 +80,8 @@ class Pooling:
             source: ``[h, D]`` float32.
             times: ``[h]`` float32, t_j.
             part: ``[D]`` float32 of this user alone, or ``None``.
-            ranks: ``[h]`` float32, 0 for the newest, by which blocks with a decay weigh too; ``None``: by ``times`` alone.
+            ranks: ``[h]`` float32, 0 for the newest, by which blocks with a decay weigh too; ``None``: by ``times`` alone, the
+                last entry being the newest where a block reads the order.
 
         Example:
             >>> pooling = Pooling([Block("closed_form", dim=2, exponent=0.5, scale=3.0)], np.zeros(2, np.float32))
@@ -72,6 +91,10 @@ class Pooling:
         vector = np.empty(source.shape[1], np.float32)
         weights = np.empty((len(source), len(self.blocks)), np.float32)
         for b, (block, columns) in enumerate(zip(self.blocks, self.columns, strict=True)):
+            if self.sequence is not None and columns == self._of_order:
+                vector[columns] = np.float32(block.scale) * self.sequence.state(source[:, columns], ranks)
+                weights[:, b] = 0
+                continue
             weight = times
             if block.decay is not None and ranks is not None:
                 weight = times * np.exp(-ranks / np.float32(block.decay))
@@ -98,6 +121,14 @@ class Pooling:
             block.name: (vector[:, columns].astype(np.float64) @ query.source[:, columns].T) * query.weights[:, b]
             for b, (block, columns) in enumerate(zip(self.blocks, self.columns, strict=True))
         }
+
+    def of_order(self, query: Query, vector: np.ndarray) -> np.ndarray | None:
+        """Compute what the order of the history adds to each score, ``[n]`` float64; ``None`` where no block reads it.
+
+        Arguments are those of :meth:`parts`.
+        """
+        at = self._of_order
+        return None if at is None else vector[:, at].astype(np.float64) @ query.vector[at].astype(np.float64)
 
     def contributions(self, query: Query, vector: np.ndarray) -> np.ndarray:
         """Compute what each entry of the history adds to each score in all blocks together, ``[n, h]`` float64.

@@ -13,6 +13,7 @@
       content.safetensors    only where items have content: by modality f32[N,f], unit vectors, zero where an item has none
       search.safetensors     titles as vectors, and each item's neighbours: see search_tables.py
       search.faiss           only where there are so many items that searches need an index: see retrieval/search_index.py
+      sequence.safetensors   only where a block reads the order of a history: see sequence.py
       item_ids.txt  user_ids.txt   one JSON string a line; line number = row
       items.jsonl            {"title", "text", "attributes"} a line; line number = row
       encoder/               only where the encoder travels along
@@ -25,7 +26,8 @@ weights t_j is
     x_b = sum_j t_j v_jb / (sum_j t_j)^exponent_b + offset_b + part_ub,    q_b = scale_b x_b    [scale_b x_b / |x_b|]
 
 where the bracket is scoring "cosine". A block with a decay has weights t_j exp(-rank_j / decay); rank 0 is the
-newest item of the history. A block with dislikes d has part_ub less d sum_j v_jb over the items that u dislikes.
+newest item of the history. A block with dislikes d has part_ub less d sum_j v_jb over the items that u dislikes. The query of
+a block of scoring "sequence" is its scale times the state of sequence.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,11 +56,12 @@ from recbole_llm.export.manifest import (
 )
 from recbole_llm.export.quantise import CodedTable
 from recbole_llm.export.search_tables import SearchTables, read_search
+from recbole_llm.export.sequence import SEQUENCE_FILE, SequenceWeights, read_sequence
 from recbole_llm.export.tensor_file import check_file, open_file, parse_json, parse_tensors, take
 from recbole_llm.export.text_map import TextMap
 
 READ_FILES = frozenset(
-    {VECTORS, HISTORY, TEXT_MAP, CONTENT, SEARCH, SEARCH_INDEX, ITEM_IDS, USER_IDS, ITEMS, INDEX}
+    {VECTORS, HISTORY, TEXT_MAP, CONTENT, SEARCH, SEARCH_INDEX, SEQUENCE_FILE, ITEM_IDS, USER_IDS, ITEMS, INDEX}
 )  # others are only checked
 JSON_BYTES_AT_ONCE = 1 << 17  # about a millisecond
 
@@ -94,7 +97,7 @@ class Export:
         history_weight: ``[nnz]`` float32, t_j.
         text_map: or ``None``.
         index: bytes of the index file, or ``None``.
-        history_rank: ``[nnz]`` float32, 0 for a user's newest item; ``None`` where no block fades.
+        history_rank: ``[nnz]`` float32, 0 for a user's newest item; ``None`` where no block fades or reads the order.
         disliked_offsets: ``[U + 1]`` int64; ``None`` where no user dislikes an item.
         disliked_items: ``[m]`` int32 rows, ascending within a user: seen, not liked, and in no answer to the user.
         encoders: folders or names on the hub that may be loaded as the encoder of its texts, named by who opened it and never
@@ -103,6 +106,7 @@ class Export:
         content: by modality ``[N, f]`` float32 unit vectors of the items' content, zero rows for items without.
         search: what searches need beside the content; ``None`` in exports that were written before there were any.
         search_index: bytes of their index, or ``None``.
+        sequence: of the block that reads the order of a history, or ``None``.
     """
 
     folder: Path
@@ -130,6 +134,7 @@ class Export:
     search: SearchTables | None = None
     search_index: memoryview | None = None
     picture_encoders: tuple[str, ...] = ()
+    sequence: SequenceWeights | None = None
 
     def part_of(self, user: int) -> np.ndarray | None:
         """Return the summand of one user's query, ``[D]`` float32 by the user's row; ``None`` without any."""
@@ -219,8 +224,10 @@ def load_export(
     _check_rows(offsets, items, N, "items")
     if (weight < 0).any():
         raise ExportError(f"{HISTORY}: a weight is negative.")
-    if (rank is None) != all(block.decay is None for block in manifest.blocks):
-        raise ExportError(f"{HISTORY} and the blocks' decays do not agree.")
+    if (rank is not None) != manifest.reads_ranks:
+        raise ExportError(
+            f"{HISTORY} and the blocks do not agree: ranks are there where a block fades or reads the order."
+        )
     if rank is not None and (rank < 0).any():
         raise ExportError(f"{HISTORY}: a rank is negative.")
 
@@ -250,6 +257,7 @@ def load_export(
         encoders=tuple(encoders),
         search=_read_search(opened[SEARCH], content, N) if SEARCH in opened else None,
         search_index=opened.get(SEARCH_INDEX),
+        sequence=_read_sequence(opened, manifest),
     )
 
 
@@ -290,6 +298,11 @@ def _read_search(tensors: memoryview, content: Mapping[str, np.ndarray], n_items
     if space is not None and (pictures is None or pictures.shape[1] != space.dim):
         raise ExportError(f"{SEARCH}: the pictures' space is none of the vectors of 'image' in {CONTENT}.")
     return search
+
+
+def _read_sequence(opened: Mapping[str, memoryview], manifest: Manifest) -> SequenceWeights | None:
+    block = manifest.sequence
+    return None if block is None else read_sequence(opened[SEQUENCE_FILE], block.dim)
 
 
 def _check_folder(folder: Path, manifest: Manifest) -> None:

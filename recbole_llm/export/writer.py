@@ -34,6 +34,7 @@ from recbole_llm.export.manifest import (
     SEARCH,
     SEARCH_INDEX,
     SEARCH_SCHEMA,
+    SEQUENCE_SCHEMA,
     TEXT_MAP,
     USER_IDS,
     VECTORS,
@@ -46,6 +47,7 @@ from recbole_llm.export.manifest import (
 from recbole_llm.export.quantise import encoded
 from recbole_llm.export.reader import ItemRecord, load_export
 from recbole_llm.export.search_tables import SearchTables
+from recbole_llm.export.sequence import SEQUENCE_FILE, SequenceWeights
 from recbole_llm.export.text_map import TextMap
 from recbole_llm.scoring.probability import ProbabilityMap
 
@@ -69,7 +71,7 @@ class ExportContents:
         history_offsets: ``[U + 1]`` int64.
         history_items: ``[nnz]`` rows, ascending and unique within a user.
         history_weight: ``[nnz]`` float32 t_j; ``None`` for ones.
-        history_rank: ``[nnz]``, 0 for a user's newest item; needed where a block has a decay, else ``None``.
+        history_rank: ``[nnz]``, 0 for a user's newest item; needed where a block has a decay or reads the order, else ``None``.
         disliked_offsets: ``[U + 1]`` int64, of items that users have seen and not liked; ``None`` for none.
         disliked_items: rows of these, ascending and unique within a user.
         content: by modality ``[N, f]``, unit vectors of the items' content; zero rows for items without.
@@ -96,6 +98,7 @@ class ExportContents:
         card: the model card, Markdown.
         dtype: of the vectors of items and users: ``float32``, or ``int8`` (:mod:`recbole_llm.export.quantise`).
         rescore: with ``int8``, whether the float32 vectors go along, by which the best are scored again.
+        sequence: of the block that reads the order of a history, or ``None``.
     """
 
     item_ids: Sequence[str]
@@ -137,6 +140,7 @@ class ExportContents:
     card: str | None = None
     dtype: str = "float32"
     rescore: bool = False
+    sequence: SequenceWeights | None = None
 
 
 def write_artifact(folder: str | Path, contents: ExportContents) -> Manifest:
@@ -221,6 +225,8 @@ def _write_files(folder: Path, contents: ExportContents) -> None:
         save_file({name: float32(table) for name, table in contents.content.items()}, folder / CONTENT)
     if contents.search is not None:
         save_file(contents.search.to_tensors(), folder / SEARCH)
+    if contents.sequence is not None:
+        save_file({name: _float32(array) for name, array in contents.sequence.arrays.items()}, folder / SEQUENCE_FILE)
     _write_lines(folder / ITEM_IDS, contents.item_ids)
     _write_lines(folder / USER_IDS, contents.user_ids)
     records = contents.records
@@ -310,6 +316,8 @@ def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: M
 
 def _min_reader(contents: ExportContents) -> int:
     """The smallest schema that knows every file and tensor: readers refuse others."""
+    if contents.sequence is not None:
+        return SEQUENCE_SCHEMA
     if contents.pictures is not None:
         return PICTURE_SCHEMA
     if contents.dtype != "float32":

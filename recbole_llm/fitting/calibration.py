@@ -204,6 +204,8 @@ def _most_likely(
     with torch.enable_grad():
         optimiser.step(closure)
     value, found = loss().item(), theta.detach()
+    if not (math.isfinite(value) and bool(found.isfinite().all())):
+        return math.inf, ProbabilityMap()  # labels that the score tells apart without a mistake know no best slope
     slopes = tuple(found[2:].exp().tolist())
     gain = float(found[1]) if by_length else 0.0
     offset = float(found[0]) - slopes[0] * float(knots[0]) - gain * mean_length

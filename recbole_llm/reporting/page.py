@@ -45,7 +45,8 @@ def _answer(record: Mapping[str, Any]) -> list[str]:
     lines += table("Quality of the models", ["model", *header[1:]], rows, record["model"])
     lines += [f"<p>{text(words.measured_in_words(record))}</p>", "<ul>"]
     lines += [
-        f"<li>{text(line)}</li>" for line in [*words.baselines_in_words(record), *words.left_out_in_words(record)]
+        f"<li>{text(line)}</li>"
+        for line in [*words.order_in_words(record), *words.baselines_in_words(record), *words.left_out_in_words(record)]
     ]
     return [*lines, "</ul>"]
 

@@ -22,6 +22,7 @@ from recbole_llm.bridge.evaluation.rows import RankedRows, ranked_rows
 from recbole_llm.fitting.validation import TopKMetric, evenly
 from recbole_llm.reporting.baselines import fit_baselines
 from recbole_llm.reporting.intervals import ratio
+from recbole_llm.reporting.order import order_figures
 from recbole_llm.reporting.ranking import K, Ranking, rank_rows, some_rows
 from recbole_llm.reporting.record import VERSION
 from recbole_llm.scoring.rows import Rows
@@ -100,6 +101,8 @@ def measure(trained: Trained, say: Callable[[str], None] = lambda text: None) ->
             rankings[label] = rank_rows(model, rows, n_items, device)
         say("probabilities")
         calibration = _calibration(trained.model, rows, rankings[name])
+        say("the same with shuffled histories")
+        order = order_figures(trained, rows, K)
     count = torch.from_numpy(np.asarray(trained.training.inter_matrix(form="csr").sum(axis=0)).ravel()).long()
     views = _views(rankings, rows, count)
     of = trained.test._dataset
@@ -124,6 +127,7 @@ def measure(trained: Trained, say: Callable[[str], None] = lambda text: None) ->
         "about": {each.name: each.about for each in baselines.fitted},
         "not_fitted": dict(baselines.left_out),
         "lead": views.lead,
+        **order,
         "popularity": {
             bucket: {"items": int((popularity_buckets(count) == n).sum())} for n, bucket in enumerate(BUCKETS)
         },

@@ -70,6 +70,7 @@ _FORM: dict[str, Form] = {
     "about": {str: _text},
     "not_fitted": {str: _text},
     "lead": _interval,
+    "order": {"users": _number, "ordered": _number, "shuffled": _number, "lost": _interval},
     "popularity": {str: {"items": _number}},
     "left_out": {
         name: _number
@@ -157,6 +158,7 @@ def _checked_names(value: Any, form: dict[Any, Form], place: str, budget: list[i
 
 
 _OPTIONAL = {
+    "record.order",
     "record.left_out.items_not_read",
     "record.left_out.items_placed_by_content",
     *(f"record.history.{name}" for name in _FORM["history"]),

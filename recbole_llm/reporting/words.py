@@ -146,6 +146,20 @@ def baselines_in_words(record: Record) -> list[str]:
     return lines + [f"{name} was not fitted: {why}." for name, why in record["not_fitted"].items()]
 
 
+def order_in_words(record: Record) -> list[str]:
+    """Whether the order of histories matters on these data, in one line; nothing where it was not measured."""
+    order = record.get("order")
+    if order is None:
+        return []
+    lost, k = order["lost"], record["k"]
+    anew = "with every history shuffled and the solved blocks fitted anew"
+    figures = f"NDCG@{k} {order['ordered']:.4f}, {order['shuffled']:.4f} {anew}"
+    span = f"{lost['low']:.0%} to {lost['high']:.0%}, 95% interval"
+    if lost["low"] > 0:
+        return [f"Order matters: {lost['value']:.0%} of NDCG@{k} is lost without it ({span}; {figures})."]
+    return [f"Order tells nothing clear: {lost['value']:.0%} of NDCG@{k} is lost without it ({span}; {figures})."]
+
+
 def left_out_in_words(record: Record) -> list[str]:
     """What nobody is shown, and whom the model knows little of."""
     left, data = record["left_out"], record["data"]
@@ -182,6 +196,7 @@ def answer(record: Record) -> list[str]:
         *aligned(table(record)),
         "",
         measured_in_words(record),
+        *order_in_words(record),
         *baselines_in_words(record),
         *left_out_in_words(record),
     ]
@@ -202,6 +217,7 @@ def card(record: Record) -> list[str]:
         *lines,
         "",
         _markdown(measured_in_words(record)),
+        *map(_markdown, order_in_words(record)),
         *map(_markdown, baselines_in_words(record)),
         *map(_markdown, left_out_in_words(record)),
         "",

@@ -53,8 +53,10 @@ class Recommended:
         reasons: the largest positive contributions of the history, best first; for a search, of the likest items, whose buyers
             bought this one; ``None`` where none were asked for.
         rest: the contributions that are not among the reasons, and the user's own part; for a search, likeness and words too.
-        bias: b_i. Reasons, rest, bias and the contributions of rules add up to the score.
+        bias: b_i. Reasons, order, rest, bias and the contributions of rules add up to the score.
         rules: what lifted, moved or admitted the item beside its score.
+        order: what the order of the history adds, which belongs to no item of it alone; ``None`` where no block reads the order or
+            no reasons were asked for.
         parts: of a search's score without boosts; ``None`` where no reasons were asked for, and for other sources.
     """
 
@@ -68,6 +70,7 @@ class Recommended:
     bias: float | None = None
     rules: tuple[Applied, ...] = ()
     parts: Parts | None = None
+    order: float | None = None
 
 
 @dataclass(frozen=True)

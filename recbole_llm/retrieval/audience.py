@@ -2,7 +2,7 @@
 
 A user's score of an item is a sum over the history. So for a few items the sums are made from one number for each item of the
 catalogue, <v_jb, w_ib>, and no user's query is ever formed: a pass reads the histories once, whatever the vectors' length. Only a
-cosine block needs the lengths of its queries.
+cosine block needs the lengths of its queries, and a block that reads the order of a history the queries themselves.
 
 Shapes: M items asked for, N of the catalogue, U users, D columns.
 """
@@ -17,6 +17,7 @@ from recbole_llm.export.errors import UnknownItemError
 from recbole_llm.export.manifest import Block
 from recbole_llm.export.pooling import TINIEST, TINY
 from recbole_llm.export.reader import Export
+from recbole_llm.export.sequence import SCORING
 from recbole_llm.retrieval.exact import best, top_rows
 from recbole_llm.scoring.probability import ProbabilityMap
 
@@ -187,6 +188,12 @@ def _scores(export: Export, first: int, last: int, vector: np.ndarray, adds: Seq
     scores = np.zeros((last - first, len(vector)))
     parts = export.user_parts(first, last)
     for block, columns, add in zip(export.manifest.blocks, _columns(export.manifest.blocks), adds, strict=True):
+        if block.scoring == SCORING:
+            assert export.sequence is not None and export.history_rank is not None
+            ranks, target = export.history_rank[span], vector[:, columns].T.astype(np.float64)
+            for rows, states in export.sequence.of_histories(export.source, columns, begins, items, ranks):
+                scores[rows] += block.scale * (states.astype(np.float64) @ target)
+            continue
         weight = export.history_weight[span]
         if block.decay is not None and export.history_rank is not None:
             weight = weight * np.exp(-export.history_rank[span] / np.float32(block.decay))

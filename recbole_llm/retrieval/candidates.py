@@ -128,7 +128,7 @@ def sample_queries(
 
 def queries_of(export: Export) -> np.ndarray:
     """Call :func:`sample_queries` for an export's users."""
-    pooling = Pooling(export.manifest.blocks, export.offset)
+    pooling = Pooling.of(export)
     return sample_queries(
         pooling, export.source, export.history_offsets, export.history_items, export.history_weight, export.history_rank
     )

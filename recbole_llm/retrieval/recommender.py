@@ -66,7 +66,7 @@ class Recommender:
         self.overlay_seq = 0
         self.users = Users(export, self.catalog)
         self._user_row = {user_id: row for row, user_id in enumerate(export.user_ids)}
-        self._pooling = Pooling(export.manifest.blocks, export.offset)
+        self._pooling = Pooling.of(export)
         self._probability = export.manifest.probability or ProbabilityMap()
         self._retriever = (make_retriever or _retriever_of)(export, self.catalog)
         self.searches = searches_of(export, self.catalog)
@@ -298,9 +298,11 @@ class Recommender:
             added = np.zeros((len(hits.rows), 0))
         else:
             at, added = self._pooling.largest(prepared.query, catalog.vector(hits.rows), limit)
+        order = self._pooling.of_order(prepared.query, catalog.vector(hits.rows))
         # only what speaks for an item is a reason for it
         counts = (added > 0).sum(1)
-        rest = hits.scores - bias - np.where(added > 0, added, 0.0).sum(1)
+        rest = hits.scores - bias - np.where(added > 0, added, 0.0).sum(1) - (0.0 if order is None else order)
+        orders = repeat(None) if order is None else iter(order.tolist())
         seen = prepared.rows[at] if at.size else at
         for row, score, p, b, rows, values, count, remainder in zip(
             hits.rows.tolist(), hits.scores.tolist(), probability, bias.tolist(), seen.tolist(), added.tolist(),
@@ -313,7 +315,9 @@ class Recommender:
                 )
             )
             title = catalog.records[row].title
-            yield Recommended(catalog.ids[row], title, score, catalog.is_cold(row), p, reasons, remainder, b)
+            yield Recommended(
+                catalog.ids[row], title, score, catalog.is_cold(row), p, reasons, remainder, b, order=next(orders)
+            )
 
     # ------------------------------------------------------------------ popularity, similarity
 

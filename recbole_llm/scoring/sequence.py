@@ -5,8 +5,9 @@ r"""The sequence block: a query that a causal attention layer reads off the orde
     s_ui = (<norm(h_last), norm(e_i)> exp(log_scale) + b_i)
 
 Its scores are a dot product of a query and an item vector, as those of every block, so that ranking, kernels and weights need
-nothing of their own. Its query is no sum over the history. So no part of a score belongs to one item of the history alone, and an
-export, whose queries are such sums, cannot hold it.
+nothing of their own. Its source vectors are e, and its query is a function of those of a history and of their order. It is no sum
+over the history, so no part of a score belongs to one item of the history alone. :mod:`recbole_llm.export.sequence` is the same
+layer in NumPy.
 
 Shapes: B histories, T places of the longest of them, N items with padding row 0, d columns.
 """
@@ -30,43 +31,25 @@ TEMPERATURE = 0.1  # at the start
 CHUNK = 1024  # histories read at once
 
 
-class SequenceNetwork(nn.Module):
-    """One causal attention layer over item vectors of IDs and content.
+class SequenceLayer(nn.Module):
+    """One causal attention layer, from the vectors of a history's items to a state.
 
     Args:
-        n_items: N.
-        content: ``[N, k]`` directions of the content, frozen; ``None`` for IDs alone.
         dim: d, a multiple of ``heads``.
         heads: of the attention.
         dropout: of item vectors and of both parts of the layer.
     """
 
-    def __init__(
-        self, n_items: int, content: Tensor | None, dim: int = 64, heads: int = 2, dropout: float = 0.4
-    ) -> None:
+    def __init__(self, dim: int = 64, heads: int = 2, dropout: float = 0.4) -> None:
         super().__init__()
-        self.shape = {"n_items": n_items, "dim": dim, "heads": heads, "dropout": dropout}
-        self.register_buffer("content", content)
-        self.id = nn.Embedding(n_items, dim)
-        nn.init.normal_(self.id.weight, std=0.02)
-        self.of_content = None if content is None else nn.Linear(content.shape[1], dim, bias=False)
-        if self.of_content is not None:
-            nn.init.eye_(self.of_content.weight)
-        self.bias = nn.Parameter(torch.zeros(n_items))
+        self.shape = {"dim": dim, "heads": heads, "dropout": dropout}
         self.distance = nn.Parameter(-0.3 * torch.arange(LENGTH).float().repeat(heads, 1))  # [heads, LENGTH]
-        self.log_scale = nn.Parameter(torch.tensor(1 / TEMPERATURE).log())
         self.before_attention, self.before_mlp, self.last = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
-        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
+        # the GELU by tanh is what NumPy can compute alike
+        gelu = nn.GELU("tanh")
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), gelu, nn.Dropout(dropout), nn.Linear(2 * dim, dim))
         self.drop = nn.Dropout(dropout)
-
-    def items(self, ids: Tensor) -> Tensor:
-        """Compute e of some items, any shape -> the shape and ``[d]``."""
-        found: Tensor = self.id(ids)
-        if self.of_content is not None:
-            assert isinstance(self.content, Tensor)
-            found = found + self.of_content(self.content[ids])
-        return found
 
     def states(self, vectors: Tensor) -> Tensor:
         """Compute unit states after every place, ``[B, T, d]`` item vectors oldest first -> ``[B, T, d]``."""
@@ -82,31 +65,83 @@ class SequenceNetwork(nn.Module):
         return F.normalize(self.last(x + self.drop(self.mlp(self.before_mlp(x)))), dim=-1)
 
     @torch.no_grad()
-    def queries(self, history: Rows) -> Tensor:
+    def queries(self, table: Tensor, history: Rows) -> Tensor:
         """Compute the state after the newest item of each history, ``[B, d]``; 0 for an empty one.
+
+        Args:
+            table: ``[N, d]`` item vectors e.
+            history: with ranks.
 
         Raises:
             ValueError: if the histories have no ranks.
         """
         if history.ranks is None:
             raise ValueError("The sequence block reads the order of a history, and these have none; give the times.")
-        found = torch.zeros(len(history.sizes), int(self.shape["dim"]), device=history.ids.device)
+        found = torch.zeros(len(history.sizes), table.shape[1], device=history.ids.device)
         sizes = history.sizes.clamp(max=LENGTH)
         ranks = history.ranks.long()
         longest = int(ranks.max()) + 1 if len(ranks) else 1
-        order = torch.argsort(history.row_of_entry() * longest + ranks)
+        order = torch.argsort(history.row_of_entry() * longest + ranks, stable=True)
         newest_first = history.ids[order]
         for size in sizes.unique().tolist():  # histories of one length need no mask
             for rows in torch.nonzero(sizes == size).squeeze(1).split(CHUNK) if size else ():
                 at = history.offsets[rows][:, None] + torch.arange(size - 1, -1, -1, device=rows.device)
-                found[rows] = self.states(self.items(newest_first[at]))[:, -1]
+                found[rows] = self.states(table[newest_first[at]])[:, -1]
+        return found
+
+    def to_state(self) -> dict[str, Any]:
+        """Convert to plain numbers and tensors for a checkpoint."""
+        tensors = {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}
+        return {"shape": dict(self.shape), "tensors": tensors}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "SequenceLayer":
+        """Invert :meth:`to_state`; in evaluation mode."""
+        layer = cls(**state["shape"])
+        layer.load_state_dict(state["tensors"])
+        return layer.eval()
+
+
+class SequenceNetwork(nn.Module):
+    """Item vectors of IDs and content, and the layer that reads them: what is trained.
+
+    Args:
+        n_items: N.
+        content: ``[N, k]`` directions of the content, frozen; ``None`` for IDs alone.
+        dim: d, a multiple of ``heads``.
+        heads: of the attention.
+        dropout: of item vectors and of both parts of the layer.
+    """
+
+    def __init__(
+        self, n_items: int, content: Tensor | None, dim: int = 64, heads: int = 2, dropout: float = 0.4
+    ) -> None:
+        super().__init__()
+        self.register_buffer("content", content)
+        self.id = nn.Embedding(n_items, dim)
+        nn.init.normal_(self.id.weight, std=0.02)
+        self.of_content = None if content is None else nn.Linear(content.shape[1], dim, bias=False)
+        if self.of_content is not None:
+            nn.init.eye_(self.of_content.weight)
+        self.bias = nn.Parameter(torch.zeros(n_items))
+        self.log_scale = nn.Parameter(torch.tensor(1 / TEMPERATURE).log())
+        self.layer = SequenceLayer(dim, heads, dropout)
+
+    def items(self, ids: Tensor) -> Tensor:
+        """Compute e of some items, any shape -> the shape and ``[d]``."""
+        return self._of_content(ids, self.id(ids))
+
+    def _of_content(self, ids: Tensor, found: Tensor) -> Tensor:
+        if self.of_content is not None:
+            assert isinstance(self.content, Tensor)
+            found = found + self.of_content(self.content[ids])
         return found
 
     @torch.no_grad()
-    def table(self) -> Tensor:
-        """Compute the unit vectors of all items, ``[N, d]``."""
+    def table(self, trained: Tensor) -> Tensor:
+        """Compute e of all items, ``[N, d]``; of those that are not ``trained`` (``[N]`` bool) by their content alone."""
         ids = torch.arange(len(self.bias), device=self.bias.device)
-        return torch.cat([F.normalize(self.items(few), dim=-1) for few in ids.split(4096)])
+        return torch.cat([self._of_content(few, self.id(few) * trained[few, None]) for few in ids.split(4096)])
 
     def loss(self, sequences: Tensor, mask: Tensor, negatives: Tensor, log_chance: Tensor) -> Tensor:
         """Compute the softmax loss of every next item against negatives that the batch shares, a mean in nats.
@@ -123,7 +158,7 @@ class SequenceNetwork(nn.Module):
         ids, place = torch.unique(torch.cat([sequences.flatten(), negatives]), return_inverse=True)
         vectors = self.items(ids)
         inside = place[: sequences.numel()].view(sequences.shape)
-        states = self.states(vectors[inside[:, :-1]])[mask]
+        states = self.layer.states(vectors[inside[:, :-1]])[mask]
         target = inside[:, 1:][mask]
         candidate, target = torch.unique(torch.cat([target, place[sequences.numel() :]]), return_inverse=True)
         target = target[: len(states)]
@@ -132,41 +167,29 @@ class SequenceNetwork(nn.Module):
         table = F.normalize(vectors[candidate], dim=-1) * self.log_scale.exp()
         return catalog_ce(states, table, offsets, target, item_bias=bias)
 
-    def to_state(self) -> dict[str, Any]:
-        """Convert to plain numbers and tensors for a checkpoint."""
-        tensors = {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}
-        return {"shape": dict(self.shape), "tensors": tensors}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "SequenceNetwork":
-        """Invert :meth:`to_state`."""
-        network = cls(content=state["tensors"].get("content"), **state["shape"])
-        network.load_state_dict(state["tensors"])
-        return network.eval()
-
 
 @dataclass(frozen=True, eq=False)
 class SequenceBlock(LinearBlock):
-    """The sequence block as a block of a score.
+    """The sequence block as a block of a score; its sources are the item vectors that the layer reads.
 
     Attributes:
-        network: from a history to a query, in evaluation mode.
+        layer: from the vectors of a history to a query, in evaluation mode.
     """
 
-    network: SequenceNetwork | None = field(default=None, repr=False)
+    layer: SequenceLayer | None = field(default=None, repr=False)
 
     is_linear = False
 
     def queries(self, history: Rows, part: Tensor | None = None, rows: AllRows | None = None) -> Tensor:
         """Compute the queries, ``[B, d]``; a user's own part and the weights of a history have no place in them."""
-        assert self.network is not None
-        return self.network.queries(history) * self.temperature
+        assert self.layer is not None and self.source is not None
+        return self.layer.queries(self.source, history) * self.temperature
 
     def to(self, device: torch.device | str) -> "SequenceBlock":
         """Return the same block on another device."""
         moved = super().to(device)
-        assert isinstance(moved, SequenceBlock) and moved.network is not None
-        return replace(moved, network=SequenceNetwork.from_state(moved.network.to_state()).to(device))
+        assert isinstance(moved, SequenceBlock) and moved.layer is not None
+        return replace(moved, layer=SequenceLayer.from_state(moved.layer.to_state()).to(device))
 
 
 def sequence_block(network: SequenceNetwork, trained: Tensor, constants: Mapping[str, float]) -> SequenceBlock:
@@ -174,16 +197,17 @@ def sequence_block(network: SequenceNetwork, trained: Tensor, constants: Mapping
 
     Args:
         network: trained.
-        trained: ``[N]`` bool, items whose vectors count; those of others are zero.
+        trained: ``[N]`` bool, items that may be recommended; the targets of others are zero.
         constants: numbers that a fit which repeats it needs.
     """
     network = network.eval()
+    table = network.table(trained)
     return SequenceBlock(
         SEQUENCE,
-        source=None,
-        target=network.table() * trained[:, None],
+        source=table,
+        target=F.normalize(table, dim=-1) * trained[:, None],
         temperature=float(network.log_scale.detach().exp()),
         bias=(network.bias.detach() * trained).clone(),
         constants=constants,
-        network=network,
+        layer=network.layer,
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from recbole_llm.scoring.item_rows import AllRows
 from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.scoring.score import ColdRows, Exceptions, LinearBlock, Score
-from recbole_llm.scoring.sequence import SequenceBlock, SequenceNetwork
+from recbole_llm.scoring.sequence import SequenceBlock, SequenceLayer
 
 LEARNED = "learned"
 _BLOCK_FIELDS = (
@@ -40,7 +40,7 @@ def score_to_state(score: Score) -> dict[str, Any]:
             {"name": block.name, "scale": block.scale}
             if block.name == LEARNED
             else {name: getattr(block, name) for name in _BLOCK_FIELDS}
-            | ({"network": block.network.to_state()} if isinstance(block, SequenceBlock) and block.network else {})
+            | ({"layer": block.layer.to_state()} if isinstance(block, SequenceBlock) and block.layer else {})
             for block in score.blocks
         ],
         "listed": None if cold is None else score.listed,
@@ -87,9 +87,9 @@ def score_from_state(state: Mapping[str, Any], learned: LinearBlock, rows: AllRo
 
 
 def _block_of(values: Mapping[str, Any]) -> LinearBlock:
-    if "network" not in values:
+    if "layer" not in values:
         return LinearBlock(**values)
-    return SequenceBlock(**{**values, "network": SequenceNetwork.from_state(values["network"])})
+    return SequenceBlock(**{**values, "layer": SequenceLayer.from_state(values["layer"])})
 
 
 def state_of_version_1(para: Mapping[str, Any], rows: AllRows) -> dict[str, Any] | None:

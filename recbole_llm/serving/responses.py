@@ -50,6 +50,8 @@ def _recommended(item: Recommended) -> dict[str, Any]:
             {"id": reason.id, "title": reason.title, "contribution": reason.contribution} for reason in item.reasons
         ]
         out["rest"], out["bias"] = item.rest, item.bias
+        if item.order is not None:
+            out["order"] = item.order
     if item.rules:
         out["rules"] = [
             {"rule": rule.rule, "contribution": rule.contribution, "place": rule.place} for rule in item.rules

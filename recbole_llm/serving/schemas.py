@@ -286,10 +286,7 @@ class PartsOut(BaseModel):
 
 
 class RecommendedOut(BaseModel):
-    """An item of an answer; reasons, rest and bias are there when asked for.
-
-    They and the contributions of rules add up to the score.
-    """
+    """An item of an answer; reasons, order, rest and bias are there when asked for and add up with the rules to the score."""
 
     id: str
     title: str
@@ -302,6 +299,7 @@ class RecommendedOut(BaseModel):
     reasons: list[ReasonOut] = []
     rest: float = 0.0
     bias: float = 0.0
+    order: Annotated[float, Field(description="What the order of the history adds.")] = 0.0
     rules: list[RuleOut] = []
     parts: Annotated[PartsOut | None, Field(description="Of a search's score, where reasons were asked for.")] = None
 

@@ -17,6 +17,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_llm.checkpoints import load_trained
+from recbole_llm.commands.export import build_index
 from recbole_llm.export.export_model import export_model
 from recbole_llm.export.reader import load_export
 from recbole_llm.fitting import next_item, pipeline
@@ -265,7 +266,7 @@ def test_hidden_items_leave_the_decayed_histories_of_a_refit(walks):
     assert not torch.allclose(found, score.queries(data.history.select(users)))
 
 
-def test_a_sequence_block_is_kept_in_checkpoints_and_refused_by_exports(walks, tmp_path, monkeypatch):
+def test_a_sequence_block_is_kept_in_checkpoints_and_exports(walks, tmp_path, monkeypatch):
     monkeypatch.setattr("recbole_llm.fitting.sequence.EPOCHS", 4)
     monkeypatch.setattr("recbole_llm.fitting.pipeline.BLEND_WEIGHTS", (0.3,))  # it counts, whatever it is worth
     monkeypatch.setattr(pipeline, "choose_decays", lambda score, *args: score)
@@ -278,8 +279,23 @@ def test_a_sequence_block_is_kept_in_checkpoints_and_refused_by_exports(walks, t
     paths = {key: walks[key] for key in ("data_path", "encoder", "feature_cache_dir")}
     again, dataset = load_trained(trainer.saved_model_file, **paths)
     torch.testing.assert_close(again.scores(users), before)
-    with pytest.raises(ValueError, match="The sequence block of this model reads a history by a network"):
-        export_model(again, dataset, tmp_path / "export", index="exact", history="train")
+    expected = again.score.of_users(users, again.known(dataset, "all").history)
+    for kind in ("exact", "ivf"):
+        folder = tmp_path / kind
+        export_model(again, dataset, folder, index=kind, build_index=build_index)
+        recommender = Recommender(load_export(folder))
+        ids = dataset.field2id_token[dataset.iid_field]
+        for user in range(1, 20):
+            asked = Request(user=dataset.id2token(dataset.uid_field, user), k=len(ids), exclude_seen=False, explain=3)
+            got = {item.id: item for item in recommender.recommend(asked).items}
+            best = max(got.values(), key=lambda item: item.score)
+            assert best.id == ids[int(expected[user - 1].argmax())] and best.order is not None
+            for item, score in zip(ids[1:], expected[user - 1, 1:].tolist(), strict=True):
+                assert item not in got or got[item].score == pytest.approx(score, rel=1e-3, abs=1e-3)
+            assert kind == "ivf" or len(got) == int(torch.isfinite(expected[user - 1]).sum())
+    with pytest.raises(ValueError, match="onnx: the sequence block reads the order of a history"):
+        export_model(again, dataset, tmp_path / "graphs", index="exact", onnx=True)
+    assert not (tmp_path / "graphs").exists()
 
 
 def test_a_sequence_block_needs_interactions_in_order(walks):

@@ -40,6 +40,27 @@ def test_a_record_is_taken_as_it_is_and_without_curves():
     assert checked(record)["history"] == {}
 
 
+def ordered(value, width):
+    return made_record(
+        order={"users": 90, "ordered": 0.1, "shuffled": 0.1 * (1 - value), "lost": interval(value, width)}
+    )
+
+
+def test_what_the_order_is_worth_is_one_line_where_it_was_measured():
+    assert words.order_in_words(made_record()) == []
+    record = ordered(0.31, 0.02)
+    assert checked(record) == record
+    (line,) = words.order_in_words(record)
+    assert line.startswith(
+        "Order matters: 31% of NDCG@10 is lost without it (29% to 33%, 95% interval; NDCG@10 0.1000, 0.0690 "
+    )
+    assert line in words.answer(record) and any("Order matters" in each for each in words.card(record))
+    (line,) = words.order_in_words(ordered(0.01, 0.02))
+    assert line.startswith("Order tells nothing clear: 1% of NDCG@10 is lost without it (-1% to 3%")
+    with pytest.raises(ValueError, match="record.order"):
+        checked(made_record(order={"users": 90}))
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [

@@ -118,3 +118,28 @@ def test_without_baselines_and_without_a_full_ranking_the_metrics_stand_alone(qu
     assert run("run", *rest, "--epochs=1", sampled) == 0
     out, err = capfd.readouterr()
     assert "Of 100" not in out and "recall@10" in out and "candidates are sampled" in err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_by_time_a_line_says_what_the_order_is_worth_and_a_key_leaves_it_out(quick, run_config, tmp_path, capfd):
+    """The made users draw items in no order."""
+    by_time = [*quick, "--eval_args={split: {LS: valid_and_test}, order: TO, group_by: user, mode: full}"]
+    by_time += ["--load_col={inter: [user_id, item_id, timestamp]}", "--blocks=[closed_form]"]
+    assert run("run", *by_time, "--output", "result.json") == 0
+    out = capfd.readouterr().out
+    record = json.loads((tmp_path / "result.json").read_text())["report"]
+    order = record["order"]
+    assert checked(record) == record and order["users"] == record["measured"]["users"]
+    assert order["lost"]["value"] == pytest.approx(1 - order["shuffled"] / order["ordered"])
+    # nothing but solved blocks counts here, so what keeps its order is the model, whose weights were chosen once more
+    assert order["ordered"] == pytest.approx(record["models"]["LLMTwoTower"]["ndcg"], abs=0.02)
+    line = next(line for line in out.splitlines() if line.startswith("Order "))
+    assert f"NDCG@10 {order['ordered']:.4f}, {order['shuffled']:.4f} with every history shuffled" in line
+    checkpoint = newest_checkpoint(run_config["checkpoint_dir"])
+    assert read_checkpoint(checkpoint)["report"]["order"] == order
+    assert run("report", checkpoint, *given_again(run_config), "--output", "report.html") == 0
+    assert "with every history shuffled" in (tmp_path / "report.html").read_text()
+    capfd.readouterr()
+    assert run("run", *by_time, "--order_test=False", "--output", "without.json") == 0
+    assert "shuffled" not in capfd.readouterr().out
+    assert "order" not in json.loads((tmp_path / "without.json").read_text())["report"]

@@ -1,5 +1,6 @@
 """The sequence block: what it reads, that it is causal, its loss, and that a checkpoint gives it back."""
 
+import copy
 import math
 
 import pytest
@@ -23,6 +24,14 @@ def network(content=True, seed=0, dim=8):
     return found.eval()
 
 
+def table_of(net):
+    return net.table(torch.ones(net.id.num_embeddings, dtype=torch.bool))
+
+
+def queries(net, history):
+    return net.layer.queries(table_of(net), history)
+
+
 def histories(walks):
     users = torch.tensor([u for u, walk in enumerate(walks) for _ in walk], dtype=torch.int64)
     items = torch.tensor([i for walk in walks for i in walk], dtype=torch.int64)
@@ -31,11 +40,12 @@ def histories(walks):
 
 def state_by_hand(net, walk):
     """The state after a walk, place by place and head by head in float64."""
-    net = SequenceNetwork.from_state(net.to_state()).double()
-    walk, d = walk[-LENGTH:], net.shape["dim"]
+    net = copy.deepcopy(net).double()
+    walk = walk[-LENGTH:]
     e = net.id.weight[walk]
     if net.of_content is not None:
         e = e + net.content[walk] @ net.of_content.weight.T
+    d, net = e.shape[1], net.layer
     x = e * d**0.5
     q, k, v = (net.before_attention(x) @ net.qkv.weight.T).split(d, 1)
     read = torch.zeros_like(x)
@@ -56,28 +66,28 @@ def test_a_query_is_the_state_after_the_newest_item(content):
     net = network(content)
     long = [1 + (5 * i) % 12 for i in range(12)]
     walks = [[3, 1, 2], [], [7], long, [2, 1, 3]]
-    found = net.queries(histories(walks))
+    found = queries(net, histories(walks))
     assert not found[1].any()
     for row in (0, 2, 3, 4):
         torch.testing.assert_close(found[row].double(), state_by_hand(net, walks[row]).detach(), rtol=1e-4, atol=1e-5)
     assert (found[0] - found[4]).abs().max() > 1e-3  # the order counts
     with pytest.raises(ValueError, match="reads the order of a history"):
-        net.queries(Rows(torch.tensor([0, 1]), torch.tensor([3])))
+        queries(net, Rows(torch.tensor([0, 1]), torch.tensor([3])))
 
 
 def test_only_the_newest_items_are_read():
     torch.manual_seed(0)
     net = SequenceNetwork(60, None, dim=8).eval()
     walk = torch.randperm(60)[: LENGTH + 9].tolist()
-    torch.testing.assert_close(net.queries(histories([walk])), net.queries(histories([walk[-LENGTH:]])))
-    assert not torch.allclose(net.queries(histories([walk])), net.queries(histories([walk[1 - LENGTH :]])), atol=1e-4)
+    torch.testing.assert_close(queries(net, histories([walk])), queries(net, histories([walk[-LENGTH:]])))
+    assert not torch.allclose(queries(net, histories([walk])), queries(net, histories([walk[1 - LENGTH :]])), atol=1e-4)
 
 
 def test_no_state_reads_what_comes_later():
     net = network()
     first, second = net.items(torch.tensor([[3, 1, 2, 5], [3, 1, 9, 4]]))[:, None]
-    torch.testing.assert_close(net.states(first)[:, :2], net.states(second)[:, :2])
-    assert not torch.allclose(net.states(first)[:, 2], net.states(second)[:, 2], atol=1e-3)
+    torch.testing.assert_close(net.layer.states(first)[:, :2], net.layer.states(second)[:, :2])
+    assert not torch.allclose(net.layer.states(first)[:, 2], net.layer.states(second)[:, 2], atol=1e-3)
 
 
 def test_the_loss_is_the_softmax_over_all_items_where_all_are_candidates():
@@ -86,8 +96,8 @@ def test_the_loss_is_the_softmax_over_all_items_where_all_are_candidates():
     mask = torch.tensor([[True, True, True], [True, False, False]])
     everything = torch.arange(N)
     found = net.loss(sequences, mask, everything, torch.zeros(N))
-    states = net.states(net.items(sequences[:, :-1]))[mask]
-    logits = states @ net.table().T * net.log_scale.exp() + net.bias
+    states = net.layer.states(net.items(sequences[:, :-1]))[mask]
+    logits = states @ F.normalize(table_of(net), dim=-1).T * net.log_scale.exp() + net.bias
     target = sequences[:, 1:][mask]
     torch.testing.assert_close(found, F.cross_entropy(logits, target), rtol=1e-5, atol=1e-5)
     # candidates are corrected by the chance that they are among them
@@ -112,9 +122,14 @@ def made(extra=()):
 def test_the_block_scores_as_the_network_and_leaves_untrained_items_alone():
     net, block, score = made()
     history = histories([[3, 1, 2], [], [5, 6]])
-    expected = net.queries(history) @ net.table().T * net.log_scale.exp() + net.bias
+    expected = (
+        net.layer.queries(block.source, history) @ F.normalize(table_of(net), dim=-1).T * net.log_scale.exp() + net.bias
+    )
     torch.testing.assert_close(block.scores(history)[:, 2:], expected[:, 2:], rtol=1e-5, atol=1e-5)
     assert not block.target[:2].any() and not block.bias[:2].any()
+    # of an item that nobody has touched, its content is read
+    torch.testing.assert_close(block.source[1], net.of_content.weight @ net.content[1], rtol=1e-5, atol=1e-6)
+    assert torch.equal(block.source[2:], table_of(net)[2:])
     scores = score.scores(history)
     torch.testing.assert_close(scores[:, 2:], 0.7 * expected[:, 2:] + 0.2, rtol=1e-5, atol=1e-5)
     assert math.isinf(scores[0, 0]) and block.dim == 8

@@ -33,13 +33,13 @@ from recbole_llm.bridge.training.choices import settled_choices
 from recbole_llm.bridge.training.interruption import Interruption
 from recbole_llm.bridge.training.item_tables import tables_of
 from recbole_llm.bridge.training.tower_choice import choose, patience
+from recbole_llm.bridge.training.validation_data import validation_of
 from recbole_llm.fitting.logs import quietly
 from recbole_llm.fitting.pipeline import fit
 from recbole_llm.fitting.refit import chosen_of, refit
-from recbole_llm.fitting.validation import TopKMetric, Validation
+from recbole_llm.fitting.validation import Validation
 from recbole_llm.progress import progress_bar
 from recbole_llm.scoring.never_shown import never_shown
-from recbole_llm.scoring.rows import union
 from recbole_llm.scoring.score import LinearBlock
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
@@ -222,20 +222,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
 
     def validation(self, valid_data: Any, train_split: Any = None) -> Validation | None:
         """Return the data that choices are made by, if there are some; ``train_split`` says what users have seen."""
-        if not valid_data:
-            return None
-        try:
-            metric = TopKMetric.parse(self.config["valid_metric"])
-        except ValueError:
-            metric = TopKMetric("ndcg", 10)
-            getLogger().info("valid_metric %s is no top-k metric: %s chooses", self.config["valid_metric"], metric)
-        history = self.model.history
-        targets = valid_data._dataset.training_rows().to(self.device)
-        disliked = None if train_split is None else train_split.negative_rows()
-        seen = history if disliked is None else union(history, disliked.to(self.device))
-        if self.config["repeatable"]:  # RecBole's key: items of the history have a place too
-            seen = seen.keep(torch.zeros_like(seen.ids, dtype=torch.bool))
-        return Validation(history=history, targets=targets, seen=seen, metric=metric)
+        return validation_of(self.config, self.model, valid_data, train_split)
 
     # ------------------------------------------------------------------ an epoch
 
