@@ -27,9 +27,11 @@ from recbole_llm.fitting.pipeline import (
     choose_decays,
     fit_closed_form_block,
     fit_next_item_block,
+    fit_sequence_block,
     place_cold_items,
     weigh,
 )
+from recbole_llm.fitting.sequence import takes_part
 from recbole_llm.fitting.validation import TopKMetric, user_metric
 from recbole_llm.scoring.rows import Rows, rows_from_pairs
 from recbole_llm.scoring.score import Score
@@ -111,7 +113,9 @@ class Stages:
         return user_metric(scorer, self.valid, model.history, model.n_items, NDCG, self.padding)
 
 
-def measure(dataset: str, data_path: str | None, by_time: bool, keep: str | None = None) -> dict[str, Any]:
+def measure(
+    dataset: str, data_path: str | None, by_time: bool, keep: str | None = None, seed: int | None = None
+) -> dict[str, Any]:
     """The stages of one dataset."""
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
@@ -119,7 +123,7 @@ def measure(dataset: str, data_path: str | None, by_time: bool, keep: str | None
 
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, Any] = {"show_progress": False, "state": "WARNING", "checkpoint_dir": folder}
-        settings |= {"data_path": data_path} if data_path else {}
+        settings |= ({"data_path": data_path} if data_path else {}) | ({} if seed is None else {"seed": seed})
         config = Config("LLMTwoTower", dataset, config_dict=settings | (BY_TIME if by_time else {}))
         init_seed(config["seed"], config["reproducibility"])
         train, valid, test = data_preparation(config, create_dataset(config))
@@ -145,7 +149,12 @@ def measure(dataset: str, data_path: str | None, by_time: bool, keep: str | None
         trainer._train_data, trainer._saves = train, True
         trainer.stopping_step = patience(trainer, len(train) * int(config["eval_step"]))
         learned = stages.run("towers alone", lambda: trainer.train_towers(train, valid, False), of)
-        score = stages.run("weights", lambda: weigh(data, validation, closed, following, learned), lambda found: found)
+        sequence = None
+        if takes_part(options.blocks, data, validation is not None):
+            sequence = stages.run("sequence block alone", lambda: fit_sequence_block(data, validation), of)
+        score = stages.run(
+            "weights", lambda: weigh(data, validation, closed, following, learned, sequence), lambda found: found
+        )
         score = stages.run("decays", lambda: choose_decays(score, data, validation), lambda found: found)
         score = stages.run(
             "cold-start items",
@@ -163,6 +172,7 @@ def main() -> None:
     parser.add_argument("--data_path", default=None, help="folder of the dataset; ml-100k needs none")
     parser.add_argument("--by_time", action="store_true", help="leave one out in the order of time")
     parser.add_argument("--keep", default=None, help="folder in which stages that have run are kept and found again")
+    parser.add_argument("--seed", type=int, default=None, help="of the run; the default is RecBole's")
     parser.add_argument("--label", default=None, help="of this run, beside those without one in the file")
     parser.add_argument("--output", default=str(RESULTS / "stages.json"))
     arguments = parser.parse_args()
@@ -171,7 +181,7 @@ def main() -> None:
     import sys
 
     sys.argv = sys.argv[:1]  # RecBole's Config reads the command line
-    found = measure(arguments.dataset, arguments.data_path, arguments.by_time, arguments.keep) | {
+    found = measure(arguments.dataset, arguments.data_path, arguments.by_time, arguments.keep, arguments.seed) | {
         "machine": machine("cpu")
     }
     path = Path(arguments.output)

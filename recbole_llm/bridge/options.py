@@ -22,7 +22,7 @@ from recbole_llm.content.encoder_settings import DTYPES, OVERFLOWS, POOLINGS
 
 LOSS_TYPES = ("catalog_bce", "catalog_ce", "sampled_bce", "pair_bce")
 USER_TOWER_PARTS = ("history", "id", "text")
-BLOCKS = ("closed_form", "learned", "sequence")
+BLOCKS = ("closed_form", "learned", "sequence", "auto_sequence")
 EVAL_BACKENDS = ("streamed", "stock")
 NEG_VALID_FIELD = "neg_valid"  # column of a batch whose rows share their negatives: where one counts
 MISSPELLING_RATIO = 0.85  # at this similarity an unknown key is taken for a misspelt one of ours
@@ -186,10 +186,11 @@ class Options:
     # Blocks
     blocks: tuple[str, ...] = _key(
         values.sum_of(BLOCKS),
-        ["closed_form", "learned"],
+        ["closed_form", "learned", "auto_sequence"],
         "Blocks",
         "list",
-        "Summands: closed_form (fitted at once), learned (towers); split by time, sequence (attention over the order).",
+        "Summands: closed_form (fitted at once), learned (towers); split by time, sequence (attention over the order)."
+        " auto_sequence: sequence where there are at least 1,000 items and at most 300,000 training interactions.",
     )
     closed_form_dim: int | str = _key(
         values.rank,

@@ -34,7 +34,7 @@ FOLLOWS = (0.2, 0.5, 1.2)  # f beside 0
 FURTHER = (*FOLLOWS, 2.0, 3.5, 8.0)  # f where blocks are changed one after the other
 CONTENT = (0.0, 0.5, 0.7, 1.0, 1.5)  # c
 LEARNED = (0.0, 0.2, 0.5, 1.2, 2.0)  # l
-SEQUENCE = (0.0, 0.3, 0.7, 1.2, 2.0, 4.0)  # q
+SEQUENCE = (0.0, 0.3, 0.7, 1.2, 2.0, 4.0, 8.0)  # q
 CANDIDATES = 80  # of each block; 4k where that is more
 
 

@@ -5,7 +5,8 @@ order matters on these data:
 
     lost = 1 - value with shuffled histories / value with the histories as they are
 
-Both values are of the solved blocks alone, which cost one solution and two searches of decays and weights, and no training.
+Both values are of the solved blocks alone: the cost is one solution and two searches of decays and weights by
+``MAX_CHOOSING_USERS`` users, and no training.
 What reads the order is fitted anew on the shuffled histories: the next-item block is solved once more with its constants, and
 decays and weights of all blocks are chosen once more by validation. Without that a model that trusts the order would be asked
 about histories of which it knows nothing, and lose more than the data can tell. The closed form's own matrix knows no order and
@@ -29,6 +30,7 @@ from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import LinearBlock
 
 MAX_USERS = 6_000  # who are ranked, evenly chosen
+MAX_CHOOSING_USERS = 2_000  # by whom decays and weights are chosen, a third of those of a fit
 SEED = 0  # of the shuffle
 
 log = getLogger(__name__)
@@ -96,6 +98,10 @@ def order_effect(
     solved, following = solved_blocks(fitted, data.trained)
     assert solved is not None
     generator = torch.Generator().manual_seed(SEED)
+    chooses = evenly(torch.nonzero(validation.targets.sizes).squeeze(1), MAX_CHOOSING_USERS)
+    validation = replace(
+        validation, targets=validation.targets.keep(torch.isin(validation.targets.row_of_entry(), chooses))
+    )
     without = replace(data, history=shuffled(data.history, generator))
     with quietly():
         again = _solve_again(following, without)

@@ -24,7 +24,7 @@ from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.hyperparameters import DIM, EXACT_ITEMS
 from recbole_llm.fitting.logs import quietly, stage
 from recbole_llm.fitting.next_item import CONTENT, TRANSITIONS, choose_decay, fit_next_item
-from recbole_llm.fitting.sequence import fit_sequence
+from recbole_llm.fitting.sequence import fit_sequence, takes_part
 from recbole_llm.fitting.signals import SignalOptions, choose_dislikes
 from recbole_llm.fitting.stage_values import (
     FittedBlock,
@@ -55,7 +55,7 @@ class FitOptions(SignalOptions, Protocol):
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """Of ``closed_form``, ``learned`` and ``sequence``."""
+        """Of ``closed_form``, ``learned``, ``sequence`` and ``auto_sequence``."""
 
     @property
     def closed_form_dim(self) -> int | str:
@@ -106,7 +106,7 @@ def fit(
         with stage("towers"):
             learned = train_towers()
     sequence = None
-    if SEQUENCE in options.blocks:
+    if takes_part(options.blocks, data, validation is not None):
         with stage("sequence block"):
             sequence = agree(fit_sequence_block(data, validation))
         sequence = None if sequence is None else sequence.to(data.history.ids.device)

@@ -7,7 +7,7 @@ Batches hold sequences of like lengths, ``TOKENS`` places at most, and share the
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 
@@ -18,7 +18,7 @@ from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.next_item import directions_of
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import Scorer
-from recbole_llm.scoring.sequence import LENGTH, SequenceBlock, SequenceNetwork, sequence_block
+from recbole_llm.scoring.sequence import LENGTH, SEQUENCE, SequenceBlock, SequenceNetwork, sequence_block
 
 CONTENT_DIMS = 192  # principal directions of the content that are read
 TOKENS = 2048
@@ -31,7 +31,32 @@ WARM_UP = 100  # steps
 WEIGHT_DECAY, BIAS_DECAY = 0.05, 0.5
 CLIP = 1.0
 
+AUTO = "auto_sequence"  # of blocks: the block where what follows holds
+AUTO_ITEMS = 1_000  # at least; smaller catalogues were not measured
+AUTO_INTERACTIONS = 300_000  # at most; about a quarter of an hour of a core
+
 log = getLogger(__name__)
+
+
+def takes_part(blocks: Sequence[str], data: TrainingData, has_validation: bool) -> bool:
+    """Whether the sequence block is trained: where ``blocks`` names it, or names ``auto_sequence`` and it has been seen to pay.
+
+    Args:
+        blocks: of the options.
+        data: training data.
+        has_validation: whether there is validation data, by which its epochs and its weight are chosen.
+    """
+    if SEQUENCE in blocks:
+        return True
+    if AUTO not in blocks or not data.is_ordered or not has_validation or data.rows.sharded:
+        return False
+    n_items, n_interactions = int(data.trained.sum()), len(data.history.ids)
+    if n_interactions > AUTO_INTERACTIONS:
+        log.info(
+            f"sequence block: left out, {n_interactions} interactions are more than {AUTO_INTERACTIONS}; blocks that name sequence "
+            "train it"
+        )
+    return n_items >= AUTO_ITEMS and n_interactions <= AUTO_INTERACTIONS
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_next_item import cycle, histories
+from test_next_item import histories
 from test_pipeline import Options, world
 
 from recbole_llm.fitting import order_effect as module
 from recbole_llm.fitting.data import TrainingData
+from recbole_llm.fitting.next_item import NextItemSetting, next_item_blocks
 from recbole_llm.fitting.order_effect import order_effect, shuffled
 from recbole_llm.fitting.pipeline import fit
 from recbole_llm.fitting.validation import TopKMetric, Validation
@@ -35,10 +36,17 @@ def test_a_shuffle_moves_ranks_within_their_history_and_nothing_else():
     assert not newest and torch.equal(shuffled(ranked, torch.Generator().manual_seed(3)).ranks, found.ranks)
 
 
-def walkers(n_users=240, n_items=20, length=8):
-    """Users walk on a circle from a random place: validation and test are the next two steps."""
-    ranked, targets = cycle(n_users, n_items, length)
-    return TrainingData(ranked, AllRows(n_items)), targets
+def pairs(n_users=300, half=30, seed=0):
+    """Users take items of the first half. Each has a partner in the second, taken at once or not; the last one's is next."""
+    draw = torch.Generator().manual_seed(seed)
+    walks = []
+    for _ in range(n_users):
+        taken = (1 + torch.randperm(half, generator=draw)[:10]).tolist()
+        walks.append(
+            [each for n, item in enumerate(taken) for each in ([item, half + item] if n in (2, 5, 7, 9) else [item])]
+        )
+    targets = rows_from_pairs(torch.arange(n_users), torch.tensor([walk[-1] for walk in walks]), n_users)
+    return TrainingData(histories([walk[:-1] for walk in walks]), AllRows(2 * half + 1)), targets
 
 
 def tasters(n_users=400, n_items=30, seed=0):
@@ -60,9 +68,8 @@ def measured(data, targets, options=None):
 
 
 def test_a_strong_order_is_lost_and_none_is_missed():
-    found, fitted, _ = measured(*walkers())
-    assert fitted.score.block("next_item") is not None
-    assert float(found.ordered.mean()) > 0.9 and found.lost > 0.3
+    found, _, _ = measured(*pairs())
+    assert float(found.ordered.mean()) > 0.9 and found.lost > 0.4
     assert found.lost == pytest.approx(1 - float(found.shuffled.mean() / found.ordered.mean()))
     data, targets = tasters()
     found, _, _ = measured(data, targets)
@@ -72,7 +79,7 @@ def test_a_strong_order_is_lost_and_none_is_missed():
 
 def test_what_the_order_is_worth_is_measured_on_refitted_blocks():
     """Not refitted, the block of the next item points at where the walk no longer is, and more is lost than need be."""
-    data, targets = walkers()
+    data, targets = pairs()
     found, fitted, validation = measured(data, targets)
     seen = Rows(data.history.offsets, data.history.ids)
     histories_without = shuffled(data.history, torch.Generator().manual_seed(0))
@@ -88,6 +95,17 @@ def test_what_the_order_is_worth_is_measured_on_refitted_blocks():
         ~data.trained,
     )
     assert float(stale.mean()) < float(found.shuffled.mean()) < float(found.ordered.mean())
+
+
+def test_the_next_item_block_is_solved_once_more_with_its_constants():
+    data, _ = pairs()
+    without = replace(data, history=shuffled(data.history, torch.Generator().manual_seed(1)))
+    (block,) = next_item_blocks(data.history, data.n_items, NextItemSetting(3.0, 4.0, 0.1), None, {})
+    block = replace(block, scale=7.0, decay=2.0)
+    (found,) = module._solve_again((block,), without)
+    (expected,) = next_item_blocks(without.history, data.n_items, NextItemSetting(3.0, 4.0, 0.1), None, {})
+    assert torch.equal(found.source, expected.source) and (found.scale, found.decay) == (7.0, 2.0)
+    assert not torch.allclose(found.source, block.source, atol=0.01) and module._solve_again((), without) == ()
 
 
 def test_users_are_chosen_evenly_and_nothing_is_measured_where_there_is_no_order(monkeypatch):

@@ -14,7 +14,7 @@ from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.decay_search import choose_fading
 from recbole_llm.fitting.pipeline import fit, fit_sequence_block, weigh
 from recbole_llm.fitting.refit import chosen_of, refit
-from recbole_llm.fitting.sequence import batches, content_of, fit_sequence, log_chance, sequences_of
+from recbole_llm.fitting.sequence import batches, content_of, fit_sequence, log_chance, sequences_of, takes_part
 from recbole_llm.fitting.validation import TopKMetric, user_metric
 from recbole_llm.scoring.item_rows import AllRows
 from recbole_llm.scoring.rows import Rows
@@ -165,3 +165,26 @@ def test_the_weight_is_searched_beside_those_of_the_other_blocks():
         assert (choice.sequence > 0) == wanted == (choice.value > 0.9)
         assert choice.sequence_factor == pytest.approx(choice.sequence / case.deviation(scores))
     assert "of the sequence block" not in str(choice)
+
+
+def test_the_block_takes_part_by_itself_where_it_has_been_seen_to_pay(monkeypatch):
+    def asks(blocks=("closed_form", "auto_sequence"), data=None, has_validation=True):
+        return takes_part(blocks, data, has_validation)
+
+    many, few = (TrainingData(cycle(40, n)[0], AllRows(n)) for n in (60, 20))
+    monkeypatch.setattr(sequence, "AUTO_ITEMS", 50)
+    assert asks(data=many) and not asks(data=few) and not asks(data=many, has_validation=False)
+    assert not asks(("closed_form", "learned"), many)
+    assert not asks(data=replace(many, history=replace(many.history, ranks=None)))
+    assert asks(("sequence",), few, has_validation=False)
+    monkeypatch.setattr(sequence, "AUTO_INTERACTIONS", 100)
+    assert not asks(data=many) and asks(("sequence", "auto_sequence"), many)
+
+
+def test_a_fit_trains_the_block_by_itself_and_one_at_random_does_not(quick, monkeypatch):
+    monkeypatch.setattr(sequence, "AUTO_ITEMS", 5)
+    options = Options(blocks=("closed_form", "auto_sequence"))
+    for ordered in (True, False):
+        made = world(ordered=ordered)
+        fitted = fit(made.data, made.validation, options, made.train_towers)
+        assert (fitted.score.block("sequence") is not None) == ordered

@@ -233,6 +233,7 @@ def test_histories_without_ranks_and_a_missing_file_are_refused(case):
     with pytest.raises(ExportError, match="ranks are there where a block fades or reads the order"):
         load_export(folder)
     save_file(tensors | {"rank": rank}, folder / "history.safetensors")
+    resign(folder, lambda manifest: None)
     (folder / SEQUENCE_FILE).unlink()
     with pytest.raises(ExportError, match=f"{SEQUENCE_FILE} is missing"):
         load_export(folder)
