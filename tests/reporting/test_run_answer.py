@@ -120,11 +120,13 @@ def test_without_baselines_and_without_a_full_ranking_the_metrics_stand_alone(qu
     assert "Of 100" not in out and "recall@10" in out and "candidates are sampled" in err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_by_time_a_line_says_what_the_order_is_worth_and_a_key_leaves_it_out(quick, run_config, tmp_path, capfd):
     """The made users draw items in no order."""
-    by_time = [*quick, "--eval_args={split: {LS: valid_and_test}, order: TO, group_by: user, mode: full}"]
-    by_time += ["--load_col={inter: [user_id, item_id, timestamp]}", "--blocks=[closed_form]"]
+    split = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
+    columns = {"inter": ["user_id", "item_id", "timestamp"]}
+    by_time = [*quick, f"--eval_args={split}", f"--load_col={columns}", "--blocks=closed_form"]
     assert run("run", *by_time, "--output", "result.json") == 0
     out = capfd.readouterr().out
     record = json.loads((tmp_path / "result.json").read_text())["report"]
