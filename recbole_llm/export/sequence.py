@@ -73,7 +73,7 @@ class SequenceWeights:
     @property
     def length(self) -> int:
         """Items of a history that are read, the newest ones."""
-        return self.arrays["distance"].shape[1]
+        return int(self.arrays["distance"].shape[1])
 
     @cached_property
     def _wide(self) -> dict[str, np.ndarray]:

@@ -302,7 +302,7 @@ class Recommender:
         # only what speaks for an item is a reason for it
         counts = (added > 0).sum(1)
         rest = hits.scores - bias - np.where(added > 0, added, 0.0).sum(1) - (0.0 if order is None else order)
-        orders = repeat(None) if order is None else iter(order.tolist())
+        orders: Iterator[float | None] = repeat(None) if order is None else iter(order.tolist())
         seen = prepared.rows[at] if at.size else at
         for row, score, p, b, rows, values, count, remainder in zip(
             hits.rows.tolist(), hits.scores.tolist(), probability, bias.tolist(), seen.tolist(), added.tolist(),
