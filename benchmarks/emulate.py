@@ -104,7 +104,9 @@ def block_sizes(D: int, dtype: torch.dtype, precision: str) -> list[Any]:
         how = tuning.dot_precision(dtype, on), tuning.dot_precision(dtype, on, exact=True)
     finally:
         torch.set_float32_matmul_precision(before)
-    tiles = [tuning.tiles(D, dtype, x.logits, on) for x in how]
+    tiles: list[Any] = [tuning.tiles(D, dtype, x.logits, on) for x in how]
+    tiles += [tuning.tiles(D, dtype, how[1].logits, on, tuning.FEW_ROWS)]
+    tiles += [tuning.slope_product(D, dtype, how[0].gradients, on, summed) for summed in (False, True)]
     return [how, tiles, tuning.pairs(D, dtype, on), tuning.segment_sum(D, dtype, on), tuning.sampled(D, 19, on),
             tuning.COUNTED_PAIRS]  # fmt: skip
 
@@ -187,7 +189,12 @@ def table(data: Row) -> str:
             cells = (f"{of[c].get('instructions', 0):,}" if c in of and of[c]["outcome"] == "passed" else
                      of[c]["outcome"] if c in of else "" for c in columns)  # fmt: skip
             lines.append(f"| {operator} | " + " | ".join(cells) + " |")
-        lines += ["", "Cells: instructions executed; empty: not executed so far. float32 is without tensor cores.", ""]
+        lines += [
+            "",
+            "Cells: instructions executed; empty: not executed so far. float32: losses by three products in TF32; "
+            "score_topk without tensor cores, and at tf32x3 with them.",
+            "",
+        ]
     return "\n".join(lines)
 
 
