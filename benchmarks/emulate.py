@@ -92,12 +92,13 @@ def source(row: Row, root: Path = ROOT) -> str:
     digest = hashlib.sha256(b"".join(code(file).encode() for file in files))
     if "D" in row:
         dtype, how = MODES[row["mode"]]
-        digest.update(repr(block_sizes(row["D"], dtype, how)).encode())
+        passes = any(file.stem == "tiles" for file in files)
+        digest.update(repr(block_sizes(row["D"], dtype, how, passes)).encode())
     return digest.hexdigest()[:16]
 
 
-def block_sizes(D: int, dtype: torch.dtype, precision: str) -> list[Any]:
-    """What ``tuning`` says on sm_90."""
+def block_sizes(D: int, dtype: torch.dtype, precision: str, passes: bool) -> list[Any]:
+    """What ``tuning`` says on sm_90; ``passes``: those of passes over tiles too."""
     before, on = torch.get_float32_matmul_precision(), aot_report.ARCHS["sm_90"].on
     torch.set_float32_matmul_precision(precision)
     try:
@@ -105,8 +106,9 @@ def block_sizes(D: int, dtype: torch.dtype, precision: str) -> list[Any]:
     finally:
         torch.set_float32_matmul_precision(before)
     tiles: list[Any] = [tuning.tiles(D, dtype, x.logits, on) for x in how]
-    tiles += [tuning.tiles(D, dtype, how[1].logits, on, tuning.FEW_ROWS)]
-    tiles += [tuning.slope_product(D, dtype, how[0].gradients, on, summed) for summed in (False, True)]
+    if passes:
+        tiles += [tuning.tiles(D, dtype, how[1].logits, on, tuning.FEW_ROWS)]
+        tiles += [tuning.slope_product(D, dtype, how[0].gradients, on, summed) for summed in (False, True)]
     return [how, tiles, tuning.pairs(D, dtype, on), tuning.segment_sum(D, dtype, on), tuning.sampled(D, 19, on),
             tuning.COUNTED_PAIRS]  # fmt: skip
 

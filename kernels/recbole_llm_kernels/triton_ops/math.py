@@ -31,16 +31,11 @@ def one_plus_product(a, b):
 
 
 @triton.jit
-def order_key(s):
-    """An int32 that orders as s does."""
-    bits = (s + 0.0).to(tl.int32, bitcast=True)  # -0.0 becomes 0.0
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-
-
-@triton.jit
 def rank_key(s, number):
     """A unique int64 that orders by descending s, then by ascending number below 2^32, when sorted descending."""
-    return (order_key(s).to(tl.int64) << 32) | (0xFFFFFFFF - number.to(tl.int64))
+    bits = (s + 0.0).to(tl.int32, bitcast=True)  # -0.0 becomes 0.0
+    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (ordered.to(tl.int64) << 32) | (0xFFFFFFFF - number.to(tl.int64))
 
 
 @triton.jit

@@ -31,7 +31,6 @@ from recbole_llm_kernels.triton_ops.math import (
     exp,
     log1p,
     one_plus_product,
-    order_key,
     sigmoid_of,
 )
 from recbole_llm_kernels.triton_ops.slopes import Workspace, store_slopes
@@ -40,6 +39,13 @@ from recbole_llm_kernels.triton_ops.targets import TILE, Marks, mark_at_or_behin
 MOST = 2**31 - 2**16  # rows or columns: their numbers, and those of a block that begins at the last, fit in int32
 NO_TILE = tl.constexpr(2**31 - 1)  # behind every tile
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # not -inf: exp(-inf - -inf) is NaN
+
+
+@triton.jit
+def order_key(s):
+    """An int32 that orders as s does: the first half of ``math.rank_key``."""
+    bits = (s + 0.0).to(tl.int32, bitcast=True)  # -0.0 becomes 0.0
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 @triton.jit
@@ -285,7 +291,7 @@ def tile_pass(
     Args:
         term: "bce": loss softplus(-s) at targets and neg_weight * softplus(s) elsewhere, and its slopes; "softmax": the
             slopes exp(s - shift), 0 at targets; "exp_sum": largest s and sum of exponentials, targets left out;
-            "group_max": ``math.order_key`` of the largest s of every BLOCK_C columns, targets left out.
+            "group_max": ``order_key`` of the largest s of every BLOCK_C columns, targets left out.
         rows: the rows.
         cols: the columns.
         marks: the rows' targets; None: there are none.
