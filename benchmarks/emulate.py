@@ -92,19 +92,23 @@ def source(row: Row, root: Path = ROOT) -> str:
     digest = hashlib.sha256(b"".join(code(file).encode() for file in files))
     if "D" in row:
         dtype, how = MODES[row["mode"]]
-        digest.update(repr(block_sizes(row["D"], dtype, how)).encode())
+        passes = any(file.stem == "tiles" for file in files)
+        digest.update(repr(block_sizes(row["D"], dtype, how, passes)).encode())
     return digest.hexdigest()[:16]
 
 
-def block_sizes(D: int, dtype: torch.dtype, precision: str) -> list[Any]:
-    """What ``tuning`` says on sm_90."""
+def block_sizes(D: int, dtype: torch.dtype, precision: str, passes: bool) -> list[Any]:
+    """What ``tuning`` says on sm_90; ``passes``: those of passes over tiles too."""
     before, on = torch.get_float32_matmul_precision(), aot_report.ARCHS["sm_90"].on
     torch.set_float32_matmul_precision(precision)
     try:
         how = tuning.dot_precision(dtype, on), tuning.dot_precision(dtype, on, exact=True)
     finally:
         torch.set_float32_matmul_precision(before)
-    tiles = [tuning.tiles(D, dtype, x.logits, on) for x in how]
+    tiles: list[Any] = [tuning.tiles(D, dtype, x.logits, on) for x in how]
+    if passes:
+        tiles += [tuning.tiles(D, dtype, how[1].logits, on, tuning.FEW_ROWS)]
+        tiles += [tuning.slope_product(D, dtype, how[0].gradients, on, summed) for summed in (False, True)]
     return [how, tiles, tuning.pairs(D, dtype, on), tuning.segment_sum(D, dtype, on), tuning.sampled(D, 19, on),
             tuning.COUNTED_PAIRS]  # fmt: skip
 
@@ -187,7 +191,12 @@ def table(data: Row) -> str:
             cells = (f"{of[c].get('instructions', 0):,}" if c in of and of[c]["outcome"] == "passed" else
                      of[c]["outcome"] if c in of else "" for c in columns)  # fmt: skip
             lines.append(f"| {operator} | " + " | ".join(cells) + " |")
-        lines += ["", "Cells: instructions executed; empty: not executed so far. float32 is without tensor cores.", ""]
+        lines += [
+            "",
+            "Cells: instructions executed; empty: not executed so far. float32: losses by three products in TF32; "
+            "score_topk without tensor cores, and at tf32x3 with them.",
+            "",
+        ]
     return "\n".join(lines)
 
 

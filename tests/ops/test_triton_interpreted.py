@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import recbole_llm_kernels as kernels
 from recbole_llm_kernels import backends, ops, optim, pair_ops, reference
-from recbole_llm_kernels.triton_ops import pairs, segment_sum, slopes, targets, tuning
+from recbole_llm_kernels.triton_ops import pairs, segment_sum, slopes, targets, topk, tuning
 
 interpreter_checks.install()
 
@@ -115,6 +115,17 @@ def test_a_small_batch_of_pairs_takes_ten_launches(monkeypatch):
         _, slope = pairs.pair_bce_fwd(user, item, user_id, item_id, label, None, None, "mean")
         pairs.pair_bwd(one, slope, user, item, user_id, item_id, None, [True, True, False])
     assert sorted(operations.found) == ["aten::mean", "aten::zeros", "aten::zeros"]
+
+
+@pytest.mark.parametrize("G", [1, 40, 130, 20_000])
+def test_the_largest_keys_are_found_without_a_sort(G):
+    """Many equal keys, of which the first count; negative ones; more than a block holds."""
+    keys = torch.randint(-7, 7, (3, G), dtype=torch.int32)
+    keys[0] = torch.iinfo(torch.int32).max - torch.arange(G, dtype=torch.int32)
+    keys[1, : G // 2] = torch.iinfo(torch.int32).min
+    for k in {1, min(G, 20), G}:
+        want = keys.sort(dim=1, descending=True, stable=True).indices[:, :k].sort().values
+        assert torch.equal(topk.largest(keys, k), want)
 
 
 class Waits(TorchDispatchMode):
@@ -291,9 +302,9 @@ def test_operators_against_the_oracle(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=names)
-@pytest.mark.parametrize("shape", [(5, 200, 20, 3), (3, 40, 3, 39), (2, 6, 8, 20)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 200, 20, 3), (20, 200, 20, 3), (3, 40, 3, 39), (2, 6, 8, 20)], ids=str)
 def test_topk_against_the_oracle(shape, dtype):
-    """Fewer groups wanted than there are; all of them; more places than items."""
+    """Fewer groups wanted than there are, by few queries and by more; all of them; more places than items."""
     test_topk.test_ids_and_ties_are_exact("triton", shape, dtype)
 
 
@@ -336,16 +347,18 @@ def test_activation_checkpointing(name, reentrant):
 
 
 def test_marks_name_every_target_once():
-    for B, N in ((5, 200), (1, 1), (3, 70), (40, 65), (0, 5)):
-        offsets, ids = row_lists(B, N, 30, 3)
+    """Runs of a tile within a block of entries and over several; ids more than once; 32-bit lists."""
+    for B, N, most, times in ((5, 200, 30, 1), (1, 1, 30, 1), (3, 700, 300, 1), (40, 65, 30, 3), (0, 5, 30, 1)):
+        offsets, ids = row_lists(B, N, most, 3, dtype=torch.int64 if B == 5 else torch.int32)
         hot = reference._multi_hot(offsets, ids, B, N)
+        offsets, ids = times * offsets, ids.repeat_interleave(times)
         for marks, want in (
             (targets.mark(offsets, ids, N), hot),
             (targets.mark_transposed(offsets, ids, N), hot.T),
         ):
             got = torch.zeros_like(want)
             for row in range(len(want)):
-                entries = range(int(marks.offsets[row]), int(marks.offsets[row + 1]))
+                entries = range(int(marks.starts[row]), int(marks.ends[row]))
                 tiles = [int(marks.tiles[e]) for e in entries]
                 assert tiles == sorted(set(tiles))
                 for e, tile in zip(entries, tiles, strict=True):

@@ -51,11 +51,11 @@ def catalog_bce_fwd(
         neg_weight=neg_weight,
         want_value=True,
         grad_dtype=torch.float32 if need[0] else None,
+        bad=marks.bad,
+        weight=weight,
     )
-    assert sums.value is not None and marks.bad is not None
-    # a target outside the catalogue has s = -inf; ids out of range or out of order have no place
-    loss = sums.value.masked_fill(sums.value.isinf() | marks.bad, torch.nan)
-    return weighted(loss, weight, reduction), sums.grad, None, None
+    assert sums.value is not None
+    return reduce_rows(sums.value, reduction), sums.grad, None, None
 
 
 def catalog_bce_bwd(
@@ -75,7 +75,8 @@ def catalog_bce_bwd(
     grad = grad.to(torch.float32)
     grad_query = grad_item = grad_bias = None
     if need[0] and formed[0] is not None:
-        grad_query = (formed[0] * (grad[:, None] if grad.ndim else grad)).to(query.dtype)
+        grad_query = torch.empty_like(query)
+        torch.mul(formed[0], grad[:, None] if grad.ndim else grad, out=grad_query)
     if need[1] or need[2]:
         _, _, grad_item, grad_bias = tile_pass(
             "bce",
@@ -102,6 +103,9 @@ def upstream_scale(
     grad: Tensor, weight: Tensor | None, reduction: str, query: Tensor, rows: int | None = None
 ) -> Tensor:
     """``row_scale`` times the upstream gradient, [] or [rows]."""
+    if weight is None:  # one launch for two
+        rows = len(query) if rows is None else rows
+        return grad.expand(rows) * (1 / max(1, rows) if reduction == "mean" else 1.0)
     return row_scale(weight, reduction, query, rows) * grad
 
 
@@ -240,7 +244,7 @@ def catalog_ce_bwd(
         targets, _ = sum_segments(by_row, B, target_ids, value, one, item, 1, torch.float32, None)
         grad_query = _sum(others, targets, query.dtype)
     if by_item is not None:
-        marks = mark_transposed(target_offsets, target_ids, N)
+        marks = mark_transposed(target_offsets, target_ids, N, by_item)
         dtypes = torch.float32 if need[1] else None, torch.float32 if need[2] and item_bias is not None else None
         rows, cols = Axis(item, bias=item_bias), Axis(query, shift=shift, scale=scale)
         _, _, *parts = tile_pass("softmax", rows, cols, marks=marks, grad_dtype=dtypes[0], bias_dtype=dtypes[1])

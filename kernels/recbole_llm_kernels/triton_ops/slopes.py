@@ -46,7 +46,7 @@ def _slope_product_kernel(
     col_ptr,  # [n_cols, D]
     col_id_ptr,  # [C] or None: all of them in order
     col_bias_ptr,  # [C] or None; -inf: outside the catalogue
-    row_scale_ptr,  # [R] or None
+    row_scale_ptr,  # [R] or None; given with the last piece, whose sums are those of all
     sum_ptr,  # [parts, rows of the piece, D] fp32, or None: what the product is added to
     out_ptr,  # the same, or [R, D] from first_row on where there is one part
     R,  # rows of the piece
@@ -66,7 +66,14 @@ def _slope_product_kernel(
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     part = tl.program_id(1)
     d0 = tl.program_id(2) * BLOCK_D
+    d = d0 + tl.arange(0, BLOCK_D)
+    live = r < R
+    at_part = part.to(tl.int64) * R * D
+    place = r.to(tl.int64)[:, None] * D + d[None, :]
+    mask = live[:, None] & (d < D)[None, :]
     acc = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
+    if sum_ptr is not None:  # before the loop: behind it both would be in registers
+        acc = tl.load(sum_ptr + at_part + place, mask=mask, other=0.0)
     slope_ptr += r.to(tl.int64)[:, None] * (width * ALIGNED)
     first = part * split * BLOCK_C
     last = tl.minimum(first + split * BLOCK_C, C - first_column)
@@ -81,24 +88,19 @@ def _slope_product_kernel(
         if col_id_ptr is not None:
             col = tl.load(col_id_ptr + c, mask=present, other=0)
         cols = load_rows(col_ptr, col, present, d0, D, BLOCK_D)
-        # the pass has written whole blocks of rows and columns: no mask
-        slopes = tl.load(slope_ptr + at[None, :])
+        # the pass has written whole blocks of columns: a mask of rows alone, which leaves the loads wide
+        slopes = tl.load(slope_ptr + at[None, :], mask=live[:, None], other=0.0)
         if slopes.dtype == tl.bfloat16:
             acc = tl.dot(slopes, cols, acc)
             if PLANES == 2:
-                acc = tl.dot(tl.load(slope_ptr + (plane * ALIGNED + at)[None, :]), cols, acc)
+                rest = tl.load(slope_ptr + (plane * ALIGNED + at)[None, :], mask=live[:, None], other=0.0)
+                acc = tl.dot(rest, cols, acc)
         else:
             # float16 would lose slopes below 6e-8; its rows are exact in TF32
             acc = tl.dot(slopes, cols.to(tl.float32), acc, input_precision=PRECISION)
-    live = r < R
     if row_scale_ptr is not None:
         acc *= tl.load(row_scale_ptr + first_row + r, mask=live, other=0.0)[:, None]
-    d = d0 + tl.arange(0, BLOCK_D)
-    at = (part.to(tl.int64) * R + r)[:, None] * D + d[None, :]
-    mask = live[:, None] & (d < D)[None, :]
-    if sum_ptr is not None:
-        acc += tl.load(sum_ptr + at, mask=mask, other=0.0)
-    tl.store(out_ptr + at, acc, mask=mask)
+    tl.store(out_ptr + at_part + place, acc, mask=mask)
 
 
 class Workspace:
@@ -116,9 +118,9 @@ class Workspace:
         R, C, (_, D) = rows.length, cols.length, rows.matrix.shape
         device, given = rows.matrix.device, rows.matrix.dtype
         self.rows, self.cols, self.precision = rows, cols, precision
-        self.blocks = tuning.slope_product(D, given, precision.gradients, on)
+        width = min(C, max(WIDTH, ENTRIES // (128 * max(1, triton.cdiv(R, 128)))))  # all rows, in whole blocks
+        self.blocks = tuning.slope_product(D, given, precision.gradients, on, width < C)
         step = max(blocks.BLOCK_R, self.blocks.BLOCK_R)
-        width = min(C, max(WIDTH, ENTRIES // max(R, step)))
         height = min(R, max(1, ENTRIES // max(width, 1) // step) * step)
         # a piece ends where a part of columns ends
         self.parts, self.split = tuning.column_splits(height, width, blocks, on, least=4)
@@ -137,7 +139,8 @@ class Workspace:
         self.strides = tuple(x // ALIGNED.value for x in self.entries.stride()[:2])
         programs = triton.cdiv(height, self.blocks.BLOCK_R) * triton.cdiv(D, self.blocks.BLOCK_D)
         blocks_of_columns = max(1, triton.cdiv(width, self.blocks.BLOCK_C))
-        parts = max(1, min(PARTS, 2 * on.processors // programs, blocks_of_columns // 4))
+        wanted = 8 * on.processors // self.blocks.num_warps  # eight warps a multiprocessor
+        parts = max(1, min(PARTS, wanted // programs, blocks_of_columns // 4))
         self.columns = triton.cdiv(blocks_of_columns, parts)  # of a part of the product, in blocks
         self.products = triton.cdiv(blocks_of_columns, self.columns)
         self.gradient = torch.empty(R, D, dtype=dtype, device=device)
@@ -154,7 +157,7 @@ class Workspace:
         out = part if is_last and self.products == 1 else sums
         with torch.cuda.device_of(self.gradient):
             _slope_product_kernel[(triton.cdiv(R, blocks.BLOCK_R), self.products, triton.cdiv(D, blocks.BLOCK_D))](
-                self.entries, self.cols.matrix, self.cols.ids, self.cols.bias, self.rows.scale,
+                self.entries, self.cols.matrix, self.cols.ids, self.cols.bias, self.rows.scale if is_last else None,
                 sums if first > 0 else None, out, R, last, self.columns, first_row, first, *self.strides,
                 len(self.entries), D, BLOCK_R=blocks.BLOCK_R, BLOCK_C=blocks.BLOCK_C, BLOCK_D=blocks.BLOCK_D,
                 PRECISION=self.precision.gradients, num_warps=blocks.num_warps, num_stages=blocks.num_stages,

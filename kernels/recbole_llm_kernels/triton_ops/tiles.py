@@ -31,11 +31,10 @@ from recbole_llm_kernels.triton_ops.math import (
     exp,
     log1p,
     one_plus_product,
-    rank_key,
     sigmoid_of,
 )
 from recbole_llm_kernels.triton_ops.slopes import Workspace, store_slopes
-from recbole_llm_kernels.triton_ops.targets import TILE, Marks
+from recbole_llm_kernels.triton_ops.targets import TILE, Marks, mark_at_or_behind
 
 MOST = 2**31 - 2**16  # rows or columns: their numbers, and those of a block that begins at the last, fit in int32
 NO_TILE = tl.constexpr(2**31 - 1)  # behind every tile
@@ -43,16 +42,10 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)  # not -inf: exp(-inf - -inf) is N
 
 
 @triton.jit
-def _mark_at_or_behind(tile_ptr, low, high, tile, width):
-    """First of the ascending entries low to high that is at ``tile`` or behind it; width: the most that high - low is."""
-    while width > 0:
-        middle = (low + high) // 2
-        found = tl.load(tile_ptr + middle, mask=low < high, other=0)
-        is_before = (low < high) & (found < tile)
-        high = tl.where((low < high) & ~is_before, middle, high)
-        low = tl.where(is_before, middle + 1, low)
-        width = width // 2
-    return low
+def order_key(s):
+    """An int32 that orders as s does: the first half of ``math.rank_key``."""
+    bits = (s + 0.0).to(tl.int32, bitcast=True)  # -0.0 becomes 0.0
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 @triton.jit
@@ -75,13 +68,14 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
     col_shift_ptr,  # [C] fp32 or None
     row_scale_ptr,  # [R] fp32 or None: factor of a row's gradient
     col_scale_ptr,  # [C] fp32 or None: factor of a column's slopes
-    mark_offset_ptr,  # [R + 1] or None: a row's targets, as in targets.Marks
+    mark_start_ptr,  # [R] or None: a row's targets, as in targets.Marks
+    mark_end_ptr,
     mark_tile_ptr,
     mark_bit_ptr,
     row_key_ptr,  # [R] or None: an entry is left out where its keys are equal
     col_key_ptr,  # [C]
     valid_ptr,  # or None: an entry is left out where False
-    value_ptr,  # [splits, R] fp32 out, or None: losses; "exp_sum": largest s; "group_max": [R, groups] int64
+    value_ptr,  # [splits, R] fp32 out, or None: losses; "exp_sum": largest s; "group_max": [R, groups] int32
     total_ptr,  # [splits, R] fp32 out: "exp_sum", sum of exp(s - largest)
     lost_ptr,  # [splits, R] fp32 in and out, or None: what rounding has cut off the losses
     grad_ptr,  # [splits, R, D] out, or None; D is at most BLOCK_D
@@ -129,11 +123,11 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
     # int64: behind the last column the product may pass 2**31; up to it, it does not
     first = (part.to(tl.int64) * split * MARKED).to(tl.int32)
     last = tl.minimum((part.to(tl.int64) + 1) * split * MARKED, C).to(tl.int32)
-    if mark_offset_ptr is not None:
-        mark = tl.load(mark_offset_ptr + r, mask=live, other=0)
-        marks_end = tl.load(mark_offset_ptr + r + 1, mask=live, other=0)
+    if mark_start_ptr is not None:
+        mark = tl.load(mark_start_ptr + r, mask=live, other=0).to(tl.int64)
+        marks_end = tl.load(mark_end_ptr + r, mask=live, other=0)
         if part > 0:
-            mark = _mark_at_or_behind(mark_tile_ptr, mark, marks_end, first // MARKED, tl.max(marks_end - mark, axis=0))
+            mark = mark_at_or_behind(mark_tile_ptr, mark, marks_end, first // MARKED, tl.max(marks_end - mark, axis=0))
         mark_tile = tl.load(mark_tile_ptr + mark, mask=mark < marks_end, other=NO_TILE)
         next_tile = tl.min(mark_tile, axis=0)
     if D <= BLOCK_D:
@@ -179,7 +173,7 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
             at = r.to(tl.int64)[:, None] * valid_row_stride + c.to(tl.int64)[None, :] * valid_col_stride
             valid = tl.load(valid_ptr + at, mask=live[:, None] & present[None, :], other=0)
             s = tl.where(valid != 0, s, float("-inf"))
-        if mark_offset_ptr is not None:
+        if mark_start_ptr is not None:
             # few tiles hold a target: the others skip all that marks cost
             has_marks = next_tile == c0 // MARKED
             if has_marks:
@@ -187,9 +181,8 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
                 s = tl.where(marked, -s if TERM == "bce" else float("-inf"), s)
 
         if TERM == "group_max":
-            group = c0 // BLOCK_C + tl.zeros([BLOCK_R], tl.int32)
-            at = r.to(tl.int64) * ((C + BLOCK_C - 1) // BLOCK_C) + group
-            tl.store(value_ptr + at, rank_key(tl.max(s, axis=1), group), mask=live)
+            at = r.to(tl.int64) * ((C + BLOCK_C - 1) // BLOCK_C) + c0 // BLOCK_C
+            tl.store(value_ptr + at, order_key(tl.max(s, axis=1)), mask=live)
         elif TERM == "exp_sum":
             higher = tl.maximum(peak, tl.max(s, axis=1))
             loss = loss * exp(peak - higher, FTZ) + tl.sum(exp(s - higher[:, None], FTZ), axis=1)
@@ -205,7 +198,7 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
                 term = tl.sum(tl.maximum(s, 0.0), axis=1) + log1p(q)
                 if not UNIT_WEIGHT:
                     term *= neg_weight
-                    if mark_offset_ptr is not None:  # noqa: SIM102 (one is known to the compiler)
+                    if mark_start_ptr is not None:  # noqa: SIM102 (one is known to the compiler)
                         if has_marks:  # the two kinds apart, so that neither is lost beside the other
                             marked = _marked(mark_bit_ptr, mark, mark_tile, c0 // MARKED, c, MARKED)
                             q = tl.reduce(tl.where(marked, 0.0, z), 1, one_plus_product)
@@ -219,7 +212,7 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
             if grad_ptr is not None or grad_bias_ptr is not None or slope_ptr is not None:
                 sigma = sigmoid_of(s, z, FTZ)
                 p = sigma if UNIT_WEIGHT else neg_weight * sigma
-                if mark_offset_ptr is not None:  # noqa: SIM102 (one is known to the compiler)
+                if mark_start_ptr is not None:  # noqa: SIM102 (one is known to the compiler)
                     if has_marks:
                         marked = _marked(mark_bit_ptr, mark, mark_tile, c0 // MARKED, c, MARKED)
                         p = tl.where(marked, -sigma, p)
@@ -234,7 +227,7 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
                 at = (r - first_block * BLOCK_R).to(tl.int64)[:, None] * (slope_width * MARKED)
                 at += (c - first_part * split * MARKED)[None, :]
                 store_slopes(slope_ptr + at, plane * MARKED, tl.where(inside[:, None], p, 0.0), GRAD_PRECISION)
-        if mark_offset_ptr is not None:
+        if mark_start_ptr is not None:
             is_last = has_marks  # of the tile's blocks: all of it where a block is the tile
             if BLOCK_C < MARKED:
                 is_last = has_marks & ((c0 // BLOCK_C) % (MARKED // BLOCK_C) == MARKED // BLOCK_C - 1)
@@ -271,8 +264,10 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
 class Sums(NamedTuple):
     """What a pass adds up for every row; None where not asked for."""
 
-    value: Tensor | None  # [R] float32 losses; "exp_sum": [splits, R] largest s; "group_max": [R, groups] rank keys
-    total: Tensor | None  # "exp_sum": [splits, R] sums of exp(s - largest)
+    value: (
+        Tensor | None
+    )  # [R] float32 losses; "exp_sum": [parts, R] largest s; "group_max": [R, groups] int32 order keys
+    total: Tensor | None  # "exp_sum": [parts, R] sums of exp(s - largest)
     grad: Tensor | None  # [R, D]
     bias: Tensor | None  # [R]
 
@@ -288,13 +283,15 @@ def tile_pass(
     want_value: bool = False,
     grad_dtype: torch.dtype | None = None,
     bias_dtype: torch.dtype | None = None,
+    bad: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Sums:
     """Sum over the columns for every row.
 
     Args:
         term: "bce": loss softplus(-s) at targets and neg_weight * softplus(s) elsewhere, and its slopes; "softmax": the
             slopes exp(s - shift), 0 at targets; "exp_sum": largest s and sum of exponentials, targets left out;
-            "group_max": ``math.rank_key`` of the largest s of every BLOCK_C columns, targets left out.
+            "group_max": ``order_key`` of the largest s of every BLOCK_C columns, targets left out.
         rows: the rows.
         cols: the columns.
         marks: the rows' targets; None: there are none.
@@ -303,6 +300,8 @@ def tile_pass(
         want_value: whether losses (or exponentials) are wanted.
         grad_dtype: dtype of the sums of slope times column vector; None: not wanted.
         bias_dtype: dtype of the sums of slopes; None: not wanted.
+        bad: bool, [R]; True: the row's loss is NaN, as is an infinite one. None: losses are left as they are.
+        weight: [R], factor of the losses; only with ``bad``.
     """
     R, C, D = rows.length, cols.length, rows.matrix.shape[1]
     if max(R, C) > MOST:
@@ -312,13 +311,17 @@ def tile_pass(
     device = rows.matrix.device
     on = tuning.target(device)
     precision = tuning.dot_precision(rows.matrix.dtype, on, exact=term == "group_max")
-    blocks = tuning.tiles(D, rows.matrix.dtype, precision.logits, on)
+    blocks = tuning.tiles(D, rows.matrix.dtype, precision.logits, on, R if term == "group_max" else None)
     slopes = None
     if grad_dtype is not None and blocks.BLOCK_D < D and R > 0:
         slopes = Workspace(rows, cols, grad_dtype, blocks, precision, on)
-    pieces = [(0, R, 0, C)] if slopes is None else slopes.pieces
+    if slopes is None:
+        # nothing is added over the columns of "group_max": any number of parts will do
+        most = 1 << 16 if term == "group_max" else 64
+        pieces, (splits, split) = [(0, R, 0, C)], tuning.column_splits(R, C, blocks, on, most=most)
+    else:
+        pieces, splits, split = slopes.pieces, slopes.parts, slopes.split
     continued = pieces[0][3] < C
-    splits, split = tuning.column_splits(pieces[0][1], pieces[0][3], blocks, on)
 
     def empty(wanted: bool, *shape: int, dtype: torch.dtype | None = None) -> Tensor | None:
         dtype = torch.float32 if dtype is None or splits > 1 or continued else dtype
@@ -326,7 +329,7 @@ def tile_pass(
 
     value, total, lost = empty(want_value, R), empty(term == "exp_sum", R), empty(want_value and continued, R)
     if term == "group_max":
-        value = torch.empty(R, triton.cdiv(C, blocks.BLOCK_C), dtype=torch.int64, device=device)
+        value = torch.empty(R, triton.cdiv(C, blocks.BLOCK_C), dtype=torch.int32, device=device)
     grad = empty(grad_dtype is not None and slopes is None, R, D, dtype=grad_dtype)
     bias = empty(bias_dtype is not None, R, dtype=bias_dtype)
     for first_row, last_row, first, last in pieces if R > 0 else ():
@@ -334,7 +337,7 @@ def tile_pass(
             grid = triton.cdiv(last_row - first_row, blocks.BLOCK_R), max(1, triton.cdiv(last - first, split))
             _tile_pass_kernel[grid](
                 rows.matrix, cols.matrix, rows.ids, cols.ids, rows.bias, cols.bias, rows.shift, cols.shift,
-                rows.scale, cols.scale, *((None,) * 3 if marks is None else marks[:3]), rows.key, cols.key,
+                rows.scale, cols.scale, *((None,) * 4 if marks is None else marks[:4]), rows.key, cols.key,
                 valid, value, total, lost, grad, bias, None if slopes is None else slopes.entries,
                 R, C, split // TILE, first_row // blocks.BLOCK_R, first // split,
                 *((0, 0) if slopes is None else slopes.strides), D,
@@ -347,11 +350,86 @@ def tile_pass(
             slopes.multiply(first_row, last_row, first, last)
     if term in ("exp_sum", "group_max"):
         return Sums(value, total, None, None)
-    gradient = _joined(grad, grad_dtype) if slopes is None else slopes.gradient
-    return Sums(_joined(value, None), None, gradient, _joined(bias, bias_dtype))
+    sums = Sums(value, None, grad, bias)
+    has_parts = (value is not None and bad is not None) or splits > 1 or continued
+    if R > 0 and has_parts and any(x is not None for x in sums):
+        sums = joined(sums, grad_dtype, bias_dtype, bad, weight)
+    else:
+        sums = Sums(*(x if x is None else x[0] for x in sums))
+    return sums if slopes is None else sums._replace(grad=slopes.gradient)
 
 
-def _joined(parts: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
-    if parts is None:
-        return None
-    return (parts[0] if len(parts) == 1 else parts.sum(0)).to(dtype or parts.dtype)
+@triton.jit(do_not_specialize=["R", "parts"])
+def _join_parts_kernel(
+    value_ptr,  # [parts, R] or None
+    grad_ptr,  # [parts, R, D] or None
+    bias_ptr,  # [parts, R] or None
+    bad_ptr,  # [R] or None
+    weight_ptr,  # [R] or None
+    value_out_ptr,  # [R]
+    grad_out_ptr,  # [R, D]
+    bias_out_ptr,  # [R]
+    R,
+    parts,
+    D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    live = r < R
+    mask = live[:, None] & (d < D)[None, :]
+    place = r
+    value = tl.zeros([BLOCK_R], dtype=tl.float32)
+    bias = tl.zeros([BLOCK_R], dtype=tl.float32)
+    grad = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
+    for _ in range(parts):
+        if value_ptr is not None:
+            value += tl.load(value_ptr + place, mask=live, other=0.0)
+        if bias_ptr is not None:
+            bias += tl.load(bias_ptr + place, mask=live, other=0.0).to(tl.float32)
+        if grad_ptr is not None:
+            grad += tl.load(grad_ptr + place[:, None] * D + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        place += R
+    if value_ptr is not None:
+        if bad_ptr is not None:
+            # a target outside the catalogue has s = -inf; ids out of range or out of order have no place
+            bad = (tl.load(bad_ptr + r, mask=live, other=0) != 0) | (tl.abs(value) == float("inf"))
+            value = tl.where(bad, float("nan"), value)
+        if weight_ptr is not None:
+            value *= tl.load(weight_ptr + r, mask=live, other=0.0).to(tl.float32)
+        if tl.program_id(1) == 0:
+            tl.store(value_out_ptr + r, value, mask=live)
+    if bias_ptr is not None:  # noqa: SIM102 (nested for Triton 3.2)
+        if tl.program_id(1) == 0:
+            tl.store(bias_out_ptr + r, bias, mask=live)
+    if grad_ptr is not None:
+        tl.store(grad_out_ptr + r[:, None] * D + d[None, :], grad, mask=mask)
+
+
+def joined(
+    sums: Sums,
+    grad_dtype: torch.dtype | None,
+    bias_dtype: torch.dtype | None,
+    bad: Tensor | None,
+    weight: Tensor | None,
+) -> Sums:
+    """Add the parts of the columns in order, in one launch; see ``tile_pass``."""
+    value, _, grad, bias = sums
+    parts, R = next(x for x in (value, grad, bias) if x is not None).shape[:2]
+
+    def out(x: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+        return None if x is None else torch.empty(x.shape[1:], dtype=dtype, device=x.device)
+
+    found = Sums(out(value, torch.float32), None, out(grad, grad_dtype), out(bias, bias_dtype))
+    D = 1 if grad is None else grad.shape[2]
+    # 2,048 elements, 16 a thread
+    BLOCK_D = min(tuning.padded(D), 64)
+    BLOCK_R = 2048 // BLOCK_D
+    device = next(x for x in found if x is not None)
+    with torch.cuda.device_of(device):
+        _join_parts_kernel[(triton.cdiv(R, BLOCK_R), triton.cdiv(D, BLOCK_D))](
+            value, grad, bias, bad, weight, found.value, found.grad, found.bias, R, parts, D,
+            BLOCK_R=BLOCK_R, BLOCK_D=BLOCK_D, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+    return found

@@ -88,6 +88,10 @@ class Precision(NamedTuple):
 def dot_precision(dtype: torch.dtype, on: Target, exact: bool = False) -> Precision:
     """How products of float32 follow ``torch.get_float32_matmul_precision()``.
 
+    "highest" and "high" are three products in TF32 on cards that have it: the losses stay within the bounds of float32
+    sums (``tests/ops/test_catalog.py``, in the emulator), on tensor cores. ``exact`` scores at "highest" are float32
+    products, since the groups of score_topk are chosen by them.
+
     Logits of bfloat16 and float16 are exact products summed in float32 whatever is said here. A gradient is a product
     with float32 slopes: beside float16 rows these take part as TF32 in three products, beside bfloat16 rows as two
     bfloat16 numbers; "medium" rounds them once. The matrix cores of AMD multiply float32 as it is. ``exact``: never a single TF32.
@@ -96,6 +100,8 @@ def dot_precision(dtype: torch.dtype, on: Target, exact: bool = False) -> Precis
         return Precision("ieee", "ieee")
     chosen = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
     if exact and chosen == "tf32":
+        chosen = "tf32x3"
+    if not exact and chosen == "ieee" and dtype == torch.float32 and on.arch >= 80:
         chosen = "tf32x3"
     if dtype == torch.float32:
         return Precision(chosen, chosen)
@@ -112,8 +118,21 @@ class TileBlocks(NamedTuple):
     num_stages: int
 
 
-def tiles(D: int, dtype: torch.dtype, precision: str, on: Target) -> TileBlocks:
-    """Rows, columns and dimensions of a tile; BLOCK_C divides 64. Spills below: Triton 3.9, catalog_bce, both passes."""
+FEW_ROWS = 16  # queries up to which score_topk waits for the items' bytes alone: the least rows of a product
+
+
+def tiles(D: int, dtype: torch.dtype, precision: str, on: Target, rows: int | None = None) -> TileBlocks:
+    """Rows, columns and dimensions of a tile; BLOCK_C divides 64. Spills below: Triton 3.9, catalog_bce, both passes.
+
+    ``rows``: how many there are, where their number may choose the block; it never chooses BLOCK_C.
+    """
+    blocks = _tiles(D, dtype, precision, on)
+    if rows is not None and rows <= FEW_ROWS and on.kind != "hip":
+        return blocks._replace(BLOCK_R=FEW_ROWS, num_warps=4, num_stages=4)
+    return blocks
+
+
+def _tiles(D: int, dtype: torch.dtype, precision: str, on: Target) -> TileBlocks:
     # AMD, float32, D = 128: 66 registers spilled at a width of 128, none at 64
     BLOCK_D = min(padded(D), 128 if dtype == torch.bfloat16 else 64)
     if D > BLOCK_D and on.kind != "hip" and dtype.itemsize == 2:
@@ -147,27 +166,28 @@ class ProductBlocks(NamedTuple):
     num_stages: int
 
 
-def slope_product(D: int, dtype: torch.dtype, precision: str, on: Target) -> ProductBlocks:
-    """Rows, dimensions, and columns at a time, as many as a tile of slopes has or fewer."""
+def slope_product(D: int, dtype: torch.dtype, precision: str, on: Target, summed: bool) -> ProductBlocks:
+    """Rows, dimensions, and columns at a time, as many as a tile of slopes has or fewer; ``summed``: over several pieces."""
     if on.kind == "hip":
         return ProductBlocks(64, 32, 64, 4, 2)
     if dtype == torch.bfloat16:
-        # two programs a multiprocessor: 128 registers on sm_90, 106 on sm_100; on sm_80 255 with 8 warps
-        return ProductBlocks(64, 64, 128, 4, 3) if on.arch < 90 else ProductBlocks(128, 64, 128, 8, 2)
+        # two programs a multiprocessor: with 8 warps 116 registers on sm_90, 106 on sm_100, but 165 beside sums of pieces,
+        # where 4 warps take 140, and 255 on sm_80
+        return ProductBlocks(64, 64, 128, 4, 3) if on.arch < 90 or summed else ProductBlocks(128, 64, 128, 8, 2)
     if precision == "ieee":
         return ProductBlocks(32, 32, 64, 4, 2)
     return ProductBlocks(64, 32, 64, 4, 2)
 
 
-def column_splits(R: int, C: int, blocks: TileBlocks, on: Target, least: int = 8) -> tuple[int, int]:
+def column_splits(R: int, C: int, blocks: TileBlocks, on: Target, least: int = 8, most: int = 64) -> tuple[int, int]:
     """In how many parts the columns are cut so that every processor has work, and the columns of one part, a multiple of 64.
 
-    ``least``: the fewest times 64 columns that a part is worth.
+    ``least``: the fewest times 64 columns that a part is worth; ``most``: parts.
     """
     tiles_of_64 = max(1, triton.cdiv(C, 64))
     row_blocks = max(1, triton.cdiv(R, blocks.BLOCK_R))
     wanted = max(1, 4 * on.processors // row_blocks)
-    parts = min(wanted, triton.cdiv(tiles_of_64, least), 64)
+    parts = min(wanted, triton.cdiv(tiles_of_64, least), most)
     split = triton.cdiv(tiles_of_64, parts) * 64
     return max(1, triton.cdiv(C, split)), split
 
