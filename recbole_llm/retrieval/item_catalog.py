@@ -179,9 +179,16 @@ class Catalog:
     def values(self, row: int, name: str) -> Sequence[Any]:
         """List the values of a row's attribute, each once; none if it has none."""
         value = self.records[row].attributes.get(name)
+        if isinstance(value, str):
+            return (value,)
         if isinstance(value, list):
             return value if len(value) < 2 else list(dict.fromkeys(value))
         return () if value is None else (value,)
+
+    def values_of(self, rows: np.ndarray, name: str) -> list[Sequence[Any]]:
+        """List what :meth:`values` says of many rows ``[n]`` int64."""
+        found = self._attributes.values_of(name, rows)
+        return [self.values(row, name) for row in rows.tolist()] if found is None else found
 
     def rows_with(self, name: str, values: list[Any]) -> np.ndarray:
         """Mark the rows with any of these values of a declared attribute, ``[N]`` bool."""
@@ -199,7 +206,7 @@ class Catalog:
             vectors = self.vector(rows)
             return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
         if len(tables) == 1 and len(self) == self.n_base:
-            return tables[0][rows]
+            return tables[0].take(rows, 0)
         base = rows < self.n_base
         found = np.zeros((len(rows), sum(table.shape[1] for table in tables)), np.float32)
         if len(tables) == 1:
