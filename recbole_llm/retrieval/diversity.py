@@ -34,7 +34,7 @@ class TradeOff(Protocol):
 
 
 class MarginalRelevance:
-    """Maximal marginal relevance.
+    """Maximal marginal relevance; gains are divided by lambda, which moves no place.
 
     Args:
         weight: lambda.
@@ -42,11 +42,11 @@ class MarginalRelevance:
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
-        self._value = np.zeros(0, np.float32)  # (1 - lambda) r_i
+        self._value = np.zeros(0, np.float32)  # r_i (1 - lambda) / lambda
         self._gain = self._value  # -inf for closed candidates
         self._room = self._value  # for what one choice makes of them
         self._vectors = np.zeros((0, 0), np.float32)
-        self._chosen: list[np.ndarray] = []  # lambda times the vectors of those in the list
+        self._chosen: list[np.ndarray] = []
 
     def extend(self, relevance: np.ndarray, vectors: np.ndarray) -> None:
         """Add candidates.
@@ -55,9 +55,10 @@ class MarginalRelevance:
             relevance: ``[n]`` r_i.
             vectors: ``[n, F]`` float32 of length 1, or 0 where an item has no content.
         """
-        value = ((1 - self.weight) * relevance).astype(np.float32)
+        # without a lambda relevance alone counts
+        value = (relevance * ((1 - self.weight) / self.weight if self.weight else 1.0)).astype(np.float32)
         gain = value.copy()
-        if self._chosen:
+        if self._chosen and self.weight:
             gain -= (vectors @ np.stack(self._chosen, 1)).max(1)
         if len(self._value):
             value = np.concatenate([self._value, value])
@@ -81,13 +82,15 @@ class MarginalRelevance:
         """
         gain, room = self._gain, self._room
         gain[at] = -np.inf
-        chosen = self._vectors[at] * np.float32(self.weight)
-        np.dot(self._vectors, chosen, out=room)
+        if not self.weight:
+            return
+        chosen = self._vectors[at]
+        np.dot(self._vectors, chosen, room)
         if self._chosen:
-            np.subtract(self._value, room, out=room)
+            np.subtract(self._value, room, room)
             np.minimum(gain, room, out=gain)
         else:
-            np.subtract(gain, room, out=gain)
+            np.subtract(gain, room, gain)
         self._chosen.append(chosen)
 
 

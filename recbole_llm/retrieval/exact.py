@@ -240,7 +240,8 @@ class ExactRetriever:
             rows = rows[best(rows, scores, k + MARGIN)]
         exact = self.score(query, rows)
         live = exact > -np.inf
-        rows, exact = rows[live], exact[live]
+        if not live.all():
+            rows, exact = rows[live], exact[live]
         order = best(rows, exact, k)
         return Hits(rows[order], exact[order])
 

@@ -18,6 +18,7 @@ from recbole_llm.retrieval.exact import Segment
 from recbole_llm.retrieval.filters import AttributeIndex
 
 MAX_CACHED_MASKS = 256
+MAX_KEY_CHARACTERS = 256  # of a condition as it stands; longer ones are hashed, to 64
 MAX_MASK_BYTES = 32 << 20  # of all of them together
 GROWTH = 1.5
 
@@ -81,7 +82,7 @@ class Catalog:
         self._true_bias = np.empty(0, np.float32)
         self._attributes = AttributeIndex(export.manifest.attributes, [record.attributes for record in self.records])
         self._summaries: dict[int, dict[str, dict[str, Any]]] = {}
-        self._masks: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
         self.version = 0  # of the contents: any change
 
     def __len__(self) -> int:
@@ -331,8 +332,9 @@ class Catalog:
         """
         if not condition:
             return None
-        # not the condition itself: that may be as long as a body
-        key = hashlib.sha256(repr(sorted(condition.items())).encode("utf-8", "surrogatepass")).digest()
+        key = repr(sorted(condition.items()))
+        if len(key) > MAX_KEY_CHARACTERS:  # a condition may be as long as a body
+            key = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
         mask = self._masks.get(key)
         if mask is None:
             mask = self._masks[key] = self._attributes.mask(condition, len(self))

@@ -88,17 +88,15 @@ class _Caps:
         self._counts: list[tuple[str, int, dict[Any, int]]] = [(name, most, {}) for name, most in limits.items()]
         self.refused: dict[str, None] = {}
 
-    def of(self, rows: np.ndarray) -> list[tuple[Sequence[Any], ...]]:
-        """List each row's values of every capped attribute."""
-        if not self._counts:
-            return [()] * len(rows)
-        return list(zip(*(self._catalog.values_of(rows, name) for name, _, _ in self._counts), strict=True))
+    def of(self, rows: np.ndarray) -> list[list[Sequence[Any]]]:
+        """List the values of every row by capped attribute."""
+        return [self._catalog.values_of(rows, name) for name, _, _ in self._counts]
 
-    def take(self, values: tuple[Sequence[Any], ...]) -> bool:
-        """Count an item of these values if it fits; else note by which attributes it does not."""
+    def take(self, values: list[list[Sequence[Any]]], at: int) -> bool:
+        """Count the item at a place of what :meth:`of` lists if it fits; else note by which attributes it does not."""
         fits, own = True, []
         for (name, most, counts), of_name in zip(self._counts, values, strict=True):
-            for value in of_name:
+            for value in of_name[at]:
                 count = counts.get(value, 0)
                 if count >= most:
                     self.refused[name] = None
@@ -205,10 +203,11 @@ class Reranking:
             taken = self._ranking.take(step)
             if not len(taken.rows):
                 return
-            numbers = zip(*(values.tolist() for values in taken), self._caps.of(taken.rows), strict=True)
-            for row, score, adjusted, capped in numbers:
+            values = self._caps.of(taken.rows)
+            numbers = zip(*(values.tolist() for values in taken), strict=True)
+            for at, (row, score, adjusted) in enumerate(numbers):
                 place += 1
-                if self._caps.take(capped):
+                if self._caps.take(values, at):
                     caps = [Applied(f"cap {name}", place=place if whole else None) for name in self._caps.refused]
                     self._list.append((row, score, adjusted, tuple(caps)))
                     if len(self._list) == k:
@@ -230,7 +229,7 @@ class Reranking:
         caps = self._caps
         best_relevance: float | None = None
         pool: list[Ranked] = []
-        values: list[tuple[Sequence[Any], ...]] = []  # of capped attributes
+        values: list[list[Sequence[Any]]] = [[] for _ in self._rules.caps]
         is_open = bytearray()
         picked: list[int] = []
         told: list[tuple[Applied, ...]] = []
@@ -245,12 +244,13 @@ class Reranking:
                 counted = len(taken.rows)
             extend(taken.rows, relevance / best_relevance if best_relevance > 0 else relevance)
             pool.append(taken)
-            values += caps.of(taken.rows)
+            for known, new in zip(values, caps.of(taken.rows), strict=True):
+                known += new
             is_open += b"\1" * len(taken.rows)
             for _ in range(is_open.count(1)):
                 at = int(trade_off.gains().argmax())
                 is_open[at] = 0
-                if not caps.take(values[at]):
+                if not caps.take(values, at):
                     trade_off.close(at)
                     continue
                 place = at + 1 if at < counted else None
@@ -267,8 +267,9 @@ class Reranking:
             if full is not None:
                 self._ranking.block(full)
         if picked:
-            chosen = (np.concatenate(parts).take(picked).tolist() for parts in zip(*pool, strict=True))
-            self._list += zip(*chosen, told, strict=True)
+            whole = pool[0] if len(pool) == 1 else [np.concatenate(parts) for parts in zip(*pool, strict=True)]
+            at_all = np.array(picked)
+            self._list += zip(*(numbers.take(at_all).tolist() for numbers in whole), told, strict=True)
 
     def _trade_off(self) -> tuple[TradeOff | None, str, Callable[[np.ndarray, np.ndarray], None]]:
         """What gains are, the rule's name, and what adds candidates by their rows and relevance; ``None`` without a mix."""
@@ -310,8 +311,9 @@ class Reranking:
         at_once = n + DRAWN_AT_ONCE
         while len(left) and len(found) < n:
             drawn = draw.choice(len(left), min(at_once, len(left)), replace=False)
-            for row, capped in zip(left[drawn].tolist(), self._caps.of(left[drawn]), strict=True):
-                if len(found) < n and self._caps.take(capped):
+            values = self._caps.of(left[drawn])
+            for at, row in enumerate(left[drawn].tolist()):
+                if len(found) < n and self._caps.take(values, at):
                     found.append(row)
             full = self._caps.full_rows()
             left = np.delete(left, drawn)

@@ -326,7 +326,7 @@ def test_the_pages_commands_and_bodies_give_the_same_list(shared_folder, tmp_pat
     printed = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     recommender = Recommender(load_export(shared_folder))
     asked = TypeAdapter(schemas.RecommendBody).validate_python(json.loads(body))
-    answer = recommendation_content(recommender.recommend(request_of(asked, {})))
+    answer = recommendation_content(recommender.recommend(request_of(asked, {}, recommender.export.manifest)))
     schemas.RecommendationOut(**answer, model="", overlay_seq=0)
     assert [(row["item"], row["score"]) for row in printed] == [(item["id"], item["score"]) for item in answer["items"]]
     plain = recommender.recommend(Request(user="u3"))
