@@ -22,14 +22,7 @@ from recbole_llm.content.text import default_template
 from recbole_llm.export.item_records import item_records
 from recbole_llm.export.manifest import Block, EncoderSpec, ItemText, Manifest
 from recbole_llm.export.model_card import model_card
-from recbole_llm.export.model_tables import (
-    ModelTables,
-    content_blocks,
-    plain_array,
-    search_tables,
-    tables_of,
-    text_space,
-)
+from recbole_llm.export.model_tables import ModelTables, content_blocks, search_tables, tables_of, text_space
 from recbole_llm.export.profile_map import ProfileMap
 from recbole_llm.export.reader import ItemRecord
 from recbole_llm.export.search_tables import SearchTables, TextSpace, plain
@@ -347,14 +340,14 @@ def _profiles(model: Any, dataset: Any, blocks: Sequence[Block]) -> tuple[Profil
         return None
     center, transform = fit_transform(dataset.profile_vectors(), model.options.feature_transform)
     *hidden, last = [adapter] if isinstance(adapter, torch.nn.Linear) else [adapter[0], adapter[-1]]
-    matrix: Callable[[torch.Tensor], np.ndarray] = lambda values: np.ascontiguousarray(plain_array(values))  # noqa: E731
+    plain_array = lambda values: np.ascontiguousarray(values.detach().float().cpu().numpy())  # noqa: E731
     profile_map = ProfileMap(
         first=sum(block.dim for block in blocks[:at]),
         center=plain_array(center),
         transform=None if transform is None else plain_array(transform),
-        hidden=matrix(hidden[0].weight.T) if hidden else None,
+        hidden=plain_array(hidden[0].weight.T) if hidden else None,
         hidden_bias=plain_array(hidden[0].bias) if hidden else None,
-        weight=matrix(last.weight.T),
+        weight=plain_array(last.weight.T),
     )
     fields = dataset.profile_fields()
     return profile_map, ItemText(fields, default_template(fields))

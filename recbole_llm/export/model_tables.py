@@ -84,13 +84,13 @@ class ModelTables:
             return None
         D = self.vector.shape[1]
         of_text, anchors, values = self.cold_map.of_modality("text")
-        coefficients = plain_array(values)
+        coefficients = _numpy(values)
         return TextMap(
             kind="rbf",
-            center=plain_array(_combined_center(center, transform, of_text)),
-            transform=None if transform is None else plain_array(transform),
+            center=_numpy(_combined_center(center, transform, of_text)),
+            transform=None if transform is None else _numpy(transform),
             normalize=True,
-            support=plain_array(anchors),
+            support=_numpy(anchors),
             gamma=1.0 / self.cold_map.bandwidth,
             vector=(self.kappa * coefficients[:, :D]).astype(np.float32),
             source=np.ascontiguousarray(coefficients[:, D : 2 * D]),
@@ -101,8 +101,7 @@ class ModelTables:
         )
 
 
-def plain_array(tensor: Tensor) -> np.ndarray:
-    """The values of a tensor, float32."""
+def _numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().float().cpu().numpy()
 
 
@@ -118,7 +117,7 @@ def text_space(data: TrainingData, center: Tensor, transform: Tensor | None, mod
     """The way of a raw vector into the space of :func:`content_blocks`; arguments as :meth:`ModelTables.text_map`."""
     centre = content_centre(*data.content[modality])
     return TextSpace(
-        plain_array(_combined_center(center, transform, centre)), None if transform is None else plain_array(transform)
+        _numpy(_combined_center(center, transform, centre)), None if transform is None else _numpy(transform)
     )
 
 
@@ -174,19 +173,19 @@ def tables_of(
     ranks = (data.history if history is None else history).ranks
     return ModelTables(
         blocks=tuple(block_of(block, score.slope) for block in blocks),
-        vector=plain_array(vector)[1:],
-        source=plain_array(source)[1:],
-        bias=plain_array(torch.where(listed, bias, finite))[1:],
+        vector=_numpy(vector)[1:],
+        source=_numpy(source)[1:],
+        bias=_numpy(torch.where(listed, bias, finite))[1:],
         trained=data.trained.cpu().numpy()[1:].astype(bool),
         listed=listed.cpu().numpy()[1:],
-        offset=plain_array(offset),
-        user_part=plain_array(part)[1:] if bool(part.any()) else None,
+        offset=_numpy(offset),
+        user_part=_numpy(part)[1:] if bool(part.any()) else None,
         # the full form's targets are the identity: no two of them are similar
         similar_by="vector" if score.has_vectors else "source",
         probability=None if score.probability == ProbabilityMap() else score.probability,
-        history_rank=plain_array(ranks) if fades and ranks is not None else None,
+        history_rank=_numpy(ranks) if fades and ranks is not None else None,
         content={
-            block.name.partition(".")[2]: plain_array(block.source)[1:]
+            block.name.partition(".")[2]: _numpy(block.source)[1:]
             for block in score.content
             if block.source is not None
         },
@@ -233,7 +232,7 @@ def _new_items(score: Score, data: TrainingData, vector: Tensor, source: Tensor)
     return {
         "cold_map": cold_map,
         "kappa": kappa,
-        "shift": plain_array(shift),
+        "shift": _numpy(shift),
         "bias_scale": score.slope,
         "bias_offset": score.intercept + kappa * score.slope * mean,
     }
