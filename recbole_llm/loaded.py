@@ -20,7 +20,7 @@ from recbole_llm.atomic import atomic_path
 from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.pooling import Pooling, Query
 from recbole_llm.export.reader import Export
-from recbole_llm.profiles import recommend_profiles
+from recbole_llm.profiles import Profile, recommend_profiles
 from recbole_llm.recommend import (
     Row,
     check_output,
@@ -34,7 +34,6 @@ from recbole_llm.recommend import (
 )
 from recbole_llm.retrieval.alike import alike
 from recbole_llm.retrieval.rules import NO_RULES, Rules
-from recbole_llm.serving.profiles import Profile
 
 if TYPE_CHECKING:
     import pandas
