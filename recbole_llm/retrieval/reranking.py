@@ -299,8 +299,7 @@ class Reranking:
         explore = self._rules.explore
         if explore is None:
             return None, 0
-        digest = np.frombuffer(sha256(self._subject.name).digest(), np.uint32)
-        draw = np.random.default_rng([explore.seed, *digest.tolist()])
+        draw = seeded(explore.seed, self._subject.name)
         return draw, int(explore.share * self._k + draw.random())
 
     def _explore(self, draw: np.random.Generator, n: int) -> None:
@@ -315,6 +314,8 @@ class Reranking:
             for at, row in enumerate(left[drawn].tolist()):
                 if len(found) < n and self._caps.take(values, at):
                     found.append(row)
+            if len(found) == n:
+                break
             full = self._caps.full_rows()
             left = np.delete(left, drawn)
             if full is not None:
@@ -353,6 +354,18 @@ def _mask(catalog: Catalog, condition: Mapping[str, Any]) -> np.ndarray:
         raise ValueError(f"boost: {error}") from None
     assert mask is not None  # conditions of boosts are not empty
     return mask
+
+
+def seeded(seed: int, name: bytes) -> np.random.Generator:
+    """The generator ``default_rng([seed, *words])`` with the words of a name's hash, made in a sixth of its time.
+
+    Args:
+        seed: from 0.
+        name: of a subject.
+    """
+    words = [seed >> at & 0xFFFFFFFF for at in range(0, max(seed.bit_length(), 1), 32)]
+    state = np.concatenate([np.array(words, np.uint32), np.frombuffer(sha256(name).digest(), np.uint32)])
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(state)))  # type: ignore[arg-type]
 
 
 def short_note(n: int, k: int, allowed: int | None = None) -> str:
