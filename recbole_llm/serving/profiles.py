@@ -30,8 +30,8 @@ def text_of_profile(manifest: Manifest, profile: Profile) -> str:
             raise ValueError(
                 f"profile: unknown column {unknown[0][:64]!r}; the text of a user is made of {', '.join(spec.fields)}."
             )
-        cells = {name: _cell(profile.get(name, "")) for name in spec.fields}
-        text = Template(spec.template).render(cells)
+        template = Template(spec.template)
+        text = template.render({name: _cell(profile.get(name, "")) for name in template.fields})
     if not text:
         raise ValueError(f"profile is empty; give a text, or values of {', '.join(spec.fields)}.")
     return text
