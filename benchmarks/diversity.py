@@ -9,8 +9,9 @@
    (1 - Jaccard), the divergence of the list's categories from the history's (Steck 2018, alpha = .01), and the share of the
    catalogue that is in anybody's list. Baselines: the plain list, and the same candidates in a partly random order. Nothing is
    chosen by these figures: every point is written.
-2. Latency. The same request with and without rules (a filter, a cap and marginal relevance, k = 10), in turn, at two sizes of a
-   made catalogue: the recommender alone, and over HTTP from one client.
+2. Latency. The same request with and without rules (a filter, a cap and marginal relevance, k = 10; alone in the recommender also a
+   calibration, a boost and exploration), in turn, at two sizes of a made catalogue: the recommender alone, and over HTTP from one
+   client.
 
 The export and the splits are kept in ``--work``; a later run goes on from there.
 """
@@ -36,7 +37,7 @@ from timing import machine
 from recbole_llm.export.reader import ItemRecord, load_export
 from recbole_llm.retrieval.diversity import ALPHA, mix_of
 from recbole_llm.retrieval.recommender import Recommender, Request
-from recbole_llm.retrieval.rules import NO_RULES, Diversity, Exploration, Rules
+from recbole_llm.retrieval.rules import NO_RULES, Boost, Diversity, Exploration, Rules
 
 K = 10
 CANDIDATES = 50
@@ -275,6 +276,9 @@ def of_recommender(path: Path, rounds: int) -> Result:
         "filter": Rules(filter=RULES["filter"]),
         "filter, cap": Rules(filter=RULES["filter"], caps=RULES["caps"]),
         "filter, cap, marginal relevance": Rules(RULES["filter"], caps=RULES["caps"], diversity=Diversity(0.3)),
+        "calibration": Rules(diversity=Diversity(0.3, attribute="brand")),
+        "boost": Rules(boosts=[Boost({"brand": "b1"}, add=0.5)]),
+        "exploration": Rules(explore=Exploration(0.2)),
     }
     return in_turn(
         {n: lambda user, r=r: recommender.recommend(Request(user=str(user), k=K, rules=r)) for n, r in rules.items()},  # type: ignore[misc]

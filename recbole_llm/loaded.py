@@ -20,6 +20,7 @@ from recbole_llm.atomic import atomic_path
 from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.pooling import Pooling, Query
 from recbole_llm.export.reader import Export
+from recbole_llm.profiles import Profile, recommend_profiles
 from recbole_llm.recommend import (
     Row,
     check_output,
@@ -91,18 +92,21 @@ class LoadedModel:
         *,
         items: Iterable[str | int] | None = None,
         text: str | None = None,
+        profiles: Sequence[Profile] | None = None,
         k: int = 10,
         by: str = "both",
         include_seen: bool = False,
         skip_unknown: bool = False,
         rules: Rules = NO_RULES,
     ) -> "pandas.DataFrame":
-        """Recommend items to users of the training data, to somebody who likes ``items``, or for a text.
+        """Recommend items to users of the training data, to somebody who likes ``items``, by profiles, or for a text.
 
         Args:
-            users: ids, or one id. Without ``users``, ``items`` and ``text``: every user.
+            users: ids, or one id. Without ``users``, ``items``, ``profiles`` and ``text``: every user.
             items: ids of items that a new user likes; oldest first where the model weighs histories by recency.
             text: what a new user asks for, in words.
+            profiles: of new users, of a model with ``text`` in ``user_tower``: texts, or mappings of columns of the ``.user`` file
+                to values. Their rows are called ``profile 1``, ``profile 2`` and so on.
             k: items per user; fewer come where fewer are allowed.
             by: how a text is answered: by ``likeness``, by ``chance`` (what buyers of the likest items bought), or by ``both``.
             include_seen: whether items of the history may be recommended again.
@@ -114,13 +118,15 @@ class LoadedModel:
             is NaN where there is none. Printed on a terminal, it has all columns, and titles that do not fit end in an ellipsis.
 
         Raises:
-            ValueError: if more than one of ``users``, ``items`` and ``text`` is given, an id is unknown, ``k`` is below 1, or
-                ``by`` is unknown, given without a text, or cannot be had of a model without content.
+            ValueError: if more than one of ``users``, ``items``, ``profiles`` and ``text`` is given, an id is unknown, ``k`` is
+                below 1, the model reads no profiles, or ``by`` is unknown, given without a text, or cannot be had of a model
+                without content.
         """
-        given = [name for name, value in (("users", users), ("items", items), ("text", text)) if value is not None]
+        asked = {"users": users, "items": items, "profiles": profiles, "text": text}
+        given = [name for name, value in asked.items() if value is not None]
         if len(given) > 1:
             raise ValueError(
-                f"{' and '.join(given)} are given; give one of users, items and text, or none for all users."
+                f"{' and '.join(given)} are given; give one of users, items, profiles and text, or none for all users."
             )
         if k < 1:
             raise ValueError(f"k is {k}; expected at least 1.")
@@ -128,6 +134,9 @@ class LoadedModel:
             return _frame(rows_of(recommend_text(self.export, text, k=k, by=by, rules=rules), text))
         if by != "both":
             raise ValueError(f"by is {by!r}, which says how a text is answered; give text, or leave by out.")
+        if profiles is not None:
+            answers = recommend_profiles(self.export, profiles, k=k, rules=rules)
+            return _frame(row for n, answer in enumerate(answers, 1) for row in rows_of(answer, f"profile {n}"))
         if items is not None:
             liked = _ids("items", items)
             try:

@@ -22,7 +22,7 @@ from recbole_llm.bridge.repairs.labels import NEGATIVES
 from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, FeatureTable, apply_transform, encode_texts, load_features
 from recbole_llm.content.store.vector_files import AtomicForm
-from recbole_llm.content.text import choose_text_fields, read_atomic_table, texts_of_tokens
+from recbole_llm.content.text import AtomicTable, choose_text_fields, read_atomic_table, texts_of_tokens
 from recbole_llm.scoring.rows import Rows, rows_from_pairs
 
 _CONTENT = ("_item_features", "_user_features")
@@ -182,11 +182,21 @@ class LLMTwoTowerDataset(Dataset):
         """Vectors of the users' own texts (``.user`` columns) by modality; no interaction enters them."""
         if "_user_features" not in self.__dict__:
             options = Options.from_config(self.config)
-            table = None
-            if "text" in options.user_tower and options.encoder:
-                table = self._encoded("user", self.uid_field, options.user_text_fields, None, options)
+            table = None if "text" not in options.user_tower else self.profile_vectors()
             self._user_features = {} if table is None else {"text": apply_transform(table, options.feature_transform)}
         return self._user_features
+
+    def profile_vectors(self) -> FeatureTable | None:
+        """Encode the users' own texts, as they come from the encoder; ``None`` without one."""
+        options = Options.from_config(self.config)
+        if not options.encoder:
+            return None
+        return self._encoded("user", self.uid_field, options.user_text_fields, None, options)
+
+    def profile_fields(self) -> tuple[str, ...]:
+        """Return the columns of the ``.user`` file that make a user's text."""
+        options = Options.from_config(self.config)
+        return choose_text_fields(self._text_table("user", self.uid_field, options), options.user_text_fields, None)
 
     def training_rows(self, decay: float | None = None, *later: Dataset) -> Rows:
         """Return the items of every user in this split, ``user_num`` rows in CSR form.
@@ -353,9 +363,8 @@ class LLMTwoTowerDataset(Dataset):
         """External ids in internal order; ``None`` for padding."""
         return [None, *map(str, self.field2id_token[field][1:])]
 
-    def _texts(
-        self, suffix: str, id_field: str, fields: Sequence[str] | None, template: str | None, options: Options
-    ) -> list[str | None]:
+    def _text_table(self, suffix: str, id_field: str, options: Options) -> AtomicTable:
+        """Read the file of items or users whose columns make texts."""
         path = Path(self.dataset_path) / f"{self.dataset_name}.{suffix}"
         if not path.is_file():
             raise ValueError(
@@ -364,14 +373,19 @@ class LLMTwoTowerDataset(Dataset):
                 if suffix == "item"
                 else f"user_tower contains text, and there is no {path.name} in {path.parent}. Add it, or leave text out."
             )
-        log = getLogger()
-        table = read_atomic_table(
+        return read_atomic_table(
             path,
             id_field,
             separator=self.config["field_separator"],
             encoding=self.config["encoding"] or "utf-8",
             seq_separator=self.config["seq_separator"],
         )
+
+    def _texts(
+        self, suffix: str, id_field: str, fields: Sequence[str] | None, template: str | None, options: Options
+    ) -> list[str | None]:
+        log = getLogger()
+        table = self._text_table(suffix, id_field, options)
         texts, report = texts_of_tokens(
             table, self._tokens(id_field), choose_text_fields(table, fields, template), template
         )

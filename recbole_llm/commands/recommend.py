@@ -16,6 +16,7 @@ from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.reader import Export
 from recbole_llm.media import ASKED, MediaModel, open_media, recommend_media
 from recbole_llm.pictures import recommend_picture
+from recbole_llm.profiles import Profile, recommend_profile
 from recbole_llm.recommend import (
     Counts,
     Row,
@@ -91,7 +92,8 @@ def _open_search(options: argparse.Namespace) -> Export | MediaModel:
             "--in belongs to --text, --image and --audio: it says what of the items they are compared with."
         )
     if asked is None or (asked != "audio" and options.within in (None, asked)):
-        model = _open(options, texts=asked == "text", pictures=asked == "image")
+        texts = asked == "text" or getattr(options, "profile", None) is not None
+        model = _open(options, texts=texts, pictures=asked == "image")
         trained = newest_checkpoint(options.model) is not None or Path(options.model).is_file()
         if asked != "text" or "text" in model.content or "image" not in model.content or not trained:
             return model
@@ -177,6 +179,12 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
     )
     who.add_argument("--items-file", metavar="FILE", help="the same, an id a line")
     who.add_argument("--text", help="what is asked for, in words")
+    who.add_argument(
+        "--profile",
+        nargs="+",
+        metavar="COLUMN=VALUE",
+        help="who a new user is, of a model with text in user_tower: columns of the .user file, or one text",
+    )
     who.add_argument("--image", metavar="FILE", help="what is asked for, as a picture; of a model with pictures")
     who.add_argument("--audio", metavar="FILE", help="the same, as a sound; of a checkpoint with sounds")
     add_audience_arguments(parser, who)
@@ -231,10 +239,10 @@ def run_recommend(options: argparse.Namespace) -> int:
         name: None if path is None else lines_of(path, f"--{name}-file")
         for name, path in (("users", options.users_file), ("items", options.items_file))
     }
-    given = [options.users, options.items, options.text, options.image, options.audio, *files.values()]
+    given = [options.users, options.items, options.profile, _asked(options), *files.values()]
     if all(value is None for value in given) and not options.output:
         raise ValueError(
-            "for all users give --output FILE; --users ID, --items ID, --text, --image or --audio prints a table."
+            "for all users give --output FILE; --users ID, --items ID, --profile, --text, --image or --audio prints a table."
         )
     searches = _asked(options) is not None
     if options.by != "both" and not searches:
@@ -249,7 +257,7 @@ def run_recommend(options: argparse.Namespace) -> int:
         if ids is not None and not ids:
             raise ValueError(f"--{name} names no id.")
     rules = _rules(options, model)
-    if items is not None or searches:
+    if items is not None or searches or options.profile is not None:
         return _answer_one(options, opened, items, rules)
     counts = Counts()
     rows = recommend_users(
@@ -282,7 +290,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--k is {options.k}; expected at least 1.")
     if not 0 <= options.include_new <= options.k:
         raise ValueError(f"--include-new is {options.include_new}; expected 0 to {options.k} (--k).")
-    others = (options.items, options.items_file, options.text, options.image, options.audio, options.for_item)
+    others = (options.items, options.items_file, options.profile, _asked(options), options.for_item)
     if options.include_new and any(others):
         raise ValueError("--include-new belongs to --users: a list of items or a text is answered without it.")
     if options.output:
@@ -292,7 +300,9 @@ def _check_numbers(options: argparse.Namespace) -> None:
 def _answer_one(
     options: argparse.Namespace, model: Export | MediaModel, items: Sequence[str] | None, rules: Rules
 ) -> int:
-    if items is None or isinstance(model, MediaModel):
+    if options.profile is not None and not isinstance(model, MediaModel):
+        answer = recommend_profile(model, _profile(options.profile), k=options.k, rules=rules)
+    elif items is None or isinstance(model, MediaModel):
         answer = _search(options, model, rules)
     else:
         asked = {"k": options.k, "exclude_seen": not options.include_seen, "skip_unknown": options.skip_unknown}
@@ -312,7 +322,23 @@ def _answer_one(
 
 
 def _question(options: argparse.Namespace) -> str:
-    return str(next(value for value in (options.text, options.image, options.audio) if value is not None))
+    profile = None if getattr(options, "profile", None) is None else " ".join(options.profile)
+    return str(next(value for value in (profile, options.text, options.image, options.audio) if value is not None))
+
+
+def _profile(given: Sequence[str]) -> Profile:
+    """Columns with values where every part is one; else one text."""
+    parts = [part.partition("=") for part in given]
+    if all(equals and name.strip() for name, equals, _ in parts):
+        names_given = [name.strip() for name, _, _ in parts]
+        repeated = [name for name in names_given if names_given.count(name) > 1]
+        if repeated:
+            raise ValueError(f"--profile: {repeated[0]} is given more than once; give each column once.")
+        return {name: value for name, (_, _, value) in zip(names_given, parts, strict=True)}
+    if len(given) > 1:
+        wrong = next(part for part, (_, equals, _) in zip(given, parts, strict=True) if not equals)
+        raise ValueError(f"--profile: {wrong!r} is no COLUMN=VALUE; give columns with values, or one text in quotes.")
+    return given[0]
 
 
 def _search(options: argparse.Namespace, model: Export | MediaModel, rules: Rules = NO_RULES) -> Recommendation:

@@ -11,3 +11,10 @@ class UnknownItemError(LookupError):
 
 class UnknownUserError(LookupError):
     """No user has this id."""
+
+
+NO_PROFILES = (
+    "profile: this model has no map for what is written about a user. Ask by items that the user likes; or train with "
+    "user_tower: history+text, a .user file and an encoder, and where validation gives the learned block no weight with "
+    "blocks: learned; then export again."
+)

@@ -18,10 +18,12 @@ from recbole_llm.content.encoders.function import FunctionEncoder
 from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, encode_texts
 from recbole_llm.content.store.feature_table import fit_transform
+from recbole_llm.content.text import default_template
 from recbole_llm.export.item_records import item_records
-from recbole_llm.export.manifest import EncoderSpec, Manifest
+from recbole_llm.export.manifest import Block, EncoderSpec, ItemText, Manifest
 from recbole_llm.export.model_card import model_card
 from recbole_llm.export.model_tables import ModelTables, content_blocks, search_tables, tables_of, text_space
+from recbole_llm.export.profile_map import ProfileMap
 from recbole_llm.export.reader import ItemRecord
 from recbole_llm.export.search_tables import SearchTables, TextSpace, plain
 from recbole_llm.export.text_map import TextMap
@@ -175,6 +177,10 @@ def contents_of(
     transform = None if encoder is None else _text_transform(items.texts, model.options, encoder)
     text_map = _text_map(tables, model.options, transform) if map_texts else None
     pictures = _pictures(data, dataset, model.options) if map_pictures else None
+    profiles = _profiles(model, dataset, tables.blocks) if map_texts else None
+    if spec is None and profiles is not None:  # of the users alone
+        encoder = dataset.text_encoder()
+        spec = _encoder_spec(encoder, model.options, bundle_encoder)
     search = _search_tables(data, item_ids, items.records, model.options, encoder, transform, pictures)
     if search.titles is not None and not keep_text:
         log.warning("Without the items' texts, a search looks for words in their titles alone.")
@@ -212,6 +218,8 @@ def contents_of(
         pictures=None if pictures is None else pictures[0],
         encoder_files=_encoder_files(encoder) if bundle_encoder and encoder is not None else {},
         item_text=items.item_text,
+        profile_map=None if profiles is None else profiles[0],
+        profile_text=None if profiles is None else profiles[1],
         attributes=items.kinds,
         history_decay=model.options.history_decay,
         overlay_seq=overlay_seq,
@@ -320,6 +328,30 @@ def _pictures(data: TrainingData, dataset: Any, options: Any) -> tuple[EncoderSp
     raw = dataset.picture_vectors()
     spec = EncoderSpec(source.encoder, None, {}, raw.dim, raw.fingerprint)
     return spec, text_space(data, *fit_transform(raw, options.feature_transform), "image")
+
+
+def _profiles(model: Any, dataset: Any, blocks: Sequence[Block]) -> tuple[ProfileMap, ItemText] | None:
+    """What a user's own text adds to a query, and the columns that make it; ``None`` where the model reads none."""
+    adapter = model.user_tower.adapter
+    if adapter is None:
+        return None
+    at = next((at for at, block in enumerate(blocks) if block.name == "learned"), None)
+    if at is None:
+        log.warning("Nobody can be asked for by a profile: the block that reads texts of users has no weight.")
+        return None
+    center, transform = fit_transform(dataset.profile_vectors(), model.options.feature_transform)
+    *hidden, last = [adapter] if isinstance(adapter, torch.nn.Linear) else [adapter[0], adapter[-1]]
+    plain_array = lambda values: np.ascontiguousarray(values.detach().float().cpu().numpy())  # noqa: E731
+    profile_map = ProfileMap(
+        first=sum(block.dim for block in blocks[:at]),
+        center=plain_array(center),
+        transform=None if transform is None else plain_array(transform),
+        hidden=plain_array(hidden[0].weight.T) if hidden else None,
+        hidden_bias=plain_array(hidden[0].bias) if hidden else None,
+        weight=plain_array(last.weight.T),
+    )
+    fields = dataset.profile_fields()
+    return profile_map, ItemText(fields, default_template(fields))
 
 
 def _search_index(

@@ -42,6 +42,7 @@ def export_in_memory(contents: ExportContents) -> Export:
         history_items=items,
         history_weight=np.ones(len(items), np.float32) if weight is None else float32(weight),
         text_map=text_map,
+        profile_map=contents.profile_map,
         history_rank=None if contents.history_rank is None else float32(contents.history_rank),
         disliked_offsets=None if contents.disliked_offsets is None else np.asarray(contents.disliked_offsets, np.int64),
         disliked_items=None if contents.disliked_items is None else np.asarray(contents.disliked_items, np.int32),

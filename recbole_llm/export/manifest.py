@@ -21,9 +21,11 @@ DISLIKED_SCHEMA = SEARCH_SCHEMA = 3  # disliked items in history.safetensors; se
 CODED_SCHEMA = 4  # vectors in eight bits
 PICTURE_SCHEMA = 5  # the space of pictures in search.safetensors, and their encoder here
 SEQUENCE_SCHEMA = 6  # sequence.safetensors
+PROFILE_SCHEMA = 6  # the map of users' profiles, and how their columns make a text
 SCHEMA = 6
 MANIFEST = "manifest.json"
 VECTORS, HISTORY, TEXT_MAP = "vectors.safetensors", "history.safetensors", "text_map.safetensors"
+PROFILE_MAP = "profile_map.safetensors"
 CONTENT, SEARCH, EXACT = "content.safetensors", "search.safetensors", "exact.safetensors"
 ITEM_IDS, USER_IDS, ITEMS, CARD = "item_ids.txt", "user_ids.txt", "items.jsonl", "README.md"
 INDEX, SEARCH_INDEX = "index.faiss", "search.faiss"
@@ -44,6 +46,7 @@ _PLAIN_FILES = frozenset(
     {
         *REQUIRED,
         TEXT_MAP,
+        PROFILE_MAP,
         CONTENT,
         EXACT,
         SEARCH,
@@ -142,6 +145,7 @@ class Manifest:
         metrics: what the model card shows.
         files: by name.
         pictures: encoder of the items' pictures; ``None``, and no field of the file, where there is none.
+        profile_text: how the columns of a user's profile make its text; likewise, for models that read none.
     """
 
     schema: int
@@ -163,6 +167,7 @@ class Manifest:
     files: Mapping[str, FileSum] = field(repr=False)
     probability: ProbabilityMap | None = None
     pictures: EncoderSpec | None = None
+    profile_text: ItemText | None = None
 
     @property
     def rows_known(self) -> str:
@@ -200,6 +205,7 @@ class Manifest:
         for name in (
             "probability",
             "pictures",
+            "profile_text",
         ):  # as exports were before there was any, with the export_id that they have
             if values[name] is None:
                 del values[name]
@@ -251,7 +257,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _manifest_of(raw: dict[str, Any]) -> Manifest:
     known = {f.name for f in fields(Manifest)}
-    missing = sorted(known - raw.keys() - {"probability", "pictures"})
+    missing = sorted(known - raw.keys() - {"probability", "pictures", "profile_text"})
     if missing:
         raise ExportError(f"{MANIFEST} lacks {', '.join(missing)}.")
     # of a later schema that this reader may read: what it does not know, it does not need
@@ -264,8 +270,9 @@ def _manifest_of(raw: dict[str, Any]) -> Manifest:
                 raw[name] = EncoderSpec(**raw[name])
         if raw.get("probability") is not None:
             raw["probability"] = ProbabilityMap.from_json(raw["probability"])
-        if raw["item_text"] is not None:
-            raw["item_text"] = ItemText(tuple(raw["item_text"]["fields"]), raw["item_text"]["template"])
+        for name in ("item_text", "profile_text"):
+            if raw.get(name) is not None:
+                raw[name] = ItemText(tuple(raw[name]["fields"]), raw[name]["template"])
         manifest = Manifest(**raw)
         _check_manifest(manifest)
     except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
@@ -340,9 +347,9 @@ def _check_manifest(manifest: Manifest) -> None:
     claim(decay is None or (is_number(decay) and decay > 0), "history_decay is not positive")
     for name, kind in manifest.attributes.items():
         claim(isinstance(name, str) and kind in ATTRIBUTE_KINDS, f"attribute kind {kind!r} is unknown")
-    if manifest.item_text is not None:
-        parts = (*manifest.item_text.fields, manifest.item_text.template)
-        claim(all(isinstance(part, str) for part in parts), "item_text holds what is no string")
+    for which, text in (("item_text", manifest.item_text), ("profile_text", manifest.profile_text)):
+        parts = () if text is None else (*text.fields, text.template)
+        claim(all(isinstance(part, str) for part in parts), f"{which} holds what is no string")
     if manifest.text_map is not None:
         form = {name: type(value) for name, value in manifest.text_map.items()}
         claim(form == {"kind": str, "normalize": bool}, "text_map holds no kind and normalize")
@@ -359,5 +366,7 @@ def _check_manifest(manifest: Manifest) -> None:
     absent = [name for name in REQUIRED if name not in manifest.files]
     claim(not absent, f"it does not list {', '.join(absent)}")
     claim((manifest.text_map is None) == (TEXT_MAP not in manifest.files), f"text_map and {TEXT_MAP} do not agree")
+    has_profiles = PROFILE_MAP in manifest.files
+    claim((manifest.profile_text is None) != has_profiles, f"profile_text and {PROFILE_MAP} do not agree")
     claim(SEARCH_INDEX not in manifest.files or SEARCH in manifest.files, f"there is no {SEARCH} for {SEARCH_INDEX}")
     claim((manifest.index["kind"] == "ivf") == (INDEX in manifest.files), f"index and {INDEX} do not agree")

@@ -10,6 +10,7 @@
       history.safetensors    offsets i64[U+1]  items i32[nnz]  weight f32[nnz]  [rank f32[nnz]]   histories
                              [disliked_offsets i64[U+1]  disliked_items i32[m]]   seen, not liked and never recommended
       text_map.safetensors   only where texts can be mapped: see text_map.py
+      profile_map.safetensors   only where users have texts: what a profile adds to a query, see profile_map.py
       content.safetensors    only where items have content: by modality f32[N,f], unit vectors, zero where an item has none
       search.safetensors     titles as vectors, and each item's neighbours: see search_tables.py
       search.faiss           only where there are so many items that searches need an index: see retrieval/search_index.py
@@ -37,7 +38,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from recbole_llm.export.errors import ExportError
+from recbole_llm.export.errors import NO_PROFILES, ExportError
 from recbole_llm.export.manifest import (
     CONTENT,
     EXACT,
@@ -46,6 +47,7 @@ from recbole_llm.export.manifest import (
     ITEM_IDS,
     ITEMS,
     MANIFEST,
+    PROFILE_MAP,
     SEARCH,
     SEARCH_INDEX,
     TEXT_MAP,
@@ -54,6 +56,7 @@ from recbole_llm.export.manifest import (
     Manifest,
     read_manifest,
 )
+from recbole_llm.export.profile_map import ProfileMap, read_profile_map
 from recbole_llm.export.quantise import CodedTable
 from recbole_llm.export.search_tables import SearchTables, read_search
 from recbole_llm.export.sequence import SEQUENCE_FILE, SequenceWeights, read_sequence
@@ -61,7 +64,20 @@ from recbole_llm.export.tensor_file import check_file, open_file, parse_json, pa
 from recbole_llm.export.text_map import TextMap
 
 READ_FILES = frozenset(
-    {VECTORS, HISTORY, TEXT_MAP, CONTENT, SEARCH, SEARCH_INDEX, SEQUENCE_FILE, ITEM_IDS, USER_IDS, ITEMS, INDEX}
+    {
+        VECTORS,
+        HISTORY,
+        TEXT_MAP,
+        PROFILE_MAP,
+        CONTENT,
+        SEARCH,
+        SEARCH_INDEX,
+        SEQUENCE_FILE,
+        ITEM_IDS,
+        USER_IDS,
+        ITEMS,
+        INDEX,
+    }
 )  # others are only checked
 JSON_BYTES_AT_ONCE = 1 << 17  # about a millisecond
 
@@ -103,6 +119,7 @@ class Export:
         encoders: folders or names on the hub that may be loaded as the encoder of its texts, named by who opened it and never
             by its files.
         picture_encoders: the same of its pictures.
+        profile_map: what somebody's profile adds to a query; ``None`` where the model reads no texts of users.
         content: by modality ``[N, f]`` float32 unit vectors of the items' content, zero rows for items without.
         search: what searches need beside the content; ``None`` in exports that were written before there were any.
         search_index: bytes of their index, or ``None``.
@@ -135,11 +152,22 @@ class Export:
     search_index: memoryview | None = None
     picture_encoders: tuple[str, ...] = ()
     sequence: SequenceWeights | None = None
+    profile_map: ProfileMap | None = None
 
     def part_of(self, user: int) -> np.ndarray | None:
         """Return the summand of one user's query, ``[D]`` float32 by the user's row; ``None`` without any."""
         parts = self.user_parts(user, user + 1)
         return None if parts is None else parts[0]
+
+    def part_of_profile(self, vector: np.ndarray) -> np.ndarray:
+        """Return the summand of the query of somebody who has a profile alone, ``[D]`` float32, by its vector ``[F]``.
+
+        Raises:
+            ValueError: if the model reads no texts of users, or the vector has another length.
+        """
+        if self.profile_map is None:
+            raise ValueError(NO_PROFILES)
+        return self.profile_map.apply(vector, len(self.offset))
 
     def user_parts(self, first: int, last: int) -> np.ndarray | None:
         """Return the summands of the queries of users ``first`` to ``last``, ``[last - first, D]`` float32.
@@ -258,6 +286,7 @@ def load_export(
         search=_read_search(opened[SEARCH], content, N) if SEARCH in opened else None,
         search_index=opened.get(SEARCH_INDEX),
         sequence=_read_sequence(opened, manifest),
+        profile_map=read_profile_map(opened[PROFILE_MAP], manifest) if PROFILE_MAP in opened else None,
     )
 
 

@@ -31,6 +31,8 @@ from recbole_llm.export.manifest import (
     MANIFEST,
     NEVER_SHOWN,
     PICTURE_SCHEMA,
+    PROFILE_MAP,
+    PROFILE_SCHEMA,
     SEARCH,
     SEARCH_INDEX,
     SEARCH_SCHEMA,
@@ -44,6 +46,7 @@ from recbole_llm.export.manifest import (
     ItemText,
     Manifest,
 )
+from recbole_llm.export.profile_map import ProfileMap
 from recbole_llm.export.quantise import encoded
 from recbole_llm.export.reader import ItemRecord, load_export
 from recbole_llm.export.search_tables import SearchTables
@@ -84,6 +87,8 @@ class ExportContents:
         pictures: encoder of the items' pictures, or ``None``.
         encoder_files: name under ``encoder/`` to file, copied; needs ``encoder``.
         item_text: or ``None``.
+        profile_map: what a user's own text adds to the query, or ``None``.
+        profile_text: how a user's columns make it; with ``profile_map``.
         attributes: attribute name to kind.
         history_decay: or ``None``.
         similar_by: ``vector`` or ``source``.
@@ -126,6 +131,8 @@ class ExportContents:
     pictures: EncoderSpec | None = None
     encoder_files: Mapping[str, Path] = field(default_factory=dict)
     item_text: ItemText | None = None
+    profile_map: ProfileMap | None = None
+    profile_text: ItemText | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
     history_decay: float | None = None
     similar_by: str = "vector"
@@ -221,6 +228,8 @@ def _write_files(folder: Path, contents: ExportContents) -> None:
     )
     if contents.text_map is not None:
         save_file(_text_map_tensors(contents.text_map), folder / TEXT_MAP)
+    if contents.profile_map is not None:
+        save_file(contents.profile_map.to_tensors(), folder / PROFILE_MAP)
     if contents.content:
         save_file({name: float32(table) for name, table in contents.content.items()}, folder / CONTENT)
     if contents.search is not None:
@@ -305,6 +314,7 @@ def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: M
         encoder=contents.encoder,
         pictures=contents.pictures,
         item_text=contents.item_text,
+        profile_text=contents.profile_text,
         attributes=dict(contents.attributes),
         text_map=_text_map_kind(contents.text_map),
         overlay_seq=contents.overlay_seq,
@@ -318,6 +328,8 @@ def _min_reader(contents: ExportContents) -> int:
     """The smallest schema that knows every file and tensor: readers refuse others."""
     if contents.sequence is not None:
         return SEQUENCE_SCHEMA
+    if contents.profile_map is not None:
+        return PROFILE_SCHEMA
     if contents.pictures is not None:
         return PICTURE_SCHEMA
     if contents.dtype != "float32":

@@ -6,9 +6,12 @@ r"""Order in a history, where interactions are split by time: how fast items fad
                               g = mean positive diag Z'Z,   K_m = E_m E_m', E_m the content directions of modality m
 
 A row of Z is the prefix of a history at one of its items, at most ``MAX_PREFIX`` long. The item at rank r of the prefix has
-weight max(exp(-r / tau), floor). The row of Y is the item that follows. Content enters both sides, as if every dimension of the
-content vectors were one more prefix that is followed by itself: A keeps rare items near items like them, and C gives them
-transitions that nobody made.
+weight max(exp(-r / tau), floor). The row of Y is the item that follows. Where the confidence c of interactions counts, with the
+exponents a and b of :mod:`recbole_llm.fitting.signals`, an item j of a prefix of u has c_uj^b times that weight, as in the
+histories that are scored. The row counts c^a of the interaction that follows, so that Z'WZ and Z'WY take the place of Z'Z and Z'Y.
+
+Content enters both sides, as if every dimension of the content vectors were one more prefix that is followed by itself: A keeps
+rare items near items like them, and C gives them transitions that nobody made.
 
 The score is sum_j exp(-rank_uj / tau') T_ji + sum_j exp(-rank_uj / tau'') C_ji, two more blocks of the same dot product. The
 second one has as many columns as the content vectors. tau, the floor, lam, t_m, tau', tau'' and all weights are chosen on
@@ -181,7 +184,7 @@ def next_item_gram(ranked: Rows, n_items: int, tau: float, floor: float = 0.0) -
     """Compute Z'Z and Z'Y of the module docstring, ``[n_items, n_items]`` float32 each, on the device of ``ranked``.
 
     Args:
-        ranked: training histories, with ranks.
+        ranked: training histories, with ranks; their weights are c^b of the module docstring and their confidence is c^a.
         n_items: size of the catalogue.
         tau: decay of the prefixes.
         floor: least weight of an item of a prefix.
@@ -191,7 +194,12 @@ def next_item_gram(ranked: Rows, n_items: int, tau: float, floor: float = 0.0) -
     """
     prefixes = prefixes_of(ranked, MAX_PREFIX if floor else min(MAX_PREFIX, int(np.ceil(5 * tau))))
     weight = np.maximum(np.exp(-prefixes.back / tau), floor).astype(np.float32)
-    return gram_of_prefixes(ranked, n_items, prefixes, weight)
+    if ranked.weights is not None:
+        weight *= ranked.weights.cpu().numpy()[prefixes.sources]
+    if ranked.confidence is None:
+        return gram_of_prefixes(ranked, n_items, prefixes, weight)
+    root = np.sqrt(ranked.confidence.cpu().numpy()[prefixes.targets])  # in Z and in Y, so that products hold it once
+    return gram_of_prefixes(ranked, n_items, prefixes, weight * root[prefixes.steps], root)
 
 
 def directions_of(content: ContentTables, trained: Tensor) -> dict[str, Tensor]:

@@ -79,7 +79,7 @@ class Recommendation:
 
     Attributes:
         items: best first.
-        source: ``history``, ``items``, ``text``, or ``popular`` where the fallback answered.
+        source: ``history``, ``items``, ``profile``, ``text``, or ``popular`` where the fallback answered.
         unknown: ids of the request that no item has.
         note: why there are fewer items than asked for, or what a rule could not do; empty for nothing.
     """

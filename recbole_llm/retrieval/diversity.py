@@ -34,7 +34,7 @@ class TradeOff(Protocol):
 
 
 class MarginalRelevance:
-    """Maximal marginal relevance.
+    """Maximal marginal relevance; gains are divided by lambda, which moves no place.
 
     Args:
         weight: lambda.
@@ -42,11 +42,11 @@ class MarginalRelevance:
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
-        self._value = np.zeros(0, np.float32)  # (1 - lambda) r_i; -inf for closed candidates
-        self._nearest = self._value  # the largest cosine with a chosen one
-        self._likeness = self._value  # room for those with one of them
+        self._value = np.zeros(0, np.float32)  # r_i (1 - lambda) / lambda
+        self._gain = self._value  # -inf for closed candidates
+        self._room = self._value  # for what one choice makes of them
         self._vectors = np.zeros((0, 0), np.float32)
-        self._chosen: list[int] = []
+        self._chosen: list[np.ndarray] = []
 
     def extend(self, relevance: np.ndarray, vectors: np.ndarray) -> None:
         """Add candidates.
@@ -55,36 +55,43 @@ class MarginalRelevance:
             relevance: ``[n]`` r_i.
             vectors: ``[n, F]`` float32 of length 1, or 0 where an item has no content.
         """
-        value = ((1 - self.weight) * relevance).astype(np.float32)
-        if not self._chosen and not len(self._value):
-            self._value, self._nearest, self._vectors = value, np.zeros_like(value), vectors
-            return
-        nearest = np.zeros_like(value)
-        if self._chosen:
-            nearest = (vectors @ self._vectors[self._chosen].T).max(1)
-        self._value = np.concatenate([self._value, value])
-        self._nearest = np.concatenate([self._nearest, nearest])
-        self._vectors = np.concatenate([self._vectors, vectors])
+        # without a lambda relevance alone counts
+        value = (relevance * ((1 - self.weight) / self.weight if self.weight else 1.0)).astype(np.float32)
+        gain = value.copy()
+        if self._chosen and self.weight:
+            gain -= (vectors @ np.stack(self._chosen, 1)).max(1)
+        if len(self._value):
+            value = np.concatenate([self._value, value])
+            gain = np.concatenate([self._gain, gain])
+            vectors = np.concatenate([self._vectors, vectors])
+        self._value, self._gain, self._vectors = value, gain, vectors
+        self._room = np.empty_like(value)
 
     def gains(self) -> np.ndarray:
         """Compute what :meth:`TradeOff.gains` says."""
-        return self._value - np.float32(self.weight) * self._nearest
+        return self._gain
 
     def close(self, at: int) -> None:
         """Close as :meth:`TradeOff.close` says."""
-        self._value[at] = -np.inf
+        self._gain[at] = -np.inf
 
     def choose(self, at: int) -> None:
-        """Choose as :meth:`TradeOff.choose` says."""
-        if len(self._likeness) != len(self._vectors):
-            self._likeness = np.empty(len(self._vectors), np.float32)
+        """Choose as :meth:`TradeOff.choose` says.
+
+        The least of the gains beside one chosen item each is the gain: the largest cosine takes the most away.
+        """
+        gain, room = self._gain, self._room
+        gain[at] = -np.inf
+        if not self.weight:
+            return
+        chosen = self._vectors[at]
+        np.dot(self._vectors, chosen, room)
         if self._chosen:
-            np.dot(self._vectors, self._vectors[at], out=self._likeness)
-            np.maximum(self._nearest, self._likeness, out=self._nearest)
+            np.subtract(self._value, room, room)
+            np.minimum(gain, room, out=gain)
         else:
-            np.dot(self._vectors, self._vectors[at], out=self._nearest)
-        self._chosen.append(at)
-        self._value[at] = -np.inf
+            np.subtract(gain, room, gain)
+        self._chosen.append(chosen)
 
 
 class Calibrated:
@@ -103,6 +110,7 @@ class Calibrated:
         self._counts = np.zeros(len(self._p))  # of each value in the list
         self._size = 0
         self._value = np.zeros(0)
+        self._gain: np.ndarray | None = None  # of the list as it is
         # entries: the values of candidates that the mix knows
         self._of = np.zeros(0, np.int64)
         self._which = np.zeros(0, np.int64)
@@ -128,24 +136,29 @@ class Calibrated:
             self._which = np.concatenate([self._which, np.array(which, np.int64)])
             self._share = np.concatenate([self._share, np.array(share)])
         self._value = np.concatenate([self._value, (1 - self.weight) * relevance])
+        self._gain = None
 
     def gains(self) -> np.ndarray:
         """Compute what :meth:`TradeOff.gains` says.
 
         Only the values of a candidate change the logarithms of the list without it.
         """
+        if self._gain is not None:
+            return self._gain
         step = (1 - ALPHA) / (self._size + 1)
         before = step * self._counts + ALPHA * self._p
         logs = np.log(before)
         which = self._which
         change = self._p[which] * (np.log(before[which] + step * self._share) - logs[which])
         likelihood = np.bincount(self._of, change, minlength=len(self._value)) + self._p @ logs
-        gains: np.ndarray = self._value - self.weight * (self._negentropy - likelihood)
-        return gains
+        self._gain = self._value - self.weight * (self._negentropy - likelihood)
+        return self._gain
 
     def close(self, at: int) -> None:
         """Close as :meth:`TradeOff.close` says."""
         self._value[at] = -np.inf
+        if self._gain is not None:
+            self._gain[at] = -np.inf
 
     def choose(self, at: int) -> None:
         """Choose as :meth:`TradeOff.choose` says."""
@@ -153,6 +166,7 @@ class Calibrated:
         np.add.at(self._counts, self._which[own], self._share[own])
         self._size += 1
         self._value[at] = -np.inf
+        self._gain = None
 
 
 def mix_of(values: Sequence[Sequence[str]], weights: np.ndarray) -> dict[str, float]:

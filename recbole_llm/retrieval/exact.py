@@ -2,9 +2,10 @@
 
     threshold = the k-th largest of the maxima over blocks of scores; what reaches it is sorted
 
-reads the scores once and sorts a handful. Scores of a batch are made in tiles of items, so that ``[B, N]`` is never
-allocated. The few candidates are scored again in float64, each row by itself: an answer does not depend on what else
-was in its batch.
+reads the scores once and sorts a handful. Block c of m is every m-th score from c on: one pass over rows of m scores
+finds all maxima, and neighbours in the catalogue lie in different blocks. Scores of a batch are made in tiles of items,
+so that ``[B, N]`` is never allocated. The few candidates are scored again in float64, each row by itself: an answer does
+not depend on what else was in its batch.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ TILE = 16_384  # items; 64 queries x 16,384 float32 scores are 4 MiB
 MARGIN = 16
 # an allow-list below this share of the catalogue is gathered, not masked
 GATHER_SHARE = 0.05
+# above this share the allowed ones are looked for among more of the best
+SIEVE_SHARE = 0.25
+SIEVE_SPARE = 1.3
 MINUS_INFINITY = np.array(-np.inf, np.float32).view(np.int32)[()]  # its bits
 
 
@@ -65,7 +69,7 @@ def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
         return np.flatnonzero(scores > -np.inf)
     size = next((size for size in BLOCKS if n // size >= 2 * k), 1)
     blocks = n // size
-    maxima = scores if size == 1 else scores[: blocks * size].reshape(blocks, size).max(1)
+    maxima = scores if size == 1 else scores[: blocks * size].reshape(size, blocks).max(0)
     threshold = np.partition(maxima, blocks - k)[blocks - k]
     if threshold == -np.inf:
         return np.flatnonzero(scores > -np.inf)
@@ -78,6 +82,20 @@ def _penalty(allowed: np.ndarray) -> np.ndarray:
     bits -= 1  # 0, or all bits
     bits &= MINUS_INFINITY
     return bits.view(np.float32)
+
+
+def _top_allowed(scores: np.ndarray, allowed: np.ndarray, k: int) -> np.ndarray:
+    """Find what :func:`top_rows` finds among the allowed positions ``[n]`` bool, and perhaps more of them.
+
+    Among so many of the best that k are allowed wherever conditions have nothing to do with scores; else among all.
+    """
+    count = np.count_nonzero(allowed)
+    if count >= SIEVE_SHARE * len(scores):
+        at = top_rows(scores, int(SIEVE_SPARE * k * len(scores) / count))
+        at = at[allowed[at]]
+        if len(at) >= k:
+            return at
+    return top_rows(scores + _penalty(allowed), k)
 
 
 def best(rows: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
@@ -211,9 +229,8 @@ class ExactRetriever:
                 if len(hidden):
                     row[hidden[(hidden >= start) & (hidden < stop)] - start] = -np.inf
                 mask = allow[b]
-                if mask is not None:
-                    row += _penalty(mask[start:stop])
-                at = top_rows(row, k[b] + MARGIN)
+                wanted = k[b] + MARGIN
+                at = top_rows(row, wanted) if mask is None else _top_allowed(row, mask[start:stop], wanted)
                 found[b].append((at + start, row[at]))
 
     def _finish(self, query: np.ndarray, k: int, found: list[tuple[np.ndarray, np.ndarray]]) -> Hits:
@@ -223,7 +240,8 @@ class ExactRetriever:
             rows = rows[best(rows, scores, k + MARGIN)]
         exact = self.score(query, rows)
         live = exact > -np.inf
-        rows, exact = rows[live], exact[live]
+        if not live.all():
+            rows, exact = rows[live], exact[live]
         order = best(rows, exact, k)
         return Hits(rows[order], exact[order])
 
@@ -240,8 +258,15 @@ class ExactRetriever:
 
     @staticmethod
     def _score_in(segment: Segment, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
-        local = rows - segment.start
+        local = rows - segment.start if segment.start else rows
         if len(local) <= TILE:
-            return (segment.vector[local] * query).sum(1) + segment.bias[local]
+            return _dots(segment.vector, local, query) + segment.bias.take(local)
         parts = [local[at : at + TILE] for at in range(0, len(local), TILE)]
-        return np.concatenate([(segment.vector[part] * query).sum(1) + segment.bias[part] for part in parts])
+        return np.concatenate([_dots(segment.vector, part, query) + segment.bias.take(part) for part in parts])
+
+
+def _dots(vector: np.ndarray, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """<q, w_i> of rows in float64, ``[n]``; a product of each row alone, whose sum no other row changes."""
+    some = vector[rows] if isinstance(vector, CodedTable) else vector.take(rows, 0)
+    # [n, 1, D] times [D] is a product for each of n
+    return np.matmul(some.astype(np.float64)[:, None], query)[:, 0]

@@ -18,6 +18,7 @@ from recbole_llm.retrieval.exact import Segment
 from recbole_llm.retrieval.filters import AttributeIndex
 
 MAX_CACHED_MASKS = 256
+MAX_KEY_CHARACTERS = 256  # of a condition as it stands; longer ones are hashed, to 64
 MAX_MASK_BYTES = 32 << 20  # of all of them together
 GROWTH = 1.5
 
@@ -81,7 +82,7 @@ class Catalog:
         self._true_bias = np.empty(0, np.float32)
         self._attributes = AttributeIndex(export.manifest.attributes, [record.attributes for record in self.records])
         self._summaries: dict[int, dict[str, dict[str, Any]]] = {}
-        self._masks: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
         self.version = 0  # of the contents: any change
 
     def __len__(self) -> int:
@@ -179,9 +180,16 @@ class Catalog:
     def values(self, row: int, name: str) -> Sequence[Any]:
         """List the values of a row's attribute, each once; none if it has none."""
         value = self.records[row].attributes.get(name)
+        if isinstance(value, str):
+            return (value,)
         if isinstance(value, list):
             return value if len(value) < 2 else list(dict.fromkeys(value))
         return () if value is None else (value,)
+
+    def values_of(self, rows: np.ndarray, name: str) -> list[Sequence[Any]]:
+        """List what :meth:`values` says of many rows ``[n]`` int64."""
+        found = self._attributes.values_of(name, rows)
+        return [self.values(row, name) for row in rows.tolist()] if found is None else found
 
     def rows_with(self, name: str, values: list[Any]) -> np.ndarray:
         """Mark the rows with any of these values of a declared attribute, ``[N]`` bool."""
@@ -199,7 +207,7 @@ class Catalog:
             vectors = self.vector(rows)
             return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
         if len(tables) == 1 and len(self) == self.n_base:
-            return tables[0][rows]
+            return tables[0].take(rows, 0)
         base = rows < self.n_base
         found = np.zeros((len(rows), sum(table.shape[1] for table in tables)), np.float32)
         if len(tables) == 1:
@@ -324,8 +332,9 @@ class Catalog:
         """
         if not condition:
             return None
-        # not the condition itself: that may be as long as a body
-        key = hashlib.sha256(repr(sorted(condition.items())).encode("utf-8", "surrogatepass")).digest()
+        key = repr(sorted(condition.items()))
+        if len(key) > MAX_KEY_CHARACTERS:  # a condition may be as long as a body
+            key = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
         mask = self._masks.get(key)
         if mask is None:
             mask = self._masks[key] = self._attributes.mask(condition, len(self))

@@ -51,13 +51,20 @@ class Boosting:
         self.boosts, self.masks, self._chance = boosts, masks, chance
         # sums first: the map is monotone, so the order of the odds among themselves does not matter
         self._order = sorted(range(len(boosts)), key=lambda b: boosts[b].odds is not None)
-        self._added, self._by_odds = np.zeros(len(masks[0])), None if chance is None else np.zeros(len(masks[0]))
+        # the boosts of a row as bits of a number: what they come to is looked up, and not added up in every row
+        self._code: np.ndarray | None = None
+        holds = list(masks)
+        if 2 ** len(boosts) <= MAX_PARTS:
+            self._code = masks[0].view(np.uint8)
+            for b in range(1, len(masks)):
+                self._code = self._code | (masks[b].view(np.uint8) << np.uint8(b))
+            numbers = np.arange(2 ** len(boosts))
+            holds = [(numbers >> b & 1).astype(bool) for b in range(len(boosts))]
+        self._added, by_odds = np.zeros(len(holds[0])), np.zeros(len(holds[0]))
         for b in self._order:
-            total = self._added if boosts[b].odds is None else self._by_odds
-            assert total is not None
-            total += boosts[b].step * masks[b]
-        if not any(boost.odds is not None for boost in boosts):
-            self._by_odds = None
+            total = self._added if boosts[b].odds is None else by_odds
+            total += boosts[b].step * holds[b]
+        self._by_odds = by_odds if any(boost.odds is not None for boost in boosts) else None
 
     def steps(self, rows: np.ndarray, scores: np.ndarray) -> list[tuple[str, np.ndarray]]:
         """Compute what each boost adds to each score, ``[n]`` float64 by its label; the sum over all is what is added in all."""
@@ -77,8 +84,9 @@ class Boosting:
 
     def adjusted(self, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Add all boosts to scores, ``[n]`` float64."""
-        result = scores + self._added[rows]
-        return result if self._by_odds is None else self._lifted(result, self._by_odds[rows])
+        at = rows if self._code is None else self._code[rows]
+        result = scores + self._added[at]
+        return result if self._by_odds is None else self._lifted(result, self._by_odds[at])
 
     def parts(self) -> list[tuple[np.ndarray, float, float]]:
         """Divide the catalogue by what boosts come to.
@@ -87,6 +95,12 @@ class Boosting:
             Rows ``[N]`` bool, at least one, with the most that is added to a score of theirs, and to a logit.
         """
         odds = self._by_odds
+        if self._code is not None:
+            masks = [self._code == code for code in range(len(self._added))]
+            most_of = zip(
+                masks, self._added.tolist(), (0 * self._added if odds is None else odds).tolist(), strict=True
+            )
+            return [part for part in most_of if part[0].any()]
         total = self._added if odds is None else self._added + odds
         low, high = float(total.min()), float(total.max())
         most = min(2 ** len(self.boosts), MAX_PARTS)
@@ -124,6 +138,9 @@ class Ranked(NamedTuple):
     adjusted: np.ndarray
 
 
+_NOTHING = Ranked(_NO_ROWS, np.zeros(0), np.zeros(0))
+
+
 class _Part:
     """Rows that are fetched together, and how far that has come."""
 
@@ -156,7 +173,7 @@ class Ranking:
             self._parts = [part for part in parts if part.allow is not None and part.allow.any()]
         self._blocked: np.ndarray | None = None
         self._fetched = _NO_ROWS
-        self._waiting = Ranked(_NO_ROWS, np.zeros(0), np.zeros(0))
+        self._waiting = _NOTHING
 
     def searches(self) -> list[tuple[int, np.ndarray | None]]:
         """List the first fetches, for one batch with those of others: how many, and the allowed rows."""
@@ -202,8 +219,12 @@ class Ranking:
             if ready >= n or not open_parts:
                 break
             self._more(max(open_parts, key=lambda part: part.bound))
-        taken = Ranked(*(values[: min(n, ready)] for values in self._waiting))
-        self._waiting = Ranked(*(values[min(n, ready) :] for values in self._waiting))
+        waiting = self._waiting
+        if n >= ready == len(waiting.rows):
+            self._waiting = _NOTHING
+            return waiting
+        taken = Ranked(*(values[: min(n, ready)] for values in waiting))
+        self._waiting = Ranked(*(values[min(n, ready) :] for values in waiting))
         return taken
 
     def _more(self, part: _Part) -> None:

@@ -156,7 +156,8 @@ class Recommender:
             return retriever.search(prepared.query.vector[None], [n], [hidden], [allow])[0]
 
         chance = Chance(self._probability, math.log(max(len(prepared.query.source), 1)))
-        name = subject_name(request.user, request.items, request.text_vector)
+        vector = request.text_vector if request.profile_vector is None else request.profile_vector
+        name = subject_name(request.user, request.items, vector)
         subject = Subject(prepared.rows, prepared.times, chance, name)
         return Reranking(request.rules, request.k, self.catalog, search, prepared.hidden, prepared.mask, subject)
 
@@ -192,6 +193,9 @@ class Recommender:
             if request.weights is None:  # given weights are meant for every block
                 ranks = np.arange(len(rows) - 1, -1, -1, dtype=np.float32)
             source, kind = catalog.source(rows), "items"
+        elif request.profile_vector is not None:
+            rows, times, kind = _NO_ROWS, np.zeros(0, np.float32), "profile"
+            part, source = self.export.part_of_profile(request.profile_vector), catalog.source(rows)
         else:
             assert request.text_vector is not None
             if request.by != "both":

@@ -14,12 +14,13 @@ FALLBACKS = ("none", "popular")
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """Who wants what; exactly one of ``user``, ``items``, ``text_vector`` and ``item``.
+    """Who wants what; exactly one of ``user``, ``items``, ``profile_vector``, ``text_vector`` and ``item``.
 
     Attributes:
         user: id of a user of the training data.
         items: ids of items an anonymous user likes; where the model weighs histories by recency, oldest first.
         weights: of ``items``, non-negative; ``None`` for the model's own.
+        profile_vector: ``[F]`` float32 of the export's encoder, of the profile of a user without history.
         text_vector: ``[F]`` float32 of the export's encoder.
         text: the words of ``text_vector``, which are looked for as they stand; ``None`` for a vector alone.
         item: id of a live item, or one that the model knows and does not rank: what is like it is asked for.
@@ -37,6 +38,7 @@ class Request:
     user: str | None = None
     items: Sequence[str] | None = None
     weights: Sequence[float] | None = None
+    profile_vector: np.ndarray | None = None
     text_vector: np.ndarray | None = None
     text: str | None = None
     item: str | None = None
@@ -51,10 +53,11 @@ class Request:
     rules: Rules = NO_RULES
 
     def __post_init__(self) -> None:
-        given = [name for name in ("user", "items", "text_vector", "item") if getattr(self, name) is not None]
+        subjects = ("user", "items", "profile_vector", "text_vector", "item")
+        given = [name for name in subjects if getattr(self, name) is not None]
         if len(given) != 1:
             told = ", ".join(given) or "none"
-            raise ValueError(f"Give exactly one of user, items, text_vector and item; got {told}.")
+            raise ValueError(f"Give exactly one of user, items, profile_vector, text_vector and item; got {told}.")
         if self.text is not None and self.text_vector is None:
             raise ValueError(
                 "text is given without text_vector; give the vector of the text by the export's encoder too."

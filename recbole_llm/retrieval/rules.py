@@ -80,6 +80,10 @@ def _told(name: str, wanted: Any) -> str:
     return f"{name}=" + ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
+def _listed(kinds: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
+
+
 @dataclass(frozen=True)
 class Diversity:
     """Trades relevance for difference between the items of a list, or for a user's own mix.
@@ -186,14 +190,14 @@ class Rules:
         Raises:
             ValueError: if a capped attribute is unknown, or one to calibrate by is unknown or a number.
         """
-        known = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
         for name in self.caps:
             if name not in kinds:
-                raise ValueError(f"caps: unknown attribute {name[:64]!r}; the export declares: {known}.")
+                raise ValueError(f"caps: unknown attribute {name[:64]!r}; the export declares: {_listed(kinds)}.")
         calibrated = None if self.diversity is None else self.diversity.attribute
         if calibrated is not None and kinds.get(calibrated) not in ("token", "tokens"):
             raise ValueError(
-                f"diversity: attribute is {calibrated[:64]!r}; expected one of kind token or tokens. The export declares: {known}."
+                f"diversity: attribute is {calibrated[:64]!r}; expected one of kind token or tokens. "
+                f"The export declares: {_listed(kinds)}."
             )
 
     # ------------------------------------------------------------------ what they cost

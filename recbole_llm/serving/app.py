@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ import recbole_llm
 from recbole_llm.export.manifest import Manifest
 from recbole_llm.retrieval.recommender import Request
 from recbole_llm.retrieval.remote import SearchError
-from recbole_llm.serving import schemas
+from recbole_llm.serving import operation_schemas, schemas
 from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
 from recbole_llm.serving.bodies import Bodies
 from recbole_llm.serving.browsing import add_browsing
@@ -42,6 +42,7 @@ from recbole_llm.serving.responses import (
     rendered,
     request_of,
     state_content,
+    text_of,
     with_state,
 )
 from recbole_llm.serving.routing import JsonRoute, route_of
@@ -143,8 +144,15 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 async def _encoded(service: Service, bodies: Sequence[Any]) -> dict[str, EncodedText]:
-    """The texts of bodies with their vectors."""
-    texts = list(dict.fromkeys(body.text for body in bodies if isinstance(body, schemas.TextRequest)))
+    """The texts of bodies with their vectors; a profile that cannot be read is left to :func:`request_of`."""
+    manifest = service.recommender.export.manifest
+    found: dict[str, None] = {}
+    for body in bodies:
+        with suppress(Problem):
+            text = text_of(body, manifest)
+            if text is not None:
+                found[text] = None
+    texts = list(found)
     if not texts:
         return {}
     await service.titles.learn(service.settings.limits.request_seconds)
@@ -154,7 +162,7 @@ async def _encoded(service: Service, bodies: Sequence[Any]) -> dict[str, Encoded
 def _add_reading(app: FastAPI, service: Service) -> None:
     async def recommend(body: schemas.RecommendBody) -> Response:
         texts = await _encoded(service, [body])
-        asked = request_of(body, texts)
+        asked = request_of(body, texts, service.recommender.export.manifest)
         cost = service.reader.cost_of(asked)
         if cost > MAX_COST:
             answer = await service.reader.render([asked], rendered, service.settings.limits.request_seconds)
@@ -199,6 +207,7 @@ async def _answer_batch(service: Service, body: schemas.BatchBody) -> Response:
     results: list[bytes] = []
     ready: list[tuple[int, Request]] = []
     texts: dict[str, EncodedText] = {}
+    manifest = service.recommender.export.manifest
     failure: Exception | None = None
     try:
         texts = await _encoded(service, body.requests)  # all of them at once: the encoder works in batches
@@ -206,9 +215,9 @@ async def _answer_batch(service: Service, body: schemas.BatchBody) -> Response:
         failure = error
     for asked in body.requests:
         try:
-            if failure is not None and isinstance(asked, schemas.TextRequest):
+            if text_of(asked, manifest) is not None and failure is not None:
                 raise failure
-            ready.append((len(results), request_of(asked, texts)))
+            ready.append((len(results), request_of(asked, texts, manifest)))
             results.append(b"")
         except Exception as error:
             results.append(error_content(error))
@@ -322,7 +331,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/admin/reload",
-        response_model=schemas.ReloadOut,
+        response_model=operation_schemas.ReloadOut,
         responses=problems_of_route(408, 409, 413, 415),
         summary="Load the newest export, or one by name; no request is dropped",
     )
@@ -348,13 +357,15 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         return json_answer(content, 503 if problems else 200)
 
     not_ready: dict[int | str, dict[str, Any]] = {
-        503: {"model": schemas.HealthOut, "description": "Not every route answers; ``problems`` says why."}
+        503: {"model": operation_schemas.HealthOut, "description": "Not every route answers; ``problems`` says why."}
     }
     for path, health, summary, responses in (
         ("/health/live", live, "The process answers", {}),
         ("/health/ready", ready, "Every route answers", not_ready),
     ):
-        app.add_api_route(path, health, response_model=schemas.HealthOut, summary=summary, responses=responses)
+        app.add_api_route(
+            path, health, response_model=operation_schemas.HealthOut, summary=summary, responses=responses
+        )
         app.add_api_route(path, health, methods=["HEAD"], include_in_schema=False)
 
     @app.get(

@@ -9,6 +9,7 @@ from fastapi import Response
 from fastapi.exceptions import RequestValidationError
 
 from recbole_llm.export.errors import ExportError, UnknownItemError, UnknownUserError
+from recbole_llm.export.manifest import Manifest
 from recbole_llm.retrieval.item_catalog import ItemState
 from recbole_llm.retrieval.recommender import Recommendation, Recommended, Request
 from recbole_llm.retrieval.remote import SearchError
@@ -18,6 +19,7 @@ from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
 from recbole_llm.serving.change_log import ChangeLogError
 from recbole_llm.serving.changes import NotYetApplied
 from recbole_llm.serving.problem import Problem, echo
+from recbole_llm.serving.profiles import text_of_profile
 from recbole_llm.serving.reading import Versioned
 from recbole_llm.serving.service import ReloadRunning
 from recbole_llm.serving.text import EncodedText, EncoderUnavailable
@@ -203,11 +205,25 @@ def _condition(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def request_of(body: Any, texts: Mapping[str, EncodedText]) -> Request:
+def text_of(body: Any, manifest: Manifest) -> str | None:
+    """The text of a body that has one or makes one of a profile.
+
+    Raises:
+        Problem: 422 for a profile that the model of ``manifest`` cannot read.
+    """
+    if isinstance(body, schemas.ProfileRequest):
+        try:
+            return text_of_profile(manifest, body.profile)
+        except ValueError as error:
+            raise Problem(422, str(error)) from None
+    return body.text if isinstance(body, schemas.TextRequest) else None
+
+
+def request_of(body: Any, texts: Mapping[str, EncodedText], manifest: Manifest) -> Request:
     """Turn a body into a request, with the vector of its text among ``texts``.
 
     Raises:
-        Problem: 422 for more reasons than an answer holds, or rules that compare too much.
+        Problem: 422 for more reasons than an answer holds, rules that compare too much, or as :func:`text_of`.
     """
     if body.k * body.explain > schemas.MAX_REASONS:
         raise Problem(
@@ -236,4 +252,6 @@ def request_of(body: Any, texts: Mapping[str, EncodedText]) -> Request:
         return Request(items=body.items, weights=body.weights, **common)
     if isinstance(body, schemas.SimilarRequest):
         return Request(item=body.item, by=body.by, **common)
+    if isinstance(body, schemas.ProfileRequest):
+        return Request(profile_vector=texts[text_of(body, manifest) or ""].vector, **common)
     return Request(text_vector=texts[body.text].vector, text=body.text, by=body.by, **common)

@@ -156,6 +156,15 @@ By = Annotated[
 ]
 
 
+class ProfileRequest(_Asked):
+    """For somebody of whom only a profile is known."""
+
+    profile: Annotated[
+        Text | Annotated[dict[Word, Text | Number], Field(max_length=MAX_KEYS), _at_most(MAX_KEYS)],
+        Field(description="A text, or values of columns of the training data's users."),
+    ]
+
+
 class TextRequest(_Asked):
     """For a description in words."""
 
@@ -170,11 +179,11 @@ class SimilarRequest(_Asked):
     by: By = "both"
 
 
-SUBJECTS = ("user", "items", "text", "item")
+SUBJECTS = ("user", "items", "profile", "text", "item")
 
 
 def _kind(body: Any) -> str | None:
-    """Return which of the four a body is, by the key that is there, so that an error names one model and not all."""
+    """Return which of the five a body is, by the key that is there, so that an error names one model and not all."""
     given = [key for key in SUBJECTS if (key in body if isinstance(body, dict) else hasattr(body, key))]
     return given[0] if given else None
 
@@ -182,12 +191,13 @@ def _kind(body: Any) -> str | None:
 RecommendBody = Annotated[
     Annotated[UserRequest, Tag("user")]
     | Annotated[ItemsRequest, Tag("items")]
+    | Annotated[ProfileRequest, Tag("profile")]
     | Annotated[TextRequest, Tag("text")]
     | Annotated[SimilarRequest, Tag("item")],
     Discriminator(
         _kind,
         custom_error_type="no_subject",
-        custom_error_message="Give exactly one of user, items, text and item.",
+        custom_error_message="Give exactly one of user, items, profile, text and item.",
     ),
 ]
 
@@ -315,7 +325,7 @@ class RecommendationOut(State):
     """An answer; ``source`` says which path made it."""
 
     items: list[RecommendedOut]
-    source: Literal["history", "items", "text", "popular", "similar"]
+    source: Literal["history", "items", "profile", "text", "popular", "similar"]
     unknown: list[str]
     note: Annotated[
         str, Field(description="Why there are fewer items than asked for, or what a rule could not do.")
@@ -426,23 +436,3 @@ class ItemsBatchOut(State):
     seq: int
     count: int
     truncated: int
-
-
-class ReloadOut(BaseModel):
-    """A swap of exports."""
-
-    model_config = ConfigDict(populate_by_name=True)
-    before: Annotated[str, Field(alias="from")]
-    after: Annotated[str, Field(alias="to")]
-    seconds: float
-
-
-class HealthOut(BaseModel):
-    """State of the service; ``status`` is ``ok``, or ``unavailable`` for the reasons among ``problems``."""
-
-    status: str
-    model: str | None = None
-    encoder: str | None = None
-    problems: list[str] = []
-    skipped_rows: Annotated[int, Field(description="Rows of the log that cannot be used.")] = 0
-    skipped: Annotated[dict[str, str], Field(description="Some of their ids, and what is wrong.")] = {}

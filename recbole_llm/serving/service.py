@@ -279,7 +279,7 @@ class Service:
         if (
             wanted != self._encoder_wanted()
             or text.state == "failed"
-            or (manifest.text_map is None) != (text.state == "none")
+            or (manifest.text_map is None and manifest.profile_text is None) != (text.state == "none")
         ):
             works = text.state == "ready"
             text = text_encoding(folder, manifest, self.settings, self.metrics, self._make_encoder)

@@ -327,7 +327,10 @@ def text_encoding(
         make_encoder: takes the place of the export's own transformer.
     """
     for lacks, reason in (
-        (manifest.text_map is None and SEARCH not in manifest.files, "This export maps no texts."),
+        (
+            manifest.text_map is None and SEARCH not in manifest.files and manifest.profile_text is None,
+            "This export maps no texts.",
+        ),
         (manifest.encoder is None, "This export names no encoder."),
         (not settings.encoder, "The service was started without its encoder."),
     ):

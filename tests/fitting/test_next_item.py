@@ -1,7 +1,9 @@
 """Order in a history: ranks, the next-item statistics against a plain count, and what validation makes of them."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -76,6 +78,72 @@ def test_the_statistics_are_those_of_decayed_prefixes(tau, floor):
             expected_follows[:, sequence[place]] += z
     torch.testing.assert_close(gram, expected_gram, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(follows.to_dense(), expected_follows, rtol=1e-4, atol=1e-5)
+
+
+def weighted(rows, seed=0):
+    """The same histories with history weights and a confidence, both unlike 1."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda: 0.2 + 2 * torch.rand(len(rows.ids), generator=generator)  # noqa: E731
+    return replace(rows, weights=draw(), confidence=draw())
+
+
+@pytest.mark.parametrize("tau, floor", [(3.0, 0.0), (2.0, 0.3)])
+def test_the_statistics_weigh_items_by_the_history_and_steps_by_what_follows(tau, floor):
+    generator = torch.Generator().manual_seed(0)
+    sequences = [torch.randperm(12, generator=generator)[:n].tolist() for n in (1, 2, 7, 12, 0, 9)]
+    rows = weighted(histories(sequences))
+    told = {
+        (user, item): (weight, confidence)
+        for user, item, weight, confidence in zip(
+            rows.row_of_entry().tolist(), rows.ids.tolist(), rows.weights.double().tolist(),
+            rows.confidence.double().tolist(), strict=True,
+        )
+    }  # fmt: skip
+    gram, follows = next_item_gram(rows, 12, tau, floor)
+    expected_gram, expected_follows = torch.zeros(12, 12).double(), torch.zeros(12, 12).double()
+    for user, sequence in enumerate(sequences):
+        for place in range(1, len(sequence)):
+            z = torch.zeros(12).double()
+            for back, item in enumerate(reversed(sequence[:place])):
+                z[item] = max(math.exp(-back / tau), floor) * told[user, item][0]
+            counts = told[user, sequence[place]][1]
+            expected_gram += counts * z[:, None] * z
+            expected_follows[:, sequence[place]] += counts * z
+    torch.testing.assert_close(gram.double(), expected_gram, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(follows.to_dense().double(), expected_follows, rtol=1e-5, atol=1e-5)
+
+
+def test_neutral_weights_change_no_bit_of_the_statistics():
+    sequences = [torch.randperm(12, generator=torch.Generator().manual_seed(s))[:9].tolist() for s in range(30)]
+    rows, ones = histories(sequences), torch.ones(270)
+    plain = next_item_gram(rows, 13, 3.0)
+    for neutral in (
+        replace(rows, weights=ones),
+        replace(rows, confidence=ones),
+        replace(rows, weights=ones, confidence=ones),
+    ):
+        gram, follows = next_item_gram(neutral, 13, 3.0)
+        assert torch.equal(gram, plain[0]) and torch.equal(follows.to_dense(), plain[1].to_dense())
+    assert not torch.equal(next_item_gram(weighted(rows), 13, 3.0)[0], plain[0])
+
+
+def test_steps_beyond_the_longest_prefix_are_weighed_by_their_own_interactions(monkeypatch):
+    """Thinned and cut, every step keeps the confidence of its own target."""
+    monkeypatch.setattr(next_item, "MAX_STEPS", 40)
+    monkeypatch.setattr(next_item, "MAX_PREFIX", 2)
+    sequences = [torch.randperm(12, generator=torch.Generator().manual_seed(s))[:9].tolist() for s in range(12)]
+    rows = weighted(histories(sequences))
+    kept = np.linspace(0, 12 * 8 - 1, 40).astype(int)
+    expected = torch.zeros(12, 12).double()
+    for user, place in ((step // 8, step % 8 + 1) for step in kept.tolist()):
+        first, last = rows.offsets[user : user + 2].tolist()
+        own = dict(zip(rows.ids[first:last].tolist(), range(first, last), strict=True))
+        counts = float(rows.confidence[own[sequences[user][place]]])
+        for back, item in enumerate(reversed(sequences[user][max(place - 2, 0) : place])):
+            weight = max(math.exp(-back / 8.0), FLOOR) * float(rows.weights[own[item]])
+            expected[item, sequences[user][place]] += counts * weight
+    _, follows = next_item_gram(rows, 12, 8.0, FLOOR)
+    torch.testing.assert_close(follows.to_dense().double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_solution_is_the_ridge_regression():

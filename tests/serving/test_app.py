@@ -90,7 +90,7 @@ def test_batch(client):
 @pytest.mark.parametrize(
     ("body", "where"),
     [
-        ({}, "exactly one of user, items, text and item"),
+        ({}, "exactly one of user, items, profile, text and item"),
         ({"user": "u1", "items": ["i1"]}, "items"),
         ({"user": "u1", "kk": 3}, "kk"),
         ({"user": 1}, "user"),

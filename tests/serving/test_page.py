@@ -182,6 +182,16 @@ def test_filters_narrow_the_list_and_are_taken_away(open_page):
     expect(page.locator("#status")).to_contain_text("The filters leave no more.")
     years = [int(name.split()[1]) + 1980 for name in page.locator("#answer .name").all_text_contents()]
     assert years and all(1985 <= year <= 1987 for year in years)
+    # what is like an item is filtered too
+    lines(page).first.locator("summary").click()
+    lines(page).first.get_by_role("button", name="Similar items").click()
+    expect(page.locator("#status")).to_have_text("The likest first. The filters leave no more.")
+    first = f"i{years[0] - 1980}"
+    alike = answer_of(page, item=first, filter={"year": {"gte": 1985, "lte": 1987}})["items"]
+    expect_titles(page, [item["title"] for item in alike])
+    assert len(alike) == 2 and first not in [item["id"] for item in alike]
+    ask(page, "u3")
+    expect(page.locator("#status")).to_contain_text("From this customer's history")
     page.get_by_text("Filter", exact=True).click()
     page.get_by_label("Attribute").select_option("kind")
     page.get_by_label("Value").fill("no such kind")
@@ -230,7 +240,7 @@ def test_variety_by_keyboard(open_page):
     lines(page).nth(moved).locator("summary").click()
     place = given[moved]["rules"][0]["place"]
     expect(lines(page).nth(moved)).to_contain_text(f"Variety: by score alone it would be number {place}.")
-    # with more of them, for words, and for similar items, which know no variety
+    # with more of them, for words, and for similar items
     page.get_by_role("button", name="Show more").click()
     expect(lines(page)).to_have_count(20)
     ask(page, "space story")
@@ -239,7 +249,10 @@ def test_variety_by_keyboard(open_page):
     expect_titles(page, [item["title"] for item in asked])
     lines(page).first.locator("summary").click()
     lines(page).first.get_by_role("button", name="Similar items").click()
-    expect(page.locator("#status")).to_have_text("The likest first. Filters and variety do not apply here.")
+    expect(page.locator("#status")).to_have_text("The likest first, with variety.")
+    alike = answer_of(page, item=asked[0]["id"], diversity={"weight": 0.7})["items"]
+    expect_titles(page, [item["title"] for item in alike])
+    assert [item["id"] for item in alike] != [item["id"] for item in answer_of(page, item=asked[0]["id"])["items"]]
     # and back
     ask(page, "u3")
     slider.focus()

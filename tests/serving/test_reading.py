@@ -298,4 +298,4 @@ def test_masks_of_filters_are_bounded_in_number_and_bytes(export, monkeypatch):
         mask = catalog.mask(condition)
         assert mask is catalog.mask(condition)
         np.testing.assert_array_equal(mask, catalog._attributes.mask(condition, len(catalog)))
-    assert len(catalog._masks) == 5 and all(len(key) == 32 for key in catalog._masks)
+    assert len(catalog._masks) == 5 and all(len(key) == 64 for key in catalog._masks)

@@ -1,10 +1,16 @@
 """Exact top-k against a full sort."""
 
+import itertools
+
 import numpy as np
 import pytest
+from made_export import make_contents
 
+from recbole_llm.export.in_memory import export_in_memory
+from recbole_llm.export.reader import ItemRecord
 from recbole_llm.retrieval import exact as retrieval
 from recbole_llm.retrieval.exact import ExactRetriever, Segment, top_rows
+from recbole_llm.retrieval.item_catalog import Catalog, MappedItem
 
 NONE = np.zeros(0, np.int64)
 
@@ -86,7 +92,7 @@ def test_top_rows_keeps_ties():
 
 def test_top_rows_finds_all_k_where_each_is_alone_in_its_block():
     scores = np.random.default_rng(0).uniform(0, 1, 256 * 40 + 7).astype(np.float32)
-    best = np.arange(9) * 256 * 4 + 11
+    best = np.arange(9) * (2 * 40 + 1) + 11  # 40 blocks
     scores[best] = np.arange(9) + 2
     assert set(best) <= set(top_rows(scores, 9))
 
@@ -94,3 +100,48 @@ def test_top_rows_finds_all_k_where_each_is_alone_in_its_block():
 def test_float64_tables_are_refused():
     with pytest.raises(ValueError, match="float64"):
         ExactRetriever([Segment(0, np.ones((2, 2)), np.zeros(2, np.float32))])
+
+
+@pytest.mark.parametrize("share", [0.06, 0.24, 0.26, 0.5, 0.9])
+@pytest.mark.parametrize("which", ["any", "worst", "best"])
+def test_a_filter_leaves_the_best_of_its_rows(share, which):
+    """Also where no row among the best is allowed, so that more of the best do not help."""
+    rng = np.random.default_rng(0)
+    n, D, k = 5000, 8, 7
+    vector, bias = rng.standard_normal((n, D)).astype(np.float32), rng.standard_normal(n).astype(np.float32)
+    bias[rng.random(n) < 0.1] = -np.inf
+    query, hidden = rng.standard_normal(D).astype(np.float32), rng.integers(0, n, 200)
+    exact = vector.astype(np.float64) @ query + bias
+    allow = np.zeros(n, bool)
+    order = {"any": rng.permutation(n), "worst": np.argsort(exact), "best": np.argsort(-exact)}[which]
+    allow[order[: int(share * n)]] = True
+    exact[~allow] = exact[hidden] = -np.inf
+    expected = [row for row in np.lexsort((np.arange(n), -exact))[:k].tolist() if exact[row] > -np.inf]
+    cuts = [0, 1800, n]
+    segments = [Segment(a, vector[a:b], bias[a:b]) for a, b in itertools.pairwise(cuts)]
+    for retriever in (ExactRetriever(segments), ExactRetriever([Segment(0, vector, bias)])):
+        (hits,) = retriever.search(query[None], [k], [hidden], [allow])
+        assert hits.rows.tolist() == expected
+        np.testing.assert_allclose(hits.scores, exact[expected], rtol=1e-12)
+
+
+def test_values_of_many_rows_are_those_of_each():
+    records = [{"kind": "a", "tags": ["x", "x", "y"], "year": 3.0}, {}, {"kind": "b"}, {"kind": "a", "tags": []}]
+    records += [{}] * 36
+    contents = make_contents(
+        records=[ItemRecord(f"t{i}", None, attributes) for i, attributes in enumerate(records)],
+        attributes={"kind": "token", "tags": "tokens", "year": "number"},
+    )
+    catalog = Catalog(export_in_memory(contents))
+    for change in range(3):
+        rows = np.array([3, 0, 2, 1, 0, len(catalog) - 1])
+        for name in ("kind", "tags", "year"):
+            one_by_one = [list(catalog.values(row, name)) for row in rows.tolist()]
+            assert [list(values) for values in catalog.values_of(rows, name)] == one_by_one
+        assert one_by_one[1] == [3.0] or change
+        if change == 0:  # another value, one that no item had, and none
+            catalog.put("i0", ItemRecord("t0", None, {"kind": "new"}), None)
+            catalog.put("i2", ItemRecord("t2", None, {}), None)
+        else:
+            vector = np.zeros(10, np.float32)
+            catalog.put("fresh", ItemRecord("f", None, {"kind": "b"}), MappedItem(vector, vector, 0.0))

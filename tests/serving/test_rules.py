@@ -326,7 +326,7 @@ def test_the_pages_commands_and_bodies_give_the_same_list(shared_folder, tmp_pat
     printed = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     recommender = Recommender(load_export(shared_folder))
     asked = TypeAdapter(schemas.RecommendBody).validate_python(json.loads(body))
-    answer = recommendation_content(recommender.recommend(request_of(asked, {})))
+    answer = recommendation_content(recommender.recommend(request_of(asked, {}, recommender.export.manifest)))
     schemas.RecommendationOut(**answer, model="", overlay_seq=0)
     assert [(row["item"], row["score"]) for row in printed] == [(item["id"], item["score"]) for item in answer["items"]]
     plain = recommender.recommend(Request(user="u3"))
@@ -367,3 +367,14 @@ def test_costs_of_rules_are_counted(client):
     one, many = [Boost({"kind": "a"}, add=1)], [Boost({"kind": "a"}, add=1)] * 16
     assert cost(boosts=many) - plain > 1600 and cost(boosts=one) - plain < 400
     assert cost(boosts=[Boost({"kind": "a"}, odds=2)] * 16) - cost(boosts=many) == 16 * 60
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**32, 2**63 - 1, 2**70])
+def test_exploration_draws_as_numpy_seeds_a_generator(seed):
+    from hashlib import sha256
+
+    from recbole_llm.retrieval.reranking import seeded
+
+    words = np.frombuffer(sha256(b"somebody").digest(), np.uint32).tolist()
+    assert seeded(seed, b"somebody").random(3).tolist() == np.random.default_rng([seed, *words]).random(3).tolist()
+    assert seeded(seed, b"somebody").random() != seeded(seed, b"another").random()

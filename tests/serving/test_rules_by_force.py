@@ -106,7 +106,7 @@ def made_rules(rng, n, odds=True):
     some = lambda share: rng.random() < share  # noqa: E731
     names = lambda most: [f"i{row}" for row in rng.integers(0, n + 3, int(rng.integers(1, most)))]  # noqa: E731
     boosts = []
-    for _ in range(int(rng.integers(0, 4)) if some(0.5) else 0):
+    for _ in range(int(rng.integers(0, 6)) if some(0.5) else 0):  # bits of a row are looked up for three of them
         if odds and some(0.4):
             boosts.append(Boost(made_condition(rng), odds=float(np.exp(rng.normal()))))
         else:

@@ -113,7 +113,9 @@ def test_an_export_without_content_keeps_the_rules_too():
 
 
 def test_one_subject_and_a_fallback(shop):
-    with pytest.raises(ValueError, match="Give exactly one of user, items, text_vector and item; got user, item"):
+    with pytest.raises(
+        ValueError, match="Give exactly one of user, items, profile_vector, text_vector and item; got user, item"
+    ):
         Request(user="u1", item="i1")
     answer = shop.recommend(Request(item="stranger", fallback="popular", k=3))
     assert answer.source == "popular" and answer.unknown == ("stranger",)

@@ -16,6 +16,7 @@ export const VARIED = {
   items: "From the items you like, with variety.",
   text: "From your words, with variety.",
   popular: "Nothing is known about the taste: what most people chose, with variety.",
+  similar: "The likest first, with variety.",
 };
 export const RULES = { diversity: "Variety" };
 

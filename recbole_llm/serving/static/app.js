@@ -70,10 +70,8 @@ function notes(answer, wanted) {
   const found = [answer.items.length ? varied || SOURCES[answer.source] : "Nothing is left to show."];
   const searched = answer.source === "text" && answer.items.length > 0;
   if (searched && answer.items.every((item) => item.parts?.words === 0)) found.push("No item here has these words.");
-  const narrowed = wanted.filter && answer.source !== "similar";
-  if (!answer.items.length && narrowed) found.push("Take a filter away.");
-  else if (answer.items.length < shown && narrowed) found.push("The filters leave no more.");
-  if (answer.source === "similar" && (wanted.filter || wanted.diversity)) found.push("Filters and variety do not apply here.");
+  if (!answer.items.length && wanted.filter) found.push("Take a filter away.");
+  else if (answer.items.length < shown && wanted.filter) found.push("The filters leave no more.");
   if (answer.unknown?.length) found.push(`Unknown: ${answer.unknown.join(", ")}.`);
   if (answer.truncated) found.push("The text is longer than the encoder reads.");
   return found.join(" ");
@@ -127,7 +125,8 @@ function recommend(title, who, added) {
 function showSimilar(item) {
   shown = FIRST;
   hideSubject();
-  show({ title: `Like ${item.title}`, ask: (k) => call(`${itemPath(item.id)}/similar?k=${k}`) });
+  const ask = (k, wanted) => call("v1/recommend", { method: "POST", body: { item: item.id, ...wanted, k } });
+  show({ title: `Like ${item.title}`, ask });
   $("results").focus();
 }
 

@@ -1,0 +1,42 @@
+"""The text of somebody's profile, made as the training made those of its users."""
+
+from collections.abc import Mapping
+
+from recbole_llm.content.text.template import Template
+from recbole_llm.export.errors import NO_PROFILES
+from recbole_llm.export.manifest import Manifest
+
+Profile = str | Mapping[str, str | int | float]
+
+
+def text_of_profile(manifest: Manifest, profile: Profile) -> str:
+    """Render a profile.
+
+    Args:
+        manifest: of the export.
+        profile: a text, which stays as it is, or values of columns of the ``.user`` file; columns that are left out are empty.
+
+    Raises:
+        ValueError: if the model reads no texts of users, a column is unknown, or there is nothing in the profile.
+    """
+    spec = manifest.profile_text
+    if spec is None:
+        raise ValueError(NO_PROFILES)
+    if isinstance(profile, str):
+        text = profile.strip()
+    else:
+        unknown = [name for name in profile if name not in spec.fields]
+        if unknown:
+            raise ValueError(
+                f"profile: unknown column {unknown[0][:64]!r}; the text of a user is made of {', '.join(spec.fields)}."
+            )
+        template = Template(spec.template)
+        text = template.render({name: _cell(profile.get(name, "")) for name in template.fields})
+    if not text:
+        raise ValueError(f"profile is empty; give a text, or values of {', '.join(spec.fields)}.")
+    return text
+
+
+def _cell(value: str | int | float) -> str:
+    """A value as a file's column holds it: 24 and 24.0 are '24'."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
