@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
 import torch
-from pictures import COLD_USERS, DATASET, NDCG, VALIDATION_USERS, choose, load, paired, pairs
+from pictures import DATASET, NDCG, VALIDATION_USERS, choose, load, paired, pairs
 from timing import machine
 from torch import Tensor
 
@@ -33,10 +33,10 @@ from recbole_llm.fitting.validation import Validation, user_metric
 from recbole_llm.fitting.warm_items import ContentTables
 from recbole_llm.scoring.rows import union
 
-MISSING = (0.1, 0.3, 0.5, 0.7, 0.9)
+MISSING = (0.3, 0.5, 0.7, 0.9)
 WRONG = PLACEHOLDERS = 0.1
 DRAWS = 2
-WARM = ("complete", "wrong pictures 10%")
+USERS = 1_000  # by whom hidden items are ranked
 
 
 def some_of(present: Tensor, share: float) -> Tensor:
@@ -129,9 +129,7 @@ def main() -> int:
     parser.add_argument("--data_path", required=True, help="holds ml-1m-posters")
     parser.add_argument("--encoder", required=True, help="of pictures, such as onnx:lite0.onnx")
     parser.add_argument("--store", default="", help="feature store (default: the user's)")
-    parser.add_argument(
-        "--warm", default=";".join(WARM), help="points where warm items are measured too, semicolons between them"
-    )
+    parser.add_argument("--warm", default="", help="points where warm items are measured too, semicolons between them")
     parser.add_argument("--minutes", type=float, default=None, help="begin nothing further after so long; exit code 3")
     parser.add_argument("--work", type=Path, default=Path("robustness"))
     name = f"picture_robustness-{DATASET}.json"
@@ -145,7 +143,7 @@ def main() -> int:
     raw = dataset.picture_vectors()
     grey = grey_picture(options.encoder, raw.vectors[raw.present].mean(0))
     splits = [pairs(split) for split in dataset.build()]
-    placement.MAX_USERS = COLD_USERS
+    placement.MAX_USERS = USERS
     history, n_items = union(union(splits[0], splits[1]), splits[2]), len(content["text"][1])
     everything = torch.ones(n_items, dtype=torch.bool)
     draws = [HiddenDraw(history, n_items, everything, 1000 + seed, "full") for seed in range(DRAWS + 1)]
