@@ -85,13 +85,6 @@ def test_a_modality_that_another_makes_needless_is_left_out():
     assert search_setting(value, Setting(kernels=()), BOTH).kernels == (Kernel("text", 0.05), Kernel("image", 0.05))
 
 
-@pytest.mark.parametrize(("gain", "weight"), [(0.001, 0.0), (0.004, 0.05)])
-def test_a_further_modality_enters_where_it_gains_more_than_chance_does(gain, weight):
-    value, _ = curve({(0.05, 0.0): (0.5, 8.0), (0.05, 0.05): (0.5 * (1 + gain), 8.0)})
-    best = search_setting(value, Setting(kernels=()), BOTH)
-    assert (text_of(best)[0], best.kernel("image").weight) == (0.05, weight)
-
-
 def test_a_modality_that_enters_from_the_start_can_be_left_out():
     """Where the search starts from a setting with kernels of its own."""
     value, _ = curve({(0.05, 0.05): (0.5, 8.0), (0.0, 0.05): (0.6, 8.0), (0.0, 0.0): (0.7, 8.0)})
