@@ -205,10 +205,10 @@ def import_dataset(
             )
             report.users = import_entities(sources["users"], temporary / f"{dataset}.user", found.users, rule, progress)
         item_file = None if items is None else temporary / f"{dataset}.item"
-        for modality, given in media.items():
-            if given is not None:
-                named = None if given.column is None else _media_field(report, modality, given.column)
-                done = import_media(given, temporary, item_file, found.items.to_pylist(), named)
+        for modality, source in media.items():
+            if source is not None:
+                named = None if source.column is None else _media_field(report, modality, source.column)
+                done = import_media(source, temporary, item_file, found.items.to_pylist(), named)
                 setattr(report, "pictures" if modality == "image" else "sounds", done)
         report.notes += _notes(report)
         (temporary / f"{dataset}.yaml").write_text(settings(report, data_path, found.fields), encoding="utf-8")

@@ -242,7 +242,7 @@ def _categories(cells: Sequence[str | None], table: AtomicTable, name: str, choo
     for row, values in enumerate(values_of):
         at = [column[value] for value in values if value in column]
         vectors[row, at] = 1 / math.sqrt(max(len(at), 1))
-    present = vectors.any(1)
+    present = np.array(vectors.any(1), bool)
     rare, beyond = len(items_of) - len(kept), len(kept) - len(column)
     what = f"{len(column)} values"
     what += f", {rare} that one item alone has left out" if rare else ""

@@ -27,9 +27,6 @@ from recbole_llm.fitting.warm_items import WarmItems
 KERNELS = ((0.05, 1), (0.2, 2), (0.0, 1))  # (weight, power) of a modality; weight 0 leaves it out
 LIGHT_KERNEL = (0.02, 1)  # for catalogues with gaps in their content
 GAPS = 0.1  # share of the items without a content from which that is tried
-# share of the value by which a further modality must raise it to enter. The best of a dozen settings is above by chance alone:
-# posters of ml-1m-posters gained .0002 on .2541 of validation and lost .0007 of test
-MODALITY_GAIN = 0.002
 RIDGE_RANGE = (0.25, 512.0)
 WEIGHT_RANGE = (0.002, 16.0)  # of a content weight that is followed
 EXACT_ITEMS = 4096
@@ -98,8 +95,7 @@ def search_setting(value: Callable[[Setting], float], base: Setting, candidates:
 
     All kernels of the first modality are tried at the ridge of ``base``. The best one's ridge is followed up, else down, while
     the value rises. At the ridge found the second-best kernel gets one more chance. Each further modality then does the same
-    beside the kernels chosen, and is tried at the ridge chosen as well. It enters only where the value rises by ``MODALITY_GAIN``
-    of itself: less is what the best of many settings gains by chance. Last, modalities
+    beside the kernels chosen, and is tried at the ridge chosen as well. It enters only where the value rises. Last, modalities
     whose absence costs nothing are left out.
 
     Args:
@@ -129,7 +125,7 @@ def search_setting(value: Callable[[Setting], float], base: Setting, candidates:
         for setting in beside:
             if (its_value := once(setting)) > found_value:
                 found_value, found = its_value, setting
-        if found_value > best_value + MODALITY_GAIN * abs(best_value):
+        if found_value > best_value:
             best_value, best = found_value, found
     weighed = [kernel.modality for kernel in best.kernels if kernel.weight and kernel.modality in candidates]
     for modality in weighed if len(weighed) > 1 else ():  # one that others have made needless goes

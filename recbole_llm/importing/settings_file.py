@@ -18,7 +18,8 @@ def run_command(report: ImportReport) -> str:
 
 def _media(report: ImportReport, show: Callable[[Any], str]) -> list[str]:
     """The line that names the encoders of pictures and sounds; one that runs code is given on the command line."""
-    found, waiting = {}, {}
+    found: dict[str, dict[str, str]] = {}
+    waiting: dict[str, dict[str, str]] = {}
     for modality, media in (("image", report.pictures), ("audio", report.sounds)):
         if media is None:
             continue

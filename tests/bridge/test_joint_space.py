@@ -123,6 +123,7 @@ def texts_of(data):
     return dict(zip(ids, texts, strict=True))
 
 
+@pytest.mark.slow
 def test_a_text_finds_pictures_and_a_picture_texts(shop):
     files, given, config, data, tower, tokenizer = shop
     paths = given | {"encoder": config["encoder"]}
@@ -150,6 +151,7 @@ def test_a_text_finds_pictures_and_a_picture_texts(shop):
     assert [item.id for item in answer.items] == expected and answer.source == "picture"
 
 
+@pytest.mark.slow
 def test_a_model_of_pictures_alone_is_asked_by_text_without_an_option(shop, capsys):
     files, given, config, data, *_ = shop
     options = [f"--{key.replace('_', '-')}={given[key]}" for key in ("data_path", "feature_cache_dir")]
@@ -182,6 +184,7 @@ def test_a_text_tower_is_that_of_transformers(kind, tmp_path):
             load_encoder(str(tmp_path / kind), **wrong)
 
 
+@pytest.mark.slow
 def test_what_has_no_common_space_is_refused_by_name(shop, tiny_encoder):
     files, given, config, data, *_ = shop
     paths = given | {"encoder": config["encoder"]}

@@ -43,3 +43,17 @@ def test_the_table_of_columns_is_that_of_the_result_files():
         (row,) = re.findall(rf"^\| {name}, items with interactions \| (.*) \|$", text, re.M)
         assert [float(cell) for cell in row.split(" | ")[1:3]] == [warm[kind]["ndcg@10"] for kind in ("text", "both")]
         assert "column_" not in warm["both"]["setting"]
+
+
+def test_what_is_said_of_swapped_texts_is_in_the_result_files():
+    text = re.sub(r"\s+", " ", (ROOT / "docs" / "sounds-and-columns.md").read_text())
+    said = {}
+    for name in ("ml-100k", "amazon-office"):
+        said[name] = json.loads((ROOT / "benchmarks" / "results" / f"disagreement-{name}.json").read_text())
+    auc = [f"{result['auc']:.3f}".removeprefix("0") for result in said.values()]
+    assert f"(AUC) is {auc[0]} on ml-100k and {auc[1]} on amazon-office" in text
+    first = [[draw["swapped_among_first_ten"] for draw in result["draws"]] for result in said.values()]
+    listed = [f"{a}, {b} and {c}" for a, b, c in first]
+    assert f"listed first {listed[0]}, and {listed[1]}, had" in text
+    others = [max(draw["below_threshold"]["others"] for draw in result["draws"]) for result in said.values()]
+    assert f"are {others[0]:.0%} and up to {others[1]:.0%} of the items" in text

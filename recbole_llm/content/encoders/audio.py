@@ -82,8 +82,9 @@ class AudioEncoder(WindowedEncoder):
                 f"encoder {files.name!r}: its kind {self.kind!r} is no audio model that is supported. Give {_NAMES}, onnx:FILE, "
                 "module:function, or vectors made elsewhere (item_features_file)."
             )
-        self._settings = files.json(EXTRACTOR) or (files.json(PROCESSOR) or {}).get("feature_extractor")
-        if not isinstance(self._settings, dict) or not self._settings:
+        given = files.json(EXTRACTOR) or files.json(PROCESSOR).get("feature_extractor")
+        self._settings: dict[str, Any] = given if isinstance(given, dict) else {}
+        if not self._settings:
             raise ValueError(
                 f"encoder {files.name!r}: it has no {EXTRACTOR}. Give {_NAMES} with its feature extractor."
             )
