@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.bridge.experiments.baselines import BASELINES, linear, solved
+from recbole_llm.bridge.experiments.baselines import BASELINES, RefusedRowError, linear, solved
 from recbole_llm.bridge.experiments.baselines.graph import (
     LISTED,
     TghSetting,
@@ -256,7 +256,7 @@ def test_l3ae_is_the_constrained_least_squares_problem_of_its_paper(world, share
 def test_l3ae_and_the_graph_need_content(world):
     without = replace(world.rows, data=TrainingData(world.rows.data.history, AllRows(N)))
     for name in ("L3AE", "TGH"):
-        with pytest.raises(ValueError, match=f"{name} reads the items' content, and the data set has none"):
+        with pytest.raises(RefusedRowError, match=f"{name} reads the items' content, and the data set has none"):
             BASELINES[name](without)
 
 
@@ -341,7 +341,8 @@ def test_rows_of_too_many_items_are_refused_by_name(world, monkeypatch):
     monkeypatch.setattr(solved, "MAX_ITEMS", 10)
     assert BASELINES["Popularity"](world.rows).setting == ""
     for name in set(BASELINES) - {"Popularity"}:
-        with pytest.raises(ValueError, match=rf"holds an item-item matrix, and {N} items are more than 10"):
+        why = "compares every item with every other" if name == "TGH" else "holds an item-item matrix"
+        with pytest.raises(RefusedRowError, match=rf"{why}, and {N} items are more than 10"):
             BASELINES[name](world.rows)
 
 

@@ -31,14 +31,14 @@ from recbole_llm.fitting.next_item import prefixes_of
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import Scorer
 
+Budgets = tuple[int, ...]
+
 RINGS = 3
 LISTED = 10  # of a ring, and of a whole list
 ALPHAS = (0.5, 0.0, 2.0)  # the authors' first
-ONE_SOURCE = ((7, 2, 1), (5, 3, 2), (10,))
-TWO_SOURCES = (((5, 1), (3, 1)), ((6,), (4,)), ((7, 1), (2,)))
+ONE_SOURCE: tuple[Budgets, ...] = ((7, 2, 1), (5, 3, 2), (10,))
+TWO_SOURCES: tuple[tuple[Budgets, Budgets], ...] = (((5, 1), (3, 1)), ((6,), (4,)), ((7, 1), (2,)))
 _ROWS = 512  # items whose rings are ordered at once
-
-Budgets = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def graph_heuristic(rows: LeaveOneOut) -> Solved:
     Raises:
         RefusedRowError: if the data set has more than ``MAX_ITEMS`` items, or no content.
     """
-    refuse_many("TGH", rows.data.n_items)
+    refuse_many("TGH", rows.data.n_items, "compares every item with every other")
     content = content_of("TGH", rows)
     content = torch.nn.functional.normalize(content, dim=1)
     counts = followed(rows.data.history, rows.data.n_items)
