@@ -45,7 +45,9 @@ def leaderboard_page(name: str, found: Mapping[str, Any], given: Mapping[str, An
         *table("Rows measured here", MEASURED, [measured_cells(row) for row in measured], own),
         f"<p>{text(ABOUT)}</p>",
         *figures(drawn),
-        *table("Where rows are good, and what they cost", details_header(measured), map(detail_cells, measured)),
+        *table(
+            "Where rows are good, and what they cost", details_header(measured), [detail_cells(row) for row in measured]
+        ),
         f"<p>{text(ABOUT_GROUPS)}</p>",
         *(f"<p>Left out: {text(row)}. {text(why)}</p>" for row, why in found["left_out"].items()),
         *_published_table(cited, name),

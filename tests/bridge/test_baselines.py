@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.bridge.experiments.baselines import BASELINES, linear, solved
+from recbole_llm.bridge.experiments.baselines import BASELINES, RefusedRowError, linear, solved
 from recbole_llm.bridge.experiments.baselines.graph import (
     LISTED,
     TghSetting,
@@ -256,7 +256,7 @@ def test_l3ae_is_the_constrained_least_squares_problem_of_its_paper(world, share
 def test_l3ae_and_the_graph_need_content(world):
     without = replace(world.rows, data=TrainingData(world.rows.data.history, AllRows(N)))
     for name in ("L3AE", "TGH"):
-        with pytest.raises(ValueError, match=f"{name} reads the items' content, and the data set has none"):
+        with pytest.raises(RefusedRowError, match=f"{name} reads the items' content, and the data set has none"):
             BASELINES[name](without)
 
 
@@ -296,7 +296,8 @@ def tgh_by_hand(world, walk, alpha, newest, before):
             taken += lent + ring[: budget - len(lent)]
             left += ring[budget - len(lent) :]
         own = (taken + left)[: sum(budgets)]
-        likest = sorted(range(1, N), key=lambda i: world.content[source] @ world.content[i], reverse=True)
+        others = [i for i in range(1, N) if i != source]
+        likest = sorted(others, key=lambda i: world.content[source] @ world.content[i], reverse=True)
         own += [i for i in likest if i not in own and i not in listed][: sum(budgets) - len(own)]
         listed += own
     return listed
@@ -312,7 +313,7 @@ def test_the_lists_of_the_graph_heuristic_are_those_of_plain_loops(world, alpha,
     world = replace(world, content=made)
     content = torch.from_numpy(made).float()
     ordered = ordered_rings(followed(world.rows.data.history, N), content, (alpha,))
-    score = scorer_of(world.rows.later, ordered, content, TghSetting(alpha, newest, before))(torch.arange(USERS))
+    score = scorer_of(world.rows.later, ordered, TghSetting(alpha, newest, before))(torch.arange(USERS))
     for row, walk in zip(score, world.later, strict=True):
         expected = tgh_by_hand(world, walk, alpha, newest, before)
         assert row.argsort(descending=True)[: len(expected)].tolist() == expected
@@ -330,7 +331,7 @@ def test_the_row_of_the_graph_is_the_best_of_its_choices_on_validation(world):
     value = world.rows.validation.value
     content = torch.from_numpy(world.content).float()
     ordered = ordered_rings(followed(world.rows.data.history, N), content, (0.5,))
-    paper = scorer_of(world.rows.data.history, ordered, content, TghSetting(0.5, (7, 2, 1)))
+    paper = scorer_of(world.rows.data.history, ordered, TghSetting(0.5, (7, 2, 1)))
     assert found.valid >= value(paper, N, world.rows.padding)
 
 
@@ -341,7 +342,8 @@ def test_rows_of_too_many_items_are_refused_by_name(world, monkeypatch):
     monkeypatch.setattr(solved, "MAX_ITEMS", 10)
     assert BASELINES["Popularity"](world.rows).setting == ""
     for name in set(BASELINES) - {"Popularity"}:
-        with pytest.raises(ValueError, match=rf"holds an item-item matrix, and {N} items are more than 10"):
+        why = "compares every item with every other" if name == "TGH" else "holds an item-item matrix"
+        with pytest.raises(RefusedRowError, match=rf"{why}, and {N} items are more than 10"):
             BASELINES[name](world.rows)
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 import random
 import re
 
@@ -16,6 +17,7 @@ import recbole_llm  # noqa: F401
 from recbole_llm import cli
 from recbole_llm.bridge.experiments import table_rows
 from recbole_llm.bridge.experiments.baselines import BASELINES, RefusedRowError
+from recbole_llm.bridge.experiments.experiment import in_own_process
 from recbole_llm.bridge.experiments.leave_one_out import OURS, load, prepare
 from recbole_llm.bridge.experiments.table_rows import RowRequest, measure, measure_isolated
 from recbole_llm.commands import leaderboard as command
@@ -341,8 +343,10 @@ def test_a_row_is_measured_in_a_process_of_its_own_and_a_refusal_comes_back(fold
     assert 2**26 < found.peak_bytes < own.peak_bytes - held.nbytes / 2
     with pytest.raises(RefusedRowError, match="L3AE reads the items' content, and the data set has none"):
         measure_isolated(RowRequest("toy", "L3AE", arguments=arguments))
-    with pytest.raises(ChildProcessError, match="its process ended with code 1"):
+    with pytest.raises(ValueError, match="no-such-data"):
         measure_isolated(RowRequest("no-such-data", "EASE", arguments=arguments))
+    with pytest.raises(ChildProcessError, match="its process ended with code 3"):
+        in_own_process(os._exit, 3)
 
 
 def test_the_budget_of_a_trained_row_is_part_of_what_it_is(folder):

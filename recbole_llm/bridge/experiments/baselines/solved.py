@@ -39,16 +39,14 @@ class Solved:
     scorer: Scorer
 
 
-def refuse_many(name: str, n_items: int) -> None:
-    """Refuse a catalogue whose pairs of items take too much memory.
+def refuse_many(name: str, n_items: int, why: str = "holds an item-item matrix") -> None:
+    """Refuse a catalogue whose pairs of items take too much memory or time.
 
     Raises:
         RefusedRowError: if there are more than ``MAX_ITEMS`` items.
     """
     if n_items > MAX_ITEMS:
-        raise RefusedRowError(
-            f"{name} holds an item-item matrix, and {n_items} items are more than {MAX_ITEMS}; leave it out of --rows."
-        )
+        raise RefusedRowError(f"{name} {why}, and {n_items} items are more than {MAX_ITEMS}; leave it out of --rows.")
 
 
 def content_of(name: str, rows: LeaveOneOut) -> Tensor:
