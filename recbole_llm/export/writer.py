@@ -208,12 +208,10 @@ def _write_vectors(folder: Path, contents: ExportContents) -> None:
         save_file({name: _float32(table) for name, table in tables.items() if table is not None}, folder / EXACT)
 
 
-def _write_files(folder: Path, contents: ExportContents) -> None:
-    float32 = _float32
-    _write_vectors(folder, contents)
+def _write_history(folder: Path, contents: ExportContents) -> None:
     items = np.ascontiguousarray(contents.history_items, dtype=np.int32)
     weight = contents.history_weight
-    optional = {} if contents.history_rank is None else {"rank": float32(contents.history_rank)}
+    optional = {} if contents.history_rank is None else {"rank": _float32(contents.history_rank)}
     if contents.disliked_items is not None:
         optional["disliked_offsets"] = np.ascontiguousarray(contents.disliked_offsets, dtype=np.int64)
         optional["disliked_items"] = np.ascontiguousarray(contents.disliked_items, dtype=np.int32)
@@ -222,20 +220,29 @@ def _write_files(folder: Path, contents: ExportContents) -> None:
             **optional,
             "offsets": np.ascontiguousarray(contents.history_offsets, dtype=np.int64),
             "items": items,
-            "weight": np.ones(len(items), np.float32) if weight is None else float32(weight),
+            "weight": np.ones(len(items), np.float32) if weight is None else _float32(weight),
         },
         folder / HISTORY,
     )
+
+
+def _write_optional_tables(folder: Path, contents: ExportContents) -> None:
     if contents.text_map is not None:
         save_file(_text_map_tensors(contents.text_map), folder / TEXT_MAP)
     if contents.profile_map is not None:
         save_file(contents.profile_map.to_tensors(), folder / PROFILE_MAP)
     if contents.content:
-        save_file({name: float32(table) for name, table in contents.content.items()}, folder / CONTENT)
+        save_file({name: _float32(table) for name, table in contents.content.items()}, folder / CONTENT)
     if contents.search is not None:
         save_file(contents.search.to_tensors(), folder / SEARCH)
     if contents.sequence is not None:
         save_file({name: _float32(array) for name, array in contents.sequence.arrays.items()}, folder / SEQUENCE_FILE)
+
+
+def _write_files(folder: Path, contents: ExportContents) -> None:
+    _write_vectors(folder, contents)
+    _write_history(folder, contents)
+    _write_optional_tables(folder, contents)
     _write_lines(folder / ITEM_IDS, contents.item_ids)
     _write_lines(folder / USER_IDS, contents.user_ids)
     records = contents.records
