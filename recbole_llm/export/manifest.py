@@ -19,10 +19,12 @@ FIRST_SCHEMA, CONTENT_SCHEMA = 1, 2  # content.safetensors
 DISLIKED_SCHEMA = SEARCH_SCHEMA = 3  # disliked items in history.safetensors; search.safetensors
 CODED_SCHEMA = 4  # vectors in eight bits
 PICTURE_SCHEMA = 5  # the space of pictures in search.safetensors, and their encoder here
-SCHEMA = 5
+DIRECT_SCHEMA = 6  # direct.safetensors
+SCHEMA = 6
 MANIFEST = "manifest.json"
 VECTORS, HISTORY, TEXT_MAP = "vectors.safetensors", "history.safetensors", "text_map.safetensors"
 CONTENT, SEARCH, EXACT = "content.safetensors", "search.safetensors", "exact.safetensors"
+DIRECT = "direct.safetensors"
 ITEM_IDS, USER_IDS, ITEMS, CARD = "item_ids.txt", "user_ids.txt", "items.jsonl", "README.md"
 INDEX, SEARCH_INDEX = "index.faiss", "search.faiss"
 ONNX_RECOMMEND, ONNX_TEXT_MAP = "recommend.onnx", "text_map.onnx"
@@ -39,7 +41,7 @@ _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 # one folder of encoder files may hold one more level (1_Pooling/config.json); nothing executable, nothing pickled
 _ENCODER_FILE = re.compile(rf"{ENCODER_FOLDER}/(?:{_PART}/)?{_PART}\.(?:safetensors|json|txt|model)")
 _PLAIN_FILES = frozenset(
-    {*REQUIRED, TEXT_MAP, CONTENT, EXACT, SEARCH, SEARCH_INDEX, CARD, INDEX, ONNX_RECOMMEND, ONNX_TEXT_MAP}
+    {*REQUIRED, TEXT_MAP, CONTENT, EXACT, DIRECT, SEARCH, SEARCH_INDEX, CARD, INDEX, ONNX_RECOMMEND, ONNX_TEXT_MAP}
 )
 
 

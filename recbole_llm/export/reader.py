@@ -9,6 +9,7 @@
       exact.safetensors      item.vector, item.source and user.part in f32, only with --dtype int8 --rescore
       history.safetensors    offsets i64[U+1]  items i32[nnz]  weight f32[nnz]  [rank f32[nnz]]   histories
                              [disliked_offsets i64[U+1]  disliked_items i32[m]]   seen, not liked and never recommended
+      direct.safetensors     only where a block has direct rows: see direct.py
       text_map.safetensors   only where texts can be mapped: see text_map.py
       content.safetensors    only where items have content: by modality f32[N,f], unit vectors, zero where an item has none
       search.safetensors     titles as vectors, and each item's neighbours: see search_tables.py
@@ -19,7 +20,7 @@
       recommend.onnx  text_map.onnx   only with --onnx: see onnx_graphs.py
       README.md              model card
 
-A score is <q, w_i> + b_i. The columns are blocks, one after the other; the part of q in block b of a user with history
+A score is <q, w_i> + b_i, and what direct rows add. The columns are blocks, one after the other; the part of q in block b of a user with history
 weights t_j is
 
     x_b = sum_j t_j v_jb / (sum_j t_j)^exponent_b + offset_b + part_ub,    q_b = scale_b x_b    [scale_b x_b / |x_b|]
@@ -35,9 +36,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from recbole_llm.export.direct import DirectRows, read_direct
 from recbole_llm.export.errors import ExportError
 from recbole_llm.export.manifest import (
     CONTENT,
+    DIRECT,
     EXACT,
     HISTORY,
     INDEX,
@@ -58,7 +61,7 @@ from recbole_llm.export.tensor_file import check_file, open_file, parse_json, pa
 from recbole_llm.export.text_map import TextMap
 
 READ_FILES = frozenset(
-    {VECTORS, HISTORY, TEXT_MAP, CONTENT, SEARCH, SEARCH_INDEX, ITEM_IDS, USER_IDS, ITEMS, INDEX}
+    {VECTORS, HISTORY, TEXT_MAP, CONTENT, DIRECT, SEARCH, SEARCH_INDEX, ITEM_IDS, USER_IDS, ITEMS, INDEX}
 )  # others are only checked
 JSON_BYTES_AT_ONCE = 1 << 17  # about a millisecond
 
@@ -103,6 +106,7 @@ class Export:
         content: by modality ``[N, f]`` float32 unit vectors of the items' content, zero rows for items without.
         search: what searches need beside the content; ``None`` in exports that were written before there were any.
         search_index: bytes of their index, or ``None``.
+        direct: direct rows by the place of their block.
     """
 
     folder: Path
@@ -130,6 +134,13 @@ class Export:
     search: SearchTables | None = None
     search_index: memoryview | None = None
     picture_encoders: tuple[str, ...] = ()
+    direct: Mapping[int, DirectRows] = field(default_factory=dict)
+
+    def disliked_of(self, user: int) -> np.ndarray:
+        """Return the rows that a user has seen and not liked, ``[m]`` int64 by the user's row."""
+        if self.disliked_offsets is None or self.disliked_items is None:
+            return np.zeros(0, np.int64)
+        return self.disliked_items[slice(*self.disliked_offsets[user : user + 2])].astype(np.int64)
 
     def part_of(self, user: int) -> np.ndarray | None:
         """Return the summand of one user's query, ``[D]`` float32 by the user's row; ``None`` without any."""
@@ -250,6 +261,7 @@ def load_export(
         encoders=tuple(encoders),
         search=_read_search(opened[SEARCH], content, N) if SEARCH in opened else None,
         search_index=opened.get(SEARCH_INDEX),
+        direct=read_direct(opened[DIRECT], N, len(manifest.blocks)) if DIRECT in opened else {},
     )
 
 

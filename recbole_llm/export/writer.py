@@ -15,11 +15,14 @@ from safetensors.numpy import save_file
 
 import recbole_llm
 from recbole_llm.atomic import atomic_folder, is_temporary
+from recbole_llm.export.direct import DirectRows, to_tensors
 from recbole_llm.export.manifest import (
     CARD,
     CODED_SCHEMA,
     CONTENT,
     CONTENT_SCHEMA,
+    DIRECT,
+    DIRECT_SCHEMA,
     DISLIKED_SCHEMA,
     ENCODER_FOLDER,
     EXACT,
@@ -95,6 +98,7 @@ class ExportContents:
         producer: further versions for the manifest, and the name of the dataset.
         card: the model card, Markdown.
         dtype: of the vectors of items and users: ``float32``, or ``int8`` (:mod:`recbole_llm.export.quantise`).
+        direct: direct rows by the place of their block in ``blocks``; in float32 whatever ``dtype`` says.
         rescore: with ``int8``, whether the float32 vectors go along, by which the best are scored again.
     """
 
@@ -137,6 +141,7 @@ class ExportContents:
     card: str | None = None
     dtype: str = "float32"
     rescore: bool = False
+    direct: Mapping[int, DirectRows] = field(default_factory=dict)
 
 
 def write_artifact(folder: str | Path, contents: ExportContents) -> Manifest:
@@ -219,6 +224,8 @@ def _write_files(folder: Path, contents: ExportContents) -> None:
         save_file(_text_map_tensors(contents.text_map), folder / TEXT_MAP)
     if contents.content:
         save_file({name: float32(table) for name, table in contents.content.items()}, folder / CONTENT)
+    if contents.direct:
+        save_file(to_tensors(contents.direct), folder / DIRECT)
     if contents.search is not None:
         save_file(contents.search.to_tensors(), folder / SEARCH)
     _write_lines(folder / ITEM_IDS, contents.item_ids)
@@ -310,6 +317,8 @@ def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: M
 
 def _min_reader(contents: ExportContents) -> int:
     """The smallest schema that knows every file and tensor: readers refuse others."""
+    if contents.direct:
+        return DIRECT_SCHEMA
     if contents.pictures is not None:
         return PICTURE_SCHEMA
     if contents.dtype != "float32":
