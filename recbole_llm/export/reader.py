@@ -20,8 +20,8 @@
       recommend.onnx  text_map.onnx   only with --onnx: see onnx_graphs.py
       README.md              model card
 
-A score is <q, w_i> + b_i, and what direct rows add. The columns are blocks, one after the other; the part of q in block b of a user with history
-weights t_j is
+A score is <q, w_i> + b_i, and what direct rows add. The columns are blocks, one after the other; the part of q in block b of a
+user with history weights t_j is
 
     x_b = sum_j t_j v_jb / (sum_j t_j)^exponent_b + offset_b + part_ub,    q_b = scale_b x_b    [scale_b x_b / |x_b|]
 

@@ -22,6 +22,7 @@ from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.decay_search import CLOSED_DECAYS, CONTENT_DECAYS, FOLLOWING_DECAYS, choose_fading
 from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.hyperparameters import DIM, EXACT_ITEMS
+from recbole_llm.fitting.large_catalogue import NEIGHBOURHOODS
 from recbole_llm.fitting.logs import quietly, stage
 from recbole_llm.fitting.next_item import CONTENT, TRANSITIONS, choose_decay, fit_next_item
 from recbole_llm.fitting.sequence import fit_sequence
@@ -406,11 +407,13 @@ def _without_items(score: Score, data: TrainingData, left: Rows, options: FitOpt
         return score
     target = closed.target
     fixed: dict[str, Any] = {"dim": "full" if target is None else target.shape[1]}
-    if (setting is None or setting.is_linear) and int(data.trained.sum()) > EXACT_ITEMS:
+    if closed.direct is not None:
+        fixed["form"] = NEIGHBOURHOODS
+    elif (setting is None or setting.is_linear) and int(data.trained.sum()) > EXACT_ITEMS:
         fixed = {"dim": DIM if target is None else min(DIM, target.shape[1]), "max_dense_items": 0}
     with quietly():
         found = _closed_form(data, left, None, options, setting=setting, **fixed)
-    anew = replace(closed, source=found.source, target=found.target)
+    anew = replace(closed, source=found.source, target=found.target, direct=found.direct)
     return replace(score, blocks=(anew,) if learned is None else (anew, learned))
 
 

@@ -15,6 +15,7 @@ Shapes: B users, N items with padding row 0 (n of them in this process), D colum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+
 import torch
 from torch import Tensor
 
