@@ -4,8 +4,8 @@
 
 ``DATASET:dense`` and ``DATASET:beyond`` fit the closed form of RecBole's default split with its defaults, the second with a limit
 of 1,000 items, so that validation chooses between neighbourhoods and the SVD form. ``copies:N:closed`` and ``copies:N:next`` solve
-for one block of a catalogue that is made of N copies of ``--of`` with documented constants, and compare its scores of 2,000
-validation users with exact ones, which conjugate gradients find for these users alone.
+for one block of a catalogue that is made of N copies of ``--of`` with documented constants, and rank for 2,000 validation users.
+``-exact`` ranks for them by exact scores, which conjugate gradients find for these users alone, and ``-svd`` in the SVD form.
 
 A made catalogue has the items and users of the data set N times over. Every interaction goes to the same item of another copy
 with a chance of 15%. Each copy's text vectors have noise of .3 of their standard deviation. The newest interaction but one of a
@@ -28,12 +28,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
+import numpy as np
 import torch
 from timing import logged, machine
 from torch import Tensor
 
 from recbole_llm.fitting.closed_form import fit_closed_form
-from recbole_llm.fitting.ease import Kernel, Setting, user_weights
+from recbole_llm.fitting.ease import Kernel, Setting, gram_diagonal, user_weights
 from recbole_llm.fitting.factors import Incidence
 from recbole_llm.fitting.large_catalogue import NEIGHBOURS_OF_FIT, SPECTRAL_DIMS
 from recbole_llm.fitting.neighbourhood import KEPT, Neighbourhoods, direct_rows, solve_columns, woodbury_core
@@ -41,7 +42,7 @@ from recbole_llm.fitting.next_item import directions_of
 from recbole_llm.fitting.next_item_local import LocalNextItem
 from recbole_llm.fitting.next_item_rows import NextItemSetting, prefixes, ridge_of
 from recbole_llm.fitting.validation import TopKMetric, evenly, user_metric
-from recbole_llm.fitting.warm_items import warm_items
+from recbole_llm.fitting.warm_items import WarmItems, warm_items
 from recbole_llm.scoring.block import LinearBlock, Scorer
 from recbole_llm.scoring.rows import Rows
 
@@ -51,17 +52,12 @@ PIECES = (
     "amazon-beauty:dense",
     "amazon-beauty:beyond",
     "ml-1m-text:beyond",
-    "copies:1:closed",
-    "copies:1:next",
-    "copies:3:closed",
-    "copies:3:next",
-    "copies:9:closed",
-    "copies:9:next",
+    *(f"copies:{copies}:{part}" for copies in (1, 3) for part in ("closed", "closed-exact", "next", "next-exact")),
+    *(f"copies:9:{part}" for part in ("closed", "closed-exact", "closed-svd", "next", "next-exact")),
 )
 LIMIT = 1_000
 MOVED, NOISE = 0.15, 0.3
 USERS = 2_000
-EXACT_UP_TO = 9  # copies for which exact scores are made
 CLOSED = Setting(ridge=8.0, kernels=(Kernel("text", 0.05, 1),))
 NEXT = NextItemSetting(tau=2.0, ridge=8.0, floor=0.1, content=(("text", 0.05),))
 CLOSED_DECAY, NEXT_DECAY = 3.0, 1.5
@@ -169,8 +165,15 @@ def exact_scorer(
     return scores
 
 
-def closed(made: Copies, exact: bool) -> dict[str, Any]:
-    """The closed form by neighbourhoods, uncut and cut, the SVD form, and exact scores."""
+def ridge_of_closed(popularity: Tensor) -> tuple[Tensor, float]:
+    """The ridge, and the factor of the content directions."""
+    scale = popularity.mean()
+    ridge = CLOSED.ridge * scale * (popularity / scale) ** CLOSED.ridge_exponent
+    return ridge, float(CLOSED.kernels[0].weight * CLOSED.ridge * scale) ** 0.5
+
+
+def closed(made: Copies, kept: Path) -> dict[str, Any]:
+    """The closed form by neighbourhoods, uncut and cut."""
     items = warm_items(made.history, made.content, made.n_items)
     n, weights = len(items.items), user_weights(items.train, CLOSED.user_exponent)
     cpu = time.process_time()
@@ -181,45 +184,61 @@ def closed(made: Copies, exact: bool) -> dict[str, Any]:
     figures["peak_mib_of_fit"] = peak()
     assert cut.direct is not None
     figures["entries_a_row"] = len(cut.direct.ids) / n
-    rows = made.rows.decayed(CLOSED_DECAY)
-    kept = items.compact(rows)
-
-    def value(scorer: Scorer) -> float:
-        def scores(rows: Tensor) -> Tensor:
-            full = torch.full((len(rows), made.n_items), -torch.inf)
-            full[:, items.items] = scorer(rows)
-            return full
-
-        return made.value(scores)
-
-    figures["cut"] = value(cut.scorer(kept))
-    figures["uncut"] = value(found.scorer(kept))
-    if not exact:
-        return figures
-    cpu = time.process_time()
+    rows = items.compact(made.rows.decayed(CLOSED_DECAY))
+    for name, scorer in (("cut", cut.scorer(rows)), ("uncut", found.scorer(rows))):
+        figures[name] = made.value(in_catalogue(items, scorer))
     popularity = solver.popularity
-    scale = popularity.mean()
-    ridge = CLOSED.ridge * scale * (popularity / scale) ** CLOSED.ridge_exponent
-    columns = float(CLOSED.kernels[0].weight * CLOSED.ridge * scale) ** 0.5 * items.content["text"]
-    product = lambda table: solver._product(table) + ridge[:, None] * table  # noqa: E731
-    images = solve_columns(product, popularity + ridge, columns, 1e-4)
-    # the diagonal of A^-1 is that of the local solution: exact ones would take a solve for each item
-    inner = torch.from_numpy(solver._inverse.diagonal()) - ((images @ woodbury_core(columns, images)) * images).sum(1)
-    scales = ((popularity / scale) ** -CLOSED.tilt / inner)[:, None]
-    exact_rows = exact_scorer(product, popularity + ridge, columns, images, kept, lambda solved: solved * -scales)
-    figures["exact"] = value(exact_rows)
-    figures["cpu_seconds_of_exact"] = round(time.process_time() - cpu, 1)
-    cpu = time.process_time()
-    svd = fit_closed_form(
-        made.history, made.n_items, made.content, None, dim=SPECTRAL_DIMS[0], setting=CLOSED, form="svd"
-    )
-    figures["svd"] = made.value(svd.block().scorer(rows))
-    figures["cpu_seconds_of_svd"] = round(time.process_time() - cpu, 1)
+    images = solver._images["text"]
+    _, factor = ridge_of_closed(popularity)
+    columns = factor * items.content["text"]
+    inner = torch.from_numpy(solver._inverse.diagonal())
+    inner -= ((factor * images @ woodbury_core(columns, factor * images)) * factor * images).sum(1)
+    torch.save({"images": images, "inner": inner}, kept)
     return figures
 
 
-def following(made: Copies, exact: bool) -> dict[str, Any]:
-    """The next-item block by neighbourhoods, and exact scores."""
+def exact_closed(made: Copies, kept: Path) -> dict[str, Any]:
+    """Exact scores of the closed form, but for the diagonal of A^-1, which is that of the local solution."""
+    items = warm_items(made.history, made.content, made.n_items)
+    n, weights = len(items.items), user_weights(items.train, CLOSED.user_exponent)
+    local = torch.load(kept)
+    cpu = time.process_time()
+    incidence = Incidence(items.train, n)
+    popularity = gram_diagonal(items.train, weights, n)
+    ridge, factor = ridge_of_closed(popularity)
+    columns, images = factor * items.content["text"], factor * local["images"]
+    product = lambda t: incidence.to_items(incidence.to_rows(t) * weights[:, None]) + ridge[:, None] * t  # noqa: E731
+    scales = -((popularity / popularity.mean()) ** -CLOSED.tilt / local["inner"])[:, None]
+    rows = items.compact(made.rows.decayed(CLOSED_DECAY))
+    scorer = exact_scorer(product, popularity + ridge, columns, images, rows, lambda solved: solved * scales)
+    value = made.value(in_catalogue(items, scorer))
+    return {"exact": value, "cpu_seconds_of_exact": round(time.process_time() - cpu, 1)}
+
+
+def svd_closed(made: Copies, kept: Path) -> dict[str, Any]:
+    """The SVD form of the closed form."""
+    cpu = time.process_time()
+    form = fit_closed_form(
+        made.history, made.n_items, made.content, None, dim=SPECTRAL_DIMS[0], setting=CLOSED, form="svd"
+    )
+    seconds = round(time.process_time() - cpu, 1)
+    value = made.value(form.block().scorer(made.rows.decayed(CLOSED_DECAY)))
+    return {"svd": value, "rank": form.dim, "cpu_seconds_of_svd": seconds}
+
+
+def in_catalogue(items: WarmItems, scorer: Scorer) -> Scorer:
+    """Scores of all items from those of the trained ones."""
+
+    def scores(rows: Tensor) -> Tensor:
+        full = torch.full((len(rows), len(items.warm)), -torch.inf)
+        full[:, items.items] = scorer(rows)
+        return full
+
+    return scores
+
+
+def following(made: Copies, kept: Path) -> dict[str, Any]:
+    """The next-item block by neighbourhoods."""
     cpu = time.process_time()
     directions = directions_of(made.content, made.trained)
     solver = LocalNextItem(made.history, made.n_items, directions)
@@ -229,24 +248,28 @@ def following(made: Copies, exact: bool) -> dict[str, Any]:
     assert blocks[0].direct is not None
     figures["entries_a_row"] = len(blocks[0].direct.ids) / made.n_items
     figures["cut"] = made.value(added(blocks, made.rows))
-    if not exact:
-        return figures
+    torch.save({"images": solver._images["text"]}, kept)
+    return figures
+
+
+def exact_following(made: Copies, kept: Path) -> dict[str, Any]:
+    """Exact scores of the next-item block."""
+    images = torch.load(kept)["images"]
     cpu = time.process_time()
     z, y = prefixes(made.history, made.n_items, NEXT.tau, NEXT.floor, None)
     incidence, follows = Incidence(direct_rows(z), made.n_items), (z.T @ y).tocsr().T.tocsr()
-    diagonal = torch.from_numpy((z.T @ z).diagonal())
+    diagonal = torch.from_numpy(np.asarray(z.multiply(z).sum(0), np.float32).ravel())
     ridge, unit = ridge_of(diagonal, NEXT)
     product = lambda table: incidence.to_items(incidence.to_rows(table)) + ridge[:, None] * table  # noqa: E731
-    columns = (NEXT.content[0][1] * unit) ** 0.5 * directions["text"]
-    images = solve_columns(product, diagonal + ridge, columns, 1e-4)
+    factor = (NEXT.content[0][1] * unit) ** 0.5
+    columns = factor * directions_of(made.content, made.trained)["text"]
 
     def answer(solved: Tensor) -> Tensor:
         return torch.from_numpy(follows @ solved.numpy()) + columns @ (columns.T @ solved)
 
     rows = made.rows.decayed(NEXT_DECAY)
-    figures["exact"] = made.value(exact_scorer(product, diagonal + ridge, columns, images, rows, answer))
-    figures["cpu_seconds_of_exact"] = round(time.process_time() - cpu, 1)
-    return figures
+    value = made.value(exact_scorer(product, diagonal + ridge, columns, factor * images, rows, answer))
+    return {"exact": value, "cpu_seconds_of_exact": round(time.process_time() - cpu, 1)}
 
 
 def added(blocks: tuple[LinearBlock, ...], history: Rows) -> Scorer:
@@ -259,19 +282,26 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def piece(name: str, data_path: str | None, of: str) -> dict[str, Any]:
+PARTS = {
+    "closed": closed,
+    "closed-exact": exact_closed,
+    "closed-svd": svd_closed,
+    "next": following,
+    "next-exact": exact_following,
+}
+
+
+def piece(name: str, data_path: str | None, of: str, work: Path) -> dict[str, Any]:
     """Measure one piece in this process."""
     kind, *rest = name.split(":")
     if kind != "copies":
         return quality(kind, rest[0], data_path)
-    copies = int(rest[0])
-    made = Copies(of, data_path, copies)
+    made = Copies(of, data_path, int(rest[0]))
     before = peak()
-    figures = (closed if rest[1] == "closed" else following)(made, copies <= EXACT_UP_TO)
-    about = {"of": of, "copies": copies, "block": rest[1], "items": int(made.trained.sum()), "mib_before": before}
+    kept = work / f"copies-{rest[0]}-{rest[1].partition('-')[0]}.pt"  # what the exact scores take from the solution
+    figures = PARTS[rest[1]](made, kept)
+    about = {"of": of, "copies": int(rest[0]), "part": rest[1], "items": int(made.trained.sum()), "mib_before": before}
     about |= {"interactions": len(made.history.ids), "users_asked": len(made.rows.sizes)}
-    if "exact" in figures:
-        figures["loss"] = 1 - figures["cut"] / figures["exact"]
     return about | figures | {"neighbours": NEIGHBOURS_OF_FIT, "kept": KEPT}
 
 
@@ -287,7 +317,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.piece:
         sys.argv = sys.argv[:1]  # RecBole's Config reads the command line
-        print(json.dumps(piece(options.piece, options.data_path, options.of)))
+        print(json.dumps(piece(options.piece, options.data_path, options.of, Path(options.work))))
         return 0
     work = Path(options.work)
     work.mkdir(parents=True, exist_ok=True)
@@ -296,7 +326,7 @@ def main() -> int:
     for name in options.pieces.split(","):
         kept = work / f"{name.replace(':', '-')}.json"
         if not kept.is_file():
-            command = [sys.executable, __file__, "--piece", name, "--of", options.of]
+            command = [sys.executable, __file__, "--piece", name, "--of", options.of, "--work", options.work]
             command += ["--data_path", options.data_path] if options.data_path else []
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             kept.write_text(done.stdout.splitlines()[-1])

@@ -98,6 +98,23 @@ def test_a_large_catalogue_is_the_same_in_evaluation_checkpoints_and_exports(bey
     assert json.loads((tmp_path / "export" / "manifest.json").read_text())["blocks"][0]["name"] == "closed_form"
 
 
+def test_an_index_of_the_vectors_answers_as_exact_scoring(beyond, tmp_path):
+    pytest.importorskip("faiss")
+    from recbole_llm.commands.export import build_index
+
+    _, trainer, loaders = beyond
+    model, dataset = trainer.model.eval(), loaders[0]._dataset
+    export_model(model, dataset, tmp_path / "ivf", index="ivf", history="train", build_index=build_index)
+    export_model(model, dataset, tmp_path / "exact", index="exact", history="train")
+    through, plain = (Recommender(load_export(tmp_path / name)) for name in ("ivf", "exact"))
+    assert through._retriever is not None and plain._retriever is None
+    for user in through.export.user_ids[:12]:
+        request = Request(user=user, k=5)
+        found, wanted = through.recommend(request), plain.recommend(request)
+        assert [item.id for item in found.items] == [item.id for item in wanted.items]
+        assert [item.score for item in found.items] == pytest.approx([item.score for item in wanted.items], abs=1e-5)
+
+
 def test_a_final_fit_repeats_the_form(beyond, caplog):
     _, trainer, _ = beyond
     model, data = trainer.model.eval(), trainer.model.training_data()

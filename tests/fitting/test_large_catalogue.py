@@ -71,6 +71,18 @@ def test_with_every_neighbour_it_is_the_dense_form(setting, exact):
     assert block.constants == {"neighbours": 1000.0, "kept": 1000.0}
 
 
+def test_confidences_count_as_in_the_dense_form(exact):
+    train = complete(interactions(n_users=80, n_items=31, seed=4)[2])
+    train = replace(train, confidence=torch.rand(len(train.ids), generator=torch.Generator().manual_seed(0)) + 0.2)
+    content, setting = text_of(31), of_text(0.3, ridge=2.0)
+    found = dense_of(fit_closed_form(train, 31, content, setting=setting, form="neighbourhoods").block())
+    wanted = fit_closed_form(train, 31, content, setting=setting, dim="full").source.double()
+    off = ~torch.eye(31, dtype=torch.bool)
+    torch.testing.assert_close(found[off], wanted[off], rtol=1e-3, atol=2e-5)
+    plain = fit_closed_form(replace(train, confidence=None), 31, content, setting=setting, dim="full").source.double()
+    assert not torch.allclose(plain[off], wanted[off], rtol=1e-2, atol=1e-4)
+
+
 def test_a_catalogue_beyond_the_limit_takes_what_validation_prefers(exact, monkeypatch, caplog):
     monkeypatch.setattr(large_catalogue, "SPECTRAL_DIMS", (2, 4))
     monkeypatch.setattr(large_catalogue, "SEARCH_DIM_OF_MANY", 2)

@@ -33,6 +33,7 @@ from recbole_llm.loaded import LoadedModel
 from recbole_llm.retrieval.audience import AskedItem, known_items, top_users
 from recbole_llm.retrieval.exact import ExactRetriever
 from recbole_llm.retrieval.recommender import Recommender, Request
+from recbole_llm.retrieval.remote import RemoteRetriever
 from recbole_llm.scoring.block import LinearBlock, direct_entries
 from recbole_llm.scoring.item_rows import AllRows
 from recbole_llm.scoring.rows import Rows
@@ -281,6 +282,36 @@ def test_damaged_direct_rows_are_refused(case):
     change(tensors)
     with pytest.raises(ExportError, match=message):
         read_direct(memoryview(save(tensors)), 4, 2)
+
+
+class Server(RemoteRetriever):
+    """A server that finds the best vectors by looking at all of them."""
+
+    def __init__(self, export, catalog):
+        super().__init__(export, catalog)
+        self.export, self.hidden = export, []
+
+    def ranked(self, query, n, hidden):
+        self.hidden.append(set(hidden.tolist()))
+        scores = np.where(self.export.listed, self.export.vector @ query + self.export.bias, -np.inf)
+        scores[hidden] = -np.inf
+        return np.argsort(-scores)[: min(n, int(np.isfinite(scores).sum()))]
+
+
+def test_a_server_is_asked_for_what_direct_rows_do_not_touch(tmp_path):
+    score = made_score(blocks=direct_blocks())
+    export = exported(score, padded(made_history("both")), tmp_path / "export")
+    servers = []
+
+    def through(export, catalog):
+        servers.append(Server(export, catalog))
+        return servers[0]
+
+    request = Request(user="u2", k=2, exclude_seen=False)
+    recommender = Recommender(export, through)
+    assert recommender.recommend(request) == Recommender(export).recommend(request)
+    touched = set(recommender._prepare(request).query.touched.tolist())
+    assert touched and all(touched & set(np.flatnonzero(export.listed)) <= hidden for hidden in servers[0].hidden)
 
 
 def test_an_index_finds_what_exact_scoring_finds(tmp_path):
