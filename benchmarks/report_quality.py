@@ -373,7 +373,7 @@ def large_catalogue(data: Json) -> Section:
         if "part" in p:
             made.setdefault((p["copies"], p["part"].partition("-")[0]), {}).update(p)
     rows = []
-    for (copies, block), p in made.items():
+    for (_, block), p in made.items():
         values = [f"{p[name]:.4f}" if name in p else "" for name in ("exact", "uncut", "cut", "svd")]
         loss = f"{1 - p['cut'] / p['exact']:.1%}" if "exact" in p and "cut" in p else ""
         rows.append([block, p["items"], p["interactions"], *values, loss, p.get("cpu_seconds", ""),
