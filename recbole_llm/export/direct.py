@@ -7,13 +7,13 @@ Row j of block b holds the items that j adds to, ascending, and how much. With t
     score_i = <q, w_i> + bias_i + sum_b f_b (sum_j t_j / T^e_b M_b,ji - dislikes_b sum_{j disliked} M_b,ji)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from recbole_llm.export.errors import ExportError
-from recbole_llm.export.manifest import DIRECT
+from recbole_llm.export.manifest import DIRECT, Block
 from recbole_llm.export.tensor_file import parse_tensors, take
 
 
@@ -72,22 +72,24 @@ def to_tensors(direct: Mapping[int, DirectRows]) -> dict[str, np.ndarray]:
     return tensors
 
 
-def read_direct(content: memoryview, n_items: int, n_blocks: int) -> dict[int, DirectRows]:
+def read_direct(content: memoryview, n_items: int, blocks: Sequence[Block]) -> dict[int, DirectRows]:
     """Read the file and check it.
 
     Args:
         content: of the file.
         n_items: N.
-        n_blocks: blocks of the export.
+        blocks: of the export.
 
     Raises:
         ExportError: if a tensor is missing, is of another shape or kind, or is none of a block's; if rows do not fit together;
-            or if an item is out of bounds or not in order.
+            if an item is out of bounds or not in order; or if a block's queries have length 1.
     """
     tensors = parse_tensors(content, DIRECT)
     found = {}
-    for b in range(n_blocks):
+    for b, block in enumerate(blocks):
         if f"{b}.offsets" in tensors:
+            if block.scoring != "dot":
+                raise ExportError(f"{DIRECT}: block {b} scores by {block.scoring}, which has no direct rows.")
             offsets = take(tensors, DIRECT, f"{b}.offsets", np.int64, (n_items + 1,))
             items = take(tensors, DIRECT, f"{b}.items", np.int32, (None,))
             values = take(tensors, DIRECT, f"{b}.values", np.float32, (len(items),))

@@ -261,7 +261,7 @@ def load_export(
         encoders=tuple(encoders),
         search=_read_search(opened[SEARCH], content, N) if SEARCH in opened else None,
         search_index=opened.get(SEARCH_INDEX),
-        direct=read_direct(opened[DIRECT], N, len(manifest.blocks)) if DIRECT in opened else {},
+        direct=read_direct(opened[DIRECT], N, manifest.blocks) if DIRECT in opened else {},
     )
 
 

@@ -400,7 +400,7 @@ def _without_items(score: Score, data: TrainingData, left: Rows, options: FitOpt
     """The score without some items' interactions: the closed form fitted anew, the learned block as it is.
 
     It only tells where cold-start items should stand. So the next-item block is left out, and beyond ``EXACT_ITEMS`` items the
-    SVD form of rank ``DIM`` does, where the kernels have one.
+    SVD form of rank ``DIM`` does, where the kernels have one; for a closed form by neighbourhoods, that form.
     """
     closed, learned = score.block("closed_form"), score.block("learned")
     if closed is None:

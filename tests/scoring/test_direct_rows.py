@@ -26,6 +26,7 @@ from test_numpy_twin import exported, padded
 from recbole_llm.export.direct import DirectRows, read_direct, to_tensors
 from recbole_llm.export.errors import ExportError
 from recbole_llm.export.export_model import _refuse_direct_graphs
+from recbole_llm.export.manifest import Block
 from recbole_llm.export.model_tables import direct_of
 from recbole_llm.export.pooling import Pooling
 from recbole_llm.export.reader import load_export
@@ -266,6 +267,7 @@ DAMAGED = {
     "other kind": (lambda t: t.update({"0.items": np.array([1, 2, 0], np.int64)}), "expected int32"),
     "no items": (lambda t: t.pop("0.items"), "lacks the tensor '0.items'"),
     "of no block": (lambda t: t.update({"2.offsets": t.pop("0.offsets")}), "do not belong there"),
+    "of a cosine": (lambda t: t.update({"1.offsets": t.pop("0.offsets")}), "scores by cosine"),
     "nothing": (lambda t: t.clear(), "no rows of any block"),
 }
 
@@ -275,13 +277,14 @@ def test_damaged_direct_rows_are_refused(case):
     from safetensors.numpy import save
 
     tensors = to_tensors({0: rows_of([0, 2, 2, 3, 3], [1, 2, 0], [0.5, 1, 2])})
-    found = read_direct(memoryview(save(tensors)), 4, 2)[0]
+    blocks = [Block("closed_form", 3, 0.0, 1.0), Block("learned", 2, 0.5, 1.0, "cosine")]
+    found = read_direct(memoryview(save(tensors)), 4, blocks)[0]
     assert found.between(np.array([0, 2, 9]), np.array([2, 0, 7])).tolist() == [[1, 0, 0], [0, 2, 0], [0, 0, 0]]
     assert found.into(0)[0].tolist() == [2] and found.entries(np.array([3, 0, 4]))[1].tolist() == [1, 2]
     change, message = DAMAGED[case]
     change(tensors)
     with pytest.raises(ExportError, match=message):
-        read_direct(memoryview(save(tensors)), 4, 2)
+        read_direct(memoryview(save(tensors)), 4, blocks)
 
 
 class Server(RemoteRetriever):
