@@ -10,7 +10,7 @@ import torch
 import recbole_llm  # noqa: F401
 
 pytest.importorskip("recbole")
-from test_order import train, walks  # noqa: F401
+from test_order import BY_TIME, COLUMNS, train, write_walks
 
 from recbole_llm.bridge.evaluation.rows import ranked_rows
 from recbole_llm.bridge.evaluation.streaming import rank_all
@@ -23,26 +23,46 @@ from recbole_llm.fitting.refit import chosen_of, refit
 from recbole_llm.retrieval.recommender import Recommender, Request
 
 
-@pytest.fixture
-def beyond(walks, tmp_path, monkeypatch):  # noqa: F811
+@pytest.fixture(scope="module")
+def beyond(toy_path, tiny_encoder, tmp_path_factory):
     """A trained model of a circle of 48 items with a limit of 10, both blocks by neighbourhoods; vectors tell the place."""
+    folder = tmp_path_factory.mktemp("beyond")
     angle = 2 * np.pi * np.arange(48) / 48
     vectors = np.stack([np.cos(angle), np.sin(angle), np.cos(2 * angle), np.sin(2 * angle)], 1).astype(np.float32)
-    np.save(tmp_path / "vectors.npy", vectors)
-    (tmp_path / "vectors.ids.txt").write_text("".join(f"i{i}\n" for i in range(48)))
+    np.save(folder / "vectors.npy", vectors)
+    (folder / "vectors.ids.txt").write_text("".join(f"i{i}\n" for i in range(48)))
+    write_walks(folder / "data", toy_path)
     # i47 is in the test part alone: a cold item
-    inter = tmp_path / "data" / "toy" / "toy.inter"
+    inter = folder / "data" / "toy" / "toy.inter"
     lines = inter.read_text().splitlines()
     inter.write_text("\n".join([*(line for line in lines if "\ti47\t" not in line), "u0\ti47\t10\n"]))
-    monkeypatch.setitem(fit_closed_form.__kwdefaults__, "max_dense_items", 10)
-    monkeypatch.setattr(next_item, "MAX_ITEMS", 10)
-    monkeypatch.setattr(large_catalogue, "SPECTRAL_DIMS", (1,))
-    monkeypatch.setattr(large_catalogue, "SEARCH_DIM_OF_MANY", 1)
-    monkeypatch.setattr(large_catalogue, "KEPT", 20)
-    monkeypatch.setattr(next_item, "NEXT_WEIGHTS", (0.3,))
-    monkeypatch.setattr(pipeline, "choose_decays", lambda score, *args: score)
-    config = walks | {"item_features_file": str(tmp_path / "vectors.npy"), "epochs": 1}
-    return config, *train(config | {"cold_boost": 1.0})
+    config = {
+        "data_path": str(folder / "data"),
+        "encoder": str(tiny_encoder),
+        "feature_cache_dir": str(folder / "features"),
+        "checkpoint_dir": str(folder / "saved"),
+        "item_features_file": str(folder / "vectors.npy"),
+        "gpu_id": "",
+        "epochs": 1,
+        "embedding_size": 16,
+        "show_progress": False,
+        "state": "WARNING",
+        "metrics": ["Recall", "NDCG"],
+        "topk": [5, 10],
+        "valid_metric": "NDCG@10",
+        "eval_args": BY_TIME,
+        "load_col": COLUMNS,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setitem(fit_closed_form.__kwdefaults__, "max_dense_items", 10)
+        patch.setattr(next_item, "MAX_ITEMS", 10)
+        patch.setattr(large_catalogue, "SPECTRAL_DIMS", (1,))
+        patch.setattr(large_catalogue, "SEARCH_DIM_OF_MANY", 1)
+        patch.setattr(large_catalogue, "KEPT", 20)
+        patch.setattr(next_item, "NEXT_WEIGHTS", (0.3,))
+        patch.setattr(pipeline, "choose_decays", lambda score, *args: score)
+        yield config, *train(config | {"cold_boost": 1.0})
 
 
 def test_a_large_catalogue_is_the_same_in_evaluation_checkpoints_and_exports(beyond, tmp_path, caplog):
@@ -92,6 +112,10 @@ def test_a_large_catalogue_is_the_same_in_evaluation_checkpoints_and_exports(bey
     assert not (names["closed_form"].direct.ids == cold).any()
     coded = export_model(again, dataset, tmp_path / "coded", history="train", dtype="int8", rescore=True)
     assert coded.min_reader == 6
+    in_bytes, request = Recommender(load_export(tmp_path / "coded")), Request(user=export.user_ids[3], k=5)
+    found, wanted = in_bytes.recommend(request), recommender.recommend(request)
+    assert [item.id for item in found.items] == [item.id for item in wanted.items]
+    assert [item.score for item in found.items] == pytest.approx([item.score for item in wanted.items], abs=1e-4)
     with pytest.raises(ValueError, match="onnx"):
         export_model(again, dataset, tmp_path / "graphs", history="train", onnx=True)
     assert not (tmp_path / "graphs").exists()
