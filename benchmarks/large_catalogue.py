@@ -4,8 +4,8 @@
 
 ``DATASET:dense`` and ``DATASET:beyond`` fit the closed form of RecBole's default split with its defaults, the second with a limit
 of 1,000 items, so that validation chooses between neighbourhoods and the SVD form. ``copies:N:closed`` and ``copies:N:next`` solve
-for one block of a catalogue that is made of N copies of ``--of`` with documented constants, and rank for 2,000 validation users.
-``-exact`` ranks for them by exact scores, which conjugate gradients find for these users alone, and ``-svd`` in the SVD form.
+for one block of a catalogue that is made of N copies of ``--of`` with documented constants. ``-ranked`` ranks by it for 2,000
+validation users, ``-exact`` by exact scores, which conjugate gradients find for these users alone, and ``-svd`` in the SVD form.
 
 A made catalogue has the items and users of the data set N times over. Every interaction goes to the same item of another copy
 with a chance of 15%. Each copy's text vectors have noise of .3 of their standard deviation. The newest interaction but one of a
@@ -52,8 +52,11 @@ PIECES = (
     "amazon-beauty:dense",
     "amazon-beauty:beyond",
     "ml-1m-text:beyond",
-    *(f"copies:{copies}:{part}" for copies in (1, 3) for part in ("closed", "closed-exact", "next", "next-exact")),
-    *(f"copies:9:{part}" for part in ("closed", "closed-exact", "closed-svd", "next", "next-exact")),
+    *(f"copies:{copies}:{part}" for copies in (1, 3) for part in ("closed", "closed-ranked", "next", "next-ranked")),
+    *(
+        f"copies:9:{part}"
+        for part in ("closed", "closed-ranked", "closed-exact", "closed-svd", "next", "next-ranked", "next-exact")
+    ),
 )
 LIMIT = 1_000
 MOVED, NOISE = 0.15, 0.3
@@ -94,9 +97,22 @@ class Copies:
         dataset: what it is made of.
         data_path: where that is.
         copies: how many times.
+        kept: where it is read from, or written to.
     """
 
-    def __init__(self, dataset: str, data_path: str | None, copies: int) -> None:
+    def __init__(self, dataset: str, data_path: str | None, copies: int, kept: Path) -> None:
+        if not kept.is_file():
+            self._make(dataset, data_path, copies)
+            torch.save({"n": self.n_items, "text": self.content["text"], "history": vars(self.history),
+                        "targets": vars(self.targets)}, kept)  # fmt: skip
+        made = torch.load(kept)
+        self.n_items, self.content = made["n"], {"text": made["text"]}
+        self.history, self.targets = Rows(**made["history"]), Rows(**made["targets"])
+        self.trained = torch.bincount(self.history.ids, minlength=self.n_items) > 0
+        users = evenly(torch.nonzero((self.targets.sizes > 0) & (self.history.sizes > 0)).squeeze(1), USERS)
+        self.rows, self.asked = self.history.select(users), self.targets.select(users)
+
+    def _make(self, dataset: str, data_path: str | None, copies: int) -> None:
         from recbole_llm.bridge.experiments.leave_one_out import load, prepare
 
         values = {"data_path": data_path, "show_progress": False, "state": "WARNING"}
@@ -119,9 +135,6 @@ class Copies:
             self.content["text"][0][of] = vectors[1:] + noise
             self.content["text"][1][of] = present[1:]
         self.content["text"][0][~self.content["text"][1]] = 0.0
-        self.trained = torch.bincount(self.history.ids, minlength=self.n_items) > 0
-        users = evenly(torch.nonzero((self.targets.sizes > 0) & (self.history.sizes > 0)).squeeze(1), USERS)
-        self.rows, self.asked = self.history.select(users), self.targets.select(users)
 
     @staticmethod
     def _stacked(rows: Rows, n: int, copies: int, generator: torch.Generator) -> Rows:
@@ -173,7 +186,7 @@ def ridge_of_closed(popularity: Tensor) -> tuple[Tensor, float]:
 
 
 def closed(made: Copies, kept: Path) -> dict[str, Any]:
-    """The closed form by neighbourhoods, uncut and cut."""
+    """Solve for the closed form by neighbourhoods."""
     items = warm_items(made.history, made.content, made.n_items)
     n, weights = len(items.items), user_weights(items.train, CLOSED.user_exponent)
     cpu = time.process_time()
@@ -184,17 +197,34 @@ def closed(made: Copies, kept: Path) -> dict[str, Any]:
     figures["peak_mib_of_fit"] = peak()
     assert cut.direct is not None
     figures["entries_a_row"] = len(cut.direct.ids) / n
-    rows = items.compact(made.rows.decayed(CLOSED_DECAY))
-    for name, scorer in (("cut", cut.scorer(rows)), ("uncut", found.scorer(rows))):
-        figures[name] = made.value(in_catalogue(items, scorer))
     popularity = solver.popularity
     images = solver._images["text"]
     _, factor = ridge_of_closed(popularity)
     columns = factor * items.content["text"]
     inner = torch.from_numpy(solver._inverse.diagonal())
     inner -= ((factor * images @ woodbury_core(columns, factor * images)) * factor * images).sum(1)
-    torch.save({"images": images, "inner": inner}, kept)
+    torch.save({"images": images, "inner": inner, "blocks": [state_of(cut)], "uncut": state_of(found.block())}, kept)
     return figures
+
+
+def state_of(block: LinearBlock) -> dict[str, Any]:
+    """A block as plain tensors."""
+    direct = None if block.direct is None else vars(block.direct)
+    return {"name": block.name, "source": block.source, "target": block.target, "direct": direct}
+
+
+def block_of(state: dict[str, Any]) -> LinearBlock:
+    """The inverse of :func:`state_of`."""
+    direct = None if state["direct"] is None else Rows(**state["direct"])
+    return LinearBlock(**state | {"direct": direct})
+
+
+def ranked_closed(made: Copies, kept: Path) -> dict[str, Any]:
+    """Rank by the closed form by neighbourhoods, its rows cut and whole."""
+    items, local = warm_items(made.history, made.content, made.n_items), torch.load(kept)
+    rows = items.compact(made.rows.decayed(CLOSED_DECAY))
+    states = {"cut": local["blocks"][0], "uncut": local["uncut"]}
+    return {name: made.value(in_catalogue(items, block_of(state).scorer(rows))) for name, state in states.items()}
 
 
 def exact_closed(made: Copies, kept: Path) -> dict[str, Any]:
@@ -238,18 +268,23 @@ def in_catalogue(items: WarmItems, scorer: Scorer) -> Scorer:
 
 
 def following(made: Copies, kept: Path) -> dict[str, Any]:
-    """The next-item block by neighbourhoods."""
+    """Solve for the next-item block by neighbourhoods."""
     cpu = time.process_time()
     directions = directions_of(made.content, made.trained)
     solver = LocalNextItem(made.history, made.n_items, directions)
-    blocks = tuple(replace(block, decay=NEXT_DECAY) for block in solver.blocks(NEXT))
+    blocks = solver.blocks(NEXT)
     figures: dict[str, Any] = {"cpu_seconds": round(time.process_time() - cpu, 1), "peak_mib_of_fit": peak()}
     figures["gram_entries"] = int(solver._gram.nnz)
     assert blocks[0].direct is not None
     figures["entries_a_row"] = len(blocks[0].direct.ids) / made.n_items
-    figures["cut"] = made.value(added(blocks, made.rows))
-    torch.save({"images": solver._images["text"]}, kept)
+    torch.save({"images": solver._images["text"], "blocks": [state_of(block) for block in blocks]}, kept)
     return figures
+
+
+def ranked_following(made: Copies, kept: Path) -> dict[str, Any]:
+    """Rank by the next-item block by neighbourhoods."""
+    blocks = tuple(replace(block_of(state), decay=NEXT_DECAY) for state in torch.load(kept)["blocks"])
+    return {"cut": made.value(added(blocks, made.rows))}
 
 
 def exact_following(made: Copies, kept: Path) -> dict[str, Any]:
@@ -284,9 +319,11 @@ def peak() -> int:
 
 PARTS = {
     "closed": closed,
+    "closed-ranked": ranked_closed,
     "closed-exact": exact_closed,
     "closed-svd": svd_closed,
     "next": following,
+    "next-ranked": ranked_following,
     "next-exact": exact_following,
 }
 
@@ -296,7 +333,7 @@ def piece(name: str, data_path: str | None, of: str, work: Path) -> dict[str, An
     kind, *rest = name.split(":")
     if kind != "copies":
         return quality(kind, rest[0], data_path)
-    made = Copies(of, data_path, int(rest[0]))
+    made = Copies(of, data_path, int(rest[0]), work / f"made-{rest[0]}.pt")
     before = peak()
     kept = work / f"copies-{rest[0]}-{rest[1].partition('-')[0]}.pt"  # what the exact scores take from the solution
     figures = PARTS[rest[1]](made, kept)
