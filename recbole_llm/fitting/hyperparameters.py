@@ -287,9 +287,6 @@ class Local:
         items: the items.
         weights: w of ``ease.py``.
         subset: validation data.
-
-    Attributes:
-        solutions: by which settings are solved for.
     """
 
     def __init__(self, items: WarmItems, weights: Tensor, subset: Validation) -> None:
