@@ -25,6 +25,7 @@ from report_quality import (
     cold,
     gains,
     gains_by_time,
+    large_catalogue,
     quality,
     robustness,
     sharing,
@@ -374,6 +375,7 @@ RENDERERS: dict[str, Callable[[Json], Section]] = {
         sharing,
         robustness,
         svd_form,
+        large_catalogue,
         stages,
         import_speed,
         import_paired,
@@ -415,7 +417,8 @@ def section(file: Path) -> Section:
 
 
 # what a reader looks for first; kinds that are not named stand between the two
-FIRST_KINDS = ("quality", "temporal", "cold", "subsets", "robustness", "calibration", "stages", "svd_form", "end_to_end",
+FIRST_KINDS = ("quality", "temporal", "cold", "subsets", "robustness", "calibration", "stages", "svd_form", "large_catalogue",
+               "end_to_end",
                "kernel_speed", "serving")  # fmt: skip
 LAST_KINDS = ("stock_models", "gpu_acceptance", "emulator", "aot_report")
 

@@ -358,6 +358,43 @@ def robustness(data: Json) -> Section:
     return Section([*facts(data), f"{data['metric']}.", "", *table(head, rows)], [plot])
 
 
+def large_catalogue(data: Json) -> Section:
+    """Catalogues beyond the dense limit: both forms against the dense one, and made catalogues against exact scores."""
+    pieces = data["pieces"]
+    fits = [p for p in pieces if "form" in p]
+    lines = [*facts(data)]
+    rows = [
+        [p["dataset"], p["items"], p["limit"], p["form"], f"{p['valid']:.4f}", f"{p['test']:.4f}", p["cpu_seconds"]]
+        for p in fits
+    ]
+    lines += table(["dataset", "items", "limit", "form taken", "valid", "test", "CPU seconds"], rows)
+    made: dict[tuple[int, str], Json] = {}
+    for p in pieces:
+        if "part" in p:
+            made.setdefault((p["copies"], p["part"].partition("-")[0]), {}).update(p)
+    rows = []
+    for (_, block), p in made.items():
+        values = [f"{p[name]:.4f}" if name in p else "" for name in ("exact", "uncut", "cut", "svd")]
+        loss = f"{1 - p['cut'] / p['exact']:.1%}" if "exact" in p and "cut" in p else ""
+        rows.append([block, p["items"], p["interactions"], *values, loss, p.get("cpu_seconds", ""),
+                     p.get("peak_mib_of_fit", "")])  # fmt: skip
+    if rows:
+        head = [
+            "block",
+            "items",
+            "interactions",
+            "exact",
+            "uncut",
+            "cut",
+            "SVD",
+            "cut below exact",
+            "CPU seconds",
+            "peak MiB",
+        ]
+        lines += ["Made catalogues, validation NDCG@10:", "", *table(head, rows)]
+    return Section(lines, [])
+
+
 def svd_form(data: Json) -> Section:
     """The closed form without an items x items matrix: against the dense form, and what large catalogues cost."""
     lines = [*facts(data)]

@@ -212,9 +212,10 @@ class LoadedModel:
             query = self._of_items(history)
         export = self.export
         vector = export.vector[[target]]
-        added = self._pooling.contributions(query, vector)[0]
+        added = self._pooling.contributions(query, vector, np.array([target]))[0]
         order = np.argsort(-added, kind="stable")
-        own = float((vector[0].astype(np.float64) @ query.vector) - added.sum())
+        direct = float(query.adds[query.touched == target].sum())
+        own = float((vector[0].astype(np.float64) @ query.vector) + direct - added.sum())
         of_order = self._pooling.of_order(query, vector)
         rows = [(export.item_ids[at], export.records[at].title, value) for at, value in
                 zip(history[order].tolist(), added[order].tolist(), strict=True)]  # fmt: skip
@@ -244,12 +245,14 @@ class LoadedModel:
             Ids and ``[N, D]`` float32, or ``[N, D + 1]``.
 
         Raises:
-            ValueError: on another side, or a bias for sources.
+            ValueError: on another side, a bias for sources, or a bias where vectors alone give no score.
         """
         if side not in SIDES:
             raise ValueError(f"side is {side!r}; expected one of {', '.join(SIDES)}.")
         if bias and side == "source":
             raise ValueError("bias belongs to targets; leave it out for side='source'.")
+        if bias:
+            self._refuse_direct()
         export = self.export
         vectors = np.array(export.vector if side == "target" else export.source, np.float32)
         if bias:
@@ -268,8 +271,10 @@ class LoadedModel:
             Ids in the order given and ``[n, D]`` float32, or ``[n, D + 1]``.
 
         Raises:
-            ValueError: if an id is unknown.
+            ValueError: if an id is unknown, or a column of ones is asked for where vectors alone give no score.
         """
+        if bias:
+            self._refuse_direct()
         rows = np.arange(len(self.export.user_ids)) if ids is None else np.array(self._user_rows(ids), np.int64)
         vectors = np.ones((len(rows), self.export.manifest.dim + bias), np.float32)
         for at, row in enumerate(rows.tolist()):
@@ -277,6 +282,14 @@ class LoadedModel:
         return Vectors([self.export.user_ids[row] for row in rows.tolist()], vectors)
 
     # ------------------------------------------------------------------ rows
+
+    def _refuse_direct(self) -> None:
+        """Raise ``ValueError`` where a score is more than a product of vectors."""
+        if self.export.direct:
+            raise ValueError(
+                "bias: a score of this model is no product of vectors alone, as direct rows between items add to it. Leave bias "
+                "out for the vectors, and call recommend for scores."
+            )
 
     @cached_property
     def _pooling(self) -> Pooling:
@@ -303,14 +316,15 @@ class LoadedModel:
         history = export.history_items[span].astype(np.int64)
         part = export.part_of(row)
         ranks = None if export.history_rank is None else export.history_rank[span]
-        return history, self._pooling.query(export.source[history], export.history_weight[span], part, ranks)
+        weight, disliked = export.history_weight[span], export.disliked_of(row)
+        return history, self._pooling.query(export.source[history], weight, part, ranks, history, disliked)
 
     def _of_items(self, history: np.ndarray) -> Query:
         """The query of a new user's history, oldest first."""
         ranks = np.arange(len(history) - 1, -1, -1, dtype=np.float32)
         decay = self.export.manifest.history_decay
         times = np.ones(len(history), np.float32) if decay is None else np.exp(-ranks / np.float32(decay))
-        return self._pooling.query(self.export.source[history], times, None, ranks)
+        return self._pooling.query(self.export.source[history], times, None, ranks, history)
 
 
 def load(

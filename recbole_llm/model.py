@@ -240,7 +240,10 @@ class LLMTwoTower(GeneralRecommender):
 
     @torch.no_grad()
     def user_vectors(self, users: Tensor) -> Tensor:
-        """Compute queries x_u of known users, ``[B]`` int64 -> ``[B, D]``; every factor of the score is in them."""
+        """Compute queries x_u of known users, ``[B]`` int64 -> ``[B, D]``; every factor of the score is in them.
+
+        Where a block has direct rows (:mod:`recbole_llm.scoring.block`), they are no part of these products.
+        """
         score = self.score
         return score.queries(self.ranking_history.select(users), score.user_parts(users))
 
@@ -252,7 +255,7 @@ class LLMTwoTower(GeneralRecommender):
 
     @property
     def has_item_vectors(self) -> bool:
-        """Whether all targets are stored vectors, and none is the full closed form's identity."""
+        """Whether a score is a product of stored vectors, without the full closed form's identity and without direct rows."""
         return self.score.has_vectors
 
     @torch.no_grad()

@@ -110,6 +110,7 @@ def export_model(
         build_search_index=build_search_index,
         history=history,
     )
+    _refuse_direct_graphs(contents.direct, onnx)
     card = model_card(contents, getattr(dataset, "dataset_name", ""), quality)
     manifest = write_artifact(output, replace(contents, card=card, onnx=onnx, dtype=dtype, rescore=rescore))
     counts = manifest.counts
@@ -127,6 +128,14 @@ def _check_dtype(dtype: str, rescore: bool, onnx: bool) -> None:
     if onnx and dtype != "float32":
         raise ValueError(
             f"onnx needs dtype float32, and dtype is {dtype!r}: the graphs read float32 vectors. Leave one out."
+        )
+
+
+def _refuse_direct_graphs(direct: Mapping[int, Any], onnx: bool) -> None:
+    if direct and onnx:
+        raise ValueError(
+            "onnx: the graphs hold products of vectors, and direct rows between items add to this model's scores. Leave onnx "
+            "out, or set closed_form_dim to a rank, which has vectors alone."
         )
 
 
@@ -210,6 +219,7 @@ def contents_of(
         disliked_items=None if disliked is None else disliked.ids.numpy() - 1,
         content=tables.content,
         sequence=tables.sequence,
+        direct=tables.direct,
         search=search,
         search_index=_search_index(index, tables, search, build_search_index),
         probability=tables.probability,

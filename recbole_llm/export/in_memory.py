@@ -48,6 +48,7 @@ def export_in_memory(contents: ExportContents) -> Export:
         disliked_items=None if contents.disliked_items is None else np.asarray(contents.disliked_items, np.int32),
         content={name: float32(table) for name, table in contents.content.items()},
         search=contents.search,
+        direct=dict(contents.direct),
         search_index=None if contents.search_index is None else memoryview(contents.search_index),
         # they made the contents, so they may be loaded
         encoders=() if contents.encoder is None else (contents.encoder.name,),

@@ -22,11 +22,13 @@ CODED_SCHEMA = 4  # vectors in eight bits
 PICTURE_SCHEMA = 5  # the space of pictures in search.safetensors, and their encoder here
 SEQUENCE_SCHEMA = 6  # sequence.safetensors
 PROFILE_SCHEMA = 6  # the map of users' profiles, and how their columns make a text
+DIRECT_SCHEMA = 6  # direct.safetensors
 SCHEMA = 6
 MANIFEST = "manifest.json"
 VECTORS, HISTORY, TEXT_MAP = "vectors.safetensors", "history.safetensors", "text_map.safetensors"
 PROFILE_MAP = "profile_map.safetensors"
 CONTENT, SEARCH, EXACT = "content.safetensors", "search.safetensors", "exact.safetensors"
+DIRECT = "direct.safetensors"
 ITEM_IDS, USER_IDS, ITEMS, CARD = "item_ids.txt", "user_ids.txt", "items.jsonl", "README.md"
 INDEX, SEARCH_INDEX = "index.faiss", "search.faiss"
 ONNX_RECOMMEND, ONNX_TEXT_MAP = "recommend.onnx", "text_map.onnx"
@@ -49,6 +51,7 @@ _PLAIN_FILES = frozenset(
         PROFILE_MAP,
         CONTENT,
         EXACT,
+        DIRECT,
         SEARCH,
         SEARCH_INDEX,
         SEQUENCE_FILE,

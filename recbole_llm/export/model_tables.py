@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_llm.export.direct import DirectRows
 from recbole_llm.export.manifest import Block
 from recbole_llm.export.neighbours import neighbours
 from recbole_llm.export.search_tables import SearchTables, TextSpace
@@ -56,6 +57,7 @@ class ModelTables:
         history_rank: ``[nnz]`` of the histories, 0 for the newest; ``None`` where no block fades or reads the order.
         content: by modality ``[N, f]`` directions, zero where an item has none.
         sequence: of the block that reads the order of a history, or ``None``.
+        direct: direct rows by the place of their block in ``blocks``.
     """
 
     blocks: tuple[Block, ...]
@@ -76,6 +78,7 @@ class ModelTables:
     history_rank: np.ndarray | None = None
     content: Mapping[str, np.ndarray] = field(default_factory=dict)
     sequence: SequenceWeights | None = None
+    direct: Mapping[int, DirectRows] = field(default_factory=dict)
 
     def text_map(self, center: Tensor, transform: Tensor | None) -> TextMap | None:
         """Build the map from raw text vectors.
@@ -183,7 +186,7 @@ def tables_of(
         listed=listed.cpu().numpy()[1:],
         offset=_numpy(offset),
         user_part=_numpy(part)[1:] if bool(part.any()) else None,
-        # the full form's targets are the identity: no two of them are similar
+        # the full form's targets are the identity, no two of which are similar; direct rows belong to sources
         similar_by="vector" if score.has_vectors else "source",
         probability=None if score.probability == ProbabilityMap() else score.probability,
         history_rank=_numpy(ranks) if reads_ranks and ranks is not None else None,
@@ -193,6 +196,7 @@ def tables_of(
             if block.source is not None
         },
         sequence=_sequence_of(blocks),
+        direct={b: direct_of(block.direct) for b, block in enumerate(blocks) if block.direct is not None},
         **new_items,
     )
 
@@ -203,6 +207,16 @@ def _sequence_of(blocks: Sequence[LinearBlock]) -> SequenceWeights | None:
         if isinstance(block, SequenceBlock) and block.layer is not None:
             return SequenceWeights({name: _numpy(array) for name, array in block.layer.state_dict().items()})
     return None
+
+
+def direct_of(rows: Rows) -> DirectRows:
+    """Convert a block's direct rows to those of an export, without the padding item."""
+    assert rows.weights is not None
+    offsets, items = rows.offsets.cpu().numpy(), rows.ids.cpu().numpy()
+    first = int(offsets[1])
+    if first or (items == 0).any():
+        raise ValueError("Direct rows hold the padding item 0, which no export has: leave it out of them.")
+    return DirectRows(offsets[1:], (items - 1).astype(np.int32), _numpy(rows.weights))
 
 
 def block_of(block: LinearBlock, slope: float) -> Block:

@@ -5,15 +5,17 @@ With history weights t_j, block b of the query is (:mod:`recbole_llm.export.read
     q_b = f_b (sum_j t_j / T^e_b v_jb + offset_b + part_ub),    T = sum_j t_j,   f_b = scale_b [/ |x_b| for cosine]
 
 so that <q, w_i> + bias_i = sum_j [sum_b f_b t_j / T^e_b <v_jb, w_ib>] + <f (offset + part), w_i> + bias_i: the bracket
-is what item j of the history adds to the score of item i. A block with a decay has t_j times exp(-rank_j / decay). The query of a
-block that reads the order is that of :mod:`recbole_llm.export.sequence`. What it adds belongs to no item of the history alone.
+is what item j of the history adds to the score of item i. A block with a decay has t_j times exp(-rank_j / decay). Direct rows
+(:mod:`recbole_llm.export.direct`) add f_b t_j / T^e_b M_b,ji to the bracket; they are no part of q. The query of a block that
+reads the order is that of :mod:`recbole_llm.export.sequence`. What it adds belongs to no item of the history alone.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from recbole_llm.export.direct import DirectRows
 from recbole_llm.export.manifest import Block
 from recbole_llm.export.reader import Export
 from recbole_llm.export.sequence import SCORING, SequenceWeights
@@ -21,6 +23,7 @@ from recbole_llm.export.sequence import SCORING, SequenceWeights
 CELLS_AT_ONCE = 1 << 17  # contributions: 1 MiB of float64
 TINY = np.float32(1e-12)
 TINIEST = float(np.finfo(np.float32).tiny)
+_NO_ROWS, _NO_VALUES = np.zeros(0, np.int64), np.zeros(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +34,17 @@ class Query:
         vector: ``[D]`` float32, q.
         source: ``[h, D]`` float32, the history's source vectors v_j.
         weights: ``[h, blocks]`` float32, f_b t_j / T^e_b; 0 in a block that reads the order.
+        rows: ``[h]`` int64, rows of the history's items, where direct rows count; else empty.
+        touched: ``[t]`` int64, ascending, the items that direct rows add to.
+        adds: ``[t]`` float64, how much in all.
     """
 
     vector: np.ndarray
     source: np.ndarray
     weights: np.ndarray
+    rows: np.ndarray = field(default_factory=lambda: _NO_ROWS)
+    touched: np.ndarray = field(default_factory=lambda: _NO_ROWS)
+    adds: np.ndarray = field(default_factory=lambda: _NO_VALUES)
 
 
 class Pooling:
@@ -45,12 +54,20 @@ class Pooling:
         blocks: the columns.
         offset: ``[D]`` float32 of every user.
         sequence: of the block that reads the order of a history; ``None`` without one.
+        direct: direct rows by the place of their block.
 
     Raises:
         ValueError: if there is such a block and no ``sequence``.
     """
 
-    def __init__(self, blocks: Sequence[Block], offset: np.ndarray, sequence: SequenceWeights | None = None) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        offset: np.ndarray,
+        sequence: SequenceWeights | None = None,
+        direct: Mapping[int, DirectRows] | None = None,
+    ) -> None:
+        self.direct = dict(direct or {})
         ends = np.cumsum([block.dim for block in blocks])
         self.columns = [slice(int(end) - block.dim, int(end)) for end, block in zip(ends, blocks, strict=True)]
         self.blocks = list(blocks)
@@ -65,7 +82,7 @@ class Pooling:
     @classmethod
     def of(cls, export: Export) -> "Pooling":
         """Make the pooling of an export."""
-        return cls(export.manifest.blocks, export.offset, export.sequence)
+        return cls(export.manifest.blocks, export.offset, export.sequence, export.direct)
 
     def query(
         self,
@@ -73,6 +90,8 @@ class Pooling:
         times: np.ndarray,
         part: np.ndarray | None = None,
         ranks: np.ndarray | None = None,
+        rows: np.ndarray = _NO_ROWS,
+        disliked: np.ndarray = _NO_ROWS,
     ) -> Query:
         """Turn a history into a query.
 
@@ -82,6 +101,8 @@ class Pooling:
             part: ``[D]`` float32 of this user alone, or ``None``.
             ranks: ``[h]`` float32, 0 for the newest, by which blocks with a decay weigh too; ``None``: by ``times`` alone, the
                 last entry being the newest where a block reads the order.
+            rows: ``[h]`` int64, rows of the history's items, by which direct rows count; empty for what is no item.
+            disliked: ``[m]`` int64, rows of this user's disliked items, already in ``part``.
 
         Example:
             >>> pooling = Pooling([Block("closed_form", dim=2, exponent=0.5, scale=3.0)], np.zeros(2, np.float32))
@@ -108,17 +129,40 @@ class Pooling:
                 factor /= max(np.float32(np.linalg.norm(x)), TINY)
             vector[columns] = factor * x
             weights[:, b] = factor * pooled
-        return Query(vector, source, weights)
+        if not self.direct or not len(rows) + len(disliked):
+            return Query(vector, source, weights)
+        touched, adds = self._adds(rows, weights, disliked)
+        return Query(vector, source, weights, rows, touched, adds)
 
-    def parts(self, query: Query, vector: np.ndarray) -> dict[str, np.ndarray]:
+    def _adds(self, rows: np.ndarray, weights: np.ndarray, disliked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The items that direct rows add to, ascending, and how much in all."""
+        items, values = [_NO_ROWS], [_NO_VALUES]
+        for b, direct in self.direct.items():
+            block = self.blocks[b]
+            if len(rows):
+                position, item, value = direct.entries(rows)
+                items.append(item)
+                values.append(value.astype(np.float64) * weights[position, b])
+            if len(disliked) and block.dislikes:
+                _, item, value = direct.entries(disliked)
+                items.append(item)
+                values.append(value * np.float64(-block.dislikes * block.scale))
+        touched, at = np.unique(np.concatenate(items), return_inverse=True)
+        return touched, np.bincount(at.reshape(-1), np.concatenate(values), len(touched))
+
+    def parts(self, query: Query, vector: np.ndarray, items: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Compute what each entry of the history adds to each score in each block, ``[n, h]`` float64 by block name.
 
         Args:
             query: of :meth:`query`.
             vector: target vectors ``[n, D]`` float32.
+            items: ``[n]`` int64, rows of these targets, by which direct rows count; ``None`` for items that have none.
         """
         return {
-            block.name: (vector[:, columns].astype(np.float64) @ query.source[:, columns].T) * query.weights[:, b]
+            block.name: (
+                vector[:, columns].astype(np.float64) @ query.source[:, columns].T + self._direct_part(b, query, items)
+            )
+            * query.weights[:, b]
             for b, (block, columns) in enumerate(zip(self.blocks, self.columns, strict=True))
         }
 
@@ -130,12 +174,25 @@ class Pooling:
         at = self._of_order
         return None if at is None else vector[:, at].astype(np.float64) @ query.vector[at].astype(np.float64)
 
-    def contributions(self, query: Query, vector: np.ndarray) -> np.ndarray:
+    def contributions(self, query: Query, vector: np.ndarray, items: np.ndarray | None = None) -> np.ndarray:
         """Compute what each entry of the history adds to each score in all blocks together, ``[n, h]`` float64.
 
         Arguments are those of :meth:`parts`.
         """
-        return vector.astype(np.float64) @ self._weighted(query).T
+        return vector.astype(np.float64) @ self._weighted(query).T + self._direct(query, items)
+
+    def _direct_part(self, b: int, query: Query, items: np.ndarray | None) -> np.ndarray | float:
+        """What direct rows of a block hold of each target and entry, ``[n, h]``; 0 without any."""
+        if b not in self.direct or items is None or not len(query.rows):
+            return 0.0
+        return self.direct[b].between(query.rows, items)
+
+    def _direct(self, query: Query, items: np.ndarray | None) -> np.ndarray | float:
+        """What direct rows of all blocks add, ``[n, h]``; 0 without any."""
+        found: np.ndarray | float = 0.0
+        for b in self.direct:
+            found = found + self._direct_part(b, query, items) * query.weights[:, b]
+        return found
 
     def _weighted(self, query: Query) -> np.ndarray:
         """The history's source vectors times their weights, ``[h, D]`` float64."""
@@ -144,13 +201,16 @@ class Pooling:
             weighted[:, columns] *= query.weights[:, b, None]
         return weighted
 
-    def largest(self, query: Query, vector: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    def largest(
+        self, query: Query, vector: np.ndarray, limit: int, items: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the entries of the history that add most to each score.
 
         Args:
             query: of :meth:`query`, with h entries.
             vector: target vectors ``[n, D]`` float32.
             limit: most entries per score.
+            items: as of :meth:`parts`.
 
         Returns:
             Positions in the history ``[n, m]`` int64 and contributions ``[n, m]`` float64, m = min(limit, h). Each row
@@ -160,7 +220,11 @@ class Pooling:
         step = max(CELLS_AT_ONCE // max(len(query.source), 1), 1)
         weighted = self._weighted(query).T
         parts = [
-            _largest_of_rows(vector[at : at + step].astype(np.float64) @ weighted, m)
+            _largest_of_rows(
+                vector[at : at + step].astype(np.float64) @ weighted
+                + self._direct(query, None if items is None else items[at : at + step]),
+                m,
+            )
             for at in range(0, len(vector), step)
         ]
         if not parts:

@@ -9,6 +9,7 @@
       exact.safetensors      item.vector, item.source and user.part in f32, only with --dtype int8 --rescore
       history.safetensors    offsets i64[U+1]  items i32[nnz]  weight f32[nnz]  [rank f32[nnz]]   histories
                              [disliked_offsets i64[U+1]  disliked_items i32[m]]   seen, not liked and never recommended
+      direct.safetensors     only where a block has direct rows: see direct.py
       text_map.safetensors   only where texts can be mapped: see text_map.py
       profile_map.safetensors   only where users have texts: what a profile adds to a query, see profile_map.py
       content.safetensors    only where items have content: by modality f32[N,f], unit vectors, zero where an item has none
@@ -21,8 +22,8 @@
       recommend.onnx  text_map.onnx   only with --onnx: see onnx_graphs.py
       README.md              model card
 
-A score is <q, w_i> + b_i. The columns are blocks, one after the other; the part of q in block b of a user with history
-weights t_j is
+A score is <q, w_i> + b_i, and what direct rows add. The columns are blocks, one after the other; the part of q in block b of a
+user with history weights t_j is
 
     x_b = sum_j t_j v_jb / (sum_j t_j)^exponent_b + offset_b + part_ub,    q_b = scale_b x_b    [scale_b x_b / |x_b|]
 
@@ -38,9 +39,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from recbole_llm.export.direct import DirectRows, read_direct
 from recbole_llm.export.errors import NO_PROFILES, ExportError
 from recbole_llm.export.manifest import (
     CONTENT,
+    DIRECT,
     EXACT,
     HISTORY,
     INDEX,
@@ -70,6 +73,7 @@ READ_FILES = frozenset(
         TEXT_MAP,
         PROFILE_MAP,
         CONTENT,
+        DIRECT,
         SEARCH,
         SEARCH_INDEX,
         SEQUENCE_FILE,
@@ -124,6 +128,7 @@ class Export:
         search: what searches need beside the content; ``None`` in exports that were written before there were any.
         search_index: bytes of their index, or ``None``.
         sequence: of the block that reads the order of a history, or ``None``.
+        direct: direct rows by the place of their block.
     """
 
     folder: Path
@@ -153,6 +158,13 @@ class Export:
     picture_encoders: tuple[str, ...] = ()
     sequence: SequenceWeights | None = None
     profile_map: ProfileMap | None = None
+    direct: Mapping[int, DirectRows] = field(default_factory=dict)
+
+    def disliked_of(self, user: int) -> np.ndarray:
+        """Return the rows that a user has seen and not liked, ``[m]`` int64 by the user's row."""
+        if self.disliked_offsets is None or self.disliked_items is None:
+            return np.zeros(0, np.int64)
+        return self.disliked_items[slice(*self.disliked_offsets[user : user + 2])].astype(np.int64)
 
     def part_of(self, user: int) -> np.ndarray | None:
         """Return the summand of one user's query, ``[D]`` float32 by the user's row; ``None`` without any."""
@@ -287,6 +299,7 @@ def load_export(
         search_index=opened.get(SEARCH_INDEX),
         sequence=_read_sequence(opened, manifest),
         profile_map=read_profile_map(opened[PROFILE_MAP], manifest) if PROFILE_MAP in opened else None,
+        direct=read_direct(opened[DIRECT], N, manifest.blocks) if DIRECT in opened else {},
     )
 
 

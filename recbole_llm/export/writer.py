@@ -15,11 +15,14 @@ from safetensors.numpy import save_file
 
 import recbole_llm
 from recbole_llm.atomic import atomic_folder, is_temporary
+from recbole_llm.export.direct import DirectRows, to_tensors
 from recbole_llm.export.manifest import (
     CARD,
     CODED_SCHEMA,
     CONTENT,
     CONTENT_SCHEMA,
+    DIRECT,
+    DIRECT_SCHEMA,
     DISLIKED_SCHEMA,
     ENCODER_FOLDER,
     EXACT,
@@ -102,6 +105,7 @@ class ExportContents:
         producer: further versions for the manifest, and the name of the dataset.
         card: the model card, Markdown.
         dtype: of the vectors of items and users: ``float32``, or ``int8`` (:mod:`recbole_llm.export.quantise`).
+        direct: direct rows by the place of their block in ``blocks``; in float32 whatever ``dtype`` says.
         rescore: with ``int8``, whether the float32 vectors go along, by which the best are scored again.
         sequence: of the block that reads the order of a history, or ``None``.
     """
@@ -148,6 +152,7 @@ class ExportContents:
     dtype: str = "float32"
     rescore: bool = False
     sequence: SequenceWeights | None = None
+    direct: Mapping[int, DirectRows] = field(default_factory=dict)
 
 
 def write_artifact(folder: str | Path, contents: ExportContents) -> Manifest:
@@ -233,6 +238,8 @@ def _write_optional_tables(folder: Path, contents: ExportContents) -> None:
         save_file(contents.profile_map.to_tensors(), folder / PROFILE_MAP)
     if contents.content:
         save_file({name: _float32(table) for name, table in contents.content.items()}, folder / CONTENT)
+    if contents.direct:
+        save_file(to_tensors(contents.direct), folder / DIRECT)
     if contents.search is not None:
         save_file(contents.search.to_tensors(), folder / SEARCH)
     if contents.sequence is not None:
@@ -337,6 +344,8 @@ def _min_reader(contents: ExportContents) -> int:
         return SEQUENCE_SCHEMA
     if contents.profile_map is not None:
         return PROFILE_SCHEMA
+    if contents.direct:
+        return DIRECT_SCHEMA
     if contents.pictures is not None:
         return PICTURE_SCHEMA
     if contents.dtype != "float32":

@@ -1,85 +1,44 @@
 """The closed-form block: the generalised EASE of ``ease.py``, its constants and its rank chosen on validation.
 
-Up to ``max_dense_items`` items the item-item matrix B is solved for exactly and then factored (``factors.py``); beyond,
-B is never formed (``ease.Spectrum``).
+Up to ``max_dense_items`` items the item-item matrix B is solved for exactly and then factored (``factors.py``); beyond, B is
+never formed, and validation chooses between two forms (``large_catalogue.py``).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from logging import getLogger
 
 import torch
 from torch import Tensor
 
-from recbole_llm.fitting.ease import Setting, gram_diagonal, solve, spectrum, user_weights, weighted_gram
+from recbole_llm.fitting.ease import Setting, solve, user_weights, weighted_gram
 from recbole_llm.fitting.factors import FACTOR_FORMS, FactorForm, factorise, gram_product, sharpen
 from recbole_llm.fitting.hyperparameters import (
     EXACT_ITEMS,
     Candidates,
     Search,
-    Spectral,
-    TriedSetting,
-    choose_setting,
     is_sparse,
     kernel_candidates,
     search,
     search_ease,
 )
+from recbole_llm.fitting.large_catalogue import NEIGHBOURHOODS, SVD, fit_large
 from recbole_llm.fitting.logs import quietly
+from recbole_llm.fitting.solved_form import ClosedForm
 from recbole_llm.fitting.validation import Validation
 from recbole_llm.fitting.warm_items import ContentTables, WarmItems, warm_items
 from recbole_llm.scoring.rows import Rows
-from recbole_llm.scoring.score import LinearBlock
 
 AUTO_DIMS = (512, 1024, 2048)
 RANK_TOLERANCE = 0.01  # of the full form's validation value, what a smaller rank may cost
 SHARPEN_ABOVE = 0.002  # loss from which factors are sharpened
 MAX_ITEMS_FOR_ALL_FORMS = 8192  # beyond, only the cheapest of the factor forms, then sharpened
 MAX_DENSE_ITEMS = 20_000  # 6.4 GB while solving
-SPECTRAL_DIMS = (512, 1024, 1536, 2048)
-SPECTRAL_TOLERANCE = 0.002  # smaller than RANK_TOLERANCE, as the largest rank is itself below the exact solution
-SEARCH_DIM = 1024  # at which the SVD form's constants are searched; the rank grows afterwards
-SEARCH_DIM_OF_MANY = 256  # the same beyond MANY_ITEMS, where a setting takes minutes
-MANY_ITEMS = 50_000
+
+__all__ = ["ClosedForm", "fit_closed_form"]
 
 log = getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ClosedForm:
-    """Source and target vectors: score(u, i) = <sum_j a_uj source_j, target_i>.
-
-    Attributes:
-        source: ``[n_items, d]`` float32; zero for items without a training interaction.
-        target: ``[n_items, d]`` float32, zero likewise; ``None`` for the full form, whose targets are the identity
-            (d = n_items), so that the pooled source vectors are the scores.
-        warm: ``[n_items]`` bool, items with a training interaction.
-        setting: the constants chosen.
-        form: how the vectors were found, in words.
-        value: validation value of these vectors; ``None`` without validation data.
-        trials: every setting tried.
-        factors: which factors they are; ``None`` where they are none.
-    """
-
-    source: Tensor
-    target: Tensor | None
-    warm: Tensor
-    setting: Setting
-    form: str
-    value: float | None
-    trials: tuple[TriedSetting, ...] = field(default=(), repr=False)
-    factors: FactorForm | None = None
-
-    @property
-    def dim(self) -> int:
-        """Length d of the vectors."""
-        return self.source.shape[1]
-
-    def block(self) -> LinearBlock:
-        """Return the vectors as a block of a score."""
-        constants = {} if self.factors is None else self.factors.constants()
-        return LinearBlock("closed_form", self.source, self.target, constants=constants)
 
 
 def fit_closed_form(
@@ -93,6 +52,7 @@ def fit_closed_form(
     factors: FactorForm | None = None,
     max_dense_items: int = MAX_DENSE_ITEMS,
     max_table_bytes: int = 2**31,
+    form: str | None = None,
 ) -> ClosedForm:
     """Fit the block on training interactions and choose its constants and rank on validation.
 
@@ -105,13 +65,14 @@ def fit_closed_form(
         dim: rank; ``"full"`` for the item-item matrix itself; ``"auto"`` for the smallest of ``AUTO_DIMS`` within
             ``RANK_TOLERANCE`` of the full form's validation value and not below tuned EASE's, else the full form if
             ``max_table_bytes`` holds it. In the SVD form, the smallest of ``SPECTRAL_DIMS`` within ``SPECTRAL_TOLERANCE``
-            of the best that it holds.
+            of the best that it holds. A number beyond ``max_dense_items`` asks for the SVD form.
         setting: the constants; with ``validation``, where the search starts.
         factors: which factors of the exact solution are taken, without ``validation``; ``None`` for the first of
             ``FACTOR_FORMS``, sharpened.
         max_dense_items: trained items up to which B is solved for exactly, in four ``[n, n]`` float32 matrices at the peak;
-            beyond, the SVD form.
+            beyond, neighbourhoods or the SVD form.
         max_table_bytes: what source and target vectors may take together.
+        form: ``"neighbourhoods"`` or ``"svd"``, whatever the number of items; ``None`` to choose.
 
     Returns:
         The block's vectors, with what was tried.
@@ -121,19 +82,22 @@ def fit_closed_form(
     """
     content = content or {}
     _check_arguments(train, n_items, content, dim)
+    if form not in (None, NEIGHBOURHOODS, SVD):
+        raise ValueError(f"form is {form!r}; expected {NEIGHBOURHOODS!r}, {SVD!r} or None.")
     items = warm_items(train, content, n_items)
     base = _start(setting, [modality for modality, directions in items.content.items() if bool(directions.any())])
     subset = validation.subset(n_items) if validation is not None and len(validation.targets.ids) else None
     chooses = subset is not None and (setting is None or bool(setting.kernels))
     candidates = kernel_candidates(items.content) if chooses else {}
     n = len(items.items)
-    if n <= max_dense_items:
+    if n <= max_dense_items and form is None:
         return _fit_dense(items, base, candidates, subset, dim, max_table_bytes, factors)
-    log.info(
-        f"closed form: {n} items are more than {max_dense_items}, so the SVD form replaces the exact solution; "
-        f"that one holds {4 * 4 * n**2 / 2**30:.1f} GiB"
-    )
-    return _fit_spectral(items, base, candidates, subset, dim, max_table_bytes)
+    if form is None:
+        log.info(
+            f"closed form: {n} items are more than {max_dense_items}, so that no matrix of {n} x {n} is formed; the exact "
+            f"solution holds {4 * 4 * n**2 / 2**30:.1f} GiB"
+        )
+    return fit_large(items, base, candidates, subset, dim, max_table_bytes, form)
 
 
 def _start(setting: Setting | None, modalities: Sequence[str]) -> Setting:
@@ -202,53 +166,6 @@ def _full_form(found: Search) -> ClosedForm:
     exact, trials = found.finish()
     assert exact.matrix is not None and exact.setting is not None
     return ClosedForm(exact.matrix, None, exact.items.warm, exact.setting, "full", exact.value, trials)
-
-
-def _fit_spectral(
-    items: WarmItems,
-    base: Setting,
-    candidates: Candidates,
-    subset: Validation | None,
-    dim: int | str,
-    max_table_bytes: int,
-) -> ClosedForm:
-    """The SVD form at the largest rank allowed, cut to the smallest that loses little."""
-    weights = user_weights(items.train, base.user_exponent)
-    popularity = gram_diagonal(items.train, weights, len(items.items))
-    metric = gram_product(items.train, weights, None, len(items.items))
-    affordable = max(1, max_table_bytes // (8 * len(items.warm)))
-    dims = (dim,) if isinstance(dim, int) else tuple(d for d in SPECTRAL_DIMS if d <= affordable) or (affordable,)
-    if subset is None:  # nothing to choose a rank by
-        dims = tuple(d for d in dims if d <= SEARCH_DIM)[-1:] or dims
-    search_dim = SEARCH_DIM if len(items.items) <= MANY_ITEMS else SEARCH_DIM_OF_MANY
-    searched = dims[-1] if subset is None else min(dims[-1], search_dim)
-    base = base.linear()
-    form = Spectral(items, metric, popularity, subset, searched)
-    trials: tuple[TriedSetting, ...] = ()
-    chosen = base
-    if subset is None:
-        log.info(f"closed form: no validation data, so the documented constants apply ({base})")
-        form(base)
-    else:
-        linear = {name: [kernel for kernel in kernels if kernel.power == 1] for name, kernels in candidates.items()}
-        chosen, trials = choose_setting(form, base, linear, str(subset.metric), f"SVD form of rank {searched}")
-    assert form.spectrum is not None
-    best, best_value = form.spectrum, form.value
-    if subset is not None and dims[-1] > searched:
-        best = spectrum(metric, popularity, items.content, chosen, dims[-1], best.vectors, 3)
-        best_value = items.value(subset, *best.factors(dims[-1]))
-        log.info(f"closed form: rank {dims[-1]} (SVD form) has {best_value:.4f}")
-    if subset is None:
-        source, target = (items.expand(vectors) for vectors in best.factors(dims[-1]))
-        return ClosedForm(source, target, items.warm, chosen, "SVD form", None, trials)
-    values = {d: items.value(subset, *best.factors(d)) for d in dims[:-1]} | {dims[-1]: best_value}
-    reached = max(values.values())  # the largest rank's need not be it
-    for d, value in values.items():
-        loss = 1 - value / reached if reached else 0.0
-        log.info(f"closed form: rank {d} (SVD form) has {value:.4f}, {loss:.1%} below the best rank")
-    rank = next(d for d, value in values.items() if value >= (1 - SPECTRAL_TOLERANCE) * reached)
-    source, target = (items.expand(vectors) for vectors in best.factors(rank))
-    return ClosedForm(source, target, items.warm, chosen, "SVD form", values[rank], trials)
 
 
 def _check_arguments(train: Rows, n_items: int, content: ContentTables, dim: int | str) -> None:

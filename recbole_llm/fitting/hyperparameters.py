@@ -287,11 +287,11 @@ class Local:
 
     def __init__(self, items: WarmItems, weights: Tensor, subset: Validation) -> None:
         self.items, self.subset = items, subset
-        self._solutions = Neighbourhoods(items.train, weights, items.content, len(items.items), NEIGHBOURS)
+        self.solutions = Neighbourhoods(items.train, weights, items.content, len(items.items), NEIGHBOURS)
 
     def __call__(self, setting: Setting) -> float:
         """Validation value of a setting."""
-        return self.items.value_of(self.subset, self._solutions.solve(setting).scorer)
+        return self.items.value_of(self.subset, self.solutions.solve(setting).scorer)
 
 
 def filled_share(gram: Tensor) -> float:

@@ -29,8 +29,11 @@ from recbole_llm.scoring.block import LinearBlock, Scorer
 from recbole_llm.scoring.rows import Rows
 
 ENTRIES_PER_BATCH = 2**21  # of rows of G that are looked through at once; 50 MB
+COLUMNS_AT_ONCE = 64  # right-hand sides of U; conjugate gradients hold five times as many columns of n rows
+KEPT = 100  # entries of a row of B that a model keeps; 50 cost 1.5% of amazon-office's validation, 100 .4%
 TOLERANCE = 1e-3  # of the residuals of U, in units of the right-hand sides; exact to four digits of NDCG@10
 MAX_STEPS = 100
+ROWS_AT_ONCE = 2**16  # of products that are summed in float64
 
 Matrix: TypeAlias = Any  # scipy.sparse.csr_matrix, which has no types
 
@@ -49,23 +52,50 @@ class SparseLowRank:
     source: Tensor
     target: Tensor
 
+    def block(self, kept: int | None = None) -> LinearBlock:
+        """Return the matrix as a block, with the ``kept`` largest entries of every sparse row; ``None`` for all of them."""
+        cut = self.sparse if kept is None else largest_of_rows(self.sparse, kept)
+        direct = direct_rows(cut).to(self.source.device)
+        source, target = self.source, self.target
+        if not source.shape[1]:  # a block has one column at least
+            source = target = source.new_zeros(len(source), 1)
+        return LinearBlock("closed_form", source, target, direct=direct)
+
     def scorer(self, history: Rows) -> Scorer:
         """Return a function that scores chosen rows of ``history``, whose weights count."""
-        block = LinearBlock("closed_form", self.source, self.target)
-
-        def scores(rows: Tensor) -> Tensor:
-            chosen = history.select(rows)
-            found = block.scores(chosen)
-            direct = (_incidence(chosen, self.sparse.shape[0]) @ self.sparse).toarray()
-            return found.add_(torch.from_numpy(direct).to(found))
-
-        return scores
+        return self.block().scorer(history)
 
     def dense(self) -> Tensor:
         """Write the matrix out, ``[n, n]`` with a zero diagonal."""
         full = self.source @ self.target.T
         full += torch.from_numpy(self.sparse.toarray()).to(full)
         return full.fill_diagonal_(0.0)
+
+
+def largest_of_rows(matrix: Matrix, kept: int) -> Matrix:
+    """Leave the ``kept`` entries of every row that are largest in size, without zeros and sorted by column."""
+    matrix = matrix.tocsr().copy()
+    matrix.eliminate_zeros()
+    matrix.sort_indices()
+    starts, sizes, size = matrix.indptr[:-1], np.diff(matrix.indptr), np.abs(matrix.data)
+    keep = np.repeat(sizes <= kept, sizes)
+    for start, count in zip(starts[sizes > kept], sizes[sizes > kept], strict=True):
+        keep[start + np.argpartition(-size[start : start + count], kept)[:kept]] = True
+    offsets = np.append(0, np.cumsum(np.minimum(sizes, kept)))
+    return sparse.csr_matrix((matrix.data[keep], matrix.indices[keep], offsets), shape=matrix.shape)
+
+
+def direct_rows(matrix: Matrix) -> Rows:
+    """Convert a matrix, its columns sorted, to the direct rows of a block."""
+    offsets, ids = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
+    return Rows(offsets, ids, torch.from_numpy(matrix.data))
+
+
+def gram_entries(train: Rows, n_items: int, sampled: int = 500) -> int:
+    """Estimate how many entries of X'X are not 0 from the rows of ``sampled`` items, spread evenly over the ids."""
+    X = _incidence(Rows(train.offsets, train.ids), n_items)
+    some = np.unique(np.linspace(0, n_items - 1, min(sampled, n_items)).astype(np.int64))
+    return round((X.tocsc()[:, some].T.tocsr() @ X).nnz / len(some) * n_items)
 
 
 def sparse_gram(train: Rows, weights: Tensor, n_items: int) -> Matrix:
@@ -88,7 +118,7 @@ def _incidence(rows: Rows, n_items: int, dtype: Any = np.float32) -> Matrix:
     return sparse.csr_matrix((values, ids, offsets), shape=(len(offsets) - 1, n_items))
 
 
-def neighbours(gram: Matrix, diagonal: NDArray[np.floating], count: int) -> NDArray[np.int64]:
+def neighbours(gram: Matrix, diagonal: NDArray[np.floating], count: int) -> NDArray[np.int32]:
     """Find for every item the items that share most users with it.
 
     Args:
@@ -100,24 +130,27 @@ def neighbours(gram: Matrix, diagonal: NDArray[np.floating], count: int) -> NDAr
         ``[n, m]``, the item itself first, then the strongest; of equals the lower ids. -1 where there are no more.
     """
     n = gram.shape[0]
-    row = np.repeat(np.arange(n), np.diff(gram.indptr))
-    strength = np.abs(gram.data) / np.sqrt(diagonal[gram.indices])
-    direct = np.flatnonzero((row != gram.indices) & (strength > 0))
-    row, column = row[direct], gram.indices[direct]
-    order = np.lexsort((column, -strength[direct], row))
-    row, column = row[order], column[order]
-    place = np.arange(len(row)) - np.searchsorted(row, row)
-    kept = place < count - 1
-    found = np.full((n, max(count, 1)), -1, np.int64)
+    found = np.full((n, max(count, 1)), -1, np.int32)
     found[:, 0] = np.arange(n)
-    found[row[kept], place[kept] + 1] = column[kept]
+    for rows in _stretches(np.diff(gram.indptr), ENTRIES_PER_BATCH):
+        entries = slice(gram.indptr[rows.start], gram.indptr[rows.stop])
+        row = np.repeat(np.arange(rows.start, rows.stop), np.diff(gram.indptr[rows.start : rows.stop + 1]))
+        column = gram.indices[entries]
+        strength = np.abs(gram.data[entries]) / np.sqrt(diagonal[column])
+        direct = np.flatnonzero((row != column) & (strength > 0))
+        row, column = row[direct], column[direct]
+        order = np.lexsort((column, -strength[direct], row))
+        row, column = row[order], column[order]
+        place = np.arange(len(row)) - np.searchsorted(row, row)
+        kept = place < count - 1
+        found[row[kept], place[kept] + 1] = column[kept]
     return found
 
 
 def local_inverse(gram: Matrix, ridge: NDArray[np.floating], count: int) -> Matrix:
     """Compute M of the module docstring, ``[n, n]`` and symmetric, in the dtype of ``gram``.
 
-    Holds n m entries several times over.
+    Holds n m entries four times, of which M has up to two.
 
     Args:
         gram: G.
@@ -136,30 +169,50 @@ def local_inverse(gram: Matrix, ridge: NDArray[np.floating], count: int) -> Matr
         first = torch.zeros(len(some), some.shape[1], 1, dtype=lower.dtype)
         first[:, 0] = 1.0
         columns[items] = torch.cholesky_solve(first, lower)[..., 0].numpy()
-    place, present = np.nonzero(members >= 0)
-    item, member, value = place, members[place, present], columns[place, present]
-    both = np.concatenate([item, member]), np.concatenate([member, item])
-    # sums of duplicates keep zeros, so that sum and count have the same entries
-    total = sparse.coo_matrix((np.concatenate([value, value]), both), shape=(n, n)).tocsr()
-    times = sparse.coo_matrix((np.ones(2 * len(value), gram.dtype), both), shape=(n, n)).tocsr()
-    total.data /= times.data
-    total.sort_indices()
-    return total
+    present = members >= 0
+    offsets = np.append(0, np.cumsum(present.sum(1)))
+    one_way = sparse.csr_matrix((columns[present], members[present], offsets), shape=(n, n))
+    del columns, members, present
+    return _averaged(one_way)
 
 
-def _batches(gram: Matrix, members: NDArray[np.int64]) -> Iterator[slice]:
-    """Stretches of items whose neighbours have about ``ENTRIES_PER_BATCH`` entries in G together, and their systems no more."""
-    entries = np.where(members >= 0, np.diff(gram.indptr)[members], 0).sum(1)
-    cost = np.maximum(entries, members.shape[1] ** 2).cumsum()
+def _averaged(one_way: Matrix) -> Matrix:
+    """The mean of a matrix and its transpose where both have an entry, the one that is there elsewhere; columns sorted."""
+    n, other = one_way.shape[0], one_way.T.tocsr()
+    parts = []
+    for rows in _stretches(np.diff(one_way.indptr) + np.diff(other.indptr), 2 * ENTRIES_PER_BATCH):
+        few = one_way[rows.start : rows.stop].tocoo(), other[rows.start : rows.stop].tocoo()
+        at = tuple(np.concatenate([getattr(part, axis) for part in few]) for axis in ("row", "col"))
+        values, shape = np.concatenate([part.data for part in few]), (rows.stop - rows.start, n)
+        # sums of duplicates keep zeros, so that sum and count have the same entries
+        total = sparse.coo_matrix((values, at), shape=shape).tocsr()
+        times = sparse.coo_matrix((np.ones(len(values), values.dtype), at), shape=shape).tocsr()
+        total.data /= times.data
+        parts.append(total)
+    found = sparse.vstack(parts, format="csr") if parts else one_way
+    found.sort_indices()
+    return found
+
+
+def _stretches(cost: NDArray[np.integer], most: int) -> Iterator[slice]:
+    """Stretches of rows whose costs come to about ``most`` together, a row at least."""
+    total = np.cumsum(cost, dtype=np.int64)
     start = 0
-    while start < len(members):
-        spent = cost[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(cost, spent + ENTRIES_PER_BATCH, side="right")))
+    while start < len(total):
+        spent = total[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(total, spent + most, side="right")))
         yield slice(start, stop)
         start = stop
 
 
-def _systems(gram: Matrix, ridge: NDArray[np.floating], members: NDArray[np.int64]) -> NDArray[np.floating]:
+def _batches(gram: Matrix, members: NDArray[np.int32]) -> Iterator[slice]:
+    """Stretches of items whose neighbours have about ``ENTRIES_PER_BATCH`` entries in G together, and their systems no more."""
+    sizes = np.diff(gram.indptr)
+    entries = sum(np.where(column >= 0, sizes[column], 0).astype(np.int64) for column in members.T)
+    return _stretches(np.maximum(entries, members.shape[1] ** 2), ENTRIES_PER_BATCH)
+
+
+def _systems(gram: Matrix, ridge: NDArray[np.floating], members: NDArray[np.int32]) -> NDArray[np.floating]:
     """A_s[N(i), N(i)] of some items, ``[b, m, m]``; the identity where there are no more neighbours."""
     b, m = members.shape
     item, place = np.nonzero(members >= 0)
@@ -187,6 +240,12 @@ def solve_columns(product: Product, diagonal: Tensor, wanted: Tensor, tolerance:
         wanted: ``[n, k]``.
         tolerance: length of the largest residual that is left, in units of its column of ``wanted``.
     """
+    if wanted.shape[1] > COLUMNS_AT_ONCE:
+        found = torch.empty_like(wanted)
+        for start in range(0, wanted.shape[1], COLUMNS_AT_ONCE):
+            some = slice(start, start + COLUMNS_AT_ONCE)
+            found[:, some] = solve_columns(product, diagonal, wanted[:, some].contiguous(), tolerance)
+        return found
     inverse = 1 / diagonal[:, None]
     norm = wanted.norm(dim=0).clamp(min=torch.finfo(wanted.dtype).tiny)
     found = wanted * inverse
@@ -207,6 +266,19 @@ def solve_columns(product: Product, diagonal: Tensor, wanted: Tensor, tolerance:
     return found
 
 
+def woodbury_core(columns: Tensor, images: Tensor) -> Tensor:
+    """Compute S = (I + L' U)^-1 in float64, ``[f, f]`` in the dtype of U.
+
+    Args:
+        columns: L, ``[n, f]``.
+        images: U, ``[n, f]``.
+    """
+    core = torch.eye(columns.shape[1], dtype=torch.float64, device=columns.device)
+    for some, own in zip(columns.split(ROWS_AT_ONCE), images.split(ROWS_AT_ONCE), strict=True):
+        core += some.T.double() @ own.double()
+    return torch.linalg.inv((core + core.T) / 2).to(images)
+
+
 class Neighbourhoods:
     """Solves the closed form for one setting after another; what settings share is kept.
 
@@ -216,6 +288,10 @@ class Neighbourhoods:
         content: of every modality that a setting weighs, ``[n, f]``.
         n_items: n. Every item has an interaction.
         count: m.
+
+    Attributes:
+        gram: G.
+        count: m; the next solution follows what it is set to, and keeps what does not depend on it.
     """
 
     def __init__(self, train: Rows, weights: Tensor, content: Content, n_items: int, count: int) -> None:
@@ -224,6 +300,7 @@ class Neighbourhoods:
         self._incidence, self._weights, self._content = Incidence(train, n_items), weights, content
         self.popularity = torch.from_numpy(self.gram.diagonal()).to(weights)
         self._ridge_of: tuple[float, float] | None = None  # that of the inverse and the images kept
+        self._count_of = count  # that of the inverse
         self._inverse: Matrix | None = None
         self._images: dict[str, Tensor] = {}
 
@@ -243,9 +320,9 @@ class Neighbourhoods:
         ridge = setting.ridge * scale * share**setting.ridge_exponent
         if self._ridge_of != (setting.ridge, setting.ridge_exponent):
             self._ridge_of = setting.ridge, setting.ridge_exponent
-            self._inverse = local_inverse(self.gram, ridge.cpu().numpy(), self.count)
-            self._images = {}
-        assert self._inverse is not None
+            self._inverse, self._images = None, {}
+        if self._inverse is None or self._count_of != self.count:
+            self._inverse, self._count_of = local_inverse(self.gram, ridge.cpu().numpy(), self.count), self.count
         roots = {
             kernel.modality: float(kernel.weight * setting.ridge * scale) ** 0.5
             for kernel in setting.kernels
@@ -256,9 +333,7 @@ class Neighbourhoods:
             parts = [root * self._content[name].to(ridge) for name, root in roots.items()]
             columns = torch.cat(parts, 1)
             images = torch.cat([root * self._image(name, ridge) for name, root in roots.items()], 1)
-            core = columns.T.double() @ images.double()
-            core = torch.linalg.inv(torch.eye(len(core)).to(core) + (core + core.T) / 2)
-            source = images @ core.to(images)
+            source = images @ woodbury_core(columns, images)
             inner = inner - (source * images).sum(1)
             # 1 / A_ii is never above it
             inner = inner.maximum(1 / (self.popularity + ridge + columns.square().sum(1)))

@@ -20,80 +20,48 @@ validation; no floor, no content and no such block are among the choices. Each i
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from logging import getLogger
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from recbole_llm.fitting.blend import choose_blend, remembered
 from recbole_llm.fitting.ease import content_centre, content_directions, inverse_in_place
 from recbole_llm.fitting.factors import factorise
+from recbole_llm.fitting.hyperparameters import NEIGHBOURS
+from recbole_llm.fitting.next_item_local import LocalNextItem, finer
+from recbole_llm.fitting.next_item_rows import (
+    CONTENT,
+    MAX_PREFIX,
+    TRANSITIONS,
+    NextItemSetting,
+    Prefixes,
+    longest_of,
+    matrices_of,
+    prefixes_of,
+    ridge_of,
+    weights_of,
+)
 from recbole_llm.fitting.warm_items import ContentTables
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import LinearBlock, Scorer
 
-TRANSITIONS, CONTENT = "next_item", "next_item_content"  # names of the two blocks
 DECAYS = (None, 1.0, 2.0, 4.0, 7.0, 10.0, 20.0, 50.0)
 NEXT_DECAYS = (3.0, 8.0)  # fitted by
 NEXT_RIDGES = (1.0, 4.0, 16.0)
 NEXT_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 FLOOR = 0.1
 CONTENT_WEIGHTS = (0.05, 0.2)  # beside 0
-RIDGE_EXPONENT = 0.25
-MAX_PREFIX = 40
-MAX_STEPS = 400_000  # prefixes; longer data are thinned evenly
 FULL_SEARCH_ITEMS = (
     4_096  # beyond, a solve takes half a minute, and the search starts from constants that suit sparse data
 )
-MAX_ITEMS = 20_000  # a solve is of the order of the cube, in four [n, n] float32 matrices
+MAX_ITEMS = 20_000  # a solve is of the order of the cube, in four [n, n] float32 matrices; beyond, neighbourhoods
+
+__all__ = ["CONTENT", "MAX_PREFIX", "TRANSITIONS", "NextItemSetting", "Prefixes", "fit_next_item", "prefixes_of"]
 
 log = getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class NextItemSetting:
-    """Constants of one solve, in the notation of the module docstring.
-
-    Attributes:
-        tau: by which the prefixes fade.
-        floor: the least weight of an item of a prefix.
-        ridge: lam.
-        content: modality and t_m of every modality that enters.
-    """
-
-    tau: float
-    ridge: float
-    floor: float = 0.0
-    content: tuple[tuple[str, float], ...] = ()
-
-    def with_content(self, modality: str, weight: float) -> "NextItemSetting":
-        """Return the same constants with another weight of a modality; 0 leaves it out."""
-        others = [each for each in self.content if each[0] != modality]
-        return replace(self, content=(*others, (modality, weight)) if weight else tuple(others))
-
-    def weight_of(self, modality: str) -> float:
-        """Return t_m; 0 for a modality that does not enter."""
-        return dict(self.content).get(modality, 0.0)
-
-    def constants(self) -> dict[str, float]:
-        """Convert to the constants of a block."""
-        numbers = {"tau": self.tau, "ridge": self.ridge, "floor": self.floor}
-        return numbers | {f"content.{modality}": weight for modality, weight in self.content}
-
-    @classmethod
-    def from_constants(cls, constants: Mapping[str, float]) -> "NextItemSetting":
-        """Invert :meth:`constants`; those of version 0.1 have neither a floor nor content."""
-        content = tuple(
-            (key.removeprefix("content."), weight) for key, weight in constants.items() if key.startswith("content.")
-        )
-        return cls(constants["tau"], constants["ridge"], constants.get("floor", 0.0), content)
-
-    def __str__(self) -> str:
-        text = [f"{modality} weight {weight:g}" for modality, weight in self.content] or ["no content"]
-        return ", ".join([f"decay {self.tau:g}, floor {self.floor:g}, ridge {self.ridge:g}", *text])
 
 
 SPARSE_START = NextItemSetting(tau=4.0, ridge=8.0, floor=FLOOR)
@@ -115,43 +83,6 @@ def choose_decay(block: LinearBlock, histories: Rows, value: Callable[[Scorer], 
 # ---------------------------------------------------------------- the solution
 
 
-@dataclass(frozen=True)
-class Prefixes:
-    """Every item of a history but the first, and the items before each.
-
-    Attributes:
-        targets: ``[S]`` int64, places of the items that follow among the entries of the histories.
-        steps: ``[P]`` int64, the place in ``targets`` that each item of a prefix belongs to, ascending.
-        sources: ``[P]`` int64, places of the items of the prefixes among the entries of the histories.
-        back: ``[P]`` int64, 0 for the item just before the target.
-    """
-
-    targets: np.ndarray
-    steps: np.ndarray
-    sources: np.ndarray
-    back: np.ndarray
-
-
-def prefixes_of(ranked: Rows, longest: int) -> Prefixes:
-    """List the prefixes of all histories, evenly thinned to ``MAX_STEPS``.
-
-    Args:
-        ranked: histories, with ranks.
-        longest: items of a prefix that count, the newest ones.
-    """
-    assert ranked.ranks is not None
-    row = ranked.row_of_entry().cpu().numpy()
-    order = np.lexsort((-ranked.ranks.cpu().numpy(), row))  # oldest first
-    place = np.arange(len(order)) - ranked.offsets.cpu().numpy()[row[order]]
-    at = np.nonzero(place)[0]  # every item but the first of its row is a target
-    if len(at) > MAX_STEPS:
-        at = at[np.linspace(0, len(at) - 1, MAX_STEPS).astype(np.int64)]
-    length = np.minimum(place[at], longest)
-    step = np.repeat(np.arange(len(at)), length)
-    back = np.arange(len(step)) - np.repeat(np.cumsum(length) - length, length)
-    return Prefixes(order[at], step, order[at[step] - 1 - back], back)
-
-
 def gram_of_prefixes(
     ranked: Rows, n_items: int, prefixes: Prefixes, weight: np.ndarray, target_weight: np.ndarray | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -167,11 +98,7 @@ def gram_of_prefixes(
     Returns:
         Z'Z as a dense tensor, and Z'Y as a sparse COO tensor.
     """
-    items, n_steps = ranked.ids.cpu().numpy(), len(prefixes.targets)
-    shape = (n_steps, n_items)
-    entries = np.ones(n_steps, np.float32) if target_weight is None else target_weight
-    z = sparse.csr_matrix((weight, (prefixes.steps, items[prefixes.sources])), shape=shape)
-    y = sparse.csr_matrix((entries, (np.arange(n_steps), items[prefixes.targets])), shape=shape)
+    z, y = matrices_of(ranked, n_items, prefixes, weight, target_weight)
     device = ranked.ids.device
     gram = torch.from_numpy((z.T @ z).toarray()).to(device)
     follows = (z.T @ y).tocoo()
@@ -192,14 +119,8 @@ def next_item_gram(ranked: Rows, n_items: int, tau: float, floor: float = 0.0) -
     Returns:
         Z'Z as a dense tensor, and Z'Y as a sparse COO tensor.
     """
-    prefixes = prefixes_of(ranked, MAX_PREFIX if floor else min(MAX_PREFIX, int(np.ceil(5 * tau))))
-    weight = np.maximum(np.exp(-prefixes.back / tau), floor).astype(np.float32)
-    if ranked.weights is not None:
-        weight *= ranked.weights.cpu().numpy()[prefixes.sources]
-    if ranked.confidence is None:
-        return gram_of_prefixes(ranked, n_items, prefixes, weight)
-    root = np.sqrt(ranked.confidence.cpu().numpy()[prefixes.targets])  # in Z and in Y, so that products hold it once
-    return gram_of_prefixes(ranked, n_items, prefixes, weight * root[prefixes.steps], root)
+    prefixes = prefixes_of(ranked, longest_of(tau, floor))
+    return gram_of_prefixes(ranked, n_items, prefixes, *weights_of(ranked, prefixes, tau, floor))
 
 
 def directions_of(content: ContentTables, trained: Tensor) -> dict[str, Tensor]:
@@ -228,14 +149,11 @@ def solve_next_item(
     Raises:
         ValueError: if A is not positive definite.
     """
-    diagonal = gram.diagonal().clone()
-    known = diagonal > 0
-    scale = diagonal[known].mean()
-    unit = setting.ridge * float(scale)
+    ridge, unit = ridge_of(gram.diagonal(), setting)
     A = gram.clone(memory_format=torch.contiguous_format)
     for modality, weight in setting.content:
         A.addmm_((directions or {})[modality], (directions or {})[modality].T, alpha=weight * unit)
-    A.diagonal().add_(torch.where(known, unit * (diagonal / scale).clamp(min=1e-6) ** RIDGE_EXPONENT, unit))
+    A.diagonal().add_(ridge)
     inverse = inverse_in_place(A)
     if inverse is None:
         raise ValueError(f"The next-item block has no solution with {setting}: its matrix is not positive definite.")
@@ -258,6 +176,13 @@ def next_item_blocks(
         directions: from :func:`directions_of`.
     """
     return _blocks(next_item_gram(train, n_items, setting.tau, setting.floor), setting, dim, directions)
+
+
+def local_blocks(
+    train: Rows, n_items: int, setting: NextItemSetting, directions: Mapping[str, Tensor]
+) -> tuple[LinearBlock, ...]:
+    """Fit the same blocks by neighbourhoods; arguments as of :func:`next_item_blocks`."""
+    return LocalNextItem(train, n_items, directions).blocks(setting)
 
 
 def _blocks(
@@ -374,18 +299,21 @@ def fit_next_item(
         content: vectors of the items by modality.
 
     Returns:
-        Transitions and, where content is chosen, content, scaled beside a closed form of scale 1; nothing where they add nothing
-        or the catalogue is too large.
+        Transitions and, where content is chosen, content, scaled beside a closed form of scale 1; nothing where they add
+        nothing, or where not even neighbourhoods fit the memory.
     """
-    if n_items > MAX_ITEMS:
-        log.info(f"next-item block: left out, {n_items} items are more than {MAX_ITEMS}")
-        return ()
     rows = torch.arange(len(histories.offsets) - 1, device=histories.ids.device)
     closed = remembered(closed, rows, n_items)
     directions = directions_of(content or {}, columns)
+    local = LocalNextItem(train, n_items, directions) if n_items > MAX_ITEMS else None
+    if local is not None and local.refused:
+        log.info(f"next-item block: left out, {local.refused}")
+        return ()
     grams: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
 
     def fit(setting: NextItemSetting) -> tuple[LinearBlock, ...]:
+        if local is not None:
+            return local.blocks(setting, NEIGHBOURS)
         key = setting.tau, setting.floor
         if key not in grams:
             grams.clear()  # one at a time: they are large
@@ -405,4 +333,6 @@ def fit_next_item(
         log.info("next-item block: left out, it adds nothing on validation")
         return ()
     log.info(f"next-item block: {search.setting} is best of {len(search.tried)} settings, {search.value:.4f}")
+    if local is not None:
+        return finer(search.blocks, local.blocks(search.setting))
     return search.blocks

@@ -22,6 +22,7 @@ from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.decay_search import CLOSED_DECAYS, CONTENT_DECAYS, FOLLOWING_DECAYS, choose_fading
 from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.hyperparameters import DIM, EXACT_ITEMS
+from recbole_llm.fitting.large_catalogue import NEIGHBOURHOODS
 from recbole_llm.fitting.logs import quietly, stage
 from recbole_llm.fitting.next_item import CONTENT, TRANSITIONS, choose_decay, fit_next_item
 from recbole_llm.fitting.sequence import fit_sequence, takes_part
@@ -399,18 +400,20 @@ def _without_items(score: Score, data: TrainingData, left: Rows, options: FitOpt
     """The score without some items' interactions: the closed form fitted anew, the learned block as it is.
 
     It only tells where cold-start items should stand. So the next-item block is left out, and beyond ``EXACT_ITEMS`` items the
-    SVD form of rank ``DIM`` does, where the kernels have one.
+    SVD form of rank ``DIM`` does, where the kernels have one; for a closed form by neighbourhoods, that form.
     """
     closed, learned = score.block("closed_form"), score.block("learned")
     if closed is None:
         return score
     target = closed.target
     fixed: dict[str, Any] = {"dim": "full" if target is None else target.shape[1]}
-    if (setting is None or setting.is_linear) and int(data.trained.sum()) > EXACT_ITEMS:
+    if closed.direct is not None:
+        fixed["form"] = NEIGHBOURHOODS
+    elif (setting is None or setting.is_linear) and int(data.trained.sum()) > EXACT_ITEMS:
         fixed = {"dim": DIM if target is None else min(DIM, target.shape[1]), "max_dense_items": 0}
     with quietly():
         found = _closed_form(data, left, None, options, setting=setting, **fixed)
-    anew = replace(closed, source=found.source, target=found.target)
+    anew = replace(closed, source=found.source, target=found.target, direct=found.direct)
     return replace(score, blocks=(anew,) if learned is None else (anew, learned))
 
 

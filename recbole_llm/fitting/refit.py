@@ -19,8 +19,9 @@ from recbole_llm.fitting.cold_start.boost import ColdBoost
 from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.factors import FactorForm
+from recbole_llm.fitting.large_catalogue import NEIGHBOURHOODS
 from recbole_llm.fitting.logs import quietly
-from recbole_llm.fitting.next_item import TRANSITIONS, NextItemSetting, directions_of, next_item_blocks
+from recbole_llm.fitting.next_item import TRANSITIONS, NextItemSetting, directions_of, local_blocks, next_item_blocks
 from recbole_llm.fitting.pipeline import FitOptions, place_cold_items
 from recbole_llm.fitting.sequence import fit_sequence
 from recbole_llm.fitting.signals import Signals
@@ -244,6 +245,7 @@ def _solved(data: TrainingData, chosen: Chosen) -> list[LinearBlock]:
                     dim=block.dim,
                     setting=chosen.setting,
                     factors=FactorForm.from_constants(block.constants),
+                    form=NEIGHBOURHOODS if "neighbours" in block.constants else None,
                 )
             log.info(f"closed form solved once more, {chosen.setting}, rank {block.dim}")
             found.append(form.block())
@@ -253,5 +255,8 @@ def _solved(data: TrainingData, chosen: Chosen) -> list[LinearBlock]:
             dim = block.dim if isinstance(block.dim, int) else None
             setting = NextItemSetting.from_constants(block.constants)
             directions = directions_of(data.content, data.trained)
-            found += next_item_blocks(data.history, data.n_items, setting, dim, directions)
+            if "neighbours" in block.constants:
+                found += local_blocks(data.history, data.n_items, setting, directions)
+            else:
+                found += next_item_blocks(data.history, data.n_items, setting, dim, directions)
     return found

@@ -37,6 +37,12 @@ class WarmItems:
         full[self.items] = rows
         return full
 
+    def expand_rows(self, rows: Rows) -> Rows:
+        """Put rows of n items, about these items, back into the catalogue: n_items rows of catalogue ids, empty for others."""
+        sizes = torch.zeros(len(self.warm), dtype=torch.int64, device=rows.ids.device)
+        sizes[self.items] = rows.sizes
+        return Rows(torch.nn.functional.pad(sizes.cumsum(0), (1, 0)), self.items[rows.ids], rows.weights)
+
     def compact(self, rows: Rows) -> Rows:
         """Translate rows of catalogue ids into ids of 0 .. n - 1, without the items left out."""
         kept = rows.keep(self.warm[rows.ids])

@@ -8,7 +8,7 @@ Shapes: M items asked for, N of the catalogue, U users, D columns.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,9 +134,12 @@ def _top_users(export: Export, items: Sequence[AskedItem], k: int, exclude_seen:
     bias = np.array([item.bias for item in items])
     adds = [export.source[:, columns] @ vector[:, columns].T for columns in _columns(manifest.blocks)]
     rows = np.array([-1 if item.row is None else item.row for item in items])
+    direct = _direct_adds(export, rows)
+    for b, added in direct.items():
+        adds[b] = adds[b] + added
     found: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in items]
     for first, last in _chunks(export):
-        scores = _scores(export, first, last, vector, adds) + bias
+        scores = _scores(export, first, last, vector, adds, direct) + bias
         sizes = np.diff(export.history_offsets[first : last + 1])
         logit = probability.logit(scores, np.log(np.maximum(sizes, 1))[:, None])
         hidden = [(export.disliked_offsets, export.disliked_items)]
@@ -162,6 +165,18 @@ def _top_users(export: Export, items: Sequence[AskedItem], k: int, exclude_seen:
         ]
 
 
+def _direct_adds(export: Export, rows: np.ndarray) -> dict[int, np.ndarray]:
+    """What direct rows of each block add from every item to the items ``rows`` ``[M]``, -1 for new ones: ``[N, M]`` float32."""
+    found = {}
+    for b, direct in export.direct.items():
+        found[b] = np.zeros((len(export.item_ids), len(rows)), np.float32)
+        for m, row in enumerate(rows.tolist()):
+            if row >= 0:
+                sources, values = direct.into(row)
+                found[b][sources, m] = values
+    return found
+
+
 def _columns(blocks: Sequence[Block]) -> list[slice]:
     ends = np.cumsum([block.dim for block in blocks])
     return [slice(int(end) - block.dim, int(end)) for end, block in zip(ends, blocks, strict=True)]
@@ -180,14 +195,22 @@ def _chunks(export: Export) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def _scores(export: Export, first: int, last: int, vector: np.ndarray, adds: Sequence[np.ndarray]) -> np.ndarray:
+def _scores(
+    export: Export,
+    first: int,
+    last: int,
+    vector: np.ndarray,
+    adds: Sequence[np.ndarray],
+    direct: Mapping[int, np.ndarray],
+) -> np.ndarray:
     """Scores without bias of users ``first`` to ``last``, ``[U, M]`` float64."""
     offsets = export.history_offsets[first : last + 1]
     span = slice(int(offsets[0]), int(offsets[-1]))
     items, begins = export.history_items[span], offsets - offsets[0]
     scores = np.zeros((last - first, len(vector)))
     parts = export.user_parts(first, last)
-    for block, columns, add in zip(export.manifest.blocks, _columns(export.manifest.blocks), adds, strict=True):
+    blocks = zip(export.manifest.blocks, _columns(export.manifest.blocks), adds, strict=True)
+    for b, (block, columns, add) in enumerate(blocks):
         if block.scoring == SCORING:
             assert export.sequence is not None and export.history_rank is not None
             ranks, target = export.history_rank[span], vector[:, columns].T.astype(np.float64)
@@ -203,6 +226,10 @@ def _scores(export: Export, first: int, last: int, vector: np.ndarray, adds: Seq
         x = _sums(add[items] * weight[:, None].astype(np.float64), begins) * shrink + own.astype(np.float64) @ vector[
             :, columns
         ].T.astype(np.float64)
+        if b in direct and block.dislikes and export.disliked_offsets is not None and export.disliked_items is not None:
+            bounds = export.disliked_offsets[first : last + 1]
+            disliked = export.disliked_items[int(bounds[0]) : int(bounds[-1])]
+            x -= block.dislikes * _sums(direct[b][disliked].astype(np.float64), bounds - bounds[0])
         if block.scoring == "cosine":
             queries = _sums(export.source[items, columns] * weight[:, None], begins) * shrink + own
             x /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), TINY)

@@ -16,6 +16,7 @@ import numpy as np
 from recbole_llm.export.errors import ExportError, UnknownItemError, UnknownUserError
 from recbole_llm.export.pooling import Pooling, Query
 from recbole_llm.export.reader import Export
+from recbole_llm.retrieval import direct
 from recbole_llm.retrieval.alike import alike
 from recbole_llm.retrieval.answers import Reason, Recommendation, Recommended
 from recbole_llm.retrieval.cosines import Cosines
@@ -129,10 +130,9 @@ class Recommender:
         ]
         found: Iterator[Hits] = iter(())
         if searches:
-            retriever = self._retriever or ExactRetriever(self.catalog.segments())
             found = iter(
-                retriever.search(
-                    np.stack([prepared.query.vector for prepared, _, _ in searches]),
+                self._searched(
+                    [prepared.query for prepared, _, _ in searches],
                     [n for _, n, _ in searches],
                     [prepared.hidden for prepared, _, _ in searches],
                     [mask for _, _, mask in searches],
@@ -146,14 +146,23 @@ class Recommender:
                 answers[at] = self._answer(requests[at], prepared, Hits(chosen.rows, chosen.scores), chosen)
         return answers  # type: ignore[return-value]
 
+    def _searched(
+        self,
+        queries: Sequence[Query],
+        k: Sequence[int],
+        hidden: Sequence[np.ndarray],
+        allow: Sequence[np.ndarray | None],
+    ) -> list[Hits]:
+        exact = ExactRetriever(self.catalog.segments())
+        return direct.search(self._retriever or exact, exact, queries, k, hidden, allow)
+
     def _reranking(self, request: Request, prepared: _Prepared) -> Reranking | None:
         """The rules of a request that change the order; ``None`` where there are none."""
         if not request.rules.rerank:
             return None
 
         def search(n: int, hidden: np.ndarray, allow: np.ndarray | None) -> Hits:
-            retriever = self._retriever or ExactRetriever(self.catalog.segments())
-            return retriever.search(prepared.query.vector[None], [n], [hidden], [allow])[0]
+            return self._searched([prepared.query], [n], [hidden], [allow])[0]
 
         chance = Chance(self._probability, math.log(max(len(prepared.query.source), 1)))
         vector = request.text_vector if request.profile_vector is None else request.profile_vector
@@ -173,6 +182,7 @@ class Recommender:
         catalog = self.catalog
         unknown: list[str] = []
         part = ranks = None
+        disliked = _NO_ROWS
         if request.user is not None:
             user = self._user_row.get(request.user)
             if user is None:
@@ -181,7 +191,7 @@ class Recommender:
                 raise UnknownUserError(request.user)
             span = slice(*self.export.history_offsets[user : user + 2])
             rows, times = self.export.history_items[span].astype(np.int64), self.export.history_weight[span]
-            part = self.export.part_of(user)
+            part, disliked = self.export.part_of(user), self.export.disliked_of(user)
             ranks = None if self.export.history_rank is None else self.export.history_rank[span]
             source, kind = catalog.source(rows), "history"
         elif request.items is not None:
@@ -202,7 +212,7 @@ class Recommender:
                 raise ValueError(f"by is {request.by!r}, and this export holds no content vectors: export again.")
             rows, times, kind = _NO_ROWS, np.ones(1, np.float32), "text"
             source = self._text_map_of(request.text_vector[None])[1]
-        query = self._pooling.query(source, times, part, ranks)
+        query = self._pooling.query(source, times, part, ranks, rows, disliked)
         if not (np.isfinite(query.vector).all() and np.isfinite(query.weights).all()):
             raise ValueError(NOT_FINITE)
         hidden, mask, unnamed = self._conditions(request)
@@ -231,11 +241,8 @@ class Recommender:
 
     def _disliked(self, user_id: str | None) -> np.ndarray:
         """Rows that a user has seen and not liked; no answer holds them, whether items of the history may come back or not."""
-        bounds, items = self.export.disliked_offsets, self.export.disliked_items
         row = None if user_id is None else self._user_row.get(user_id)
-        if row is None or bounds is None or items is None:
-            return _NO_ROWS
-        return self._with_successors(items[bounds[row] : bounds[row + 1]].astype(np.int64))
+        return _NO_ROWS if row is None else self._with_successors(self.export.disliked_of(row))
 
     def _listed(
         self, items: Sequence[str], weights: Sequence[float] | None
@@ -301,7 +308,7 @@ class Recommender:
             at = np.zeros((len(hits.rows), 0), np.int64)
             added = np.zeros((len(hits.rows), 0))
         else:
-            at, added = self._pooling.largest(prepared.query, catalog.vector(hits.rows), limit)
+            at, added = self._pooling.largest(prepared.query, catalog.vector(hits.rows), limit, hits.rows)
         order = self._pooling.of_order(prepared.query, catalog.vector(hits.rows))
         # only what speaks for an item is a reason for it
         counts = (added > 0).sum(1)

@@ -4,6 +4,12 @@ s_b(u, i) = scale_b (<q_ub, w_ib> + beta_ib)
 q_ub      = temperature_b x_ub                                [temperature_b x_ub / |x_ub| with cosine]
 x_ub      = sum_{j in H_u} a_uj v_jb + offset_b + part_ub     a_uj: recbole_llm.scoring.rows
 part_ub   = part of the user - dislikes_b sum_{j in D_u} v_jb   D_u: items that the user has seen and not liked
+
+A block with direct rows M adds to <q_ub, w_ib>, of a dot product alone,
+
+m_ub(i)   = temperature_b (sum_{j in H_u} a_uj M_ji - dislikes_b sum_{j in D_u} M_ji)
+
+M has few entries a row, so that the block is sparse rows plus a product of low rank.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,6 +44,9 @@ class Exceptions:
 class LinearBlock:
     """One block of a score, a value.
 
+    Raises:
+        ValueError: if a block with direct rows has queries of length 1, or no sources.
+
     Attributes:
         name: ``closed_form``, ``next_item``, ``learned``, ``content``...
         source: ``[N, d]``, what an item of the history contributes; ``None`` where histories do not count.
@@ -53,6 +62,8 @@ class LinearBlock:
         dislikes: how much a disliked item counts against what it would add to a history; 0 for not at all.
         disliked: a row for every known user; ``None`` where nobody dislikes an item.
         exceptions: rows of the identity that are other vectors.
+        direct: M of the module docstring, N rows of target items with the entries as weights; ``None`` for none. ``target``
+            is then of vectors.
         constants: numbers that the block was solved with, for a fit that repeats it.
 
     Example:
@@ -75,9 +86,16 @@ class LinearBlock:
     dislikes: float = 0.0
     disliked: Rows | None = field(default=None, repr=False)
     exceptions: Exceptions | None = field(default=None, repr=False)
+    direct: Rows | None = field(default=None, repr=False)
     constants: Mapping[str, float] = field(default_factory=dict)
 
     is_linear: ClassVar[bool] = True  # whether a query is a weighted sum over the history
+
+    def __post_init__(self) -> None:
+        if self.direct is not None and (self.cosine or self.target is None or self.source is None):
+            raise ValueError(
+                f"The {self.name} block has direct rows, which need source and target vectors and no cosine: leave direct out."
+            )
 
     @property
     def dim(self) -> int:
@@ -98,6 +116,32 @@ class LinearBlock:
             against = pool(self.source, self.disliked.select(users)) * -self.dislikes
             part = against if part is None else part + against
         return part
+
+    def direct_part_of(self, users: Tensor) -> Tensor | None:
+        """Compute what the disliked items of known users take from every item, ``[B]`` int64 -> ``[B, N]``.
+
+        ``None`` where there is nothing.
+        """
+        if not self.dislikes or self.disliked is None or self.direct is None:
+            return None
+        disliked = self.disliked.select(users)
+        zeros = torch.zeros(len(users), len(self.direct.sizes), device=users.device)
+        return add_direct(zeros, self.direct, disliked, disliked.weights, -self.dislikes)
+
+    def add_direct(self, scores: Tensor, history: Rows, part: Tensor | None = None, factor: float = 1.0) -> Tensor:
+        """Add ``factor`` times what direct rows give, without the block's scale, to ``scores`` ``[B, N]`` in place.
+
+        Args:
+            scores: changed and returned.
+            history: B rows.
+            part: ``[B, N]`` of :meth:`direct_part_of`; ``None`` for none.
+            factor: of what is added.
+        """
+        if self.direct is None:
+            return scores
+        factor *= self.temperature
+        add_direct(scores, self.direct, history, self.weights(history), factor)
+        return scores if part is None else scores.add_(part, alpha=factor)
 
     def queries(self, history: Rows, part: Tensor | None = None, rows: AllRows | None = None) -> Tensor:
         """Compute the queries q_u without the block's scale.
@@ -123,10 +167,20 @@ class LinearBlock:
             x = F.normalize(x, dim=-1)
         return x if self.temperature == 1.0 else x * self.temperature
 
-    def scores(self, history: Rows, part: Tensor | None = None) -> Tensor:
-        """Compute the block's scores, scaled: ``[B, N]`` in a fresh tensor; arguments as of :meth:`queries`."""
+    def scores(self, history: Rows, part: Tensor | None = None, direct_part: Tensor | None = None) -> Tensor:
+        """Compute the block's scores, scaled.
+
+        Args:
+            history: B rows.
+            part: as of :meth:`queries`.
+            direct_part: as of :meth:`add_direct`.
+
+        Returns:
+            ``[B, N]`` in a fresh tensor.
+        """
         query = self.queries(history, part)
         scores = with_exceptions(query, self.exceptions) if self.target is None else query @ self.target.T
+        scores = self.add_direct(scores, history, direct_part)
         if self.bias is not None:
             scores = scores.add_(self.bias)
         return scores if self.scale == 1.0 else scores.mul_(self.scale)
@@ -140,8 +194,10 @@ class LinearBlock:
         """
 
         def scores(rows: Tensor) -> Tensor:
-            part = None if users is None else self.part_of(users[rows])
-            return self.scores(history.select(rows), part)
+            if users is None:
+                return self.scores(history.select(rows))
+            some = users[rows]
+            return self.scores(history.select(rows), self.part_of(some), self.direct_part_of(some))
 
         return scores
 
@@ -172,11 +228,53 @@ class LinearBlock:
             tensor = getattr(self, name)
             if tensor is not None:
                 moved[name] = tensor.to(device)
-        if self.disliked is not None:
-            moved["disliked"] = self.disliked.to(device)
+        for name in ("disliked", "direct"):
+            rows = getattr(self, name)
+            if rows is not None:
+                moved[name] = rows.to(device)
         if self.exceptions is not None:
             moved["exceptions"] = Exceptions(self.exceptions.ids.to(device), self.exceptions.rows.to(device))
         return replace(self, **moved)  # type: ignore[arg-type]
+
+
+def add_direct(scores: Tensor, direct: Rows, history: Rows, weights: Tensor | None, factor: float) -> Tensor:
+    """Add ``factor`` times the weighted direct rows of each history's items to ``scores`` ``[B, N]`` in place, and return it.
+
+    Args:
+        scores: changed; it lies in memory without gaps.
+        direct: N rows of target items, with entries as weights.
+        history: B rows of items.
+        weights: of their entries; ``None`` for ones.
+        factor: of what is added.
+    """
+    assert direct.weights is not None
+    found = direct.select(history.ids)
+    assert found.weights is not None
+    sizes, n = found.sizes, scores.shape[1]
+    row = torch.repeat_interleave(history.row_of_entry() * n, sizes, output_size=len(found.ids))
+    values = found.weights.to(scores.dtype) * factor
+    if weights is not None:
+        values = values * torch.repeat_interleave(weights.to(scores.dtype), sizes, output_size=len(found.ids))
+    scores.view(-1).index_add_(0, row.add_(found.ids), values)
+    return scores
+
+
+def direct_entries(direct: Rows, sources: Tensor, targets: Tensor) -> Tensor:
+    """Look entries of direct rows up, ``[h]`` and ``[M]`` int64 -> ``[M, h]`` float64, 0 where there is none.
+
+    Args:
+        direct: rows of target items, ascending within a row, with entries as weights.
+        sources: items whose rows are asked for.
+        targets: items in them.
+    """
+    found = direct.select(sources)
+    assert found.weights is not None
+    n = len(direct.sizes)
+    keys = F.pad(found.row_of_entry() * n + found.ids, (0, 1), value=len(sources) * n)
+    values = F.pad(found.weights.double(), (0, 1))
+    wanted = torch.arange(len(sources), device=targets.device) * n + targets[:, None]
+    at = torch.searchsorted(keys, wanted)
+    return torch.where(keys[at] == wanted, values[at], 0.0)
 
 
 def with_exceptions(query: Tensor, exceptions: Exceptions | None) -> Tensor:

@@ -7,6 +7,7 @@ r"""The score: blocks of one dot product, a bias and a calibration.
 
 A block holds source vectors v (what an item of the history contributes), target vectors w and the weights of histories. All
 blocks side by side are one query and one item vector: one kernel scores, one index serves. Only this file knows how they lie.
+Direct rows of a block (:mod:`recbole_llm.scoring.block`) are no part of these vectors: they add to whole rows of scores.
 
 Shapes: B users, N items with padding row 0 (n of them in this process), D columns of all blocks, d of one.
 """
@@ -14,13 +15,13 @@ Shapes: B users, N items with padding row 0 (n of them in this process), D colum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from recbole_llm.scoring.block import Exceptions, LinearBlock, Scorer, identity_rows, with_exceptions
+from recbole_llm.scoring.block import Exceptions, LinearBlock, Scorer, direct_entries, identity_rows
 from recbole_llm.scoring.item_rows import AllRows
+from recbole_llm.scoring.item_table import ItemTable, OwnColumns
 from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.scoring.rows import Rows
 from recbole_llm_kernels import pair_dot
@@ -67,58 +68,6 @@ class ColdRows:
             for name in ("target", "source", "bias", "shift")
         }
         return replace(self, ids=self.ids.to(device), **moved)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, eq=False)
-class ItemTable:
-    """Every block's targets side by side; row i belongs to the queries of :meth:`Score.queries`.
-
-    Attributes:
-        vectors: ``[n, D]``; without the first n columns where ``identity`` holds.
-        bias: ``[n]``; -inf for items that have no place.
-        identity: whether each row begins with that row of the identity, N columns that are not stored.
-        exceptions: rows of that identity that are other vectors.
-    """
-
-    vectors: Tensor
-    bias: Tensor
-    identity: bool = False
-    exceptions: Exceptions | None = None
-
-    def scores(self, query: Tensor) -> Tensor:
-        """Compute <q, w_i> + bias_i of all items, ``[B, D]`` -> ``[B, n]`` in a fresh tensor."""
-        if not self.identity:
-            return torch.addmm(self.bias, query, self.vectors.T)
-        n = len(self.bias)
-        own = with_exceptions(query[:, :n], self.exceptions)
-        if not self.vectors.shape[1]:
-            return own + self.bias
-        return torch.addmm(self.bias, query[:, n:], self.vectors.T).add_(own)
-
-    def of(self, items: Tensor) -> "ItemTable":
-        """Take the rows of some items, ``[C]`` int64; those of the identity are written out."""
-        vectors = self.vectors[items]
-        if self.identity:
-            vectors = torch.cat([identity_rows(items, len(self.bias), self.exceptions), vectors], 1)
-        return ItemTable(vectors, self.bias[items])
-
-    def dense(self) -> Tensor:
-        """Return the vectors, ``[n, D]``, the identity's columns included."""
-        if not self.identity:
-            return self.vectors
-        eye = torch.eye(len(self.bias), device=self.bias.device)
-        if self.exceptions is not None:
-            eye = eye.index_copy(0, self.exceptions.ids, self.exceptions.rows)
-        return torch.cat([eye, self.vectors], 1) if self.vectors.shape[1] else eye
-
-
-class OwnColumns(NamedTuple):
-    """Every block that counts in columns of its own, as an export holds them."""
-
-    target: Tensor  # [N, D]
-    source: Tensor  # [N, D]
-    offset: Tensor  # [D]
-    user_part: Tensor  # [U, D]
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,14 +145,18 @@ class Score:
 
     @property
     def has_vectors(self) -> bool:
-        """Whether all targets are stored vectors, and none is the identity."""
-        return all(block.target is not None for block in self.counting)
+        """Whether a score is a product of stored vectors: no target is the identity, and no block has direct rows."""
+        return all(block.target is not None and block.direct is None for block in self.counting)
 
     # ------------------------------------------------------------------ queries and item vectors
 
     def user_parts(self, users: Tensor) -> dict[str, Tensor]:
-        """Return each block's own summand of known users, ``[B]`` int64 -> ``[B, d]`` by block name."""
-        return {b.name: part for b in self.counting if (part := b.part_of(users)) is not None}
+        """Return each block's own summand of known users, ``[B]`` int64 -> ``[B, d]`` by block name.
+
+        What disliked items take from every item by direct rows is there too, ``[B, N]`` by ``direct_part`` of the name.
+        """
+        parts = {b.name: part for b in self.counting if (part := b.part_of(users)) is not None}
+        return parts | {direct_part(b.name): p for b in self.counting if (p := b.direct_part_of(users)) is not None}
 
     def queries(self, history: Rows, part: Mapping[str, Tensor] | None = None) -> Tensor:
         """Compute the queries of all blocks side by side; every factor of the score is in them.
@@ -264,8 +217,15 @@ class Score:
             ``[B, N]`` in a fresh tensor.
         """
         score = self.all_listed() if unlisted else self
-        found = score.item_table().scores(score.queries(history, part))
+        found = score.add_direct(score.item_table().scores(score.queries(history, part)), history, part)
         return found if self.rows is None else self.rows.gather(found)
+
+    def add_direct(self, scores: Tensor, history: Rows, part: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Add what direct rows give, every factor in it, to ``scores`` ``[B, N]`` in place; arguments as of :meth:`queries`."""
+        for block in self.counting:
+            own = (part or {}).get(direct_part(block.name))
+            scores = block.add_direct(scores, history, own, self.slope * block.scale)
+        return scores
 
     def all_listed(self) -> "Score":
         """Return the score with a place for every item."""
@@ -320,7 +280,7 @@ class Score:
             ``[P]``.
         """
         table = self.item_table()
-        if not table.identity:
+        if self.has_vectors:
             return pair_dot(
                 self.queries(history, part), table.vectors, row, items, item_bias=table.bias, backend=backend
             )
@@ -333,7 +293,7 @@ class Score:
         ):
             here = (row >= few[0]) & (row <= few[-1])
             some = None if part is None else {name: rows[few] for name, rows in part.items()}
-            scores = table.scores(self.queries(history.select(few), some))
+            scores = self.add_direct(table.scores(self.queries(history.select(few), some)), history.select(few), some)
             found[here] = scores[row[here] - few[0], items[here]]
         return found
 
@@ -363,15 +323,24 @@ class Score:
                 source = block.source[history.ids].double()
                 source = source if weights is None else source * weights[:, None].double()
                 of_history[block.name] = factor * (target @ source.T)
+            if block.direct is not None:
+                entries = direct_entries(block.direct, history.ids, items)
+                entries = entries if weights is None else entries * weights.double()
+                of_history[block.name] += factor * entries
             own_columns = [summand.double() for summand in (block.offset, own) if summand is not None]
             constant = sum((summand.reshape(-1) for summand in own_columns), torch.zeros_like(x[0].double()))
             rest[block.name] = factor * (target @ constant)
+            against = (part or {}).get(direct_part(block.name))
+            if against is not None:
+                rest[block.name] += factor * against[0, items].double()
         return ScoreParts(of_history, rest, self.item_bias[items].double())
 
     # ------------------------------------------------------------------ items placed by their content
 
     def mapped(self, known: Tensor, weights: Tensor, among: Tensor) -> tuple[ColdRows, Tensor]:
         """Compute rows of items as weighted sums of the rows of others.
+
+        Of a block with direct rows its vectors are mapped: an item without an interaction has no entry in direct rows.
 
         The bias of each block is mapped as its difference from a mean: an item unlike all others gets the mean, and not 0,
         which is far above any trained item's bias.
@@ -447,3 +416,8 @@ class Score:
         )
         listed = self.listed.index_fill(0, cold.ids, cold.joint)
         return replace(self, blocks=blocks, listed=listed, cold=cold)
+
+
+def direct_part(name: str) -> str:
+    """Name what disliked items take from every item by the direct rows of the block ``name``, in parts of users."""
+    return f"{name}/direct"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recbole_llm.scoring.item_rows import AllRows
 from recbole_llm.scoring.probability import ProbabilityMap
+from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import ColdRows, Exceptions, LinearBlock, Score
 from recbole_llm.scoring.sequence import SequenceBlock, SequenceLayer
 
@@ -40,6 +41,7 @@ def score_to_state(score: Score) -> dict[str, Any]:
             {"name": block.name, "scale": block.scale}
             if block.name == LEARNED
             else {name: getattr(block, name) for name in _BLOCK_FIELDS}
+            | ({} if block.direct is None else {"direct": vars(block.direct)})
             | ({"layer": block.layer.to_state()} if isinstance(block, SequenceBlock) and block.layer else {})
             for block in score.blocks
         ],
@@ -87,6 +89,8 @@ def score_from_state(state: Mapping[str, Any], learned: LinearBlock, rows: AllRo
 
 
 def _block_of(values: Mapping[str, Any]) -> LinearBlock:
+    if values.get("direct") is not None:
+        values = {**values, "direct": Rows(**values["direct"])}
     if "layer" not in values:
         return LinearBlock(**values)
     return SequenceBlock(**{**values, "layer": SequenceLayer.from_state(values["layer"])})

@@ -29,11 +29,10 @@ from recbole_llm.retrieval.recommender import Recommender, Request
 BY_TIME = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 
 
-@pytest.fixture
-def walks(run_config, tmp_path, toy_path):
-    """Users walk around a circle of 48 items, with a step aside now and then: what comes next is told by the newest item."""
+def write_walks(root, toy_path):
+    """Write a dataset whose users walk around a circle of 48 items, with a step aside now and then, into ``root/toy``."""
     rng = random.Random(0)
-    folder = tmp_path / "data" / "toy"
+    folder = root / "toy"
     folder.mkdir(parents=True)
     (folder / "toy.item").write_text((toy_path / "toy" / "toy.item").read_text())
     lines = ["user_id:token\titem_id:token\ttimestamp:float"]
@@ -46,8 +45,16 @@ def walks(run_config, tmp_path, toy_path):
         lines += [f"u{u}\ti{i}\t{1000 * u + t}" for t, i in enumerate(seen)]
     rng.shuffle(lines[1:])
     (folder / "toy.inter").write_text("\n".join(lines) + "\n")
-    columns = {"inter": ["user_id", "item_id", "timestamp"]}
-    return run_config | {"data_path": str(tmp_path / "data"), "eval_args": BY_TIME, "load_col": columns, "epochs": 2}
+
+
+COLUMNS = {"inter": ["user_id", "item_id", "timestamp"]}
+
+
+@pytest.fixture
+def walks(run_config, tmp_path, toy_path):
+    """Walks around a circle: what comes next is told by the newest item."""
+    write_walks(tmp_path / "data", toy_path)
+    return run_config | {"data_path": str(tmp_path / "data"), "eval_args": BY_TIME, "load_col": COLUMNS, "epochs": 2}
 
 
 def train(config_dict):

@@ -277,14 +277,14 @@ def test_the_svd_form_below_full_rank_is_woodburys_identity():
     )
 
 
-def test_too_many_items_take_the_svd_form(monkeypatch):
-    monkeypatch.setattr("recbole_llm.fitting.closed_form.SPECTRAL_DIMS", (2, 8, 16))
+def test_the_svd_form_forms_no_matrix_of_all_items(monkeypatch):
+    monkeypatch.setattr("recbole_llm.fitting.large_catalogue.SPECTRAL_DIMS", (2, 8, 16))
     monkeypatch.setattr(
-        "recbole_llm.fitting.closed_form.SEARCH_DIM", 8
+        "recbole_llm.fitting.large_catalogue.SEARCH_DIM", 8
     )  # the constants are found at a lower rank than the last
     train, valid, _ = interactions(n_users=200, seed=6)
     E = torch.nn.functional.one_hot(torch.arange(25) % 5).float()
-    form = fit_closed_form(train, 25, texts(E), validation=selection_of(train, valid), max_dense_items=10)
+    form = fit_closed_form(train, 25, texts(E), validation=selection_of(train, valid), form="svd")
     dense = fit_closed_form(train, 25, texts(E), validation=selection_of(train, valid), dim="full")
     assert form.form == "SVD form"
     assert form.dim == 8, "five groups of items need five directions"
@@ -293,20 +293,20 @@ def test_too_many_items_take_the_svd_form(monkeypatch):
     reached = user_metric(form.block().scorer(train), valid, train, 25, TopKMetric("ndcg", 5), ~form.warm).mean()
     assert float(reached) == pytest.approx(form.value)
     assert fit_closed_form(train, 25, texts(E), max_dense_items=10, dim=3).dim == 3
-    small = fit_closed_form(train, 25, texts(E), max_dense_items=10, max_table_bytes=8 * 25 * 2)
+    small = fit_closed_form(train, 25, texts(E), form="svd", max_table_bytes=8 * 25 * 2)
     assert small.dim == 2
     assert small.value is None
 
 
 def test_the_rank_of_the_svd_form_is_held_against_the_best_one(monkeypatch):
     """On ml-1m-text the largest rank is not the best: 1536 has .25135 of validation, 2048 .25105."""
-    monkeypatch.setattr("recbole_llm.fitting.closed_form.SPECTRAL_DIMS", (2, 8, 16))
+    monkeypatch.setattr("recbole_llm.fitting.large_catalogue.SPECTRAL_DIMS", (2, 8, 16))
     by_rank = {2: 0.2506, 8: 0.25135, 16: 0.25105}
     monkeypatch.setattr(
         "recbole_llm.fitting.warm_items.WarmItems.value", lambda self, subset, P, Q: by_rank[P.shape[1]]
     )
     train, valid, _ = interactions(n_users=200, seed=6)
-    form = fit_closed_form(train, 25, validation=selection_of(train, valid), max_dense_items=10)
+    form = fit_closed_form(train, 25, validation=selection_of(train, valid), form="svd")
     assert (form.dim, form.value) == (8, 0.25135)
 
 

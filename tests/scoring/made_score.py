@@ -99,7 +99,53 @@ def summands(block, history, user, part):
     columns = (
         torch.stack([target @ entry for entry in entries], 1) if entries else torch.zeros(N, 0, dtype=torch.float64)
     )
-    return factor * columns, factor * (target @ rest)
+    if block.direct is not None:
+        M = dense_direct(block.direct)
+        columns = (
+            columns
+            + torch.stack([a * M[j] for a, j in zip(weights, items, strict=True)] or [M[0] * 0], 1)[:, : len(items)]
+        )
+    rest = target @ rest
+    if part is not None and block.direct is not None and block.dislikes:
+        rest = rest - block.dislikes * dense_direct(block.direct)[block.disliked.select(torch.tensor([user])).ids].sum(
+            0
+        )
+    return factor * columns, factor * rest
+
+
+def dense_direct(direct):
+    M = torch.zeros(N, N, dtype=torch.float64)
+    M[direct.row_of_entry(), direct.ids] = direct.weights.double()
+    return M
+
+
+def made_direct(seed=50):
+    """Direct rows of 0 to 4 items, some empty, ascending; neither from nor to padding, and none of the items never listed."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(0, 5, (N,), generator=generator)
+    sizes[[0, 4, 11]] = 0
+    places = [i for i in range(1, N) if i != 11]
+    rows = [
+        torch.tensor(places)[torch.randperm(len(places), generator=generator)[:size]].sort().values for size in sizes
+    ]
+    ids = torch.cat(rows)
+    return Rows(torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]), ids, normal(len(ids), seed=seed + 1))
+
+
+def direct_blocks():
+    """Two blocks with direct rows, with decay, exponent, temperature and dislikes, beside others."""
+    disliked = Rows(torch.tensor([0, 0, 2, 2, 3, 3, 6]), torch.tensor([2, 7, 9, 1, 3, 12]))
+    return (
+        LinearBlock(
+            "closed_form", normal(N, 3, seed=52), normal(N, 3, seed=53), scale=0.7, decay=2.0, dislikes=0.4,
+            disliked=disliked, direct=made_direct(),
+        ),
+        LinearBlock(
+            "next_item", normal(N, 2, seed=54), normal(N, 2, seed=55), scale=1.2, exponent=0.3, temperature=0.5,
+            direct=made_direct(60),
+        ),
+        made_blocks()[2],
+    )  # fmt: skip
 
 
 def expected_scores(score, history, part):

@@ -25,9 +25,7 @@ SHOWN = ProbabilityMap(-3.0, 0.25, 0.4, -1.0, (2.0, 0.5, 1.5), (0.5, 1.5))
 def exported(score, history, folder, disliked=None):
     """The export of a score; row 0 of items and of users is padding, and stays behind."""
     tables = tables_of(score, TrainingData(history, AllRows(N)), U, cold_map=False)
-    names = (
-        "vector source bias trained listed blocks offset user_part similar_by history_rank probability content sequence"
-    )
+    names = "vector source bias trained listed blocks offset user_part similar_by history_rank probability content sequence direct"
     contents = ExportContents(
         item_ids=[f"i{item}" for item in range(1, N)],
         user_ids=[f"u{user}" for user in range(1, U)],

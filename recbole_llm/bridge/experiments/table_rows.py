@@ -106,7 +106,8 @@ def _blocks_in_words(model: Any) -> str:
     parts = []
     for block in model.score.counting:
         decay = "" if block.decay is None else f", decay {block.decay:g}"
-        parts.append(f"{block.name} ({'full' if block.target is None else block.dim}{decay})")
+        direct = "" if block.direct is None else f" + {len(block.direct.ids) / len(block.direct.sizes):.0f} a row"
+        parts.append(f"{block.name} ({'full' if block.target is None else block.dim}{direct}{decay})")
     return " + ".join(parts)
 
 

@@ -113,6 +113,7 @@ class PlacementTrial:
         trained: ``[N]`` bool, without ``ids``.
         targets: U rows of relevant items.
         seen: U rows of items without a place.
+        add_direct: adds what direct rows give for chosen rows to their scores ``[B, N]`` in place.
     """
 
     queries: Tensor
@@ -123,11 +124,12 @@ class PlacementTrial:
     trained: Tensor
     targets: Rows
     seen: Rows
+    add_direct: Callable[[Tensor, Tensor], Tensor] = lambda scores, rows: scores
 
     def scores(self, rows: Tensor) -> Tensor:
         """Compute scores ``[B, N]`` with factor 1 and offset 0."""
         x = self.queries[rows]
-        scores = self.table.scores(x)
+        scores = self.add_direct(self.table.scores(x), rows)
         scores[:, self.ids] = torch.addmm(self.bias, x, self.target.T)
         return scores
 
@@ -283,10 +285,18 @@ def _trials(
     for mu in mus:
         rows, bias = map_items(score, evidence, trained, ids, mu, shares)
         target = score.side_by_side(rows.target)
-        found[mu] = PlacementTrial(
-            queries, table, target, bias, ids, trained, targets.select(users), seen.select(users)
-        )
+        wanted, hidden = targets.select(users), seen.select(users)
+        add = _direct_adder(score, histories, users)
+        found[mu] = PlacementTrial(queries, table, target, bias, ids, trained, wanted, hidden, add)
     return found
+
+
+def _direct_adder(score: Score, histories: Rows, users: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def add(scores: Tensor, rows: Tensor) -> Tensor:
+        some = users[rows]
+        return score.add_direct(scores, histories.select(some), score.user_parts(some))
+
+    return add
 
 
 def validation_trials(
@@ -378,7 +388,8 @@ def place(
         x = score.queries(evidence.history.select(users), score.user_parts(users))
         table = score.item_table()
         table = replace(table, bias=table.bias.nan_to_num(neginf=0.0))
-        trial = PlacementTrial(x, table, target, bias, ids, evidence.trained, evidence.history, evidence.history)
+        add, history = _direct_adder(score, evidence.history, users), evidence.history
+        trial = PlacementTrial(x, table, target, bias, ids, evidence.trained, history, history, add)
         shift = boost.offset * deviation_direction(x, trial.deviations())
     shifts = score.by_block(shift)
     cold = replace(

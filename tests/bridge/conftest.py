@@ -1,0 +1,6 @@
+"""``test_order`` beside this file is importable from its tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
