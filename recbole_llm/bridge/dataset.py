@@ -14,13 +14,20 @@ import torch
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import cat_interactions
 
-from recbole_llm.bridge.item_media import centre_of_questions, column_tables, media_table, question_encoder
+from recbole_llm.bridge.item_media import (
+    centre_of_questions,
+    column_tables,
+    files_of_items,
+    media_table,
+    question_encoder,
+)
 from recbole_llm.bridge.option_values import ModalitySource
 from recbole_llm.bridge.options import Options
 from recbole_llm.bridge.preloaded import preloaded_vectors
 from recbole_llm.bridge.repairs.labels import NEGATIVES
 from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, FeatureTable, apply_transform, encode_texts, load_features
+from recbole_llm.content.media.files import ItemFiles
 from recbole_llm.content.store.vector_files import AtomicForm
 from recbole_llm.content.text import AtomicTable, choose_text_fields, read_atomic_table, texts_of_tokens
 from recbole_llm.scoring.rows import Rows, rows_from_pairs
@@ -295,6 +302,15 @@ class LLMTwoTowerDataset(Dataset):
         """Columns of the positives of this split and of later ones."""
         parts = [_positives(split) for split in (self, *later)]
         return tuple(torch.cat([part[name] for part in parts]) for name in names)
+
+    def picture_files(self) -> ItemFiles:
+        """Find the pictures of the items, in internal order with padding.
+
+        Raises:
+            ValueError: if ``item_modalities`` names a column that the item file does not have.
+        """
+        source = (Options.from_config(self.config).item_modalities or {}).get("image")
+        return files_of_items(self, "image", source, self._tokens(self.iid_field))
 
     def picture_vectors(self) -> FeatureTable:
         """Vectors of the items' pictures as their encoder gives them, without ``feature_transform``.

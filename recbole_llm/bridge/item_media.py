@@ -15,7 +15,7 @@ from recbole_llm.content.features import FeatureStore, FeatureTable, encode_text
 from recbole_llm.content.images.files import PICTURES
 from recbole_llm.content.item_columns import PREFIX, column_vectors
 from recbole_llm.content.media.encode import encode_files
-from recbole_llm.content.media.files import find_files
+from recbole_llm.content.media.files import ItemFiles, find_files
 from recbole_llm.content.media.kinds import FileKind
 from recbole_llm.content.sounds.files import SOUNDS
 from recbole_llm.content.text import read_atomic_table
@@ -84,6 +84,24 @@ def load_media_encoder(modality: str, source: ModalitySource, device: Any) -> An
     return load_image_encoder(source.encoder, device=device)
 
 
+def files_of_items(dataset: Any, modality: str, source: ModalitySource | None, tokens: list[str | None]) -> ItemFiles:
+    """Find the items' pictures or sounds, whether a model reads them or not.
+
+    Args:
+        dataset: RecBole's.
+        modality: ``image`` or ``audio``.
+        source: names the column; ``None`` where the modality is not configured.
+        tokens: external ids in the order wanted; ``None`` is padding.
+
+    Raises:
+        ValueError: if the column that was named is not there.
+    """
+    kind, source = KINDS[modality], source or ModalitySource("")
+    return find_files(
+        kind, Path(dataset.dataset_path), tokens, _cells(dataset, source, kind), source.column or kind.column
+    )
+
+
 def media_table(
     dataset: Any, modality: str, source: ModalitySource, tokens: list[str | None], cache: str | None
 ) -> FeatureTable:
@@ -100,8 +118,7 @@ def media_table(
         ValueError: if not one item has a file that can be read, the column is not there, or the encoder is not to be had.
     """
     folder, kind = Path(dataset.dataset_path), KINDS[modality]
-    cells = _cells(dataset, source, kind)
-    found = find_files(kind, folder, tokens, cells, source.column or kind.column)
+    found = files_of_items(dataset, modality, source, tokens)
     say(found.report.lines())
     encoder = load_media_encoder(modality, source, dataset.config["device"])
     vectors, counts = encode_files(

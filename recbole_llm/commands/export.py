@@ -12,7 +12,7 @@ import numpy as np
 from recbole_llm.bridge.checkpoint_settings import add_history_argument, add_path_arguments, given_paths
 from recbole_llm.checkpoints import load_run, newest_checkpoint
 from recbole_llm.commands.model_argument import add_checkpoint_argument
-from recbole_llm.export.export_model import DTYPES, INDEX_KINDS, export_model
+from recbole_llm.export.export_model import DTYPES, IMAGES, INDEX_KINDS, export_model
 from recbole_llm.export.model_tables import ModelTables
 from recbole_llm.export.pooling import Pooling
 from recbole_llm.reporting.words import quality_of
@@ -34,6 +34,12 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--attributes", default=None, metavar="A,B", help="item columns to show and filter by")
     parser.add_argument("--no-text", action="store_true", help="leave the items' texts out")
+    parser.add_argument(
+        "--images",
+        choices=IMAGES,
+        default="none",
+        help="thumbs: small copies of the items' pictures go along, for the service and its page",
+    )
     parser.add_argument("--bundle-encoder", action="store_true", help="copy the encoder into the export")
     parser.add_argument(
         "--metrics", default=None, metavar="FILE", help="from 'recbole-llm run --output FILE', for the card"
@@ -73,11 +79,14 @@ def run_export(options: argparse.Namespace) -> int:
         build_search_index=build_search_index,
         dtype=options.dtype,
         rescore=options.rescore,
+        images=options.images,
     )
     size = sum(sums.bytes for sums in manifest.files.values())
     spec = manifest.encoder
     told = "\n".join([manifest.rows_known, *manifest.never_shown])
     texts = "" if spec is None or spec.bundled else f" --encoder {shlex.quote(spec.name)}"
+    if manifest.pictures is not None:
+        texts += f" --image-encoder {shlex.quote(manifest.pictures.name)}"
     print(
         f"export {manifest.export_id}: {manifest.counts['items']} items, {manifest.counts['users']} users, "
         f"{manifest.dim} dimensions, {size / 1e6:.1f} MB in {options.output}\n{told}\n"

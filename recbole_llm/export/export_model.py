@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, encode_texts
 from recbole_llm.content.store.feature_table import fit_transform
 from recbole_llm.content.text import default_template
+from recbole_llm.export.item_pictures import small_pictures
 from recbole_llm.export.item_records import item_records
 from recbole_llm.export.manifest import Block, EncoderSpec, ItemText, Manifest
 from recbole_llm.export.model_card import model_card
@@ -32,6 +33,7 @@ from recbole_llm.fitting.data import TrainingData
 from recbole_llm.scoring.rows import Rows
 
 DTYPES = ("float32", "int8")
+IMAGES = ("none", "thumbs")
 INDEX_KINDS = ("auto", "exact", "ivf")
 # above this exact scoring takes tens of milliseconds a request on one core
 EXACT_UP_TO = 300_000
@@ -62,6 +64,7 @@ def export_model(
     quality: Sequence[str] = (),
     dtype: str = "float32",
     rescore: bool = False,
+    images: str = "none",
 ) -> Manifest:
     """Write the export of a trained model.
 
@@ -83,6 +86,7 @@ def export_model(
         quality: lines of the model card's section on quality (``recbole_llm.reporting.words.card``).
         dtype: of the vectors of items and users, ``float32`` or ``int8``, a quarter of the bytes.
         rescore: with ``int8``, keep the float32 vectors in a file of their own, by which the best are scored again.
+        images: ``thumbs``: small copies of the items' pictures go along; ``none``: no picture.
 
     Returns:
         The manifest.
@@ -93,6 +97,8 @@ def export_model(
     if index not in INDEX_KINDS:
         raise ValueError(f"index is {index!r}; expected one of {', '.join(INDEX_KINDS)}.")
     _check_dtype(dtype, rescore, onnx)
+    if images not in IMAGES:
+        raise ValueError(f"images is {images!r}; expected one of {', '.join(IMAGES)}.")
     if Path(output).exists():  # said before anything long is done
         raise ValueError(
             f"output {str(output)!r} exists, and an export is immutable: name another folder, or remove it."
@@ -111,6 +117,8 @@ def export_model(
         history=history,
     )
     _refuse_direct_graphs(contents.direct, onnx)
+    thumbnails = small_pictures(dataset) if images == "thumbs" else None
+    contents = replace(contents, thumbnails=thumbnails)
     card = model_card(contents, getattr(dataset, "dataset_name", ""), quality)
     manifest = write_artifact(output, replace(contents, card=card, onnx=onnx, dtype=dtype, rescore=rescore))
     counts = manifest.counts
@@ -185,12 +193,13 @@ def contents_of(
     spec = None if encoder is None else _encoder_spec(encoder, model.options, bundle_encoder)
     transform = None if encoder is None else _text_transform(items.texts, model.options, encoder)
     text_map = _text_map(tables, model.options, transform) if map_texts else None
-    pictures = _pictures(data, dataset, model.options) if map_pictures else None
+    pictures = _pictures(tables, data, dataset, model.options) if map_pictures else None
+    space = None if pictures is None else pictures.space
     profiles = _profiles(model, dataset, tables.blocks) if map_texts else None
     if spec is None and profiles is not None:  # of the users alone
         encoder = dataset.text_encoder()
         spec = _encoder_spec(encoder, model.options, bundle_encoder)
-    search = _search_tables(data, item_ids, items.records, model.options, encoder, transform, pictures)
+    search = _search_tables(data, item_ids, items.records, model.options, encoder, transform, space)
     if search.titles is not None and not keep_text:
         log.warning("Without the items' texts, a search looks for words in their titles alone.")
     rows = known.history.to("cpu")
@@ -225,7 +234,8 @@ def contents_of(
         probability=tables.probability,
         text_map=text_map,
         encoder=spec,
-        pictures=None if pictures is None else pictures[0],
+        pictures=None if pictures is None else pictures.encoder,
+        picture_map=None if pictures is None else pictures.map,
         encoder_files=_encoder_files(encoder) if bundle_encoder and encoder is not None else {},
         item_text=items.item_text,
         profile_map=None if profiles is None else profiles[0],
@@ -307,7 +317,7 @@ def _text_map(tables: ModelTables, options: Any, transform: _Transform | None) -
         reason = "vectors of its items come from a file" if "text" in options.feature_files else "it has no cold map"
         log.warning("Items cannot be added by their text: %s.", reason)
         return None
-    return tables.text_map(*transform)
+    return tables.map_of("text", *transform)
 
 
 def _search_tables(
@@ -317,10 +327,9 @@ def _search_tables(
     options: Any,
     encoder: Any | None,
     transform: _Transform | None,
-    pictures: tuple[EncoderSpec, TextSpace] | None,
+    space: TextSpace | None,
 ) -> SearchTables:
     """What searches need beside the content; titles only where there is an encoder for them and for what is asked."""
-    space = None if pictures is None else pictures[1]
     if encoder is None or transform is None or "text" not in data.content:
         return search_tables(data, None, None, None, space)
     titles = [plain(record.title) for record in records]
@@ -330,14 +339,22 @@ def _search_tables(
     return search_tables(data, text_space(data, *transform), vectors, named, space)
 
 
-def _pictures(data: TrainingData, dataset: Any, options: Any) -> tuple[EncoderSpec, TextSpace] | None:
-    """The encoder of the items' pictures and the way of its vectors into the space of the content."""
+class _Pictures(NamedTuple):
+    """The encoder of the items' pictures, the way of its vectors into the space of the content, and their map to items."""
+
+    encoder: EncoderSpec
+    space: TextSpace
+    map: TextMap | None
+
+
+def _pictures(tables: ModelTables, data: TrainingData, dataset: Any, options: Any) -> _Pictures | None:
     source = (options.item_modalities or {}).get("image")
     if source is None or "image" not in data.content:
         return None
     raw = dataset.picture_vectors()
     spec = EncoderSpec(source.encoder, None, {}, raw.dim, raw.fingerprint)
-    return spec, text_space(data, *fit_transform(raw, options.feature_transform), "image")
+    transform = fit_transform(raw, options.feature_transform)
+    return _Pictures(spec, text_space(data, *transform, "image"), tables.map_of("image", *transform))
 
 
 def _profiles(model: Any, dataset: Any, blocks: Sequence[Block]) -> tuple[ProfileMap, ItemText] | None:

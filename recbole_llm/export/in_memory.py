@@ -52,6 +52,8 @@ def export_in_memory(contents: ExportContents) -> Export:
         search_index=None if contents.search_index is None else memoryview(contents.search_index),
         # they made the contents, so they may be loaded
         encoders=() if contents.encoder is None else (contents.encoder.name,),
+        picture_map=contents.picture_map,
+        thumbnails=contents.thumbnails,
         picture_encoders=() if contents.pictures is None else (contents.pictures.name,),
         sequence=contents.sequence,
     )

@@ -23,12 +23,14 @@ PICTURE_SCHEMA = 5  # the space of pictures in search.safetensors, and their enc
 SEQUENCE_SCHEMA = 6  # sequence.safetensors
 PROFILE_SCHEMA = 6  # the map of users' profiles, and how their columns make a text
 DIRECT_SCHEMA = 6  # direct.safetensors
+THUMBNAIL_SCHEMA = 6  # thumbnails.safetensors, picture_map.safetensors
 SCHEMA = 6
 MANIFEST = "manifest.json"
 VECTORS, HISTORY, TEXT_MAP = "vectors.safetensors", "history.safetensors", "text_map.safetensors"
 PROFILE_MAP = "profile_map.safetensors"
 CONTENT, SEARCH, EXACT = "content.safetensors", "search.safetensors", "exact.safetensors"
 DIRECT = "direct.safetensors"
+PICTURE_MAP, THUMBNAILS = "picture_map.safetensors", "thumbnails.safetensors"
 ITEM_IDS, USER_IDS, ITEMS, CARD = "item_ids.txt", "user_ids.txt", "items.jsonl", "README.md"
 INDEX, SEARCH_INDEX = "index.faiss", "search.faiss"
 ONNX_RECOMMEND, ONNX_TEXT_MAP = "recommend.onnx", "text_map.onnx"
@@ -49,6 +51,8 @@ _PLAIN_FILES = frozenset(
         *REQUIRED,
         TEXT_MAP,
         PROFILE_MAP,
+        PICTURE_MAP,
+        THUMBNAILS,
         CONTENT,
         EXACT,
         DIRECT,
@@ -61,6 +65,9 @@ _PLAIN_FILES = frozenset(
         ONNX_TEXT_MAP,
     }
 )
+
+
+_OPTIONAL = frozenset({"probability", "pictures", "picture_map", "profile_text"})  # fields of the manifest
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,7 @@ class Manifest:
         files: by name.
         pictures: encoder of the items' pictures; ``None``, and no field of the file, where there is none.
         profile_text: how the columns of a user's profile make its text; likewise, for models that read none.
+        picture_map: as ``text_map``, of pictures; ``None``, and no field of the file, without one.
     """
 
     schema: int
@@ -171,6 +179,7 @@ class Manifest:
     probability: ProbabilityMap | None = None
     pictures: EncoderSpec | None = None
     profile_text: ItemText | None = None
+    picture_map: Mapping[str, Any] | None = None
 
     @property
     def rows_known(self) -> str:
@@ -205,11 +214,7 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON."""
         values = asdict(self)
-        for name in (
-            "probability",
-            "pictures",
-            "profile_text",
-        ):  # as exports were before there was any, with the export_id that they have
+        for name in _OPTIONAL:  # as exports were before there was any, with the export_id that they have
             if values[name] is None:
                 del values[name]
         for block in values["blocks"]:  # likewise
@@ -260,7 +265,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _manifest_of(raw: dict[str, Any]) -> Manifest:
     known = {f.name for f in fields(Manifest)}
-    missing = sorted(known - raw.keys() - {"probability", "pictures", "profile_text"})
+    missing = sorted(known - raw.keys() - _OPTIONAL)
     if missing:
         raise ExportError(f"{MANIFEST} lacks {', '.join(missing)}.")
     # of a later schema that this reader may read: what it does not know, it does not need
@@ -353,9 +358,9 @@ def _check_manifest(manifest: Manifest) -> None:
     for which, text in (("item_text", manifest.item_text), ("profile_text", manifest.profile_text)):
         parts = () if text is None else (*text.fields, text.template)
         claim(all(isinstance(part, str) for part in parts), f"{which} holds what is no string")
-    if manifest.text_map is not None:
-        form = {name: type(value) for name, value in manifest.text_map.items()}
-        claim(form == {"kind": str, "normalize": bool}, "text_map holds no kind and normalize")
+    for what, described in (("text_map", manifest.text_map), ("picture_map", manifest.picture_map)):
+        form = None if described is None else {name: type(value) for name, value in described.items()}
+        claim(form in (None, {"kind": str, "normalize": bool}), f"{what} holds no kind and normalize")
     claim(manifest.index.get("kind") in ("exact", "ivf"), "index is neither exact nor ivf")
     if manifest.index["kind"] == "ivf":
         nprobe = manifest.index.get("nprobe")
@@ -371,5 +376,8 @@ def _check_manifest(manifest: Manifest) -> None:
     claim((manifest.text_map is None) == (TEXT_MAP not in manifest.files), f"text_map and {TEXT_MAP} do not agree")
     has_profiles = PROFILE_MAP in manifest.files
     claim((manifest.profile_text is None) != has_profiles, f"profile_text and {PROFILE_MAP} do not agree")
+    has_map = PICTURE_MAP in manifest.files
+    claim((manifest.picture_map is not None) == has_map, f"picture_map and {PICTURE_MAP} do not agree")
+    claim(not has_map or manifest.pictures is not None, f"there is no encoder of pictures for {PICTURE_MAP}")
     claim(SEARCH_INDEX not in manifest.files or SEARCH in manifest.files, f"there is no {SEARCH} for {SEARCH_INDEX}")
     claim((manifest.index["kind"] == "ivf") == (INDEX in manifest.files), f"index and {INDEX} do not agree")

@@ -80,21 +80,22 @@ class ModelTables:
     sequence: SequenceWeights | None = None
     direct: Mapping[int, DirectRows] = field(default_factory=dict)
 
-    def text_map(self, center: Tensor, transform: Tensor | None) -> TextMap | None:
-        """Build the map from raw text vectors.
+    def map_of(self, modality: str, center: Tensor, transform: Tensor | None) -> TextMap | None:
+        """Build the map from raw vectors of a modality, ``None`` where it places no item.
 
         Args:
+            modality: ``text`` or ``image``.
             center: ``[F]`` of :func:`recbole_llm.content.store.feature_table.fit_transform`.
             transform: ``[F, F]`` of the same, or ``None``.
         """
-        if self.cold_map is None or "text" not in self.cold_map.centres:
+        if self.cold_map is None or modality not in self.cold_map.centres:
             return None
         D = self.vector.shape[1]
-        of_text, anchors, values = self.cold_map.of_modality("text")
+        centre, anchors, values = self.cold_map.of_modality(modality)
         coefficients = _numpy(values)
         return TextMap(
             kind="rbf",
-            center=_numpy(_combined_center(center, transform, of_text)),
+            center=_numpy(_combined_center(center, transform, centre)),
             transform=None if transform is None else _numpy(transform),
             normalize=True,
             support=_numpy(anchors),

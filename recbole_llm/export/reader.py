@@ -10,8 +10,9 @@
       history.safetensors    offsets i64[U+1]  items i32[nnz]  weight f32[nnz]  [rank f32[nnz]]   histories
                              [disliked_offsets i64[U+1]  disliked_items i32[m]]   seen, not liked and never recommended
       direct.safetensors     only where a block has direct rows: see direct.py
-      text_map.safetensors   only where texts can be mapped: see text_map.py
+      text_map.safetensors   only where texts can be mapped: see text_map.py; likewise picture_map.safetensors
       profile_map.safetensors   only where users have texts: what a profile adds to a query, see profile_map.py
+      thumbnails.safetensors  only with --images thumbs: see thumbnails.py
       content.safetensors    only where items have content: by modality f32[N,f], unit vectors, zero where an item has none
       search.safetensors     titles as vectors, and each item's neighbours: see search_tables.py
       search.faiss           only where there are so many items that searches need an index: see retrieval/search_index.py
@@ -50,10 +51,12 @@ from recbole_llm.export.manifest import (
     ITEM_IDS,
     ITEMS,
     MANIFEST,
+    PICTURE_MAP,
     PROFILE_MAP,
     SEARCH,
     SEARCH_INDEX,
     TEXT_MAP,
+    THUMBNAILS,
     USER_IDS,
     VECTORS,
     Manifest,
@@ -65,6 +68,7 @@ from recbole_llm.export.search_tables import SearchTables, read_search
 from recbole_llm.export.sequence import SEQUENCE_FILE, SequenceWeights, read_sequence
 from recbole_llm.export.tensor_file import check_file, open_file, parse_json, parse_tensors, take
 from recbole_llm.export.text_map import TextMap
+from recbole_llm.export.thumbnails import Thumbnails, read_thumbnails
 
 READ_FILES = frozenset(
     {
@@ -72,6 +76,8 @@ READ_FILES = frozenset(
         HISTORY,
         TEXT_MAP,
         PROFILE_MAP,
+        PICTURE_MAP,
+        THUMBNAILS,
         CONTENT,
         DIRECT,
         SEARCH,
@@ -129,6 +135,8 @@ class Export:
         search_index: bytes of their index, or ``None``.
         sequence: of the block that reads the order of a history, or ``None``.
         direct: direct rows by the place of their block.
+        picture_map: as ``text_map``, of pictures.
+        thumbnails: small pictures of the items, or ``None``.
     """
 
     folder: Path
@@ -159,6 +167,8 @@ class Export:
     sequence: SequenceWeights | None = None
     profile_map: ProfileMap | None = None
     direct: Mapping[int, DirectRows] = field(default_factory=dict)
+    picture_map: TextMap | None = None
+    thumbnails: Thumbnails | None = None
 
     def disliked_of(self, user: int) -> np.ndarray:
         """Return the rows that a user has seen and not liked, ``[m]`` int64 by the user's row."""
@@ -288,7 +298,7 @@ def load_export(
         history_offsets=offsets,
         history_items=items,
         history_weight=weight,
-        text_map=_read_text_map(opened[TEXT_MAP], manifest) if TEXT_MAP in opened else None,
+        text_map=read_map(opened, TEXT_MAP, manifest),
         index=opened.get(INDEX),
         history_rank=rank,
         content=content,
@@ -300,6 +310,8 @@ def load_export(
         sequence=_read_sequence(opened, manifest),
         profile_map=read_profile_map(opened[PROFILE_MAP], manifest) if PROFILE_MAP in opened else None,
         direct=read_direct(opened[DIRECT], N, manifest.blocks) if DIRECT in opened else {},
+        picture_map=read_picture_map(opened, manifest, content),
+        thumbnails=read_thumbnails(opened[THUMBNAILS], N) if THUMBNAILS in opened else None,
     )
 
 
@@ -432,33 +444,3 @@ def _read_records(content: memoryview, count: int, attributes: Mapping[str, str]
                 raise ExportError(f"{ITEMS}, line {number}: attribute {name[:64]!r} is not as declared.")
         records.append(ItemRecord(raw["title"], raw.get("text"), raw["attributes"]))
     return records
-
-
-def _read_text_map(content: memoryview, manifest: Manifest) -> TextMap:
-    tensors = parse_tensors(content, TEXT_MAP)
-    described = manifest.text_map or {}
-    D = manifest.dim
-    get = lambda key, *shape: take(tensors, TEXT_MAP, key, np.float32, shape)  # noqa: E731
-    optional = lambda key, *shape: get(key, *shape) if key in tensors else None  # noqa: E731
-    center = get("center", None)
-    gamma = optional("gamma")
-    arguments: dict[str, Any] = {
-        "vector": get("vector", None, D),
-        "source": get("source", None, D),
-        "bias": get("bias", None),
-        "vector_offset": get("vector_offset", D),
-        "source_offset": get("source_offset", D),
-        "bias_offset": float(get("bias_offset")),
-        "transform": optional("transform", len(center), None),
-        "support": optional("support", None, None),
-        "gamma": None if gamma is None else float(gamma),
-    }
-    _nothing_left(tensors, TEXT_MAP)
-    if manifest.encoder is not None and manifest.encoder.feature_dim != len(center):
-        raise ExportError(f"{TEXT_MAP} maps vectors of {len(center)} dimensions, the encoder gives another number.")
-    try:
-        return TextMap(
-            kind=described.get("kind", ""), center=center, normalize=bool(described.get("normalize")), **arguments
-        )
-    except ValueError as error:
-        raise ExportError(f"{TEXT_MAP}: {error}") from None

@@ -33,6 +33,7 @@ from recbole_llm.export.manifest import (
     ITEMS,
     MANIFEST,
     NEVER_SHOWN,
+    PICTURE_MAP,
     PICTURE_SCHEMA,
     PROFILE_MAP,
     PROFILE_SCHEMA,
@@ -41,6 +42,8 @@ from recbole_llm.export.manifest import (
     SEARCH_SCHEMA,
     SEQUENCE_SCHEMA,
     TEXT_MAP,
+    THUMBNAIL_SCHEMA,
+    THUMBNAILS,
     USER_IDS,
     VECTORS,
     Block,
@@ -55,6 +58,7 @@ from recbole_llm.export.reader import ItemRecord, load_export
 from recbole_llm.export.search_tables import SearchTables
 from recbole_llm.export.sequence import SEQUENCE_FILE, SequenceWeights
 from recbole_llm.export.text_map import TextMap
+from recbole_llm.export.thumbnails import Thumbnails
 from recbole_llm.scoring.probability import ProbabilityMap
 
 EXACT_INDEX = {"kind": "exact"}  # every item is scored
@@ -86,6 +90,8 @@ class ExportContents:
         offset: ``[D]`` float32; ``None`` for zeros.
         user_part: ``[U, D]`` float32, or ``None``.
         text_map: or ``None``.
+        picture_map: likewise; needs ``pictures`` and their vectors in ``content``.
+        thumbnails: small pictures of the items, or ``None``.
         encoder: or ``None``.
         pictures: encoder of the items' pictures, or ``None``.
         encoder_files: name under ``encoder/`` to file, copied; needs ``encoder``.
@@ -131,6 +137,8 @@ class ExportContents:
     offset: np.ndarray | None = None
     user_part: np.ndarray | None = None
     text_map: TextMap | None = None
+    picture_map: TextMap | None = None
+    thumbnails: Thumbnails | None = None
     encoder: EncoderSpec | None = None
     pictures: EncoderSpec | None = None
     encoder_files: Mapping[str, Path] = field(default_factory=dict)
@@ -234,6 +242,10 @@ def _write_history(folder: Path, contents: ExportContents) -> None:
 def _write_optional_tables(folder: Path, contents: ExportContents) -> None:
     if contents.text_map is not None:
         save_file(_text_map_tensors(contents.text_map), folder / TEXT_MAP)
+    if contents.picture_map is not None:
+        save_file(_text_map_tensors(contents.picture_map), folder / PICTURE_MAP)
+    if contents.thumbnails is not None:
+        save_file(contents.thumbnails.to_tensors(), folder / THUMBNAILS)
     if contents.profile_map is not None:
         save_file(contents.profile_map.to_tensors(), folder / PROFILE_MAP)
     if contents.content:
@@ -331,6 +343,7 @@ def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: M
         profile_text=contents.profile_text,
         attributes=dict(contents.attributes),
         text_map=_text_map_kind(contents.text_map),
+        picture_map=_text_map_kind(contents.picture_map),
         overlay_seq=contents.overlay_seq,
         index=dict(index),
         metrics=dict(contents.metrics),
@@ -346,6 +359,8 @@ def _min_reader(contents: ExportContents) -> int:
         return PROFILE_SCHEMA
     if contents.direct:
         return DIRECT_SCHEMA
+    if contents.picture_map is not None or contents.thumbnails is not None:
+        return THUMBNAIL_SCHEMA
     if contents.pictures is not None:
         return PICTURE_SCHEMA
     if contents.dtype != "float32":

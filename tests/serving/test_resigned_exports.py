@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_export import make_contents
+from made_painted import make_painted
 
 from recbole_llm.export.errors import ExportError
 from recbole_llm.export.writer import write_artifact
@@ -33,9 +34,11 @@ def quiet(caplog):
 
 @pytest.fixture
 def sources(tmp_path):
-    """Those of version 0.1.0, and one that has what they lack."""
+    """Those of version 0.1.0, one that has what they lack, and one with pictures."""
     write_artifact(tmp_path / "made", make_contents(**WITH_ALL))
-    return [*SOURCES, tmp_path / "made"]
+    painted, _, _ = make_painted(tmp_path / "painting")
+    write_artifact(tmp_path / "painted", painted)
+    return [*SOURCES, tmp_path / "made", tmp_path / "painted"]
 
 
 def outcomes(seeds, sources, folder):
