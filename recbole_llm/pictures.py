@@ -4,9 +4,7 @@ model = open_model("saved", pictures=True)
 recommend_picture(model, "photo.jpg")
 """
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,8 +13,7 @@ from recbole_llm.retrieval.answers import Recommendation
 from recbole_llm.retrieval.recommender import Recommender
 from recbole_llm.retrieval.request import Request
 from recbole_llm.retrieval.rules import NO_RULES, Rules
-from recbole_llm.retrieval.search import Search
-from recbole_llm.retrieval.searches import Searches
+from recbole_llm.serving.picture_encoder import load_picture_encoder
 
 
 def recommend_picture(
@@ -35,10 +32,9 @@ def recommend_picture(
         ValueError: if the model has no pictures, their encoder is not to be had or was not named, or the file is no picture.
     """
     recommender = Recommender(export)
-    recommender.searches = Searches(Search(export, recommender.catalog, pictures=True))
-    vector = vector_of_picture(export, file)
-    answer = recommender.recommend(Request(text_vector=vector, by=by, k=k, rules=rules))
-    return replace(answer, source="picture")
+    if recommender.picture_searches is None:
+        raise ValueError("image: this model has no pictures, or none can be asked for: export again with its pictures.")
+    return recommender.recommend(Request(picture_vector=vector_of_picture(export, file), by=by, k=k, rules=rules))
 
 
 def vector_of_picture(export: Export, file: str | Path) -> np.ndarray:
@@ -52,7 +48,10 @@ def vector_of_picture(export: Export, file: str | Path) -> np.ndarray:
 
     from recbole_llm.content.images.reading import PictureError, open_picture, read_bytes
 
-    encoder = _encoder(export)
+    spec = export.manifest.pictures
+    if spec is None:
+        raise ValueError("image: this model has no pictures, or its export holds no way to ask for one.")
+    encoder = load_picture_encoder(spec, export.picture_encoders, "--item-modalities", "{image: %s}")
     try:
         picture = open_picture(read_bytes(Path(file)), encoder.side)
     except PictureError as error:
@@ -60,28 +59,3 @@ def vector_of_picture(export: Export, file: str | Path) -> np.ndarray:
     with torch.inference_mode():
         vector: np.ndarray = encoder.encode(encoder.prepare([picture]))[0].float().cpu().numpy()
     return vector
-
-
-def _encoder(export: Export) -> Any:
-    """The first encoder that the caller has named which is the one that the model was trained with."""
-    from recbole_llm.content.encoders.images import load_image_encoder
-
-    spec = export.manifest.pictures
-    if spec is None:
-        raise ValueError("image: this model has no pictures, or its export holds no way to ask for one.")
-    if not export.picture_encoders:
-        raise ValueError(
-            f"image: the pictures of this export need the encoder {spec.name!r}, and nothing is loaded because a file names it. "
-            f"Name it yourself: --item-modalities '{{image: {spec.name}}}'."
-        )
-    failures = []
-    for name in export.picture_encoders:
-        try:
-            encoder = load_image_encoder(name)
-        except ValueError as error:
-            failures.append(str(error))
-            continue
-        if encoder.fingerprint == spec.fingerprint:
-            return encoder
-        failures.append(f"{name!r} is another one than the model was trained with, or Pillow is of another version")
-    raise ValueError(f"image: {' '.join(failures)}")

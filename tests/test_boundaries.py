@@ -40,7 +40,7 @@ ROOMS = {
     "loaded": {"answer_frame", "atomic", "export", "profiles", "recommend", "retrieval"},
     "answer_frame": {"terminal"},
     "terminal": set(),
-    "pictures": {"content", "export", "retrieval"},
+    "pictures": {"content", "export", "retrieval", "serving"},
     "media": {"checkpoints", "content", "export", "retrieval"},
     "profiles": {"export", "retrieval", "serving"},
     "reporting": {"atomic", "bridge", "checkpoints", "export", "fitting", "recommend", "retrieval", "scoring"},

@@ -85,6 +85,13 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder, hub name or module:function of the text encoder, where the export does not hold it; may be repeated",
     )
     texts.add_argument("--no-encoder", action="store_true", help="do not load the text encoder")
+    parser.add_argument(
+        "--image-encoder",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="folder, hub name, onnx:FILE or module:function of the encoder of pictures, which no export holds; may be repeated",
+    )
     parser.add_argument("--no-access-log", action="store_true")
     parser.add_argument("--queue", type=int, default=limits.queue, help="requests that may wait; more get 503 at once")
     parser.add_argument(
@@ -160,6 +167,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         mapped=options.map,
         encoder=not options.no_encoder,
         encoders=tuple(dict.fromkeys(options.encoder)),
+        image_encoders=tuple(dict.fromkeys(options.image_encoder)),
         metrics_need_key=options.metrics_auth,
         access_log=not options.no_access_log,
         limits=Limits(

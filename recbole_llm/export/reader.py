@@ -40,6 +40,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from recbole_llm.export.content_maps import read_map, read_picture_map
 from recbole_llm.export.direct import DirectRows, read_direct
 from recbole_llm.export.errors import NO_PROFILES, ExportError
 from recbole_llm.export.manifest import (

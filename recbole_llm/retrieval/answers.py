@@ -58,6 +58,7 @@ class Recommended:
         order: what the order of the history adds, which belongs to no item of it alone; ``None`` where no block reads the order or
             no reasons were asked for.
         parts: of a search's score without boosts; ``None`` where no reasons were asked for, and for other sources.
+        image: whether there is a small picture of it.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Recommended:
     rules: tuple[Applied, ...] = ()
     parts: Parts | None = None
     order: float | None = None
+    image: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Recommendation:
 
     Attributes:
         items: best first.
-        source: ``history``, ``items``, ``profile``, ``text``, or ``popular`` where the fallback answered.
+        source: ``history``, ``items``, ``profile``, ``text``, ``picture``, ``similar``, or ``popular`` where the fallback answered.
         unknown: ids of the request that no item has.
         note: why there are fewer items than asked for, or what a rule could not do; empty for nothing.
     """

@@ -1,4 +1,4 @@
-"""Content vectors of items that were added or changed since the export."""
+"""Content vectors, of texts and of pictures, of items that were added or changed since the export."""
 
 from collections.abc import Mapping
 
@@ -43,12 +43,12 @@ class ChangedTexts:
         self._catalog.touched.clear()
         nothing = np.zeros(self._content.shape[1], np.float32)
         for row in rows:
-            base = row < self._catalog.n_base
+            base = self._catalog.base_of(row)
             vector = self._catalog.text_vectors.get(row)
             if vector is not None and self._space is not None:
                 self._texts[row] = self._space.directions(vector[None])[0]
             elif row not in self._texts:
-                self._texts[row] = self._content[row] if base else nothing
+                self._texts[row] = nothing if base is None else self._content[base]
             self._take_title(row, self._catalog.records[row].title, nothing)
         self._stacked = None
         return rows
@@ -57,9 +57,10 @@ class ChangedTexts:
         if self._title_of.get(row) == title:
             return
         self._title_of[row] = title
-        search, base = self._export.search, row < self._catalog.n_base
-        if base and search is not None and search.titles is not None and title == self._export.records[row].title:
-            self._titles[row] = search.titles[row]
+        search, base = self._export.search, self._catalog.base_of(row)
+        titles = None if search is None else search.titles
+        if base is not None and titles is not None and title == self._export.records[base].title:
+            self._titles[row] = titles[base]
             self._waiting.pop(row, None)
         elif title == self._catalog.ids[row]:  # an id says nothing of the item
             self._titles[row] = nothing
@@ -104,3 +105,46 @@ class ChangedTexts:
                 texts[at] = self._texts[row]
                 if titles is not None:
                     titles[at] = self._titles[row]
+
+
+class ChangedPictures(ChangedTexts):
+    """The same of pictures, which have no titles."""
+
+    _read = 0
+
+    def take_changes(self) -> list[int]:
+        """Read what changed in the catalogue since the last call; no row has other words by it."""
+        rows = self._catalog.repainted[self._read :]
+        self._read += len(rows)
+        for row in rows:
+            vector, base = self._catalog.picture_vectors.get(row), self._catalog.base_of(row)
+            if vector is not None and self._space is not None:
+                self._texts[row] = self._space.directions(vector[None])[0]
+            elif base is not None:
+                self._texts[row] = self._content[base]
+        if rows:
+            self._stacked = None
+        return []
+
+    @property
+    def is_behind(self) -> bool:
+        """Never: there is nothing to encode."""
+        return False
+
+    @property
+    def untitled(self) -> list[str]:
+        """None."""
+        return []
+
+    def tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Directions of pictures in the order of ``rows``, ``[m, f]`` float32, and nothing."""
+        if self._stacked is None:
+            self._stacked = np.stack(list(self._texts.values())), np.zeros((0, 0), np.float32)
+        return self._stacked
+
+    def replace(self, rows: np.ndarray, texts: np.ndarray, titles: np.ndarray | None) -> None:
+        """Write the directions of changed rows over those of ``rows``, in place; zeros for added ones without a picture."""
+        texts[rows >= self._catalog.n_base] = 0.0
+        for at, row in enumerate(rows.tolist()):
+            if row in self._texts:
+                texts[at] = self._texts[row]

@@ -25,7 +25,7 @@ GROWTH = 1.5
 
 @dataclass(frozen=True, eq=False)
 class MappedItem:
-    """Vectors of one item made from its text: target ``[D]``, source ``[D]`` float32, bias, and the text's own ``[F]``."""
+    """Vectors of one item made from its content: target ``[D]``, source ``[D]`` float32, bias; of a new text its own ``[F]``."""
 
     vector: np.ndarray
     source: np.ndarray
@@ -43,6 +43,7 @@ class ItemState:
         record: title, text, attributes.
         cold: whether its vectors come from its text alone.
         added_at: ISO time of the last change through the service; ``None`` for the export's own state.
+        image: whether there is a small picture of it.
     """
 
     id: str
@@ -50,6 +51,7 @@ class ItemState:
     record: ItemRecord
     cold: bool
     added_at: str | None
+    image: bool = False
 
 
 class Catalog:
@@ -71,7 +73,11 @@ class Catalog:
         self.added_at: dict[int, str] = {}
         self.successor: dict[int, int] = {}
         self.text_vectors: dict[int, np.ndarray] = {}  # raw ones, of rows whose text was changed or added
-        self.touched: dict[int, None] = {}  # rows that changed since a search last looked
+        self.picture_vectors: dict[int, np.ndarray] = {}  # likewise of pictures
+        self.touched: dict[int, None] = {}  # rows that changed since a search for texts last looked
+        self.repainted: list[int] = []  # rows whose picture changed, in order; searches remember how far they have read
+        self.thumbnails: dict[int, bytes] = {}  # of rows whose picture was changed or added
+        self._origin: dict[int, int] = {}  # row that took the place of a row of the export -> that row
         self._gone: set[int] = set()  # deleted, or another row took their place
         self._listed_bias = np.where(export.listed, export.bias, np.float32(-np.inf))
         self._base_bias = self._listed_bias.copy()
@@ -124,6 +130,25 @@ class Catalog:
             raise UnknownItemError(item_id)
         return row
 
+    def base_of(self, row: int) -> int | None:
+        """The row of the export that is this item, ``None`` for one that was added since."""
+        return row if row < self.n_base else self._origin.get(row)
+
+    def thumbnail(self, row: int) -> bytes | None:
+        """The small picture of a row, a JPEG."""
+        base, table = self.base_of(row), self.export.thumbnails
+        return self.thumbnails.get(row) or (None if base is None or table is None else table.of(base))
+
+    def has_thumbnail(self, row: int) -> bool:
+        """Return whether there is a small picture of a row."""
+        base, table = self.base_of(row), self.export.thumbnails
+        return row in self.thumbnails or (base is not None and table is not None and table.has(base))
+
+    @property
+    def has_thumbnails(self) -> bool:
+        """Whether there is a small picture of any row."""
+        return self.export.thumbnails is not None or bool(self.thumbnails)
+
     def gone(self) -> np.ndarray:
         """Rows that no answer may show, int64: deleted ones, and those whose place another row took."""
         return np.fromiter(self._gone, np.int64, len(self._gone))
@@ -159,7 +184,9 @@ class Catalog:
 
     def state(self, row: int) -> ItemState:
         """Return what is known of a row."""
-        return ItemState(self.ids[row], row, self.records[row], self.is_cold(row), self.added_at.get(row))
+        return ItemState(
+            self.ids[row], row, self.records[row], self.is_cold(row), self.added_at.get(row), self.has_thumbnail(row)
+        )
 
     def vector(self, rows: np.ndarray) -> np.ndarray:
         """Return target vectors of rows, ``[n, D]`` float32."""
@@ -235,6 +262,8 @@ class Catalog:
         *,
         refit: bool = False,
         time: str | None = None,
+        picture: np.ndarray | None = None,
+        thumbnail: bytes | None = None,
     ) -> bool:
         """Add an item or change it; a deleted one comes back.
 
@@ -243,9 +272,11 @@ class Catalog:
         Args:
             item_id: external id.
             record: what replaces its record.
-            mapped: vectors of its text; ``None`` to leave an item's vectors as they are.
-            refit: give a warm item the vectors of its text.
+            mapped: vectors of its content; ``None`` to leave an item's vectors as they are.
+            refit: give a warm item the vectors of its content.
             time: ISO time for ``added_at``.
+            picture: ``[F]`` float32 of the encoder of pictures, by which it is found; ``None`` to leave it as it is.
+            thumbnail: a small picture, a JPEG; ``None`` to leave it as it is.
 
         Returns:
             Whether there was no live item of that id.
@@ -262,7 +293,7 @@ class Catalog:
         elif mapped is not None and row < self.n_base and (refit or not self._trained[row]):
             old, row = row, self._append(item_id, record, mapped)
             self._base_bias[old] = -np.inf
-            self.successor[old] = row
+            self.successor[old], self._origin[row] = row, old
             self._gone.add(old)
         elif mapped is not None and row >= self.n_base:
             self._write(row, mapped)
@@ -275,6 +306,12 @@ class Catalog:
         self.touched[row] = None
         if mapped is not None and mapped.text is not None:
             self.text_vectors[row] = mapped.text
+        if picture is not None:
+            self.picture_vectors[row] = picture
+        if row in self.picture_vectors or row in self._origin:
+            self.repainted.append(row)
+        if thumbnail is not None:
+            self.thumbnails[row] = thumbnail
         self._attributes.put(row, record.attributes)
         if time is not None:
             self.added_at[row] = time

@@ -26,7 +26,8 @@ from recbole_llm.retrieval.ranking import Chance
 from recbole_llm.retrieval.request import Request
 from recbole_llm.retrieval.reranking import Applied, Chosen, Reranking, Subject, reranked, short_note, subject_name
 from recbole_llm.retrieval.rules import NO_RULES, Rules
-from recbole_llm.retrieval.searches import Asked, searches_of
+from recbole_llm.retrieval.searches import Asked, Searches, picture_searches_of, searches_of
+from recbole_llm.retrieval.thumbnails import with_thumbnails
 from recbole_llm.retrieval.users import Users
 from recbole_llm.scoring.probability import ProbabilityMap
 
@@ -71,6 +72,7 @@ class Recommender:
         self._probability = export.manifest.probability or ProbabilityMap()
         self._retriever = (make_retriever or _retriever_of)(export, self.catalog)
         self.searches = searches_of(export, self.catalog)
+        self.picture_searches = picture_searches_of(export, self.catalog)
         self._popularity: np.ndarray | None = None
         self._cosines = Cosines(export, self.catalog)
 
@@ -110,8 +112,11 @@ class Recommender:
         ready: list[tuple[int, _Prepared, Reranking | None]] = []
         for at, request in enumerate(requests):
             try:
+                if request.picture_vector is not None:
+                    answers[at] = self._found(request, request.picture_vector, self.picture_searches)
+                    continue
                 if request.text_vector is not None and self.searches is not None and self.searches.takes_texts:
-                    answers[at] = self._found(request, request.text_vector)
+                    answers[at] = self._found(request, request.text_vector, self.searches)
                     continue
                 if request.item is not None:
                     answers[at] = self._like(request, request.item)
@@ -144,7 +149,7 @@ class Recommender:
             else:
                 chosen = reranking.chosen([next(found) for _ in reranking.searches()])
                 answers[at] = self._answer(requests[at], prepared, Hits(chosen.rows, chosen.scores), chosen)
-        return answers  # type: ignore[return-value]
+        return with_thumbnails(self.catalog, answers)  # type: ignore[arg-type]
 
     def _searched(
         self,
@@ -170,11 +175,12 @@ class Recommender:
         subject = Subject(prepared.rows, prepared.times, chance, name)
         return Reranking(request.rules, request.k, self.catalog, search, prepared.hidden, prepared.mask, subject)
 
-    def _found(self, request: Request, vector: np.ndarray) -> Recommendation:
-        assert self.searches is not None
+    def _found(self, request: Request, vector: np.ndarray, searches: Searches | None) -> Recommendation:
+        if searches is None:
+            raise ValueError("This model has no pictures, or none can be asked for: export again with its pictures.")
         hidden, mask, unknown = self._conditions(request)
         asked = Asked(vector, request.text, request.by, request.explain)
-        answer = self.searches.text(asked, request.k, hidden, mask, request.rules)
+        answer = searches.text(asked, request.k, hidden, mask, request.rules)
         return replace(answer, unknown=tuple(unknown))
 
     def _prepare(self, request: Request) -> _Prepared | None:

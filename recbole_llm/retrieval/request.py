@@ -10,11 +10,12 @@ from recbole_llm.retrieval.rules import NO_RULES, Rules
 from recbole_llm.retrieval.search import check_by
 
 FALLBACKS = ("none", "popular")
+SUBJECTS = ("user", "items", "profile_vector", "text_vector", "picture_vector", "item")
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """Who wants what; exactly one of ``user``, ``items``, ``profile_vector``, ``text_vector`` and ``item``.
+    """Who wants what; exactly one of :data:`SUBJECTS`.
 
     Attributes:
         user: id of a user of the training data.
@@ -23,8 +24,9 @@ class Request:
         profile_vector: ``[F]`` float32 of the export's encoder, of the profile of a user without history.
         text_vector: ``[F]`` float32 of the export's encoder.
         text: the words of ``text_vector``, which are looked for as they stand; ``None`` for a vector alone.
+        picture_vector: ``[F]`` float32 of the export's encoder of pictures.
         item: id of a live item, or one that the model knows and does not rank: what is like it is asked for.
-        by: for a text or an ``item``, one of :data:`recbole_llm.retrieval.search.BY`.
+        by: for a text, a picture or an ``item``, one of :data:`recbole_llm.retrieval.search.BY`.
         k: how many; fewer come back where fewer are allowed.
         exclude: item ids without a place.
         exclude_seen: whether the history has no place either.
@@ -41,6 +43,7 @@ class Request:
     profile_vector: np.ndarray | None = None
     text_vector: np.ndarray | None = None
     text: str | None = None
+    picture_vector: np.ndarray | None = None
     item: str | None = None
     by: str = "both"
     k: int = 10
@@ -53,17 +56,16 @@ class Request:
     rules: Rules = NO_RULES
 
     def __post_init__(self) -> None:
-        subjects = ("user", "items", "profile_vector", "text_vector", "item")
-        given = [name for name in subjects if getattr(self, name) is not None]
+        given = [name for name in SUBJECTS if getattr(self, name) is not None]
         if len(given) != 1:
             told = ", ".join(given) or "none"
-            raise ValueError(f"Give exactly one of user, items, profile_vector, text_vector and item; got {told}.")
+            raise ValueError(f"Give exactly one of {', '.join(SUBJECTS[:-1])} and {SUBJECTS[-1]}; got {told}.")
         if self.text is not None and self.text_vector is None:
             raise ValueError(
                 "text is given without text_vector; give the vector of the text by the export's encoder too."
             )
         check_by(self.by)
-        if self.by != "both" and self.text_vector is None and self.item is None:
+        if self.by != "both" and given[0] in ("user", "items"):
             raise ValueError(f"by is {self.by!r}; only searches for a text or for what is like an item know it.")
         if self.k < 1:
             raise ValueError(f"k is {self.k}; expected at least 1.")

@@ -22,7 +22,7 @@ import numpy as np
 
 from recbole_llm.export.reader import Export
 from recbole_llm.export.search_tables import TextSpace
-from recbole_llm.retrieval.changed_texts import ChangedTexts
+from recbole_llm.retrieval.changed_texts import ChangedPictures, ChangedTexts
 from recbole_llm.retrieval.exact import MARGIN, best, top_rows
 from recbole_llm.retrieval.item_catalog import Catalog
 from recbole_llm.retrieval.search_index import CANDIDATES, SearchIndex
@@ -155,9 +155,9 @@ class Search:
     Args:
         export: with content vectors.
         catalog: of the same export; read at every search.
-        pictures: whether pictures are asked for and compared. What was added or changed has none.
+        pictures: whether pictures are asked for and compared.
         other: a modality of the export's content that is compared instead, and the way of what is asked into its space. What was
-            added or changed has none.
+            added or changed has none, but for pictures.
 
     Raises:
         ValueError: if the export holds no content vectors, or none of pictures.
@@ -168,7 +168,7 @@ class Search:
     ) -> None:
         if not export.content:
             raise ValueError("This export holds no content vectors: export again.")
-        self.export, self.catalog = export, catalog
+        self.export, self.catalog, self.pictures = export, catalog, pictures
         modality = "image" if pictures else first_modality(export.content)
         if pictures and (
             export.search is None or export.search.picture_space is None or modality not in export.content
@@ -189,7 +189,12 @@ class Search:
         self._index = None if alone else index_of(export, self._texts.shape[1])
         self._words: WordIndex | None = None
         self._names: np.ndarray | None = None
-        self._changed = NothingChanged(catalog) if alone else ChangedTexts(export, catalog, self._texts, self.space)
+        if modality == "image":
+            self._changed: ChangedTexts = ChangedPictures(export, catalog, self._texts, self._tables.picture_space)
+        elif alone:
+            self._changed = NothingChanged(catalog)
+        else:
+            self._changed = ChangedTexts(export, catalog, self._texts, self.space)
 
     # ------------------------------------------------------------------ what is searched
 

@@ -25,7 +25,7 @@ class Asked:
     """A text that is searched for.
 
     Attributes:
-        vector: ``[F]`` float32 of the export's encoder.
+        vector: ``[F]`` float32 of the export's encoder, of texts or of pictures as the search.
         text: its words; ``None`` where there is a vector alone.
         by: one of :data:`recbole_llm.retrieval.search.BY`.
         explain: reasons per item.
@@ -91,7 +91,17 @@ class Searches:
         """
         subject = Subject(_NO_ROWS, np.zeros(0), None, subject_name(None, None, asked.vector))
         search = partial(self.search.text, asked.vector, asked.text)
-        return self._answer("text", search, asked.by, asked.explain, k, hidden, mask, rules, subject)
+        return self._answer(
+            "picture" if self.search.pictures else "text",
+            search,
+            asked.by,
+            asked.explain,
+            k,
+            hidden,
+            mask,
+            rules,
+            subject,
+        )
 
     def similar(
         self,
@@ -153,6 +163,12 @@ class Searches:
         parts = Parts(float(found.likeness[at]), float(found.words[at]), float(found.taste[at]))
         rest = score - float(added.sum())
         return Recommended(catalog.ids[row], title, score, cold, None, reasons, rest, 0.0, parts=parts)
+
+
+def picture_searches_of(export: Export, catalog: Catalog) -> Searches | None:
+    """Searches for pictures; ``None`` where the export cannot be asked for any."""
+    has_space = export.search is not None and export.search.picture_space is not None
+    return Searches(Search(export, catalog, pictures=True)) if has_space else None
 
 
 def searches_of(export: Export, catalog: Catalog) -> Searches | None:

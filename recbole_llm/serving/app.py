@@ -18,16 +18,18 @@ import recbole_llm
 from recbole_llm.export.manifest import Manifest
 from recbole_llm.retrieval.recommender import Request
 from recbole_llm.retrieval.remote import SearchError
-from recbole_llm.serving import operation_schemas, schemas
+from recbole_llm.serving import answer_schemas, operation_schemas, schemas
 from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
 from recbole_llm.serving.bodies import Bodies
 from recbole_llm.serving.browsing import add_browsing
 from recbole_llm.serving.change_log import ChangeLogError
 from recbole_llm.serving.changes import NotYetApplied
 from recbole_llm.serving.connections import STATE_KEY, Connections
+from recbole_llm.serving.encoding import EncoderUnavailable
 from recbole_llm.serving.gate import Gate
 from recbole_llm.serving.item_writes import Writer
 from recbole_llm.serving.memory import give_back
+from recbole_llm.serving.picture_routes import add_pictures
 from recbole_llm.serving.problem import MEDIA_TYPE, Problem, echo
 from recbole_llm.serving.problem_answers import problems_of_route
 from recbole_llm.serving.reading import MAX_COST
@@ -49,7 +51,7 @@ from recbole_llm.serving.routing import JsonRoute, route_of
 from recbole_llm.serving.service import ReloadRunning, Service
 from recbole_llm.serving.settings import Settings
 from recbole_llm.serving.signals import reload_on_hangup
-from recbole_llm.serving.text import EncodedText, EncoderUnavailable, SentenceEncoder
+from recbole_llm.serving.text import EncodedText, SentenceEncoder
 
 STATIC = Path(__file__).parent / "static"
 NAMED_ROWS = 5
@@ -105,6 +107,7 @@ def create_app(settings: Settings, make_encoder: Callable[[Path, Manifest], Sent
         )
     _add_error_handlers(app)
     _add_reading(app, service)
+    add_pictures(app, service)
     _add_items(app, service)
     add_browsing(app, service)
     _add_writing(app, service)
@@ -182,7 +185,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         "/v1/recommend",
         recommend,
         methods=["POST"],
-        response_model=schemas.RecommendationOut,
+        response_model=answer_schemas.RecommendationOut,
         responses=problems_of_route(404, 408, 413, 415, 504),
         summary="Recommend for a known user, for items, for a text, or what is like an item",
         route_class_override=route_of(schemas.RecommendBody, few_at_once=True),
@@ -195,7 +198,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         "/v1/recommend/batch",
         recommend_batch,
         methods=["POST"],
-        response_model=schemas.BatchOut,
+        response_model=answer_schemas.BatchOut,
         responses=problems_of_route(408, 413, 415, 504),
         summary="Several requests; one that fails does not fail the rest",
         route_class_override=route_of(schemas.BatchBody, few_at_once=True),
@@ -230,7 +233,7 @@ async def _answer_batch(service: Service, body: schemas.BatchBody) -> Response:
 def _add_items(app: FastAPI, service: Service) -> None:
     @app.get(
         "/v1/items/{item_id:any}/similar",
-        response_model=schemas.RecommendationOut,
+        response_model=answer_schemas.RecommendationOut,
         responses=problems_of_route(404, 504),
         summary="Items like this one",
     )
@@ -242,7 +245,7 @@ def _add_items(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v1/items/{item_id:any}",
-        response_model=schemas.ItemOut,
+        response_model=answer_schemas.ItemOut,
         responses=problems_of_route(404, 504),
         summary="An item with its attributes",
     )
@@ -253,7 +256,10 @@ def _add_items(app: FastAPI, service: Service) -> None:
         return json_answer({**item_content(answer.value), **state_content(answer)})
 
     @app.get(
-        "/v1/items", response_model=schemas.FoundOut, responses=problems_of_route(504), summary="Items by their title"
+        "/v1/items",
+        response_model=answer_schemas.FoundOut,
+        responses=problems_of_route(504),
+        summary="Items by their title",
     )
     async def search(
         search: Annotated[str, Query(min_length=1, max_length=schemas.MAX_ID_CHARACTERS)],
@@ -268,27 +274,16 @@ def _add_writing(app: FastAPI, service: Service) -> None:
 
     @app.put(
         "/v1/items/{item_id:any}",
-        response_model=schemas.PutOut,
+        response_model=answer_schemas.PutOut,
         responses=problems_of_route(408, 413, 415, 504),
-        summary="Add an item by its text, or change it; live in the next request",
+        summary="Add an item by its text or picture, or change it; live in the next request",
     )
     async def put(item_id: ItemId, body: schemas.ItemBody) -> Response:
-        (written,) = await writer.write([(item_id, body)])
-        answer = await service.reader.after_write(lambda recommender: _cold(recommender, item_id))
-        return json_answer(
-            {
-                "id": item_id,
-                "created": written.created,
-                "seq": written.seq,
-                "cold": answer.value,
-                "truncated": int(written.cut > 0),
-                **state_content(answer),
-            }
-        )
+        return await writer.put(item_id, body)
 
     @app.delete(
         "/v1/items/{item_id:any}",
-        response_model=schemas.DeleteOut,
+        response_model=answer_schemas.DeleteOut,
         responses=problems_of_route(404, 408, 413, 415, 504),
         summary="Take an item out of every answer",
     )
@@ -310,16 +305,11 @@ def _add_writing(app: FastAPI, service: Service) -> None:
         "/v1/items/batch",
         batch,
         methods=["POST"],
-        response_model=schemas.ItemsBatchOut,
+        response_model=answer_schemas.ItemsBatchOut,
         responses=problems_of_route(404, 408, 413, 415, 504),
         summary="Several changes, all or none",
         route_class_override=route_of(schemas.ItemsBatchBody),
     )
-
-
-def _cold(recommender: Any, item_id: str) -> bool:
-    row = recommender.catalog.row_of.get(item_id)
-    return row is None or recommender.catalog.is_cold(row)
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
@@ -327,7 +317,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     async def model() -> Response:
         answer = await service.reader.ask(lambda recommender: recommender.export.manifest.to_json())
         content = {name: value for name, value in answer.value.items() if name != "files"}
-        return json_answer({**content, **state_content(answer), "encoder_state": service.text.state})
+        pictures = {"image_encoder_state": service.pictures.state, "images": service.recommender.catalog.has_thumbnails}
+        return json_answer({**content, **state_content(answer), "encoder_state": service.text.state, **pictures})
 
     @app.post(
         "/v1/admin/reload",
@@ -349,6 +340,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
             "model": service.export_id,
             "encoder": service.text.state,
         }
+        if service.pictures.state != "none":
+            content["image_encoder"] = service.pictures.state
         if problems:
             content["problems"] = problems
         if faults:

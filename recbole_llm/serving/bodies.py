@@ -255,13 +255,14 @@ class Bodies:
                 return
             left -= len(message.get("body", b""))
 
-    async def read(self, address: str, incoming: Incoming, limit: int) -> Body:
+    async def read(self, address: str, incoming: Incoming, limit: int, parsed: bool = True) -> Body:
         """Read a whole body. Call :meth:`release` when its request is done.
 
         Args:
             address: of the peer, as :class:`Connections` counts it.
             incoming: of the request.
             limit: most bytes.
+            parsed: whether it holds values that are parsed, and counted before.
 
         Raises:
             Problem: 408, 413 or 503; nothing is held then.
@@ -273,7 +274,7 @@ class Bodies:
             return body
         try:
             body.content = await self._in_time(body, incoming.next, limit)
-            if body.held:
+            if body.held and parsed:
                 async with self.turn(body.content):
                     values = check_values(body.content)
                 self._take(body, VALUE_BYTES * values)

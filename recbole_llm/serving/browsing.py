@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Response
 
 from recbole_llm.retrieval.recommender import Recommender
-from recbole_llm.serving import schemas
+from recbole_llm.serving import answer_schemas, schemas
 from recbole_llm.serving.problem_answers import problems_of_route
 from recbole_llm.serving.responses import json_answer, state_content
 from recbole_llm.serving.service import Service
@@ -24,7 +24,7 @@ def add_browsing(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v1/users",
-        response_model=schemas.UsersOut,
+        response_model=answer_schemas.UsersOut,
         responses=problems_of_route(504),
         summary="The user of an id, and the newest part of the history",
     )
@@ -46,7 +46,7 @@ def add_browsing(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v1/attributes",
-        response_model=schemas.AttributesOut,
+        response_model=answer_schemas.AttributesOut,
         responses=problems_of_route(504),
         summary="What filters can ask for",
     )

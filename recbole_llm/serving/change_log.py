@@ -4,21 +4,31 @@ One row per item holds its latest state; ``seq`` rises with every change, in the
 applied everything up to a ``seq`` asks for what came after it.
 """
 
-import json
-import math
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-import numpy as np
+from recbole_llm.serving.change_rows import (
+    COLUMNS,
+    CREATE,
+    PICTURE_COLUMNS,
+    SCHEMA_VERSION,
+    SELECT,
+    UPSERT,
+    UPSERT_PICTURE,
+    WIDTH,
+    Change,
+    Delete,
+    Put,
+    changes_of,
+    picture_row_of,
+    row_of,
+)
 
-SCHEMA_VERSION = 1
 FILE_NAME = "overlay.sqlite3"
 FILE_SUFFIXES = ("", "-wal", "-shm")
 FILE_MAGIC = b"SQLite format 3\x00"
@@ -33,56 +43,6 @@ class ChangeLogError(RuntimeError):
 
 class LogLostError(ChangeLogError):
     """What is open is no longer what lies in its place."""
-
-
-@dataclass(frozen=True, eq=False)
-class Put:
-    """An item to add or change; ``None`` leaves what was there.
-
-    Attributes:
-        id: external id.
-        title: shown title.
-        text: what was encoded.
-        attributes: replaces all attributes.
-        feature: ``[F]`` float32 vector of the text.
-        fingerprint: of the encoder that made ``feature``.
-        refit: give a warm item the vectors of its text; stays so.
-    """
-
-    id: str
-    title: str | None = None
-    text: str | None = None
-    attributes: Mapping[str, Any] | None = None
-    feature: np.ndarray | None = None
-    fingerprint: str | None = None
-    refit: bool = False
-
-
-@dataclass(frozen=True)
-class Delete:
-    """An item to take out."""
-
-    id: str
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """The latest state of an item in the log; fields as in :class:`Put`.
-
-    ``fault`` says what is wrong with a row that cannot be read; nothing else of it is to be used then but ``id`` and ``seq``.
-    """
-
-    id: str
-    seq: int
-    deleted: bool
-    title: str | None
-    text: str | None
-    attributes: Mapping[str, Any] | None
-    feature: np.ndarray | None
-    fingerprint: str | None
-    refit: bool
-    updated_at: str
-    fault: str | None = None
 
 
 class ChangeLog(Protocol):
@@ -119,102 +79,6 @@ class ChangeLog(Protocol):
 
     def close(self) -> None:
         """Let go of the database."""
-
-
-COLUMNS = "id, seq, deleted, title, text, attributes, feature, encoder_fingerprint, refit, updated_at"
-CREATE = (
-    """CREATE TABLE IF NOT EXISTS item (
-        id TEXT PRIMARY KEY, seq BIGINT NOT NULL UNIQUE, deleted {bool} NOT NULL, title TEXT, text TEXT, attributes TEXT,
-        feature {blob}, encoder_fingerprint TEXT, refit {bool} NOT NULL, updated_at TEXT NOT NULL)""",
-    "CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value BIGINT NOT NULL, note TEXT)",
-    "INSERT INTO counter (name, value) VALUES ('schema', {version}), ('seq', 0), ('reload', 0) ON CONFLICT DO NOTHING",
-)
-# a later PUT that leaves a field out keeps it; seq and updated_at always move
-UPSERT = """INSERT INTO item ({columns}) VALUES ({marks}) ON CONFLICT (id) DO UPDATE SET
-    seq = excluded.seq, deleted = excluded.deleted, title = COALESCE(excluded.title, item.title),
-    text = COALESCE(excluded.text, item.text), attributes = COALESCE(excluded.attributes, item.attributes),
-    feature = COALESCE(excluded.feature, item.feature),
-    encoder_fingerprint = COALESCE(excluded.encoder_fingerprint, item.encoder_fingerprint),
-    refit = (excluded.refit OR item.refit), updated_at = excluded.updated_at"""
-
-
-def row_of(change: Put | Delete, seq: int) -> tuple[Any, ...]:
-    """Lay out a change in the order of ``COLUMNS``."""
-    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    if isinstance(change, Delete):
-        return (change.id, seq, True, None, None, None, None, None, False, now)
-    attributes = None if change.attributes is None else json.dumps(dict(change.attributes), ensure_ascii=False)
-    feature = None if change.feature is None else np.ascontiguousarray(change.feature, "<f4").tobytes()
-    return (
-        change.id, seq, False, change.title, change.text, attributes, feature, change.fingerprint, change.refit, now,
-    )  # fmt: skip
-
-
-def changes_of(rows: Iterable[Sequence[Any]]) -> list[Change]:
-    """Reverse :func:`row_of`; a row that something else damaged becomes a change with a ``fault``."""
-    changes = []
-    for row in rows:
-        try:
-            changes.append(_change_of(row))
-        except (ValueError, TypeError, RecursionError, OverflowError) as error:
-            item_id = row[0] if isinstance(row[0], str) else repr(row[0])
-            seq = row[1] if isinstance(row[1], int) else 0
-            changes.append(
-                Change(
-                    item_id, seq, False, None, None, None, None, None, False, "", fault=str(error)[:200] or "unreadable"
-                )
-            )
-    return changes
-
-
-def _change_of(row: Sequence[Any]) -> Change:
-    item_id, seq, deleted, *fields, refit, updated_at = row
-    if not isinstance(item_id, str) or not item_id:
-        raise ValueError("the id is no text")
-    if type(seq) is not int or seq < 1:
-        raise ValueError("seq is no number of a change")
-    if not isinstance(updated_at, str):
-        raise ValueError("updated_at is no text")
-    try:
-        title, text, attributes, feature, fingerprint = _fields_of(*fields)
-    except (ValueError, TypeError, RecursionError):
-        if not deleted:
-            raise
-        title = text = attributes = feature = fingerprint = None  # of what is out, nothing else is used
-    return Change(
-        item_id, seq, bool(deleted), title, text, attributes, feature, fingerprint, bool(refit), updated_at
-    )  # fmt: skip
-
-
-def _fields_of(title: Any, text: Any, attributes: Any, feature: Any, fingerprint: Any) -> tuple[Any, ...]:
-    for name, value in (("title", title), ("text", text), ("encoder_fingerprint", fingerprint)):
-        if not isinstance(value, str | None):
-            raise ValueError(f"{name} is no text")
-    vector = None
-    if feature is not None:
-        vector = np.frombuffer(feature, "<f4").astype(np.float32)
-        if not np.isfinite(vector).all():
-            raise ValueError("the feature holds NaN or infinity")
-    return title, text, _attributes_of(attributes), vector, fingerprint
-
-
-def _attributes_of(text: Any) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"the attributes are no JSON ({error})") from None
-    if not isinstance(values, dict) or not all(map(_is_attribute, values.values())):
-        raise ValueError("the attributes are no object of texts, numbers and lists of texts")
-    json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    return values
-
-
-def _is_attribute(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(isinstance(part, str) for part in value)
-    return isinstance(value, str) or (type(value) in (int, float) and math.isfinite(value))
 
 
 class SqliteChangeLog:
@@ -296,7 +160,8 @@ class SqliteChangeLog:
             )
 
     def write(self, changes: Sequence[Put | Delete], after: int = 0) -> list[int]:  # noqa: D102
-        statement = UPSERT.format(columns=COLUMNS, marks=", ".join("?" * 10))
+        statement = UPSERT.format(columns=COLUMNS, marks=", ".join("?" * WIDTH))
+        paint = UPSERT_PICTURE.format(columns=PICTURE_COLUMNS, marks="?, ?, ?, ?")
         self.check()
         with _as_overlay_error(self.path), self._transaction():
             self._run("UPDATE counter SET value = value + ? WHERE name = 'seq'", (len(changes),))
@@ -304,12 +169,14 @@ class SqliteChangeLog:
             seqs = seqs_of(last, len(changes), after)
             for change, seq in zip(changes, seqs, strict=True):
                 self._run(statement, row_of(change, seq))
+                if (picture := picture_row_of(change)) is not None:
+                    self._run(paint, picture)
         self.check()  # what was committed to a file without a name is lost
         return seqs
 
     def since(self, seq: int) -> list[Change]:  # noqa: D102
         with _as_overlay_error(self.path):
-            rows = self._run(f"SELECT {COLUMNS} FROM item WHERE seq > ? ORDER BY seq", (seq,))
+            rows = self._run(SELECT.format(mark="?"), (seq,))
         return changes_of(rows)
 
     def knows(self, ids: Sequence[str]) -> set[str]:  # noqa: D102
@@ -396,7 +263,8 @@ class MemoryChangeLog:
         seqs = []
         for change in changes:
             self._seq += 1
-            new, old = row_of(change, self._seq), self._rows.get(change.id)
+            picture = picture_row_of(change) or (change.id, None, None, None)
+            new, old = (*row_of(change, self._seq), *picture[1:]), self._rows.get(change.id)
             if old is not None:
                 kept = [before if now is None else now for now, before in zip(new, old, strict=True)]
                 kept[8] = new[8] or old[8]

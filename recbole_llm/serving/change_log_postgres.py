@@ -4,18 +4,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from recbole_llm.serving.change_log import (
+from recbole_llm.serving.change_log import ChangeLogError, seqs_of
+from recbole_llm.serving.change_rows import (
     COLUMNS,
     CREATE,
+    PICTURE_COLUMNS,
     SCHEMA_VERSION,
+    SELECT,
     UPSERT,
+    UPSERT_PICTURE,
+    WIDTH,
     Change,
-    ChangeLogError,
     Delete,
     Put,
     changes_of,
+    picture_row_of,
     row_of,
-    seqs_of,
 )
 
 CONNECT_SECONDS = 5
@@ -94,7 +98,8 @@ class PostgresChangeLog:
             texts = (change.id,) if isinstance(change, Delete) else (change.id, change.title, change.text)
             if any("\x00" in text for text in texts if text):
                 raise ValueError("A NUL character is in the id, title or text, and PostgreSQL holds none.")
-        statement = UPSERT.format(columns=COLUMNS, marks=", ".join(["%s"] * 10))
+        statement = UPSERT.format(columns=COLUMNS, marks=", ".join(["%s"] * WIDTH))
+        paint = UPSERT_PICTURE.format(columns=PICTURE_COLUMNS, marks="%s, %s, %s, %s")
         with self._errors(), self._connected().transaction():
             ((last,),) = self._run(
                 "UPDATE counter SET value = value + %s WHERE name = 'seq' RETURNING value", (len(changes),)
@@ -102,11 +107,13 @@ class PostgresChangeLog:
             seqs = seqs_of(last, len(changes), after)
             for change, seq in zip(changes, seqs, strict=True):
                 self._run(statement, row_of(change, seq))
+                if (picture := picture_row_of(change)) is not None:
+                    self._run(paint, picture)
         return seqs
 
     def since(self, seq: int) -> list[Change]:  # noqa: D102
         with self._errors():
-            rows = self._run(f"SELECT {COLUMNS} FROM item WHERE seq > %s ORDER BY seq", (seq,))
+            rows = self._run(SELECT.format(mark="%s"), (seq,))
         return changes_of(rows)
 
     def knows(self, ids: Sequence[str]) -> set[str]:  # noqa: D102

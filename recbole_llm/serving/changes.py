@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from recbole_llm.retrieval.recommender import Recommender
 from recbole_llm.serving.batching import Batcher
 from recbole_llm.serving.bodies import Interrupted, in_time
-from recbole_llm.serving.change_log import Change, ChangeLog, ChangeLogError, Delete, LogLostError, Put
+from recbole_llm.serving.change_log import ChangeLog, ChangeLogError, LogLostError
+from recbole_llm.serving.change_rows import Change, Delete, Put
 from recbole_llm.serving.load_and_swap import apply_all
 from recbole_llm.serving.open_log import open_change_log
 

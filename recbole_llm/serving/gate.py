@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from recbole_llm.serving.bodies import FREE_BYTES, Bodies, Body, Incoming, Message, Receive, Scope
 from recbole_llm.serving.connections import HEALTH_PATHS, peer_of
+from recbole_llm.serving.media_types import MEDIA_TYPES
 from recbole_llm.serving.metrics import Metrics
 from recbole_llm.serving.problem import MEDIA_TYPE, Problem
 from recbole_llm.serving.responses import problem_of
@@ -23,7 +24,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _OPEN_PATHS = frozenset({"/", *HEALTH_PATHS})
 _ITEMS_PATH = "/v1/items/"
-_SCORED_PATHS = frozenset({"/v1/recommend", "/v1/recommend/batch"})
+_PICTURE_PATH = "/v1/recommend/image"
+_SCORED_PATHS = frozenset({"/v1/recommend", "/v1/recommend/batch", _PICTURE_PATH})
 _READING_POSTS = _SCORED_PATHS
 _BATCH_PATHS = frozenset({"/v1/recommend/batch", "/v1/items/batch"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -34,7 +36,8 @@ SECURITY_HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (
         b"content-security-policy",
-        b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'; object-src 'none'",
+        b"default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'; "
+        b"object-src 'none'",
     ),
 ]
 
@@ -216,19 +219,28 @@ class Gate:
 
     # ------------------------------------------------------------------ body
 
+    def _limit(self, scope: Scope) -> int:
+        """The most bytes of a request's body."""
+        limits, path = self.settings.limits, scope["path"]
+        if _holds_picture(scope):
+            return limits.image_bytes
+        if scope["method"] == "PUT" and path.startswith(_ITEMS_PATH):
+            return self.settings.item_bytes
+        return limits.batch_body_bytes if path in _BATCH_PATHS else limits.body_bytes
+
     async def _with_body(self, scope: Scope, headers: Headers, incoming: Incoming) -> tuple[Body, Receive]:
         """Read the body within its bounds, and hand it on as one message."""
-        limits = self.settings.limits
-        limit = limits.batch_body_bytes if scope["path"] in _BATCH_PATHS else limits.body_bytes
+        limit, is_picture = self._limit(scope), _holds_picture(scope)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > limit:
             self.metrics.rejected.add(reason="size")
             raise Problem(413, f"The body is larger than {limit} bytes.")
-        body = await self.bodies.read(_peer(scope), incoming, limit)
-        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if body.content and kind != b"application/json":
+        body = await self.bodies.read(_peer(scope), incoming, limit, parsed=not is_picture)
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
+        if body.content and kind not in (MEDIA_TYPES if is_picture else ("application/json",)):
             self.bodies.release(body)
-            raise Problem(415, "The body must be application/json.")
+            what = f"a picture: {', '.join(MEDIA_TYPES)}" if is_picture else "application/json"
+            raise Problem(415, f"The body must be {what}.")
         given = False
 
         async def replay() -> Message:
@@ -239,6 +251,13 @@ class Gate:
             return {"type": "http.request", "body": body.content, "more_body": False}
 
         return body, replay
+
+
+def _holds_picture(scope: Scope) -> bool:
+    """Return whether the body is a picture's file."""
+    path = scope["path"]
+    puts = scope["method"] == "PUT" and path.startswith(_ITEMS_PATH) and path.endswith("/image")
+    return puts or path == _PICTURE_PATH
 
 
 def _peer(scope: Scope) -> str:

@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from fastapi import Response
+
 from recbole_llm.content.text import Template
 from recbole_llm.export.errors import UnknownItemError
 from recbole_llm.export.reader import fits_kind
-from recbole_llm.serving.change_log import Delete, Put
+from recbole_llm.retrieval.recommender import Recommender
+from recbole_llm.serving.change_rows import Delete, Put
+from recbole_llm.serving.picture_encoder import EncodedPicture
 from recbole_llm.serving.problem import Problem, echo
+from recbole_llm.serving.responses import json_answer, state_content
 from recbole_llm.serving.service import Service
 
 
@@ -29,26 +34,49 @@ class Writer:
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    async def write(self, entries: Sequence[tuple[str, Any]]) -> list[Written]:
+    async def put(self, item_id: str, body: Any, picture: bytes | None = None) -> Response:
+        """Add or change one item, and answer as ``PutOut``; arguments and errors as :meth:`write`."""
+        (written,) = await self.write([(item_id, body)], picture)
+        answer = await self.service.reader.after_write(lambda recommender: _cold(recommender, item_id))
+        return json_answer(
+            {
+                "id": item_id,
+                "created": written.created,
+                "seq": written.seq,
+                "cold": answer.value,
+                "truncated": int(written.cut > 0),
+                **state_content(answer),
+            }
+        )
+
+    async def write(self, entries: Sequence[tuple[str, Any]], picture: bytes | None = None) -> list[Written]:
         """Commit changes in one transaction and apply them.
 
         Args:
             entries: id, and an ``ItemBody``, or ``None`` to delete.
+            picture: the file of the only entry's picture; ``None`` for those of the bodies.
 
         Raises:
             Problem: 404 for the deletion of an item that never was, 422 for what does not fit the export.
         """
         known = await self.service.changes.knows([item_id for item_id, _ in entries])
         live = self._live([item_id for item_id, _ in entries])
-        checked = [self._check(item_id, body, item_id in known) for item_id, body in entries]
+        given = [picture if picture is not None else None if body is None else body.image for _, body in entries]
+        checked = [
+            self._check(item_id, body, item_id in known, image is not None)
+            for (item_id, body), image in zip(entries, given, strict=True)
+        ]
         texts = [text for text in checked if text is not None]
         encoded = iter(
             await self.service.text.encode(texts, self.service.settings.limits.write_seconds) if texts else ()
         )
         fingerprint = self.service.text.fingerprint
+        pictures = [
+            await self._encoded(image) for image in given
+        ]  # one after the other: each is decoded when it is its turn
         changes: list[Put | Delete] = []
         cut = []
-        for (item_id, body), text in zip(entries, checked, strict=True):
+        for (item_id, body), text, seen in zip(entries, checked, pictures, strict=True):
             found = None if text is None else next(encoded)
             cut.append(0 if found is None else found.cut)
             if body is None:
@@ -65,6 +93,9 @@ class Writer:
                     None if found is None else found.vector,
                     None if found is None else fingerprint,
                     body.refit,
+                    None if seen is None else seen.vector,
+                    None if seen is None else self.service.pictures.fingerprint,
+                    None if seen is None else seen.thumbnail,
                 )
             )
         seqs = await self.service.changes.write(changes)
@@ -78,7 +109,12 @@ class Writer:
         catalog = self.service.recommender.catalog
         return {item_id for item_id in ids if item_id in catalog.row_of and catalog.is_live(catalog.row_of[item_id])}
 
-    def _check(self, item_id: str, body: Any, known: bool) -> str | None:
+    async def _encoded(self, picture: bytes | str | None) -> EncodedPicture | None:
+        if picture is None:
+            return None
+        return await self.service.pictures.encode(picture, self.service.settings.limits.write_seconds)
+
+    def _check(self, item_id: str, body: Any, known: bool, has_picture: bool) -> str | None:
         """Check an entry and return the text to encode, if there is one."""
         if body is None:
             if not known:
@@ -96,7 +132,8 @@ class Writer:
         if text is None and item_id in self.service.changes.faults:
             raise Problem(422, "text: the log's row of this item cannot be used; write all of it anew, or delete it.")
         catalog = self.service.recommender.catalog
-        if text is None and (catalog.needs_text(item_id) if item_id in catalog.row_of else not known):
+        is_placed = text is not None or (has_picture and export.picture_map is not None)
+        if not is_placed and (catalog.needs_text(item_id) if item_id in catalog.row_of else not known):
             raise Problem(422, "text: a new item needs a text (or fields), from which its vectors are made.")
         if text is not None and export.text_map is None:
             raise Problem(422, "text: this export maps no texts.")
@@ -119,3 +156,8 @@ class Writer:
         if not text:
             raise Problem(422, "fields: all of them are empty.")
         return text
+
+
+def _cold(recommender: Recommender, item_id: str) -> bool:
+    row = recommender.catalog.row_of.get(item_id)
+    return row is None or recommender.catalog.is_cold(row)

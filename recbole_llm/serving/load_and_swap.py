@@ -15,8 +15,9 @@ from recbole_llm.export.writer import exports_in
 from recbole_llm.identifiers import MAX_ID_CHARACTERS
 from recbole_llm.retrieval.exact import Retriever
 from recbole_llm.retrieval.item_catalog import Catalog
+from recbole_llm.retrieval.placing import map_item
 from recbole_llm.retrieval.recommender import Recommender, Request
-from recbole_llm.serving.change_log import Change
+from recbole_llm.serving.change_rows import Change
 from recbole_llm.serving.watch import WatchedFiles
 
 WARM_QUERIES = 8
@@ -143,11 +144,26 @@ def replay(
             feature = features.get(change.id)
             if feature is None:
                 stale += 1
-                if change.id not in known:
+                if change.id not in known and picture_of(recommender.export, change) is None:
                     continue
         _apply_safely(recommender, change, feature, faults)
+    foreign = [c for c in wanted if c.picture is not None and picture_of(recommender.export, c) is None]
+    if foreign:
+        log.warning(
+            "The log's pictures of %d items, such as %.64r, are of another encoder than this export's, and the pictures themselves "
+            "are not kept: put them again to have them count.",
+            len(foreign), foreign[0].id,
+        )  # fmt: skip
     recommender.overlay_seq = max((c.seq for c in changes), default=0)
     return stale
+
+
+def picture_of(export: Export, change: Change) -> np.ndarray | None:
+    """The vector of a change's picture, ``None`` where it is of another encoder than the export's."""
+    spec, picture = export.manifest.pictures, change.picture
+    if spec is None or picture is None or change.picture_fingerprint != spec.fingerprint:
+        return None
+    return picture if len(picture) == spec.feature_dim else None
 
 
 def _apply_safely(
@@ -189,11 +205,13 @@ def apply(recommender: Recommender, change: Change, feature: np.ndarray | None) 
         text=change.text if change.text is not None else None if old is None else old.text,
         attributes=fitting,
     )
-    mapped = None
-    if feature is not None and export.text_map is not None and len(feature) == export.text_map.feature_dim:
-        mapped = recommender.map_text(feature)
+    if feature is not None and (export.text_map is None or len(feature) != export.text_map.feature_dim):
+        feature = None
+    picture = picture_of(export, change)
+    mapped = map_item(export, catalog, change.id, feature, picture)
+    seen = {"picture": picture, "thumbnail": change.thumbnail}
     try:
-        catalog.put(change.id, record, mapped, refit=change.refit, time=change.updated_at)
+        catalog.put(change.id, record, mapped, refit=change.refit, time=change.updated_at, **seen)
     except UnknownItemError:
         log.warning("Item %.64r is in the log of changes, and this export cannot place it", change.id)
 

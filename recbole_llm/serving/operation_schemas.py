@@ -20,6 +20,7 @@ class HealthOut(BaseModel):
     status: str
     model: str | None = None
     encoder: str | None = None
+    image_encoder: Annotated[str | None, Field(description="Of pictures; none where the export takes none.")] = None
     problems: list[str] = []
     skipped_rows: Annotated[int, Field(description="Rows of the log that cannot be used.")] = 0
     skipped: Annotated[dict[str, str], Field(description="Some of their ids, and what is wrong.")] = {}

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from recbole_llm.serving import schemas
+from recbole_llm.serving import answer_schemas
 from recbole_llm.serving.problem import MEDIA_TYPE
 
 _PROBLEM = {
-    "model": schemas.ProblemOut,
+    "model": answer_schemas.ProblemOut,
     "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}},
 }
 _MEANINGS = {
@@ -17,7 +17,7 @@ _MEANINGS = {
     408: "The body came too slowly.",
     409: "A reload is running.",
     413: "The body is too large.",
-    415: "The body is not application/json.",
+    415: "The body is not application/json, or no picture where one belongs.",
     422: "The request does not fit the schema or the model.",
     429: "Too many requests.",
     503: "At the limit, or not ready; try again.",

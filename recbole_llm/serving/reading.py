@@ -116,8 +116,10 @@ class Reader:
         searches = recommender.searches
         products = 0
         for job in jobs:
-            if (job.text_vector is not None or job.item is not None) and searches is not None:
-                products += len(recommender.catalog) * searches.width + SEARCH_PRODUCTS
+            asked = recommender.picture_searches if job.picture_vector is not None else searches
+            is_search = job.text_vector is not None or job.picture_vector is not None or job.item is not None
+            if is_search and asked is not None:
+                products += len(recommender.catalog) * asked.width + SEARCH_PRODUCTS
             else:
                 products += len(recommender.catalog) * recommender.export.manifest.dim
         return (

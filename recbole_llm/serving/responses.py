@@ -18,11 +18,12 @@ from recbole_llm.serving import schemas
 from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
 from recbole_llm.serving.change_log import ChangeLogError
 from recbole_llm.serving.changes import NotYetApplied
+from recbole_llm.serving.encoding import EncoderUnavailable
 from recbole_llm.serving.problem import Problem, echo
 from recbole_llm.serving.profiles import text_of_profile
 from recbole_llm.serving.reading import Versioned
 from recbole_llm.serving.service import ReloadRunning
-from recbole_llm.serving.text import EncodedText, EncoderUnavailable
+from recbole_llm.serving.text import EncodedText
 
 
 def json_answer(content: Any, status: int = 200) -> Response:
@@ -47,6 +48,8 @@ def _recommended(item: Recommended) -> dict[str, Any]:
         "probability": item.probability,
         "cold": item.cold,
     }
+    if item.image:
+        out["image"] = True
     if item.reasons is not None:
         out["reasons"] = [
             {"id": reason.id, "title": reason.title, "contribution": reason.contribution} for reason in item.reasons
@@ -93,6 +96,7 @@ def state_content(answer: Versioned) -> dict[str, Any]:
 def item_content(state: ItemState) -> dict[str, Any]:
     """Return the fields of ``ItemOut`` without its state."""
     record = state.record
+    image = {"image": True} if state.image else {}
     return {
         "id": state.id,
         "title": record.title,
@@ -100,6 +104,7 @@ def item_content(state: ItemState) -> dict[str, Any]:
         "attributes": dict(record.attributes),
         "cold": state.cold,
         "added_at": state.added_at,
+        **image,
     }
 
 
@@ -189,7 +194,7 @@ def rules_of(body: Any) -> Rules:
     try:
         return Rules(
             only=body.only,
-            boosts=[Boost(_condition(boost.filter), boost.add, boost.odds) for boost in body.boosts],
+            boosts=[Boost(condition_of(boost.filter), boost.add, boost.odds) for boost in body.boosts],
             caps=body.caps,
             diversity=None if body.diversity is None else Diversity(**dict(body.diversity)),
             explore=None if body.explore is None else Exploration(**dict(body.explore)),
@@ -198,7 +203,8 @@ def rules_of(body: Any) -> Rules:
         raise Problem(422, str(error)) from None
 
 
-def _condition(given: Mapping[str, Any]) -> dict[str, Any]:
+def condition_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn a filter that was read into plain data."""
     return {
         name: value.model_dump(exclude_none=True) if isinstance(value, schemas.Bounds) else value
         for name, value in given.items()
@@ -241,7 +247,7 @@ def request_of(body: Any, texts: Mapping[str, EncodedText], manifest: Manifest) 
         "k": body.k,
         "exclude": body.exclude,
         "exclude_seen": body.exclude_seen,
-        "filter": _condition(body.filter),
+        "filter": condition_of(body.filter),
         "rules": rules,
         "explain": body.explain,
         "fallback": body.fallback,

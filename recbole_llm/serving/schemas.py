@@ -1,4 +1,4 @@
-"""Bodies of requests, strictly read, and of answers, for the documentation."""
+"""Bodies of requests, strictly read; those of answers are in ``answer_schemas.py``."""
 
 from typing import Annotated, Any, Literal
 
@@ -29,6 +29,7 @@ MAX_BATCH_COMPARED = 500_000
 MAX_ITEMS = 1000
 MAX_EXCLUDE = 10_000
 MAX_TEXT_CHARACTERS = 8192
+MAX_IMAGE_CHARACTERS = 4 * -(-(5 << 20) // 3)
 MAX_BATCH_REQUESTS = 256
 MAX_BATCH_ITEMS = 1000
 
@@ -227,7 +228,10 @@ class ItemBody(Strict):
         _at_most(MAX_KEYS),
     ] = None
     attributes: Attributes | None = None
-    refit: Annotated[bool, Field(description="Give a trained item the vectors of its text.")] = False
+    image: Annotated[
+        str | None, Field(min_length=1, max_length=MAX_IMAGE_CHARACTERS, description="A picture's file, as base64.")
+    ] = None
+    refit: Annotated[bool, Field(description="Give a trained item the vectors of its text and picture.")] = False
 
 
 class PutEntry(ItemBody):
@@ -266,173 +270,3 @@ class ReloadBody(Strict):
     """Which export to load."""
 
     export: Annotated[Id | None, Field(description="Name of a folder among the exports; none: the newest.")] = None
-
-
-# ------------------------------------------------------------------ answers
-
-
-class ReasonOut(BaseModel):
-    """What one item of the history, or one that is like the text asked for, adds to the score."""
-
-    id: str
-    title: str
-    contribution: float
-
-
-class RuleOut(BaseModel):
-    """What a rule did to an item."""
-
-    rule: str
-    contribution: Annotated[float, Field(description="Of a boost to the score.")] = 0.0
-    place: Annotated[int | None, Field(description="By score, where the rule changed it and it is known.")] = None
-
-
-class PartsOut(BaseModel):
-    """What the score of a search is made of; the three add up to it."""
-
-    likeness: float
-    words: float
-    taste: float
-
-
-class RecommendedOut(BaseModel):
-    """An item of an answer; reasons, order, rest and bias are there when asked for and add up with the rules to the score."""
-
-    id: str
-    title: str
-    score: float
-    probability: Annotated[
-        float | None,
-        Field(description="That the item is among the user's next interactions; none where no user is asked about."),
-    ] = None
-    cold: bool
-    reasons: list[ReasonOut] = []
-    rest: float = 0.0
-    bias: float = 0.0
-    order: Annotated[float, Field(description="What the order of the history adds.")] = 0.0
-    rules: list[RuleOut] = []
-    parts: Annotated[PartsOut | None, Field(description="Of a search's score, where reasons were asked for.")] = None
-
-
-class State(BaseModel):
-    """What an answer was made from."""
-
-    model: str
-    overlay_seq: int
-
-
-class RecommendationOut(State):
-    """An answer; ``source`` says which path made it."""
-
-    items: list[RecommendedOut]
-    source: Literal["history", "items", "profile", "text", "popular", "similar"]
-    unknown: list[str]
-    note: Annotated[
-        str, Field(description="Why there are fewer items than asked for, or what a rule could not do.")
-    ] = ""
-    truncated: int = 0
-
-
-class ProblemOut(BaseModel):
-    """RFC 9457."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    errors: list[dict[str, Any]] = []
-
-
-class BatchEntryOut(BaseModel):
-    """An answer without its state, or an error."""
-
-    items: list[RecommendedOut] = []
-    source: str = ""
-    unknown: list[str] = []
-    note: str = ""
-    error: ProblemOut | None = None
-
-
-class BatchOut(State):
-    """Answers in the order of the requests."""
-
-    results: list[BatchEntryOut]
-
-
-class ItemOut(State):
-    """An item."""
-
-    id: str
-    title: str
-    text: str | None = None
-    attributes: dict[str, Any]
-    cold: bool
-    added_at: str | None = None
-
-
-class FoundOut(State):
-    """Items by title."""
-
-    items: list[dict[str, Any]]
-
-
-class NamedOut(BaseModel):
-    """An item of a history."""
-
-    id: str
-    title: str
-
-
-class UserOut(BaseModel):
-    """A user; the newest items first where ``ordered``."""
-
-    id: str
-    interactions: int
-    ordered: bool
-    items: list[NamedOut]
-
-
-class UsersOut(State):
-    """The user of an id; none where nobody has it."""
-
-    users: list[UserOut]
-
-
-class AttributeOut(BaseModel):
-    """What a filter can ask for: ``values`` with their numbers of items, or the ends of a number."""
-
-    kind: Literal["token", "tokens", "number"]
-    values: list[tuple[str, int]] = []
-    least: float | None = None
-    largest: float | None = None
-
-
-class AttributesOut(State):
-    """Attributes of items, as exported."""
-
-    attributes: dict[str, AttributeOut]
-
-
-class PutOut(State):
-    """An item that is live."""
-
-    id: str
-    created: bool
-    seq: int
-    cold: bool
-    truncated: int
-
-
-class DeleteOut(State):
-    """An item that is out."""
-
-    id: str
-    seq: int
-
-
-class ItemsBatchOut(State):
-    """Changes that are live."""
-
-    seq: int
-    count: int
-    truncated: int

@@ -21,10 +21,12 @@ from recbole_llm.export.manifest import Manifest, read_manifest
 from recbole_llm.retrieval.recommender import Recommender
 from recbole_llm.retrieval.remote import SearchError
 from recbole_llm.retrieval.servers import remote_retriever
-from recbole_llm.serving.change_log import Change, ChangeLogError
+from recbole_llm.serving.change_log import ChangeLogError
+from recbole_llm.serving.change_rows import Change
 from recbole_llm.serving.changes import Changes
 from recbole_llm.serving.load_and_swap import Built, Encode, apply_all, build, find_export
 from recbole_llm.serving.metrics import Gauge, Metrics
+from recbole_llm.serving.pictures import PictureEncoding, picture_encoding
 from recbole_llm.serving.reading import Reader
 from recbole_llm.serving.settings import Settings
 from recbole_llm.serving.text import SentenceEncoder, TextEncoding, text_encoding
@@ -85,6 +87,7 @@ class Service:
         state = None if settings.read_only and settings.state is None else settings.state
         self.changes = Changes(state, current, self.reader.batcher, limits.request_seconds)
         self.text = TextEncoding(None, self.metrics)
+        self.pictures = PictureEncoding(None, limits)
         self.titles = TitleVectors(current, lambda: self.text, self.reader)
         self.metrics.gauges.update(self._gauges())
 
@@ -120,6 +123,8 @@ class Service:
         manifest = built.recommender.export.manifest
         self.text = text_encoding(folder, manifest, self.settings, self.metrics, self._make_encoder)
         self.text.start(lambda: loop.call_soon_threadsafe(self._encoder_ready))
+        self.pictures = picture_encoding(manifest, self.settings)
+        self.pictures.start()
         await self._in_loading(_freeze)
         self.keep(self._follow())
         self.keep(self.changes.verify())
@@ -139,6 +144,7 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.reader.batcher.close()
         self.text.close()
+        self.pictures.close()
         if self._recommender is not None:
             self._recommender.close()
         await self.changes.close()
@@ -167,6 +173,12 @@ class Service:
             found.append("The encoder of texts is still loading.")
         elif self.text.state == "failed":
             found.append("The encoder of texts could not be loaded; --no-encoder serves without it.")
+        if self.pictures.state == "loading":
+            found.append("The encoder of pictures is still loading.")
+        elif self.pictures.state == "failed":
+            found.append(
+                "The encoder of pictures could not be loaded; without --image-encoder the service does without it."
+            )
         return found
 
     async def _changed_files(self) -> str:
@@ -255,7 +267,7 @@ class Service:
 
     async def _load_and_swap(self, name: str | None) -> None:
         changes = await self.changes.all()
-        built, text = await self._in_loading(lambda: self._load(name, changes))
+        built, text, pictures = await self._in_loading(lambda: self._load(name, changes))
         old, new = self.recommender, built.recommender
         while True:
             # what the old one learns meanwhile, before the new one answers: a change that was seen stays seen
@@ -268,11 +280,14 @@ class Service:
         if text is not self.text:
             self.text.close()
             self.text = text
+        if pictures is not self.pictures:
+            self.pictures.close()
+            self.pictures = pictures
         if self.text.state == "ready":
             self.keep(self.titles.learn_all())
 
-    def _load(self, name: str | None, changes: Sequence[Change]) -> tuple[Built, TextEncoding]:
-        """Bring an export up to date, with the encoder of its texts; runs in the loading thread."""
+    def _load(self, name: str | None, changes: Sequence[Change]) -> tuple[Built, TextEncoding, PictureEncoding]:
+        """Bring an export up to date, with the encoders of its texts and pictures; runs in the loading thread."""
         folder = find_export(self.settings.export, name)
         manifest, text = read_manifest(folder), self.text
         wanted = None if manifest.encoder is None else manifest.encoder.fingerprint
@@ -289,7 +304,24 @@ class Service:
             if text.state != "none" and not text.wait(ENCODER_SECONDS):
                 raise ExportError(f"The encoder of export {manifest.export_id} cannot be loaded; the log says why.")
         encode = text.encode_now if text.state == "ready" else None
-        return self._build(folder, changes, encode), text
+        return self._build(folder, changes, encode), text, self._pictures_for(manifest)
+
+    def _pictures_for(self, manifest: Manifest) -> PictureEncoding:
+        """The encoding of pictures for an export: the one that is there, if it is the same."""
+        now = self.recommender.export.manifest.pictures
+        wanted = manifest.pictures
+        same = (now is None) == (wanted is None) and (now is None or now.fingerprint == wanted.fingerprint)  # type: ignore[union-attr]
+        if same and self.pictures.state != "failed":
+            return self.pictures
+        pictures = picture_encoding(manifest, self.settings)
+        if self.pictures.state == "ready" and pictures.unnamed is not None:
+            raise ExportError(pictures.unnamed)
+        pictures.start()
+        if pictures.state != "none" and not pictures.wait(ENCODER_SECONDS):
+            raise ExportError(
+                f"The encoder of pictures of export {manifest.export_id} cannot be loaded; the log says why."
+            )
+        return pictures
 
     def _build(self, folder: Path, changes: Sequence[Change], encode: Encode | None) -> Built:
         verify, mapped, make = self.settings.verify, self.settings.mapped, self._make_retriever

@@ -31,6 +31,8 @@ class Limits:
         queue: most requests being scored or waiting for it.
         writes: most changes under way.
         encode_queue: most texts waiting to be encoded.
+        image_bytes: of a picture.
+        image_queue: most pictures waiting to be decoded and encoded.
         max_batch: most requests scored together.
         request_seconds: until a read must be answered.
         batch_seconds: until a batch of reads must be answered.
@@ -51,6 +53,8 @@ class Limits:
     queue: int = 256
     writes: int = 64
     encode_queue: int = 64
+    image_bytes: int = 5 << 20
+    image_queue: int = 16
     max_batch: int = 64
     request_seconds: float = 2.0
     batch_seconds: float = 8.0
@@ -91,6 +95,7 @@ class Settings:
         mapped: map the export's files instead of reading them into memory.
         encoder: whether texts can be encoded.
         encoders: folders or names on the hub that exports without an encoder of their own may load.
+        image_encoders: encoders of pictures that exports may load; none is in an export.
         metrics_need_key: whether /metrics needs a key.
         access_log: one JSON line a request.
         poll_seconds: how often changes by other processes are looked for.
@@ -110,6 +115,7 @@ class Settings:
     mapped: bool = False
     encoder: bool = True
     encoders: tuple[str, ...] = ()
+    image_encoders: tuple[str, ...] = ()
     metrics_need_key: bool = False
     access_log: bool = False
     poll_seconds: float = 0.2
@@ -125,9 +131,14 @@ class Settings:
         raw = json.loads(text)
         raw["keys"] = tuple(Key(**key) for key in raw["keys"])
         raw["limits"] = Limits(**raw["limits"])
-        for name in ("allowed_hosts", "cors_origins", "encoders", "trusted_proxies"):
+        for name in ("allowed_hosts", "cors_origins", "encoders", "image_encoders", "trusted_proxies"):
             raw[name] = tuple(raw[name])
         return Settings(**raw)
+
+    @property
+    def item_bytes(self) -> int:
+        """Most bytes of a request that adds or changes one item: with a picture as base64, where pictures are taken."""
+        return self.limits.body_bytes + (self.limits.image_bytes * 4 // 3 + 4 if self.image_encoders else 0)
 
     def scope_of(self, key: bytes) -> str | None:
         """Return the scope of a presented key, ``None`` if it is wrong, in the same time for every wrong key.

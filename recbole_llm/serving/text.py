@@ -5,7 +5,6 @@ torch and transformers are imported here alone on the request's path, inside tha
 
 import asyncio
 import shlex
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from recbole_llm.export.manifest import ENCODER_FOLDER, SEARCH, Manifest
 from recbole_llm.export.reader import Export
 from recbole_llm.export.search_tables import plain
 from recbole_llm.serving.batching import Batcher
+from recbole_llm.serving.encoding import Encoding
 from recbole_llm.serving.metrics import Metrics
 from recbole_llm.serving.settings import Settings
 
@@ -34,14 +34,6 @@ ENCODER_UNNAMED = (
 )
 
 log = getLogger(__name__)
-
-
-class EncoderUnavailable(RuntimeError):  # noqa: N818
-    """Texts cannot be encoded now; ``retry`` says whether waiting helps."""
-
-    def __init__(self, message: str, retry: bool) -> None:
-        super().__init__(message)
-        self.retry = retry
 
 
 class SentenceEncoder(Protocol):
@@ -181,7 +173,7 @@ def _find(folder: Path, manifest: Manifest, named: Sequence[str]) -> Any:
     )
 
 
-class TextEncoding:
+class TextEncoding(Encoding[SentenceEncoder]):
     """Encodes texts of requests, HTML entities replaced.
 
     Args:
@@ -198,52 +190,21 @@ class TextEncoding:
         max_queue: int = 64,
         reason: str = "This export names no encoder: texts cannot be used.",
     ) -> None:
-        self._load, self._metrics = load, metrics
-        self._encoder: SentenceEncoder | None = None
-        self._failure: str | None = None if load is not None else reason
+        super().__init__(load, reason, "encoder")
+        self._metrics = metrics
         self._cache: OrderedDict[str, EncodedText] = OrderedDict()
         self._batcher: Batcher[str, EncodedText] = Batcher(
             self._encode, max_batch=MAX_BATCH, max_queue=max_queue, name="encoder"
         )
-        self._ready = threading.Event()
-        self.unnamed: str | None = None  # the encoder that nobody has named, and what to do: for the log
-
-    @property
-    def state(self) -> str:
-        """``none``, ``loading``, ``ready`` or ``failed``."""
-        if self._load is None:
-            return "none"
-        if self._encoder is not None:
-            return "ready"
-        return "loading" if self._failure is None else "failed"
 
     @property
     def fingerprint(self) -> str | None:
         """Of the loaded encoder."""
         return None if self._encoder is None else self._encoder.fingerprint
 
-    def start(self, when_ready: Callable[[], object] | None = None) -> None:
-        """Start to load; ``when_ready`` is called in the loading thread."""
-        if self._load is None:
-            return
-
-        def load() -> None:
-            assert self._load is not None
-            try:
-                self._encoder = self._load()
-            except Exception as error:
-                self._failure = "The encoder could not be loaded; the service's log says why."
-                log.error("The encoder could not be loaded: %s", error)
-            self._ready.set()
-            if self._encoder is not None and when_ready is not None:
-                when_ready()
-
-        threading.Thread(target=load, name="encoder-loading", daemon=True).start()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait until it is loaded or failed; whether it is loaded."""
-        self._ready.wait(seconds)
-        return self._encoder is not None
+    def close(self) -> None:
+        """Let the thread end."""
+        self._batcher.close()
 
     def encode_now(self, texts: Sequence[str]) -> np.ndarray:
         """Encode texts to ``[n, F]`` in the calling thread, while an export is loaded.
@@ -251,17 +212,10 @@ class TextEncoding:
         Raises:
             EncoderUnavailable: if it is not loaded.
         """
-        self._check()
-        assert self._encoder is not None
+        encoder = self.loaded()
         texts = [plain(text) for text in texts]
         parts = [texts[at : at + MAX_BATCH] for at in range(0, len(texts), MAX_BATCH)]
-        return np.concatenate([self._encoder.encode(part)[0] for part in parts])
-
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise EncoderUnavailable(self._failure, retry=False)
-        if self._encoder is None:
-            raise EncoderUnavailable("The encoder is still loading.", retry=True)
+        return np.concatenate([encoder.encode(part)[0] for part in parts])
 
     async def encode(self, texts: Sequence[str], seconds: float) -> list[EncodedText]:
         """Encode texts.
@@ -275,7 +229,7 @@ class TextEncoding:
             QueueFull: if too many texts wait.
             DeadlineExceeded: if the deadline passes.
         """
-        self._check()
+        self.loaded()
         known = {text: self._cache[text] for text in texts if text in self._cache}
         missing = list(dict.fromkeys(text for text in texts if text not in known))
         for first in range(0, len(missing), MAX_BATCH):  # a long list takes turns with other requests
@@ -302,10 +256,6 @@ class TextEncoding:
         vectors, cut = self._encoder.encode([plain(text) for text in texts])
         self._metrics.encode_seconds.observe(time.perf_counter() - started)
         return [EncodedText(vector, int(n)) for vector, n in zip(vectors, cut, strict=True)]
-
-    def close(self) -> None:
-        """Let the thread end."""
-        self._batcher.close()
 
 
 def text_encoding(

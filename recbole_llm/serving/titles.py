@@ -6,8 +6,9 @@ from typing import Any
 
 from recbole_llm.retrieval.recommender import Recommender
 from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
+from recbole_llm.serving.encoding import EncoderUnavailable
 from recbole_llm.serving.reading import Reader
-from recbole_llm.serving.text import EncoderUnavailable, TextEncoding
+from recbole_llm.serving.text import TextEncoding
 
 AT_ONCE = 32  # titles that a request waits for; more of them are only there after a start or a reload
 SECONDS = 60.0

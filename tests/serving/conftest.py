@@ -109,9 +109,7 @@ def postgres(postgres_server):
 
     address = postgres_server.get_uri()
     with psycopg.connect(address, autocommit=True) as connection:
-        tables = (
-            "SELECT tablename FROM pg_tables WHERE tablename IN ('item', 'counter') OR tablename LIKE 'vectors\\_%'"
-        )
+        tables = "SELECT tablename FROM pg_tables WHERE tablename IN ('item', 'counter', 'picture') OR tablename LIKE 'vectors\\_%'"
         for (table,) in connection.execute(tables).fetchall():
             connection.execute(f"DROP TABLE {table}")
     return address

@@ -28,10 +28,14 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from recbole_llm.serving.app import create_app
+from recbole_llm.serving.media_types import MEDIA_TYPES
 from recbole_llm.serving.settings import Settings
 
 # routes that check what a schema cannot say: attributes that the export declares, names of exports, texts of new items
-DECLARED = {"/v1/recommend", "/v1/recommend/batch", "/v1/items/{item_id}", "/v1/items/batch", "/v1/admin/reload"}
+DECLARED = {
+    "/v1/recommend", "/v1/recommend/batch", "/v1/items/{item_id}", "/v1/items/batch", "/v1/admin/reload",
+    "/v1/recommend/image", "/v1/items/{item_id}/image",
+}  # fmt: skip
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 MADE_UP = dict(
     derandomize=True,
@@ -42,9 +46,19 @@ MADE_UP = dict(
 )
 
 
+@schemathesis.serializer(*MEDIA_TYPES)
+def picture(ctx, value):
+    """A picture's file is bytes, whatever is made up for it."""
+    raw = getattr(value, "data", value)  # of a string of format "binary"
+    return raw if isinstance(raw, bytes) else str(raw).encode("utf-8", "surrogatepass")
+
+
 OPERATIONS = [
     ("POST", "/v1/recommend"),
     ("POST", "/v1/recommend/batch"),
+    ("POST", "/v1/recommend/image"),
+    ("GET", "/v1/items/{item_id}/image"),
+    ("PUT", "/v1/items/{item_id}/image"),
     ("GET", "/v1/items/{item_id}/similar"),
     ("GET", "/v1/items/{item_id}"),
     ("GET", "/v1/items"),

@@ -318,7 +318,7 @@ def test_the_pages_commands_and_bodies_give_the_same_list(shared_folder, tmp_pat
 
     from pydantic import TypeAdapter
 
-    from recbole_llm.serving import schemas
+    from recbole_llm.serving import answer_schemas, schemas
     from recbole_llm.serving.responses import recommendation_content, request_of
 
     words = shlex.split(command.replace("movies", str(shared_folder)))
@@ -327,7 +327,7 @@ def test_the_pages_commands_and_bodies_give_the_same_list(shared_folder, tmp_pat
     recommender = Recommender(load_export(shared_folder))
     asked = TypeAdapter(schemas.RecommendBody).validate_python(json.loads(body))
     answer = recommendation_content(recommender.recommend(request_of(asked, {}, recommender.export.manifest)))
-    schemas.RecommendationOut(**answer, model="", overlay_seq=0)
+    answer_schemas.RecommendationOut(**answer, model="", overlay_seq=0)
     assert [(row["item"], row["score"]) for row in printed] == [(item["id"], item["score"]) for item in answer["items"]]
     plain = recommender.recommend(Request(user="u3"))
     assert [row["item"] for row in printed] != ids(plain), "the example shows nothing"
