@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.export.errors import ExportError, UnknownItemError, UnknownUserError
+from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.pooling import Pooling, Query
 from recbole_llm.export.reader import Export
 from recbole_llm.retrieval import direct
@@ -22,6 +22,7 @@ from recbole_llm.retrieval.answers import Reason, Recommendation, Recommended
 from recbole_llm.retrieval.cosines import Cosines
 from recbole_llm.retrieval.exact import ExactRetriever, Hits, Retriever, best, top_rows
 from recbole_llm.retrieval.item_catalog import Catalog, MappedItem
+from recbole_llm.retrieval.own_retriever import own_retriever
 from recbole_llm.retrieval.ranking import Chance
 from recbole_llm.retrieval.request import Request
 from recbole_llm.retrieval.reranking import Applied, Chosen, Reranking, Subject, reranked, short_note, subject_name
@@ -70,7 +71,7 @@ class Recommender:
         self._user_row = {user_id: row for row, user_id in enumerate(export.user_ids)}
         self._pooling = Pooling.of(export)
         self._probability = export.manifest.probability or ProbabilityMap()
-        self._retriever = (make_retriever or _retriever_of)(export, self.catalog)
+        self._retriever = (make_retriever or own_retriever)(export, self.catalog)
         self.searches = searches_of(export, self.catalog)
         self.picture_searches = picture_searches_of(export, self.catalog)
         self._popularity: np.ndarray | None = None
@@ -448,17 +449,3 @@ class Recommender:
         if self.export.text_map is None:
             raise ValueError("This export maps no texts: its model has no encoder, or no map was fitted.")
         return self.export.text_map.apply(text_vectors)
-
-
-def _retriever_of(export: Export, catalog: Catalog) -> Retriever | None:
-    if export.index is None:
-        return None
-    from recbole_llm.retrieval.ivf import IvfRetriever
-
-    try:
-        return IvfRetriever(export, catalog)
-    except ValueError as error:
-        if isinstance(error, ExportError):
-            raise
-        log.warning("%s Until then every item is scored: the same answers, slower.", error)
-        return None

@@ -2,12 +2,15 @@
 
 import { element } from "./common.js";
 
-export const PARTS = { likeness: "like it in meaning", words: "the same words", taste: "bought with its like" };
+const PARTS = { likeness: "like it in meaning", words: "the same words", taste: "bought with its like" };
+const PARTS_OF_PICTURE = { likeness: "like your picture", taste: "bought with its like" };
+export const partsOf = (source) => Object.entries(source === "picture" ? PARTS_OF_PICTURE : PARTS);
 
 export const SOURCES = {
   history: "From this customer's history, best first.",
   items: "From the items you like, best first.",
   text: "From your words, best first.",
+  picture: "From your picture, the likest first.",
   popular: "Nothing is known about the taste: what most people chose.",
   similar: "The likest first.",
 };
@@ -42,6 +45,9 @@ export function why(item, source) {
     if (first && taste > likeness + words) return `bought with ${first.title}`;
     if (words > likeness) return item.cold ? "new, has your words" : "has your words";
     return item.cold ? "new, fits your words" : "fits your words";
+  }
+  if (source === "picture" && item.parts) {
+    return first && item.parts.taste > item.parts.likeness ? `bought with ${first.title}` : "like your picture";
   }
   if (first) return `because of ${first.title}`;
   if (source === "popular") return `chosen ${item.score === 1 ? "once" : `${item.score.toLocaleString("en")} times`}`;

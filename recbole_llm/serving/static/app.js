@@ -1,7 +1,8 @@
 // The page: asks the service at its own origin, and writes text with textContent alone.
 
-import { PARTS, RULES, SOURCES, VARIED, lengths, meter, why } from "./answer.js";
+import { RULES, SOURCES, VARIED, lengths, meter, partsOf, why } from "./answer.js";
 import { $, KEY, button, call, count, element, itemPath, patiently, percent, say } from "./common.js";
+import { base64, problemOf, shown as shownPicture, takePictures, thumb } from "./pictures.js";
 
 const FIRST = 10;
 const MOST = 100;
@@ -13,6 +14,8 @@ const liked = new Map(); // id -> title, in the order chosen
 const filters = new Map(); // attribute -> {condition, text}
 let attributes = {};
 let hasText = false;
+let hasImages = false; // items have small pictures
+let takesImages = false; // pictures can be asked for and put
 let subject = null; // what the list answers: {title, ask(k, wanted)}
 let shown = FIRST;
 let asked = 0; // number of the latest question: an earlier answer that comes later is dropped
@@ -26,31 +29,32 @@ function line(item, rank, length, source, added) {
   const details = element("details", {},
     element("summary", {},
       element("span", { className: "rank", text: rank }),
+      ...(hasImages ? [thumb(item)] : []),
       element("span", { className: "name", text: item.title, title: item.title }),
       element("span", { className: "why", text: why(item, source) }),
       element("span", { className: "bar", "aria-hidden": "true" }, fill),
       element("span", { className: "chance", text: item.probability == null ? "" : percent(item.probability) })),
     about);
-  details.addEventListener("toggle", () => details.open && !about.hasChildNodes() && describe(about, item));
+  details.addEventListener("toggle", () => details.open && !about.hasChildNodes() && describe(about, item, source));
   return element("li", { className: item.id === added ? "added" : "", "data-id": item.id }, details);
 }
 
-function describe(about, item) {
+function describe(about, item, source) {
   if (item.probability != null) {
     about.append(element("p", { text: `Chance that it is among the next choices: ${percent(item.probability)}` }));
   }
   if (item.parts) {
-    for (const [part, name] of Object.entries(PARTS)) about.append(meter(name, item.parts[part] / item.score));
+    for (const [part, name] of partsOf(source)) about.append(meter(name, item.parts[part] / item.score));
   }
   if (item.reasons?.length) {
-    about.append(element("p", { className: "dim", text: item.parts ? "Its buyers chose these, which are like your words:" : "What speaks for it most:" }));
+    about.append(element("p", { className: "dim", text: item.parts ? `Its buyers chose these, which are like your ${source === "picture" ? "picture" : "words"}:` : "What speaks for it most:" }));
     const most = item.reasons[0].contribution;
     for (const reason of item.reasons) about.append(meter(reason.title, reason.contribution / most));
   }
   for (const { rule, place } of item.rules ?? []) {
     if (place) about.append(element("p", { text: `${RULES[rule] ?? rule}: by score alone it would be number ${place}.` }));
   }
-  if (item.cold) about.append(element("p", { text: "Nobody chose it yet: it is placed by its text." }));
+  if (item.cold) about.append(element("p", { text: `Nobody chose it yet: it is placed by its text${hasImages ? " or picture" : ""}.` }));
   const known = element("div");
   about.append(known, element("div", { className: "buttons" },
     button("Similar items", () => showSimilar(item)),
@@ -72,6 +76,7 @@ function notes(answer, wanted) {
   if (searched && answer.items.every((item) => item.parts?.words === 0)) found.push("No item here has these words.");
   if (!answer.items.length && wanted.filter) found.push("Take a filter away.");
   else if (answer.items.length < shown && wanted.filter) found.push("The filters leave no more.");
+  if (answer.source === "picture" && wanted.diversity) found.push("Variety does not apply here.");
   if (answer.unknown?.length) found.push(`Unknown: ${answer.unknown.join(", ")}.`);
   if (answer.truncated) found.push("The text is longer than the encoder reads.");
   return found.join(" ");
@@ -186,6 +191,19 @@ function like(id, title) {
   liked.delete(id);
   liked.set(id, title);
   showLiked();
+}
+
+function showPicture(file) {
+  const problem = problemOf(file);
+  if (problem) return say(problem, true);
+  showSubject("Your picture", file.name, [shownPicture(file)]);
+  shown = FIRST;
+  const ask = (k, { filter }) => {
+    const narrowed = filter ? `&filter=${encodeURIComponent(JSON.stringify(filter))}` : "";
+    return call(`v1/recommend/image?k=${k}&explain=${REASONS}${narrowed}`, { method: "POST", body: file });
+  };
+  show({ title: "Like your picture", ask });
+  $("results").focus();
 }
 
 function showWords(text) {
@@ -374,7 +392,10 @@ $("add-form").addEventListener("submit", async (event) => {
   const text = $("new-text").value.trim();
   $("add-ok").disabled = true;
   try {
-    await call(itemPath(id), { method: "PUT", body: { title, text } });
+    const [file] = $("new-picture").files;
+    const problem = file ? problemOf(file) : "";
+    if (problem) throw new Error(problem);
+    await call(itemPath(id), { method: "PUT", body: { title, text, ...(file && { image: await base64(file) }) } });
     $("add").close();
     $("add-form").reset();
     hideSubject();
@@ -398,7 +419,8 @@ $("key-form").addEventListener("submit", (event) => {
 });
 
 function welcome() {
-  say(hasText ? "Write words, a title or a customer's id. Press / to come back here." : "Write a title or a customer's id.");
+  const picture = takesImages ? " Or give a picture: drop it anywhere." : "";
+  say(hasText ? `Write words, a title or a customer's id. Press / to come back here.${picture}` : `Write a title or a customer's id.${picture}`);
 }
 
 async function load() {
@@ -411,6 +433,12 @@ async function load() {
     $("model").textContent = `export ${model.export_id}`;
     hasText = model.encoder_state === "ready" || model.encoder_state === "loading";
     $("new-item").hidden = !hasText;
+    hasImages = model.images;
+    $("answer").classList.toggle("pictured", hasImages);
+    const tookImages = takesImages;
+    takesImages = model.image_encoder_state === "ready" || model.image_encoder_state === "loading";
+    $("picture-box").hidden = $("or-picture").hidden = !takesImages;
+    if (takesImages && !tookImages) takePictures(showPicture);
     attributes = known.attributes;
     $("attribute").replaceChildren(...Object.keys(attributes).map((each) => element("option", { text: each })));
     $("filter-box").hidden = !Object.keys(attributes).length;

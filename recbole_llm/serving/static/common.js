@@ -27,12 +27,13 @@ export function say(text, isError = false) {
 
 export async function call(path, { method = "GET", body } = {}) {
   const headers = {};
-  if (body !== undefined) headers["content-type"] = "application/json";
+  const isFile = body instanceof Blob;
+  if (body !== undefined) headers["content-type"] = isFile ? body.type : "application/json";
   const key = sessionStorage.getItem(KEY);
   if (key) headers["x-api-key"] = key;
   let response;
   try {
-    response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+    response = await fetch(path, { method, headers, body: isFile || body === undefined ? body : JSON.stringify(body) });
   } catch {
     throw new Error("The service does not answer. Try again in a moment.");
   }
