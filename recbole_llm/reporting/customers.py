@@ -4,17 +4,22 @@ A pseudonym is a number in the report's own order and tells nothing of the id. A
 report says that it holds personal data, and ``--no-customers`` leaves this part out.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from recbole_llm.bridge.evaluation.rows import ranked_rows
+from recbole_llm.export.item_pictures import pictures_of
 from recbole_llm.export.item_records import item_records
 from recbole_llm.reporting.quality import Trained, at_test
 from recbole_llm.reporting.ranking import rank_rows, some_rows
 
 MOST_HISTORY = 30  # items of a history that are listed, the newest where time is known
 N_REASONS = 2
+SIDE, PICTURE_BYTES = 96, 8 << 10  # of a small picture
+ALL_PICTURES = 900_000  # bytes; a third more as text in the page, which stays below 2 MB
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,14 @@ class Shown:
         chance: P(i|u).
         hit: whether it was a held-out interaction.
         reasons: titles of the items of the history that add most to its score, the largest first.
+        picture: a small picture of the item, a JPEG; ``None`` where there is none, or no more of them fit into the report.
     """
 
     title: str
     chance: float
     hit: bool
     reasons: tuple[str, ...]
+    picture: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,8 @@ def sample_customers(trained: Trained, number: int) -> list[Customer]:
     with at_test(model):
         device = model.item_bias.device
         ranking = rank_rows(model, rows, dataset.item_num, device)
-        found = []
+        found: list[Customer] = []
+        shown_ids: list[list[int]] = []
         for place, user in enumerate(rows.users.to(device)):
             one = user.reshape(1)
             history = model.ranking_history.select(one)
@@ -87,6 +95,7 @@ def sample_customers(trained: Trained, number: int) -> list[Customer]:
                 Shown(titles[item], float(p), bool(hit), tuple(titles[e] for e in reasons))
                 for item, p, hit, reasons in zip(items.tolist(), chance, ranking.hit[place][shown], why, strict=True)
             ]
+            shown_ids.append(items.tolist())
             found.append(
                 Customer(
                     tuple(titles[item] for item in listed),
@@ -95,6 +104,24 @@ def sample_customers(trained: Trained, number: int) -> list[Customer]:
                     tuple(answer),
                 )
             )
+    return _with_pictures(found, shown_ids, dataset)
+
+
+def _with_pictures(customers: list[Customer], items: Sequence[Sequence[int]], dataset: Any) -> list[Customer]:
+    """Put small pictures beside the items, the first customers' first, as many as fit."""
+    small = pictures_of(dataset, [item for each in items for item in each], SIDE, PICTURE_BYTES)
+    if not small:
+        return customers
+    left, found = ALL_PICTURES, []
+    for customer, ids in zip(customers, items, strict=True):
+        answer = []
+        for one, item in zip(customer.shown, ids, strict=True):
+            picture = small.get(item)
+            if picture is not None and len(picture) <= left:
+                left -= len(picture)
+                one = replace(one, picture=picture)
+            answer.append(one)
+        found.append(replace(customer, shown=tuple(answer)))
     return found
 
 

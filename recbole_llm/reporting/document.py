@@ -45,6 +45,7 @@ td:not(:first-child){white-space:nowrap}
 .text td:not(:first-child){white-space:normal}
 tr.own td:first-child{white-space:nowrap}
 .customer{break-inside:avoid;border:1px solid var(--faint);border-radius:8px;padding:12px 16px}
+.item{width:40px;height:56px;object-fit:contain;vertical-align:middle;margin:2px 10px 2px 0;border-radius:3px}
 .hit{color:var(--good);font-weight:600}
 footer{max-width:1120px;margin:40px auto;padding:0 16px;color:var(--grey);font-size:.9rem}
 @media print{:root{--paper:#fff;--ink:#000;--grey:#444;--faint:#bbb;--ours:#0b4f9e;--second:#666;--third:#999;--good:#06602f}

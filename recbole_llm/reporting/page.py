@@ -1,5 +1,6 @@
 """The report of a trained model as one HTML file."""
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,9 +74,16 @@ def _customers(record: Mapping[str, Any], customers: Sequence[Customer]) -> list
         for shown in customer.shown:
             mark = ' <span class="hit">✓ held out</span>' if shown.hit else ""
             why = f' <span class="grey">for {", ".join(map(text, shown.reasons))}</span>' if shown.reasons else ""
-            lines.append(f"<li>{text(shown.title)} ({shown.chance:.1%}){mark}{why}</li>")
+            lines.append(f"<li>{_picture(shown.picture)}{text(shown.title)} ({shown.chance:.1%}){mark}{why}</li>")
         lines.append("</ol></section>")
     return [*lines, "</div>"]
+
+
+def _picture(data: bytes | None) -> str:
+    """A small picture beside a title, which says what it shows; nothing for an item without one."""
+    if data is None:
+        return ""
+    return f'<img class="item" alt="" src="data:image/jpeg;base64,{b64encode(data).decode()}">'
 
 
 def _data(record: Mapping[str, Any]) -> list[str]:

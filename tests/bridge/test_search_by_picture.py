@@ -25,6 +25,7 @@ from tests.made_pictures import write_onnx, write_picture
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 WITHOUT = (3, 9)
+PICTURES = 46  # of 48 items; the last four have no interaction
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def shop(toy_path, tmp_path_factory):
     data = folder / "data" / "toy"
     shutil.copytree(toy_path / "toy", data)
     (data / "images").mkdir()
-    for at in range(44):
+    for at in range(PICTURES):
         if at not in WITHOUT:
             write_picture(data / "images" / f"i{at}.png", at)
     encoder = write_onnx(folder / "flat.onnx")
@@ -59,7 +60,7 @@ def shop(toy_path, tmp_path_factory):
         for key, value in (given | {"item_modalities": f"{{image: '{encoder}'}}"}).items()
     ]
     output = folder / "export"
-    assert cli.main(["export", str(file), "--output", str(output), *options]) == 0
+    assert cli.main(["export", str(file), "--output", str(output), "--images", "thumbs", *options]) == 0
     return file, given, options, output, data
 
 
@@ -70,7 +71,7 @@ def oracle(data):
         values = np.asarray(Image.open(path).convert("RGB").resize((4, 4), 2), np.float64) / 255
         return ((values - 0.5) / 0.25).transpose(2, 0, 1).reshape(-1)
 
-    ids = [f"i{at}" for at in range(44) if at not in WITHOUT]
+    ids = [f"i{at}" for at in range(PICTURES) if at not in WITHOUT]
     raw = np.stack([flat(data / "images" / f"{item}.png") for item in ids])
     centre = raw.mean(0)
     unit = lambda rows: rows / np.linalg.norm(rows, axis=-1, keepdims=True)  # noqa: E731
@@ -154,11 +155,13 @@ def test_mistakes_say_what_to_do(shop, photo, tmp_path, capsys):
 def test_an_export_with_pictures_says_so_and_is_checked(shop):
     *_, output, _ = shop
     manifest = json.loads((output / "manifest.json").read_text())
-    assert manifest["schema"] == manifest["min_reader"] == 5
+    assert manifest["schema"] == manifest["min_reader"] == 6
     assert manifest["pictures"]["feature_dim"] == 48 and manifest["pictures"]["bundled"] is False
     export = load_export(output)
     assert export.search.picture_space.dim == export.content["image"].shape[1] == 48
-    assert export.picture_encoders == ()
+    assert export.picture_encoders == () and export.picture_map.feature_dim == 48
+    has = [export.thumbnails.has(row) for row in range(len(export.item_ids))]
+    assert {item for item, one in zip(export.item_ids, has, strict=True) if one} == set(oracle(shop[-1])[0])
 
 
 def test_a_picture_space_of_other_vectors_is_refused(shop, tmp_path):
@@ -172,3 +175,71 @@ def test_a_picture_space_of_other_vectors_is_refused(shop, tmp_path):
     save_file(tensors, copy / "search.safetensors")
     with pytest.raises(ExportError):
         load_export(copy, verify=False)
+
+
+def test_a_put_picture_places_an_item_where_the_offline_cold_map_does(shop, tmp_path):
+    """A hidden item's picture is put under another id: its vectors and its rank are those that the model gave the item."""
+    pytest.importorskip("fastapi", reason="extra 'serve'")
+    pytest.importorskip("httpx", reason="extra 'test'")
+    from starlette.testclient import TestClient
+
+    from recbole_llm.serving.app import create_app
+    from recbole_llm.serving.settings import Limits, Settings
+
+    _, given, _, output, data = shop
+    export = load_export(output)
+    names = (given["item_modalities"]["image"]["encoder"],)
+    limits = Limits(request_seconds=60, body_seconds=60)
+    settings = Settings(str(output), image_encoders=names, allowed_hosts=("testserver",), limits=limits)
+    with TestClient(create_app(settings)) as client:
+        assert client.app.state.service.pictures.wait(60)
+        catalog = client.app.state.service.recommender.catalog
+        for hidden in ("i44", "i45"):
+            row = export.item_ids.index(hidden)
+            assert not export.trained[row] and export.listed[row]
+            sent = (data / "images" / f"{hidden}.png").read_bytes()
+            answer = client.put(f"/v1/items/twin-{hidden}/image", content=sent, headers={"content-type": "image/png"})
+            assert answer.json()["cold"] is True
+            rows = np.array([catalog.row(f"twin-{hidden}")])
+            np.testing.assert_allclose(catalog.vector(rows)[0], export.vector[row], rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(catalog.source(rows)[0], export.source[row], rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(catalog.bias(rows)[0], export.bias[row], rtol=1e-3, atol=1e-4)
+            for user in export.user_ids[:10]:
+                body = {"user": user, "k": 50, "exclude_seen": False}
+                items = client.post("/v1/recommend", json=body).json()["items"]
+                score = {item["id"]: item["score"] for item in items}
+                assert score[f"twin-{hidden}"] == pytest.approx(score[hidden], rel=1e-3, abs=1e-4)
+                others = [item["score"] for item in items if hidden not in item["id"]]
+                ranks = [sum(other > score[one] for other in others) for one in (hidden, f"twin-{hidden}")]
+                assert ranks[0] == ranks[1]
+            shown = client.get(f"/v1/items/twin-{hidden}/image")
+            assert shown.content == export.thumbnails.of(row)
+
+
+def test_an_export_of_small_pictures_without_any_says_what_to_do(shop, tmp_path, capsys):
+    file, _, options, _, data = shop
+    (data / "images").rename(data / "elsewhere")
+    try:
+        assert cli.main(["export", str(file), "--output", str(tmp_path / "e"), "--images", "thumbs", *options]) != 0
+    finally:
+        (data / "elsewhere").rename(data / "images")
+    assert "images/" in capsys.readouterr().err
+
+
+def test_a_report_shows_pictures_of_the_items(shop, tmp_path):
+    pytest.importorskip("matplotlib", reason="extra 'report'")
+    from recbole_llm.reporting import customers
+
+    file, _, options, _, _ = shop
+    target = tmp_path / "report.html"
+    assert cli.main(["report", str(file), "--output", str(target), "--customers", "4", *options]) == 0
+    text = target.read_text()
+    shown = text.count('<img class="item" alt="" src="data:image/jpeg;base64,/9j/')
+    assert 20 < shown <= 40 and "http" not in text.split("</style>")[1].replace("http://www.w3.org", "")
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:  # no more than fit
+        patch.setattr(customers, "ALL_PICTURES", 3000)
+        assert cli.main(["report", str(file), "--output", str(target), "--customers", "4", *options]) == 0
+    assert 0 < target.read_text().count('<img class="item"') < shown
+    assert cli.main(["report", str(file), "--output", str(target), "--no-customers", *options]) == 0
+    assert "<img" not in target.read_text()
