@@ -136,5 +136,6 @@ def placed(parts: Sequence[tuple[TextMap, np.ndarray]]) -> tuple[np.ndarray, np.
             are of one model and have the same offsets.
     """
     some = parts[0][0]
-    vector, source, bias = (sum(each) for each in zip(*(one.products(z) for one, z in parts), strict=True))
+    products = [one.products(z) for one, z in parts]
+    vector, source, bias = (np.sum(each, axis=0) for each in zip(*products, strict=True))
     return vector + some.vector_offset, source + some.source_offset, bias + np.float32(some.bias_offset)

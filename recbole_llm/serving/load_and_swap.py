@@ -209,9 +209,9 @@ def apply(recommender: Recommender, change: Change, feature: np.ndarray | None) 
         feature = None
     picture = picture_of(export, change)
     mapped = map_item(export, catalog, change.id, feature, picture)
-    seen = {"picture": picture, "thumbnail": change.thumbnail}
+    time, small = change.updated_at, change.thumbnail
     try:
-        catalog.put(change.id, record, mapped, refit=change.refit, time=change.updated_at, **seen)
+        catalog.put(change.id, record, mapped, refit=change.refit, time=time, picture=picture, thumbnail=small)
     except UnknownItemError:
         log.warning("Item %.64r is in the log of changes, and this export cannot place it", change.id)
 

@@ -1,7 +1,6 @@
 """Pictures of requests to vectors and small copies, decoded and encoded one at a time in a thread of their own."""
 
 import base64
-import binascii
 from collections.abc import Callable
 from functools import partial
 from logging import getLogger
@@ -79,7 +78,7 @@ class PictureEncoding(Encoding[PictureEncoder]):
         if isinstance(picture, str):
             try:
                 picture = base64.b64decode(picture, validate=True)
-            except binascii.Error:
+            except ValueError:  # binascii.Error is one, and so are letters that are not ASCII
                 raise Problem(422, "image: it is not base64.") from None
         if len(picture) > self._most:
             raise Problem(413, f"The picture is larger than {self._most} bytes.")

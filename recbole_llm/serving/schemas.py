@@ -29,7 +29,7 @@ MAX_BATCH_COMPARED = 500_000
 MAX_ITEMS = 1000
 MAX_EXCLUDE = 10_000
 MAX_TEXT_CHARACTERS = 8192
-MAX_IMAGE_CHARACTERS = 4 * -(-(5 << 20) // 3)
+MAX_IMAGE_CHARACTERS = 8 << 20  # what a body may hold; the picture is measured when it is decoded
 MAX_BATCH_REQUESTS = 256
 MAX_BATCH_ITEMS = 1000
 

@@ -182,3 +182,9 @@ def test_three_widths(open_painted, painted, tmp_path, width, color_scheme):
             for other in parts[at + 1 :]:
                 apart = right <= other[0] + 1 or other[1] <= left + 1 or bottom <= other[2] + 1 or other[3] <= top + 1
                 assert apart, (width, parts)
+
+
+def test_the_page_stays_small():
+    from recbole_llm.serving.app import STATIC
+
+    assert sum(path.stat().st_size for path in STATIC.iterdir()) < 60_000
