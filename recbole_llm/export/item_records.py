@@ -1,6 +1,6 @@
 """Read an item file once: titles, texts and attributes of an export's items."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
@@ -74,7 +74,8 @@ def item_records(
         item_text = ItemText(fields, template)
         texts, _ = texts_of_tokens(table, item_ids, fields, options.item_text_template)
     title = _title_column(table, fields)
-    kinds = _attribute_kinds(table, title, attributes)
+    files = {source.column or name for name, source in (getattr(options, "item_modalities", None) or {}).items()}
+    kinds = _attribute_kinds(table, title, attributes, files)
     separator = dataset.config["seq_separator"]
     titles = [] if title is None else table.words(title)
     records = []
@@ -106,7 +107,9 @@ def _title_column(table: AtomicTable, fields: Sequence[str]) -> str | None:
     return fields[0] if fields else None
 
 
-def _attribute_kinds(table: AtomicTable, title: str | None, asked: Sequence[str] | None) -> dict[str, str]:
+def _attribute_kinds(
+    table: AtomicTable, title: str | None, asked: Sequence[str] | None, files: Collection[str]
+) -> dict[str, str]:
     unknown = [name for name in asked or () if name not in table.types]
     if unknown:
         raise ValueError(
@@ -116,6 +119,9 @@ def _attribute_kinds(table: AtomicTable, title: str | None, asked: Sequence[str]
     chosen = {}
     for name, kind in table.types.items():
         if name in (table.id_field, title) or (asked is not None and name not in asked):
+            continue
+        if name in files and asked is None:
+            log.info("Column %s of %s is no attribute: it names files", name, table.path.name)
             continue
         cells = table.columns[name]
         long = sum(map(len, cells)) > ATTRIBUTE_CHARACTERS * len(cells)

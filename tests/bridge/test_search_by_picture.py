@@ -216,16 +216,6 @@ def test_a_put_picture_places_an_item_where_the_offline_cold_map_does(shop, tmp_
             assert shown.content == export.thumbnails.of(row)
 
 
-def test_an_export_of_small_pictures_without_any_says_what_to_do(shop, tmp_path, capsys):
-    file, _, options, _, data = shop
-    (data / "images").rename(data / "elsewhere")
-    try:
-        assert cli.main(["export", str(file), "--output", str(tmp_path / "e"), "--images", "thumbs", *options]) != 0
-    finally:
-        (data / "elsewhere").rename(data / "images")
-    assert "images/" in capsys.readouterr().err
-
-
 def test_a_report_shows_pictures_of_the_items(shop, tmp_path):
     pytest.importorskip("matplotlib", reason="extra 'report'")
     from recbole_llm.reporting import customers

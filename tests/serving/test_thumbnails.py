@@ -3,6 +3,7 @@
 import io
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from recbole_llm.content.images.reading import open_picture
 from recbole_llm.content.images.thumbnails import thumbnail, thumbnails_of
 from recbole_llm.export.errors import ExportError
 from recbole_llm.export.in_memory import export_in_memory
+from recbole_llm.export.item_pictures import pictures_of, small_pictures
+from recbole_llm.export.item_records import item_records
 from recbole_llm.export.reader import load_export
 from recbole_llm.export.thumbnails import MAX_BYTES, SIDE, Thumbnails, jpeg_size
 from recbole_llm.export.writer import write_artifact
@@ -174,3 +177,30 @@ def test_joined_pictures_and_rows_without_one():
     table = Thumbnails.join([None, one, None, two])
     assert [table.of(row) for row in range(4)] == [None, one, None, two] and table.count == 2
     assert Thumbnails.join([]).count == Thumbnails.join([None, None]).count == 0
+
+
+def test_a_catalogue_without_a_picture_that_can_be_read_says_what_to_do(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"<html>")
+    for paths in (((), ()), ((), (tmp_path / "broken.png",))):
+        dataset = SimpleNamespace(picture_files=lambda paths=paths: SimpleNamespace(paths=paths))
+        with pytest.raises(ValueError, match="not one of 1 items has a picture.*images/"):
+            small_pictures(dataset)
+        assert pictures_of(dataset, [1], 96, 8192) == {}
+    assert pictures_of(SimpleNamespace(), [1], 96, 8192) == {}, "a dataset of RecBole's own"
+
+
+def test_a_column_that_names_files_is_no_attribute(tmp_path):
+    rows = ["item_id:token\ttitle:token_seq\tcover:token\tkind:token", "a\tOne\timages/1.jpg\tfilm", "b\tTwo\t\tshow"]
+    (tmp_path / "toy.item").write_text("\n".join(rows) + "\n")
+    form = {"field_separator": "\t", "seq_separator": " ", "encoding": None}
+    dataset = SimpleNamespace(dataset_path=str(tmp_path), dataset_name="toy", iid_field="item_id", config=form)
+    image = {"image": SimpleNamespace(column="cover")}
+    for modalities, asked, kinds in (
+        (image, None, {"kind": "token"}),
+        (None, None, {"kind": "token", "cover": "token"}),
+        (image, ["cover"], {"cover": "token"}),
+    ):
+        options = SimpleNamespace(text_encoder=False, item_modalities=modalities)
+        found = item_records(options, dataset, ["a", "b"], asked, False)
+        assert found.kinds == kinds
+        assert [set(record.attributes) for record in found.records] == [set(kinds), set(kinds) - {"cover"}]

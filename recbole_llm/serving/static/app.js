@@ -196,6 +196,7 @@ function like(id, title) {
 function showPicture(file) {
   const problem = problemOf(file);
   if (problem) return say(problem, true);
+  $("query").value = "";
   showSubject("Your picture", file.name, [shownPicture(file)]);
   shown = FIRST;
   const ask = (k, { filter }) => {
