@@ -11,11 +11,12 @@ import numpy as np
 
 from recbole_llm.export.pooling import Query
 from recbole_llm.retrieval.exact import ExactRetriever, Hits, Retriever, best
+from recbole_llm.retrieval.item_catalog import Catalog
 
 
 def search(
-    retriever: Retriever,
-    exact: ExactRetriever,
+    retriever: Retriever | None,
+    catalog: Catalog,
     queries: Sequence[Query],
     k: Sequence[int],
     exclude: Sequence[np.ndarray],
@@ -24,18 +25,19 @@ def search(
     """Find the best rows for each query as :meth:`recbole_llm.retrieval.exact.Retriever.search`, direct rows counted.
 
     Args:
-        retriever: searches the vectors.
-        exact: over the same catalogue; scores the rows that direct rows add to.
+        retriever: searches the vectors; ``None`` to score all of them.
+        catalog: that is searched.
         queries: B of them.
         k: how many, per query.
         exclude: rows without a place, per query.
         allow: ``[N]`` bool per query, or ``None`` for all rows.
     """
+    exact = ExactRetriever(catalog.segments())
     hidden = [
         np.concatenate([rows, query.touched]) if len(query.touched) else rows
         for rows, query in zip(exclude, queries, strict=True)
     ]
-    found = retriever.search(np.stack([query.vector for query in queries]), k, hidden, allow)
+    found = (retriever or exact).search(np.stack([query.vector for query in queries]), k, hidden, allow)
     return [
         _merged(exact, query, hits, n, rows, mask) if len(query.touched) else hits
         for query, hits, n, rows, mask in zip(queries, found, k, exclude, allow, strict=True)

@@ -7,6 +7,7 @@ recommender.recommend(Request(user="196", k=10, explain=3))
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import repeat
 from logging import getLogger
 from typing import Any
@@ -20,7 +21,7 @@ from recbole_llm.retrieval import direct
 from recbole_llm.retrieval.alike import alike
 from recbole_llm.retrieval.answers import Reason, Recommendation, Recommended
 from recbole_llm.retrieval.cosines import Cosines
-from recbole_llm.retrieval.exact import ExactRetriever, Hits, Retriever, best, top_rows
+from recbole_llm.retrieval.exact import Hits, Retriever, best, top_rows
 from recbole_llm.retrieval.item_catalog import Catalog, MappedItem
 from recbole_llm.retrieval.own_retriever import own_retriever
 from recbole_llm.retrieval.ranking import Chance
@@ -72,6 +73,7 @@ class Recommender:
         self._pooling = Pooling.of(export)
         self._probability = export.manifest.probability or ProbabilityMap()
         self._retriever = (make_retriever or own_retriever)(export, self.catalog)
+        self._searched = partial(direct.search, self._retriever, self.catalog)
         self.searches = searches_of(export, self.catalog)
         self.picture_searches = picture_searches_of(export, self.catalog)
         self._popularity: np.ndarray | None = None
@@ -151,16 +153,6 @@ class Recommender:
                 chosen = reranking.chosen([next(found) for _ in reranking.searches()])
                 answers[at] = self._answer(requests[at], prepared, Hits(chosen.rows, chosen.scores), chosen)
         return with_thumbnails(self.catalog, answers)  # type: ignore[arg-type]
-
-    def _searched(
-        self,
-        queries: Sequence[Query],
-        k: Sequence[int],
-        hidden: Sequence[np.ndarray],
-        allow: Sequence[np.ndarray | None],
-    ) -> list[Hits]:
-        exact = ExactRetriever(self.catalog.segments())
-        return direct.search(self._retriever or exact, exact, queries, k, hidden, allow)
 
     def _reranking(self, request: Request, prepared: _Prepared) -> Reranking | None:
         """The rules of a request that change the order; ``None`` where there are none."""
