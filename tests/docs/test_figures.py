@@ -253,7 +253,7 @@ def test_every_result_file_has_its_command():
     assert "stages" in named
     known = {name.partition("-NAME")[0] for name in named}
     for path in RESULTS.glob("*.json"):
-        assert path.stem in known or path.stem.partition("-")[0] in known, path.name
+        assert any(path.stem == name or path.stem.startswith(f"{name}-") for name in known), path.name
     for name, row in named.items():
         scripts = re.findall(r"python ((?:benchmarks|tests)/[\w/]+\.py)", row)
         assert scripts and all((ROOT / script).is_file() for script in scripts), row
