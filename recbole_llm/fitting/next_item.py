@@ -35,6 +35,7 @@ from recbole_llm.fitting.next_item_local import LocalNextItem, finer
 from recbole_llm.fitting.next_item_rows import (
     CONTENT,
     MAX_PREFIX,
+    MAX_STEPS,
     TRANSITIONS,
     NextItemSetting,
     Prefixes,
@@ -119,7 +120,7 @@ def next_item_gram(ranked: Rows, n_items: int, tau: float, floor: float = 0.0) -
     Returns:
         Z'Z as a dense tensor, and Z'Y as a sparse COO tensor.
     """
-    prefixes = prefixes_of(ranked, longest_of(tau, floor))
+    prefixes = prefixes_of(ranked, longest_of(tau, floor), MAX_STEPS)
     return gram_of_prefixes(ranked, n_items, prefixes, *weights_of(ranked, prefixes, tau, floor))
 
 

@@ -157,7 +157,7 @@ def test_a_checkpoint_names_no_function_file_or_folder(shop, encoder):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"audio": "x"}, "'audio' is none of them. Built are image"),
+        ({"video": "x"}, "'video' is none of them. Built are image, audio"),
         ({"text": "x"}, "Texts are the key encoder"),
         ({"image": {"column": "c"}}, "names no encoder"),
         ({"image": {"encoder": "x", "size": 3}}, r"an encoder, or \{encoder, column\}"),

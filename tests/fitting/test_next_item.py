@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.fitting import next_item
+from recbole_llm.fitting import next_item, next_item_rows
 from recbole_llm.fitting.next_item import (
     CONTENT,
     FLOOR,
@@ -129,7 +129,7 @@ def test_neutral_weights_change_no_bit_of_the_statistics():
 def test_steps_beyond_the_longest_prefix_are_weighed_by_their_own_interactions(monkeypatch):
     """Thinned and cut, every step keeps the confidence of its own target."""
     monkeypatch.setattr(next_item, "MAX_STEPS", 40)
-    monkeypatch.setattr(next_item, "MAX_PREFIX", 2)
+    monkeypatch.setattr(next_item_rows, "MAX_PREFIX", 2)
     sequences = [torch.randperm(12, generator=torch.Generator().manual_seed(s))[:9].tolist() for s in range(12)]
     rows = weighted(histories(sequences))
     kept = np.linspace(0, 12 * 8 - 1, 40).astype(int)
