@@ -138,6 +138,7 @@ def test_a_mistake_is_one_error_that_says_what_to_do(command, arguments, message
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_the_process_with_an_exit_code(tmp_path):
     done = recbole_llm("run", "--dataset=nowhere", cwd=tmp_path)
     assert done.returncode == 2
@@ -165,6 +166,7 @@ def test_an_existing_script_runs_unchanged_as_main(tmp_path):
     assert done.stdout.split("\n")[0] == "42 LLMTwoTower ['--model=BPR', 'x'] old_script.py"
 
 
+@pytest.mark.slow
 def test_processes_that_a_script_spawns_find_recbole_repaired(tmp_path):
     (tmp_path / "spawning.py").write_text(
         "import multiprocessing as mp\nfrom recbole.utils import get_model\n"
@@ -185,6 +187,7 @@ def test_neither_a_command_nor_a_file_lists_both(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_encode_fills_the_cache_that_a_run_reads_and_info_lists_and_prunes_it(command, quick, tmp_path, caplog):
     cache = f"--feature_cache_dir={tmp_path / 'features'}"
     arguments = [q for q in quick if not q.startswith("--embedding_size")]

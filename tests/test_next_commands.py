@@ -96,6 +96,7 @@ def shop(tmp_path, monkeypatch, tiny_encoder):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_from_the_import_to_the_service(shop, run, served):
     ((training,),) = proposed(run(["recbole-llm", "import", "inter.csv", "--items", "item.csv", "--dataset", "toy"]))
     settings = Path(training[training.index("--config-files") + 1])

@@ -225,6 +225,7 @@ def test_mistakes_are_named(arguments, message):
         module.compare(dataset="made", run=fake({}), **arguments)
 
 
+@pytest.mark.slow
 def test_a_real_training_keeps_per_user_metrics_whose_mean_is_recboles(run_config):
     config = {**run_config, "topk": [5, 10], "blocks": "learned"}
     outcome = run_isolated(Experiment("LLMTwoTower", "toy", (), config, seeds=(0, 1), per_user=True))
@@ -252,6 +253,7 @@ def test_seconds_hold_what_a_closed_form_is_fitted_in(run_config, monkeypatch):
     assert outcome.trainings[0].seconds > 0.5
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_a_failed_row(run_config, monkeypatch):
     outcome = run_isolated(Experiment("LLMTwoTower", "toy", (), {**run_config, "embedding_size": 0}))
     assert "embedding_size must be an integer of at least 1" in outcome.error

@@ -88,6 +88,7 @@ def run(script, *arguments, folder):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_script_that_trains_by_its_arguments(toy_path, tmp_path):
     (tmp_path / "a.yaml").write_text(f"data_path: {toy_path}\nshow_progress: False\nepochs: 7\ngpu_id: ''\n")
     (tmp_path / "b.yaml").write_text("encoder: ''\nembedding_size: 8\n")

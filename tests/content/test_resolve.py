@@ -229,6 +229,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
             self.wfile.write(data)
 
 
+@pytest.mark.slow
 def test_fetched_from_a_hub_then_from_the_cache(tiny_bert, tmp_path):
     """The whole way with huggingface_hub's own client against a small hub on this machine."""
     shutil.copytree(tiny_bert, tmp_path / "served")

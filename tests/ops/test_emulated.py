@@ -169,7 +169,7 @@ def test_eight_mistakes_are_named():
     assert len(FAULTS) == 8 and FAULTS.keys() == SHOWS.keys()
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * bool(n)) for n, x in enumerate(FAULTS)])
 def test_a_mistake_is_seen(name):
     shown = []
     with emulated(FAULTS[name]) as emulator:
