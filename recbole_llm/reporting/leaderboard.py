@@ -69,9 +69,15 @@ def check_size(name: str, loaded: Loaded) -> None:
         )
 
 
+ABOUT_OUTPUT = ("state", "show_progress", "log_wandb", "checkpoint_dir")  # keys of RecBole that change no figure
+
+
 def fingerprint(loaded: Loaded, overrides: Sequence[str]) -> str:
-    """Hash the interactions, the overrides and the version: what a measured row is valid for."""
-    digest = hashlib.sha256(json.dumps([*overrides, versions()["recbole-llm"]]).encode())
+    """Hash the interactions, the overrides that change figures, and the version: what a measured row is valid for."""
+    counting = [
+        value for value in overrides if value.partition("=")[0].lstrip("-").replace("-", "_") not in ABOUT_OUTPUT
+    ]
+    digest = hashlib.sha256(json.dumps([*counting, versions()["recbole-llm"]]).encode())
     for loader in loaded.loaders:
         rows = loader._dataset.training_rows()
         digest.update(rows.offsets.numpy().tobytes())
