@@ -86,8 +86,12 @@ def split_columns(dtype, D):
 
 
 def best(dtype, D):
-    """Some groups wanted, by few queries and by more, and all of them; ties; fewer candidates than places."""
-    for shape in ((5, 200, D, 3), (17, 200, D, 3), (3, 40, D, 39)):
+    """Some groups wanted, by few queries and by more, and all of them; ties; fewer candidates than places.
+
+    On tensor cores products of few queries are mma.sync, which the emulator does not know: those run in the interpreter alone.
+    """
+    scalar = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    for shape in ((5, 200, D, 3), (17, 200, D, 3), (3, 40, D, 39)) if scalar else ((17, 200, D, 3), (18, 40, D, 39)):
         test_topk.test_ids_and_ties_are_exact("triton", shape, dtype)
 
 
