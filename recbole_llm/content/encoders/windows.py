@@ -1,5 +1,6 @@
 """Sounds as windows that lie side by side: each is encoded by itself, and a sound's vector is their mean."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,7 @@ def windows_mean(batch: Sequence[SoundSample], vectors_of_windows: Callable[[np.
     return (total / weights.to(total.device)[:, None]).float()
 
 
-class WindowedEncoder:
+class WindowedEncoder(ABC):
     """What encoders of sounds have in common."""
 
     modality = "audio"
@@ -80,11 +81,13 @@ class WindowedEncoder:
         return windows_mean(batch, self._vectors) if batch else torch.zeros(0, self.dim)
 
     @property
-    def dim(self) -> int:  # noqa: D102
-        raise NotImplementedError
+    @abstractmethod
+    def dim(self) -> int:
+        """Length of the vectors."""
 
+    @abstractmethod
     def _vectors(self, windows: np.ndarray) -> Tensor:
-        raise NotImplementedError
+        """Encode windows ``[w, n]`` float32 to ``[w, dim]`` float32."""
 
 
 def probe(rate: int) -> np.ndarray:
