@@ -40,3 +40,20 @@ def write_dataset(folder, name="toy", n_users=60, n_items=48, per_user=14, seed=
     users += [f"u{u}\tlikes {topics[u % len(topics)]} and {rng.choice(TOPICS[topics[u % 4]])}" for u in range(n_users)]
     (target / f"{name}.user").write_text("\n".join(users) + "\n")
     return folder
+
+
+def config_of_media(folder, modality, encoder):
+    """Keys of a short training on ``folder``/data whose items are described by one modality and by no text."""
+    return {
+        "data_path": str(folder / "data"),
+        "encoder": "",
+        "item_modalities": {modality: {"encoder": encoder}},
+        "feature_cache_dir": str(folder / "features"),
+        "checkpoint_dir": str(folder / "saved"),
+        "gpu_id": "",
+        "epochs": 1,
+        "embedding_size": 8,
+        "show_progress": False,
+        "state": "WARNING",
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id"]},
+    }

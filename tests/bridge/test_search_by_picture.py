@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from toy_data import config_of_media
 
 import recbole_llm  # noqa: F401
 
@@ -39,19 +40,7 @@ def shop(toy_path, tmp_path_factory):
         if at not in WITHOUT:
             write_picture(data / "images" / f"i{at}.png", at)
     encoder = write_onnx(folder / "flat.onnx")
-    config = {
-        "data_path": str(folder / "data"),
-        "encoder": "",
-        "item_modalities": {"image": {"encoder": encoder}},
-        "feature_cache_dir": str(folder / "features"),
-        "checkpoint_dir": str(folder / "saved"),
-        "gpu_id": "",
-        "epochs": 1,
-        "embedding_size": 8,
-        "show_progress": False,
-        "state": "WARNING",
-        "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id"]},
-    }
+    config = config_of_media(folder, "image", encoder)
     run_recbole("LLMTwoTower", "toy", config_dict=dict(config))
     given = {key: config[key] for key in ("data_path", "feature_cache_dir", "item_modalities")}
     (file,) = [path for path in (folder / "saved").glob("*.pth") if "-last" not in path.name]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from toy_data import config_of_media
 
 import recbole_llm  # noqa: F401
 
@@ -41,19 +42,7 @@ def shop(toy_path, tmp_path_factory):
         if at not in WITHOUT:
             write_tone(data / "audio" / f"i{at}.wav", at)
     encoder = write_onnx_ear(folder / "ear.onnx")
-    config = {
-        "data_path": str(folder / "data"),
-        "encoder": "",
-        "item_modalities": {"audio": {"encoder": encoder}},
-        "feature_cache_dir": str(folder / "features"),
-        "checkpoint_dir": str(folder / "saved"),
-        "gpu_id": "",
-        "epochs": 1,
-        "embedding_size": 8,
-        "show_progress": False,
-        "state": "WARNING",
-        "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id"]},
-    }
+    config = config_of_media(folder, "audio", encoder)
     run_recbole("LLMTwoTower", "toy", config_dict=dict(config))
     (file,) = [path for path in (folder / "saved").glob("*.pth") if "-last" not in path.name]
     given = {key: config[key] for key in ("data_path", "feature_cache_dir", "item_modalities")}
