@@ -33,6 +33,7 @@ from report_quality import (
     subsets,
     svd_form,
     temporal,
+    temporal_pair,
 )
 
 RESULTS = Path(__file__).parent / "results"
@@ -371,6 +372,7 @@ RENDERERS: dict[str, Callable[[Json], Section]] = {
         subsets,
         cold,
         temporal,
+        temporal_pair,
         calibration,
         sharing,
         robustness,

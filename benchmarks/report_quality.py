@@ -233,6 +233,17 @@ def temporal(data: Json) -> Section:
     return Section([*lines, *table(head, tried)], [_temporal(data)])
 
 
+def temporal_pair(data: Json) -> Section:
+    """This code against an earlier version, where interactions are split by time."""
+    rows = [[version, s["seed"], f"{s['valid']:.4f}", f"{s['ndcg@10']:.4f}", f"{s['recall@10']:.4f}", s["cpu_seconds"],
+             s["peak_mib"]] for version in ("before", "now") for s in data[version]["seeds"]]  # fmt: skip
+    means = {version: short(data[version]["ndcg@10"]) for version in ("before", "now")}
+    d = data["difference"]
+    told = f"NDCG@10 {means['before']} before, {means['now']} now: {d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}] over users."
+    head = ["version", "seed", "valid", "ndcg@10", "recall@10", "CPU-seconds", "MiB"]
+    return Section([*facts(data), f"{data['protocol']}; {data['users']:,} users. {told}", "", *table(head, rows)], [])
+
+
 def _temporal(data: Json) -> Dots:
     order = sorted(data["models"], key=lambda name: -data["models"][name]["masked"]["ndcg@10"])
     value = {name: data["models"][name]["masked"]["ndcg@10"] for name in order}
