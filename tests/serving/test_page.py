@@ -86,6 +86,12 @@ def lines(page):
     return page.locator("#answer > li")
 
 
+def settle(page):
+    """Wait until what moves has come to rest, however long the machine takes to draw it."""
+    frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50))))"
+    page.evaluate(f"() => {frames}.then(() => Promise.allSettled(document.getAnimations().map((one) => one.finished)))")
+
+
 def bar_widths(page):
     return page.locator("#answer .bar span").evaluate_all(
         "bars => bars.map((bar) => bar.getBoundingClientRect().width)"
@@ -162,7 +168,7 @@ def test_the_best_item_has_the_longest_bar(open_page, asked):
     else:
         ask(page, asked)
     expect(lines(page)).to_have_count(10)
-    page.wait_for_timeout(400)  # the bars' transition
+    settle(page)
     widths = bar_widths(page)
     assert widths == sorted(widths, reverse=True)
     whole = page.locator("#answer .bar").first.evaluate("bar => bar.getBoundingClientRect().width")
@@ -290,7 +296,7 @@ def test_the_search_box_answers_by_likeness_words_and_taste(open_page, tmp_path,
     first.locator("summary").click()
     for part in ("like it in meaning", "the same words", "bought with its like"):
         expect(first.locator(".about")).to_contain_text(part)
-    page.wait_for_timeout(400)
+    settle(page)
     widths = page.locator("#answer summary .bar span").evaluate_all("all => all.map((bar) => bar.offsetWidth)")
     assert len(widths) == 10 and widths == sorted(widths, reverse=True) and widths[-1] < widths[0]
     assert violations(page) == [] and page.errors == []
@@ -320,7 +326,7 @@ def test_three_widths(open_page, tmp_path, width, color_scheme):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     lines(page).nth(1).locator("summary").click()
     assert page.locator("#answer").bounding_box()["height"] < 1000
-    page.wait_for_timeout(400)
+    settle(page)
     assert max(bar_widths(page)) > 60
     page.get_by_role("button", name="Add an item").click()
     assert violations(page) == []

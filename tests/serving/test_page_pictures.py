@@ -9,7 +9,8 @@ from made_painted import WITHOUT, jpeg, make_painted
 from made_service import READ, key
 from PIL import Image
 from playwright.sync_api import expect
-from test_page import ask, bar_widths, browser, lines, open_page, titles  # noqa: F401
+from test_page import ask, bar_widths, browser, lines, open_page, settle, titles  # noqa: F401
+from waiting import LIMIT
 
 from recbole_llm.export.writer import write_artifact
 
@@ -37,6 +38,20 @@ def open_painted(open_page, painted):  # noqa: F811
 def is_drawn(image):
     expect(image).to_have_js_property("complete", True)
     assert image.evaluate("one => one.naturalWidth") == 9
+
+
+def file_chooser(page, press):
+    """Return the file chooser that a press opens; a browser that handles the press after 5 seconds opens none: press again."""
+    opened = []
+    page.on("filechooser", lambda chooser: opened.append(chooser))
+    page.evaluate("() => 1")  # what listens is there before the press
+    for attempt in range(10 * LIMIT):
+        if attempt % 100 == 0:
+            press()
+        page.wait_for_timeout(100)
+        if opened:
+            return opened[0]
+    raise AssertionError(f"no file chooser after {LIMIT} s")
 
 
 def test_pictures_stand_in_boxes_of_one_size(open_painted):
@@ -84,16 +99,14 @@ def test_a_picture_is_searched_for_by_keyboard_drop_and_paste(open_painted, pain
     page = open_painted()
     button = page.get_by_role("button", name="Search by picture")
     button.focus()
-    with page.expect_file_chooser() as chosen:
-        page.keyboard.press("Enter")
-    chosen.value.set_files(painted[2] / "i4.png")
+    file_chooser(page, lambda: page.keyboard.press("Enter")).set_files(painted[2] / "i4.png")
     expect(page.locator("#answer-title")).to_have_text("Like your picture")
     expect(page.locator("#status")).to_have_text("From your picture, the likest first.")
     expect(lines(page)).to_have_count(10)
     assert titles(page)[0] == "Title 4"
     given = page.get_by_alt_text("The picture that you gave")
     is_drawn(given)
-    page.wait_for_timeout(400)
+    settle(page)
     widths = bar_widths(page)
     assert widths == sorted(widths, reverse=True) and widths[0] > 60
     lines(page).first.locator("summary").click()
@@ -174,7 +187,7 @@ def test_three_widths(open_painted, painted, tmp_path, width, color_scheme):
     assert violations(page) == []
     keep(page, tmp_path, f"page-pictures-{width}-{color_scheme}")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    page.wait_for_timeout(400)
+    settle(page)
     assert max(bar_widths(page)) > 60
     boxes = page.locator("#answer summary").evaluate_all(
         "all => all.map((one) => [...one.children].map((part) => part.getBoundingClientRect())"
