@@ -195,7 +195,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "recommend": Command(
-        "the best items for users, for a list of items or for a text, from a checkpoint or an export",
+        "the best items for users, items, a profile, a text, a picture or a sound, from a checkpoint or an export",
         "recbole_llm.commands.recommend",
         "add_recommend_arguments",
         "run_recommend",

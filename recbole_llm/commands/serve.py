@@ -92,7 +92,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="folder, hub name, onnx:FILE or module:function of the encoder of pictures, which no export holds; may be repeated",
     )
-    parser.add_argument("--no-access-log", action="store_true")
+    parser.add_argument("--no-access-log", action="store_true", help="write no line for each request")
     parser.add_argument("--queue", type=int, default=limits.queue, help="requests that may wait; more get 503 at once")
     parser.add_argument(
         "--rate",
