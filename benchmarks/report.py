@@ -488,7 +488,7 @@ def first_findings(results: Path) -> list[tuple[Plot | None, str]]:
         ours, others = small["servers"]["ours"], {n: s for n, s in small["servers"].items() if n != "ours"}
         best = max(others, key=lambda name: others[name]["rps"])
         found.append((None, f"The service answers {short(ours['rps'])} requests a second at {small['items']:,} items, "
-                            f"{short(ours['rps'] / others[best]['rps'])} times the next, a {NAMES.get(best, best)}"))  # fmt: skip
+                            f"{short(small['ours_over'][best]['rps'])} times the next, a {NAMES.get(best, best)}"))  # fmt: skip
     return found
 
 

@@ -79,6 +79,17 @@ def test_the_table_of_models_is_that_of_the_result_files():
     assert checked > 70
 
 
+def test_what_was_found_of_stock_models_stands_below_their_table(capsys):
+    """benchmarks/results/stock_models.md, which docs/quality-and-speed.md and tests/bridge/test_stock_models_right.py name."""
+    path = ROOT / "benchmarks" / "stock_models.py"
+    specification = importlib.util.spec_from_file_location("stock_models", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    module.report(str(RESULTS / "stock_models.json"), str(RESULTS / "stock_models-old-stack.json"))
+    assert (RESULTS / "stock_models.md").read_text() == capsys.readouterr().out
+    assert module.ASSESSED
+
+
 def measured(dataset, seed, model):
     files = [RESULTS / f"quality-{dataset}.json", RESULTS / f"quality-{dataset}-slim.json"]
     for file in reversed([file for file in files if file.exists()]):
