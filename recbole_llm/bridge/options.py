@@ -412,8 +412,8 @@ RECBOLE_KEYS: dict[str, tuple[Any, str]] = {
     "valid_metric": ("NDCG@10", "(str) By it every choice is made. Not given, it follows metrics and topk."),
     "stopping_step": (
         15,
-        "(int) Validations without a better one, after which training ends. Not given: as many as 100 steps hold, at least 15; beyond "
-        "4,096 items at least 3.",
+        "(int) Validations without a better one, after which training ends. Not given: as many as 100 steps hold, at least "
+        "15; beyond 4,096 items at least 3.",
     ),
 }
 
