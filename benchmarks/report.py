@@ -476,7 +476,12 @@ def first_findings(results: Path) -> list[tuple[Plot | None, str]]:
     by_time = [data for name in DATASETS if (data := read(f"temporal-{name}.json"))]
     cold, kernels, served = read("cold-ml-100k.json"), read("kernel_speed.json"), read("serving.json")
     if random_splits:
-        found.append((gains(random_splits), "Random splits, the first of three; every model at its best of a budget of settings."))
+        found.append(
+            (
+                gains(random_splits),
+                "Random splits, the first of three; every model at its best of a budget of settings.",
+            )
+        )
     if by_time:
         found.append((gains_by_time(by_time), "The last item of each user, a leave-one-out split."))
     if cold:
