@@ -235,7 +235,7 @@ def temporal(data: Json) -> Section:
 
 def temporal_pair(data: Json) -> Section:
     """This code against an earlier version, where interactions are split by time."""
-    rows = [[version, s["seed"], f"{s['valid']:.4f}", f"{s['ndcg@10']:.4f}", f"{s['recall@10']:.4f}", s["cpu_seconds"],
+    rows = [[version, str(s["seed"]), f"{s['valid']:.4f}", f"{s['ndcg@10']:.4f}", f"{s['recall@10']:.4f}", s["cpu_seconds"],
              s["peak_mib"]] for version in ("before", "now") for s in data[version]["seeds"]]  # fmt: skip
     means = {version: short(data[version]["ndcg@10"]) for version in ("before", "now")}
     d = data["difference"]
