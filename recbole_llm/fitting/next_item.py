@@ -186,6 +186,24 @@ def local_blocks(
     return LocalNextItem(train, n_items, directions).blocks(setting)
 
 
+def blocks_once_more(
+    train: Rows, n_items: int, first: Mapping[str, float], dim: int | None, directions: Mapping[str, Tensor]
+) -> tuple[LinearBlock, ...]:
+    """Fit the blocks with the constants of transitions that were fitted before, in the same form.
+
+    Args:
+        train: all training histories, with ranks.
+        n_items: size of the catalogue.
+        first: constants of the transitions.
+        dim: rank of the transitions; ``None`` for the full matrix. Neighbourhoods have none.
+        directions: from :func:`directions_of`.
+    """
+    setting = NextItemSetting.from_constants(first)
+    if "neighbours" in first:
+        return local_blocks(train, n_items, setting, directions)
+    return next_item_blocks(train, n_items, setting, dim, directions)
+
+
 def _blocks(
     gram: tuple[Tensor, Tensor], setting: NextItemSetting, dim: int | None, directions: Mapping[str, Tensor]
 ) -> tuple[LinearBlock, ...]:
@@ -301,8 +319,11 @@ def fit_next_item(
 
     Returns:
         Transitions and, where content is chosen, content, scaled beside a closed form of scale 1; nothing where they add
-        nothing, or where not even neighbourhoods fit the memory.
+        nothing, where no history has two items, or where not even neighbourhoods fit the memory.
     """
+    if not bool((train.sizes > 1).any()):
+        log.info("next-item block: left out, no history has two items")
+        return ()
     rows = torch.arange(len(histories.offsets) - 1, device=histories.ids.device)
     closed = remembered(closed, rows, n_items)
     directions = directions_of(content or {}, columns)

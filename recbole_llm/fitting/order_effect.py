@@ -22,7 +22,7 @@ from torch import Tensor
 
 from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.logs import quietly
-from recbole_llm.fitting.next_item import TRANSITIONS, NextItemSetting, directions_of, next_item_blocks
+from recbole_llm.fitting.next_item import TRANSITIONS, blocks_once_more, directions_of
 from recbole_llm.fitting.pipeline import choose_decays, weigh
 from recbole_llm.fitting.stage_values import FittedBlock, FittedScore, solved_blocks
 from recbole_llm.fitting.validation import TopKMetric, Validation, evenly, user_metric
@@ -144,9 +144,9 @@ def _solve_again(following: Sequence[LinearBlock], data: TrainingData) -> tuple[
     first = next((block for block in following if block.name == TRANSITIONS), None)
     if first is None:
         return ()
-    setting = NextItemSetting.from_constants(first.constants)
     dim = None if first.target is None else first.dim
-    found = next_item_blocks(data.history, data.n_items, setting, dim, directions_of(data.content, data.trained))
+    directions = directions_of(data.content, data.trained)
+    found = blocks_once_more(data.history, data.n_items, first.constants, dim, directions)
     before = {block.name: block for block in following}
     return tuple(
         replace(block, scale=before[block.name].scale, decay=before[block.name].decay).to(data.history.ids.device)

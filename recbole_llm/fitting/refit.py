@@ -21,7 +21,7 @@ from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.factors import FactorForm
 from recbole_llm.fitting.large_catalogue import NEIGHBOURHOODS
 from recbole_llm.fitting.logs import quietly
-from recbole_llm.fitting.next_item import TRANSITIONS, NextItemSetting, directions_of, local_blocks, next_item_blocks
+from recbole_llm.fitting.next_item import TRANSITIONS, blocks_once_more, directions_of
 from recbole_llm.fitting.pipeline import FitOptions, place_cold_items
 from recbole_llm.fitting.sequence import fit_sequence
 from recbole_llm.fitting.signals import Signals
@@ -253,10 +253,6 @@ def _solved(data: TrainingData, chosen: Chosen) -> list[LinearBlock]:
             if not data.is_ordered:
                 raise ValueError("A next-item block was chosen, and the histories have no order: load the time column.")
             dim = block.dim if isinstance(block.dim, int) else None
-            setting = NextItemSetting.from_constants(block.constants)
             directions = directions_of(data.content, data.trained)
-            if "neighbours" in block.constants:
-                found += local_blocks(data.history, data.n_items, setting, directions)
-            else:
-                found += next_item_blocks(data.history, data.n_items, setting, dim, directions)
+            found += blocks_once_more(data.history, data.n_items, block.constants, dim, directions)
     return found

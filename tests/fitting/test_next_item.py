@@ -206,6 +206,16 @@ def test_a_block_that_adds_nothing_is_left_out():
     assert len(asked) > 5, "blends were tried"
 
 
+@pytest.mark.parametrize("most", [100, 3], ids=["dense", "neighbourhoods"])
+def test_histories_of_one_item_have_no_next_item(monkeypatch, most):
+    monkeypatch.setattr(next_item, "MAX_ITEMS", most)
+    ranked = histories([[1], [2], [3], [2]])
+    content = {"text": (torch.eye(5), torch.arange(5) > 0)}
+    closed = LinearBlock("closed_form", torch.eye(5)).scorer(ranked)
+    value = lambda scorer: pytest.fail("nothing is solved for")  # noqa: E731
+    assert fit_next_item(ranked, ranked, 5, closed, value, None, torch.arange(5) > 0, content) == ()
+
+
 def test_the_decay_is_the_one_that_validation_prefers():
     # the next item depends on the newest one alone: B is the step, so any older item only disturbs
     ranked, targets = cycle(length=6)

@@ -9,7 +9,7 @@ from test_pipeline import Options, world
 
 from recbole_llm.fitting import order_effect as module
 from recbole_llm.fitting.data import TrainingData
-from recbole_llm.fitting.next_item import NextItemSetting, next_item_blocks
+from recbole_llm.fitting.next_item import NextItemSetting, local_blocks, next_item_blocks
 from recbole_llm.fitting.order_effect import order_effect, shuffled
 from recbole_llm.fitting.pipeline import fit
 from recbole_llm.fitting.validation import TopKMetric, Validation
@@ -106,6 +106,18 @@ def test_the_next_item_block_is_solved_once_more_with_its_constants():
     (expected,) = next_item_blocks(without.history, data.n_items, NextItemSetting(3.0, 4.0, 0.1), None, {})
     assert torch.equal(found.source, expected.source) and (found.scale, found.decay) == (7.0, 2.0)
     assert not torch.allclose(found.source, block.source, atol=0.01) and module._solve_again((), without) == ()
+
+
+def test_neighbourhoods_are_solved_once_more_as_neighbourhoods():
+    """A rank is no part of them: their vectors hold content, and one column of zeros without."""
+    data, _ = pairs()
+    without = replace(data, history=shuffled(data.history, torch.Generator().manual_seed(1)))
+    setting = NextItemSetting(3.0, 4.0, 0.1)
+    (block,) = local_blocks(data.history, data.n_items, setting, {})
+    (found,) = module._solve_again((replace(block, scale=7.0, decay=2.0),), without)
+    (expected,) = local_blocks(without.history, data.n_items, setting, {})
+    assert found.direct is not None and torch.equal(found.direct.ids, expected.direct.ids)
+    assert torch.equal(found.direct.weights, expected.direct.weights) and (found.scale, found.decay) == (7.0, 2.0)
 
 
 def test_users_are_chosen_evenly_and_nothing_is_measured_where_there_is_no_order(monkeypatch):
