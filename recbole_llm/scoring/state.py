@@ -74,7 +74,7 @@ def score_from_state(state: Mapping[str, Any], learned: LinearBlock, rows: AllRo
                 )
         else:
             block = _block_of(values).to(device)
-            if block.target is None and cold is not None:
+            if block.target is None and cold is not None and block.name in cold.target:  # not where it does not count
                 block = replace(block, exceptions=Exceptions(cold.ids, cold.target[block.name]))
         blocks.append(block)
     return Score(

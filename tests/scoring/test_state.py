@@ -97,6 +97,19 @@ def test_a_score_comes_back_from_its_plain_values(form, joint):
     assert torch.equal(score_from_state(kept(score_to_state(found)), learned(), rows).of_users(users, HISTORY), scores)
 
 
+def test_a_block_that_does_not_count_has_no_placed_items():
+    """Histories of one item leave the closed form's scores without a deviation, and its scale is 0."""
+    rows = AllRows(N)
+    silent = LinearBlock("closed_form", torch.zeros(N, N), scale=0.0)
+    score = Score((silent, learned()), rows.listed(), rows=rows)
+    mapped, _ = score.mapped(torch.tensor([1, 2]), normal(3, 2, seed=1), rows.listed())
+    score = score.with_cold(replace(mapped, ids=COLD, joint=True))
+    found = score_from_state(kept(score_to_state(score)), learned(), rows)
+    users = torch.arange(U)
+    assert torch.equal(found.of_users(users, HISTORY), score.of_users(users, HISTORY))
+    assert found.block("closed_form").scale == 0.0 and found.cold.target.keys() == {"learned"}
+
+
 # ---------------------------------------------------------------- version 1
 
 SCALES = (0.7, 1.9)  # of the closed form and the learned block
