@@ -25,7 +25,7 @@ from recbole_llm.fitting.hyperparameters import DIM, EXACT_ITEMS
 from recbole_llm.fitting.large_catalogue import NEIGHBOURHOODS
 from recbole_llm.fitting.logs import quietly, stage
 from recbole_llm.fitting.next_item import CONTENT, TRANSITIONS, choose_decay, fit_next_item
-from recbole_llm.fitting.sequence import fit_sequence, takes_part
+from recbole_llm.fitting.sequence import fit_sequence, require_order, takes_part
 from recbole_llm.fitting.signals import SignalOptions, choose_dislikes
 from recbole_llm.fitting.stage_values import (
     FittedBlock,
@@ -94,7 +94,11 @@ def fit(
 
     Returns:
         The calibrated score.
+
+    Raises:
+        ValueError: if ``options.blocks`` names the sequence block and the interactions have no order, or no block could be fitted.
     """
+    require_order(options.blocks, data)
     if start is None or start.score.block("closed_form") is None:
         with stage("closed form"):
             closed = fit_closed_form_block(data, validation, options) if "closed_form" in options.blocks else None
@@ -179,11 +183,7 @@ def fit_sequence_block(data: TrainingData, validation: Validation | None) -> Seq
     Raises:
         ValueError: if the interactions have no order.
     """
-    if not data.is_ordered:
-        raise ValueError(
-            "blocks names sequence, which reads the order of a history, and the interactions have none: set eval_args.order "
-            "to TO, load the time column and leave history_decay empty, or leave sequence out."
-        )
+    require_order((SEQUENCE,), data)
     if validation is None:
         return fit_sequence(data, None, data.history)
     users, value = _users_and_value(data, validation)

@@ -23,7 +23,7 @@ from recbole_llm.fitting.large_catalogue import NEIGHBOURHOODS
 from recbole_llm.fitting.logs import quietly
 from recbole_llm.fitting.next_item import TRANSITIONS, blocks_once_more, directions_of
 from recbole_llm.fitting.pipeline import FitOptions, place_cold_items
-from recbole_llm.fitting.sequence import fit_sequence
+from recbole_llm.fitting.sequence import fit_sequence, require_order
 from recbole_llm.fitting.signals import Signals
 from recbole_llm.fitting.stage_values import FittedScore
 from recbole_llm.fitting.tower_choice import TowerChoice
@@ -198,7 +198,11 @@ def refit(
         train_towers: trains the learned block for as many epochs as were chosen, and returns it.
         rank_all_cold: as there.
         agree: as there.
+
+    Raises:
+        ValueError: if a block that reads the order was chosen, and the interactions have none.
     """
+    require_order([block.name for block in chosen.blocks], data)
     blocks = [] if chosen.setting is None else agree(_solved(data, chosen))
     blocks = [block.to(data.history.ids.device) for block in blocks]
     if any(block.name == "learned" for block in chosen.blocks):

@@ -59,6 +59,23 @@ def takes_part(blocks: Sequence[str], data: TrainingData, has_validation: bool) 
     return n_items >= AUTO_ITEMS and n_interactions <= AUTO_INTERACTIONS
 
 
+def require_order(blocks: Sequence[str], data: TrainingData) -> None:
+    """Refuse the sequence block where histories have no order; asked before anything is fitted, which may take hours.
+
+    Args:
+        blocks: names of those that are to be fitted.
+        data: training data.
+
+    Raises:
+        ValueError: if the sequence block is among them and the interactions have no order.
+    """
+    if SEQUENCE in blocks and not data.is_ordered:
+        raise ValueError(
+            "blocks names sequence, which reads the order of a history, and the interactions have none: set eval_args.order "
+            "to TO, load the time column and leave history_decay empty, or leave sequence out."
+        )
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Stretches of the histories, oldest item first.

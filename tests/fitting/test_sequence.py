@@ -13,10 +13,11 @@ from recbole_llm.fitting import sequence
 from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.decay_search import choose_fading
 from recbole_llm.fitting.pipeline import fit, fit_sequence_block, weigh
-from recbole_llm.fitting.refit import chosen_of, refit
+from recbole_llm.fitting.refit import Chosen, ChosenBlock, chosen_of, refit
 from recbole_llm.fitting.sequence import batches, content_of, fit_sequence, log_chance, sequences_of, takes_part
 from recbole_llm.fitting.validation import TopKMetric, user_metric
 from recbole_llm.scoring.item_rows import AllRows
+from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.sequence import LENGTH, SequenceBlock
 
@@ -117,6 +118,13 @@ def test_interactions_without_order_are_refused():
     made = world()
     with pytest.raises(ValueError, match="blocks names sequence, which reads the order of a history"):
         fit_sequence_block(made.data, made.validation)
+    nothing = lambda: pytest.fail("it is said before anything is trained")  # noqa: E731
+    with pytest.raises(ValueError, match="blocks names sequence, which reads the order of a history"):
+        fit(made.data, made.validation, Options(blocks=("learned", "sequence")), nothing)
+    kept = (ChosenBlock("learned", 1.0, None, 6, {}), ChosenBlock("sequence", 1.0, None, 64, {"epochs": 4.0}))
+    chosen = Chosen(kept, None, 1, None, 1.0, 0.0, ProbabilityMap())
+    with pytest.raises(ValueError, match="blocks names sequence, which reads the order of a history"):
+        refit(made.data, chosen, Options(), nothing)
     with pytest.raises(ValueError, match="No block could be fitted"):
         weigh(made.data, made.validation, None, (), None)
 
