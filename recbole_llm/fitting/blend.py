@@ -14,6 +14,22 @@ MAX_REMEMBERED = 120_000_000  # scores of a block that are kept while weights ar
 BLEND_WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
 
 
+LEAST_DEVIATION = 1e-6  # of the root mean square: float32 rounds scores that do not vary to a tenth of that
+
+
+def deviation_of(mean: float, mean_square: float) -> float:
+    """Compute a standard deviation from two means; 0 where it is no more than what rounding leaves of equal scores.
+
+    Scaled to a deviation of 1 such scores would drown those of any other block.
+
+    Args:
+        mean: of the scores.
+        mean_square: of their squares.
+    """
+    variance = mean_square - mean**2
+    return math.sqrt(variance) if variance > LEAST_DEVIATION**2 * mean_square else 0.0
+
+
 def score_deviation(scorer: Scorer, rows: Tensor, n_items: int, columns: Tensor | None = None) -> float:
     """Compute the population standard deviation of all scores, in chunks, accumulated in float64.
 
@@ -24,7 +40,7 @@ def score_deviation(scorer: Scorer, rows: Tensor, n_items: int, columns: Tensor 
         columns: ``[n_items]`` bool, the columns that count; ``None`` for all.
 
     Returns:
-        The deviation; 0.0 where there is nothing to measure.
+        The deviation; 0.0 where there is nothing to measure, or scores do not vary (:func:`deviation_of`).
     """
     count, total, squares = 0, 0.0, 0.0
     for chunk in rows.split(max(1, CHUNK_ELEMENTS // n_items)):
@@ -34,7 +50,7 @@ def score_deviation(scorer: Scorer, rows: Tensor, n_items: int, columns: Tensor 
         count += scores.numel()
         total += float(scores.sum(dtype=torch.float64))
         squares += float(scores.double().square_().sum())
-    return math.sqrt(max(squares / count - (total / count) ** 2, 0.0)) if count else 0.0
+    return deviation_of(total / count, squares / count) if count else 0.0
 
 
 def remembered(scorer: Scorer, rows: Tensor, n_items: int) -> Scorer:

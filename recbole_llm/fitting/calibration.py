@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recbole_llm.fitting.blend import deviation_of
 from recbole_llm.scoring.probability import ProbabilityMap
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -40,8 +41,8 @@ def fit_platt(batches: Batches) -> tuple[float, float]:
         batches: the data, in pieces.
 
     Returns:
-        (a, c); the identity (1, 0) where the labels are all alike, and (1, c) where the best slope is not positive, since a
-        calibration must not turn a ranking around.
+        (a, c); the identity (1, 0) where the labels are all alike, and (1, c) where the scores are, or where the best slope is
+        not positive, since a calibration must not turn a ranking around.
     """
     count, positives, total, squares = 0, 0, 0.0, 0.0
     for score, label in batches():
@@ -51,7 +52,9 @@ def fit_platt(batches: Batches) -> tuple[float, float]:
         return 1.0, 0.0
     # in standardised scores Newton starts well wherever the scores lie
     mean = total / count
-    deviation = max(squares / count - mean**2, 0.0) ** 0.5 or 1.0
+    deviation = deviation_of(mean, squares / count)
+    if not deviation:  # no slope can be told
+        return 1.0, _offset_alone(batches, positives)
     share = positives / count
     theta = torch.tensor([0.0, math.log(share / (1 - share))], dtype=torch.float64)
 

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from recbole_llm.fitting.blend import deviation_of
 from recbole_llm.fitting.validation import CHUNK_ELEMENTS, TopKMetric, hide_seen
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import Scorer
@@ -298,8 +299,8 @@ def _gather(
         # 0 where absent, not the -inf that excluded items may have: a unit of 0 times that is no number
         kept = [found.gather(1, padded).masked_fill_(absent, 0.0) for found in scores]
         chunks.append(_Candidates(kept, absent, relevant.gather(1, padded) & ~absent, own.sizes))
-    mean = sums / max(counted, 1)
-    return chunks, (mean[:, 1] - mean[:, 0].square()).clamp(min=0).sqrt().tolist()
+    means = (sums / max(counted, 1)).tolist()
+    return chunks, [deviation_of(mean, mean_square) for mean, mean_square in means]
 
 
 def _value(chunks: Sequence[_Candidates], first: int, others: Sequence[tuple[int, float]], metric: TopKMetric) -> float:

@@ -47,6 +47,21 @@ def test_blend_takes_the_smaller_of_equal_weights_and_skips_a_constant_block():
     assert choose_blend(scorer_of(constant), scorer_of(scores), rows, 5, lambda scorer: 0.0).weight == 1.0
 
 
+def nearly_equal(*shape):
+    """Scores that differ by what float32 rounds alone."""
+    low = torch.full(shape, 0.1234567)
+    return torch.where(torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5, low, low.nextafter(low + 1))
+
+
+def test_what_rounding_leaves_of_equal_scores_is_no_deviation():
+    """Scaled to a deviation of 1 it would be scores of 10^7, beside which float32 keeps nothing of the other block."""
+    noise, scores, rows = nearly_equal(300, 40), torch.randn(300, 40), torch.arange(300)
+    assert score_deviation(scorer_of(noise), rows, 40) == 0.0
+    found = choose_blend(scorer_of(noise), scorer_of(scores), rows, 40, lambda scorer: 0.0)
+    assert found.scales == (0.0, pytest.approx(1 / float(scores.std(unbiased=False)), rel=1e-4))
+    assert score_deviation(scorer_of(100 * noise + 1e-3 * scores), rows, 40) == pytest.approx(1e-3, rel=0.05)
+
+
 @pytest.mark.parametrize("most", [0, 10**9])
 def test_scores_are_computed_once_where_they_fit(monkeypatch, most):
     monkeypatch.setattr(blend, "MAX_REMEMBERED", most)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_blend import nearly_equal
 
 from recbole_llm.fitting.calibration import expected_calibration_error, fit_platt, fit_probability
 from recbole_llm.scoring.probability import ProbabilityMap
@@ -56,6 +57,13 @@ def test_equal_scores_give_the_share_of_positives():
     label = torch.tensor([True, False, False, False])
     a, c = fit_platt(lambda: [(torch.full((4,), 3.0), label)])
     assert 1 / (1 + math.exp(-(a * 3.0 + c))) == pytest.approx(0.25, abs=1e-3)
+
+
+def test_no_slope_is_read_off_what_rounding_leaves_of_equal_scores():
+    score = nearly_equal(4_000)
+    label = (score > score.min()) & (torch.arange(4_000) % 5 == 0)
+    a, c = fit_platt(lambda: [(score, label)])
+    assert a == 1.0 and torch.sigmoid(score + c).mean() == pytest.approx(label.float().mean().item(), abs=1e-3)
 
 
 def test_the_error_is_the_gap_between_claimed_and_seen():

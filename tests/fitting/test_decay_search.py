@@ -128,9 +128,11 @@ def test_of_equals_the_one_with_fewer_blocks_is_chosen():
     assert (choice.closed, choice.following, choice.learned) == (None, None, 0.0)
 
 
-def test_a_block_whose_scores_do_not_vary_counts_nothing():
+@pytest.mark.parametrize("rounded", [0, 1])
+def test_a_block_whose_scores_do_not_vary_counts_nothing(rounded):
     case = Case(seed=7)
-    case.learned[:, 1:] = 3.0
+    up = torch.tensor(3.0).nextafter(torch.tensor(4.0)) - 3.0
+    case.learned[:, 1:] = 3.0 + rounded * up * (torch.rand(case.learned[:, 1:].shape) < 0.5)
     choice = case.choose()
     assert choice.factors[2] == 0 and choice.value == case.choose(learned=False).value
 
