@@ -16,6 +16,8 @@ from recbole_llm.bridge.experiments.latex import booktabs, escaped
 from recbole_llm.bridge.experiments.leave_one_out import OURS, RULES, Loaded
 from recbole_llm.bridge.experiments.significance import paired_bootstrap
 from recbole_llm.bridge.experiments.table_rows import SEEDED, WITH_BUDGET, Measured
+from recbole_llm.bridge.options import Options
+from recbole_llm.content.encoders.resolve import file_digest
 from recbole_llm.reporting.published import CANONICAL, Published, published
 
 SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
@@ -73,15 +75,31 @@ ABOUT_OUTPUT = ("state", "show_progress", "log_wandb", "checkpoint_dir")  # keys
 
 
 def fingerprint(loaded: Loaded, overrides: Sequence[str]) -> str:
-    """Hash the interactions, the overrides that change figures, and the version: what a measured row is valid for."""
+    """Hash the interactions, the settings that change figures, and the version: what a measured row is valid for.
+
+    Settings are those of configuration files and the overrides.
+    """
     counting = [
         value for value in overrides if value.partition("=")[0].lstrip("-").replace("-", "_") not in ABOUT_OUTPUT
     ]
+    of_files = sorted(loaded.config.file_config_dict.items())
+    counting += [f"{key}={value!r}" for key, value in of_files if key not in ABOUT_OUTPUT]
     digest = hashlib.sha256(json.dumps([*counting, versions()["recbole-llm"]]).encode())
     for loader in loaded.loaders:
         rows = loader._dataset.training_rows()
         digest.update(rows.offsets.numpy().tobytes())
         digest.update(rows.ids.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def inputs_digest(loaded: Loaded) -> str:
+    """Hash what a row reads beside the interactions: their times, and the files that describe the items."""
+    train = loaded.loaders[0]._dataset
+    history = train.training_ranks()
+    digest = hashlib.sha256(history.ranks.numpy().tobytes() + train.training_times(history).numpy().tobytes())
+    described = Path(train.dataset_path) / f"{train.dataset_name}.item"
+    for file in (described, *map(Path, Options.from_config(loaded.config).feature_files.values())):
+        digest.update(file_digest(file).encode() if file.is_file() else b"none")
     return digest.hexdigest()
 
 
@@ -115,21 +133,22 @@ def measure_rows(
         RefusedRowError: if the data set cannot have a row, and ``left_out`` is ``None``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept: dict[bool, tuple[Loaded, dict[str, np.ndarray]]] = {}
+    kept: dict[bool, tuple[Loaded, dict[str, np.ndarray], str]] = {}
     rows = []
     for number, row in enumerate(asked, 1):
         if row.unmasked not in kept:
             kept.clear()  # one copy of the data at a time
             read = load(row.unmasked)
             check_size(name, read)
-            kept[row.unmasked] = read, {group: users.numpy() for group, users in read.groups.items() if users.any()}
-        (loaded, groups), file = kept[row.unmasked], folder / f"{row.file}.json"
+            of_groups = {group: users.numpy() for group, users in read.groups.items() if users.any()}
+            kept[row.unmasked] = read, of_groups, inputs_digest(read)
+        (loaded, groups, inputs), file = kept[row.unmasked], folder / f"{row.file}.json"
         key = fingerprint(loaded, overrides if row.minutes is None else [*overrides, f"budget {row.minutes:g}"])
-        found = _read(file, key)
+        found = _read(file, key, inputs)
         if found is None:
             progress(f"[{number}/{len(asked)}] {row.file}")
             try:
-                found = _plain(measure(loaded, row)) | {"key": key}
+                found = _plain(measure(loaded, row)) | {"key": key, "inputs": inputs}
             except RefusedRowError as error:
                 if left_out is None:
                     raise
@@ -158,12 +177,13 @@ def by_group(users: Mapping[str, Sequence[float]], groups: Mapping[str, np.ndarr
     return {"groups": means, "group_users": {name: int(of.sum()) for name, of in groups.items()}}
 
 
-def _read(file: Path, key: str) -> Json | None:
+def _read(file: Path, key: str, inputs: str) -> Json | None:
+    """The row in a file, if it is of this key and these inputs; rows of before there was a digest of inputs hold none."""
     try:
         found: Json = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return found if found.get("key") == key else None
+    return found if found.get("key") == key and found.get("inputs", inputs) == inputs else None
 
 
 def _plain(row: Measured) -> Json:

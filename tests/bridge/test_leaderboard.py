@@ -375,6 +375,40 @@ def test_the_budget_of_a_trained_row_is_part_of_what_it_is(folder):
     assert measured == [5.0, 6.0]
 
 
+def test_a_row_is_measured_anew_where_its_settings_texts_or_times_have_changed(folder):
+    config, item = folder / "more.yaml", folder / "data" / "toy" / "toy.item"
+    inter = folder / "data" / "toy" / "toy.inter"
+    lines = ["item_id:token\ttitle:token_seq", *(f"i{i}\tan item of words {i % 5}" for i in range(ITEMS))]
+    texts = "\n".join(lines)
+    measured = []
+
+    def measure_one(loaded, row):
+        measured.append(row.name)
+        return measure(loaded, "Popularity")
+
+    def rows(setting="{}", text=texts, start="0"):
+        config.write_text(setting)
+        item.write_text(text + "\n")
+        inter.write_text("".join(f"{line[:-1]}{start}\n" if line.endswith("\t0") else f"{line}\n" for line in found))
+        asked = leaderboard.asked_rows(["Popularity"], 1, False)
+        read = lambda unmasked: load("toy", [str(config)], settings(folder))  # noqa: E731
+        leaderboard.measure_rows(asked, folder / "rows", read, "toy", measure_one)
+        return len(measured)
+
+    found = inter.read_text().splitlines()
+    assert rows() == rows() == 1
+    assert rows("learning_rate: 0.01") == rows("learning_rate: 0.01") == 2
+    assert rows("{checkpoint_dir: elsewhere, learning_rate: 0.01}") == 2, "it changes no figure"
+    assert rows() == 3
+    assert rows(text=texts.replace("words 3", "another")) == 4
+    assert rows(start="-9") == 5
+    assert rows() == 6
+    # rows that were measured before there was a digest of inputs count
+    (file,) = (folder / "rows").glob("*.json")
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "inputs"}))
+    assert rows() == 6
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
