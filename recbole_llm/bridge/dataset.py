@@ -261,7 +261,8 @@ class LLMTwoTowerDataset(Dataset):
         """How much each interaction of this split and of later ones counts, 1 on average over this one's.
 
         Raises:
-            ValueError: if the column that ``weight_field`` names was not read, or a weight is not above 0.
+            ValueError: if the column that ``weight_field`` names was not read, or a weight is not above 0, of this split or of
+                any later one: what cannot be a history need not be trained for.
         """
         name = self.config["weight_field"]
         if not name:
@@ -272,12 +273,14 @@ class LLMTwoTowerDataset(Dataset):
                 f"weight_field is {name!r}, and of {self.dataset_name}.inter {read} were read: add it to load_col.inter, or leave "
                 "weight_field empty."
             )
-        (weights,) = self._columns(later, name)
-        if not bool((weights > 0).all()) or not bool(torch.isfinite(weights).all()):
+        (every,) = self._columns(self.later_splits or later, name)
+        wrong = every[~((every > 0) & torch.isfinite(every))]
+        if len(wrong):
             raise ValueError(
                 f"weight_field {name!r}: a weight is above 0 and finite, and {self.dataset_name}.inter holds "
-                f"{float(weights.min()):g}. Leave such rows out, or give them label 0."
+                f"{float(wrong[0]):g}. Leave such rows out, or give them label 0."
             )
+        (weights,) = self._columns(later, name)
         (own,) = self._columns((), name)
         return (weights.double() / own.double().mean()).float()
 

@@ -160,6 +160,27 @@ def test_recbole_reads_the_weights_and_the_model_their_sums(tmp_path, monkeypatc
         train.training_rows()
 
 
+@pytest.mark.parametrize(("part", "wrong"), [(1, float("inf")), (2, -1.0)])
+@pytest.mark.filterwarnings("ignore")
+def test_a_weight_that_no_history_can_hold_is_named_before_the_training(tmp_path, monkeypatch, run, part, wrong):
+    """Validation's and test's interactions are histories where the model answers, after a training that may have taken hours."""
+    pytest.importorskip("recbole")
+    from recbole.config import Config
+    from recbole.data import create_dataset
+
+    import recbole_llm  # noqa: F401
+
+    report, _ = run(TEXT, event_weights=EVENTS, duplicates="keep")
+    monkeypatch.chdir(tmp_path)
+    split = {"eval_args": {"split": {"RS": [1, 1, 1]}, "order": "RO", "group_by": "none", "mode": "full"}}
+    given = split | {"encoder": None, "data_path": str(tmp_path / "out")}
+    splits = create_dataset(Config("LLMTwoTower", "x", [str(report.config_file)], given)).build()
+    assert len(splits[0].training_rows().confidence)
+    splits[part].inter_feat["weight"][0] = wrong
+    with pytest.raises(ValueError, match=f"a weight is above 0 and finite, and x.inter holds {wrong:g}. Leave such"):
+        splits[0].training_rows()
+
+
 @pytest.mark.parametrize("setting", [{"normalize_all": True}, {"normalize_field": ["weight"]}])
 @pytest.mark.filterwarnings("ignore")
 def test_recbole_scales_no_weight_to_nothing(tmp_path, monkeypatch, run, setting):
