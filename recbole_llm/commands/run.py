@@ -102,11 +102,17 @@ def run_and_tell(options: argparse.Namespace, files: Sequence[str], overrides: S
     final = getattr(options, "final", None)
     if final and options.model != OURS:
         raise ValueError(f"--final belongs to {OURS}; {options.model} has no choices to repeat.")
+    resumed = options.resume is not None
     finished, config, seconds = train(options, files, overrides, place)
     if final:
         chosen_by = _checkpoint_of_run(config["checkpoint_dir"], seconds)
         checkpoint = None if finished is None else _tell(options, finished, config, seconds)
-        return fit_once_more(options, files, overrides, place, chosen_by, final, finished) or checkpoint
+        settings = None
+        if resumed and chosen_by is not None:  # they are in no file and on no command line
+            from recbole_llm.bridge.checkpoint import settings_for_refit
+
+            _, settings = settings_for_refit(chosen_by, _keys(overrides))
+        return fit_once_more(options, files, overrides, place, chosen_by, final, finished, settings) or checkpoint
     if finished is None:  # rank 0 reports
         return None
     return _tell(options, finished, config, seconds)
@@ -224,8 +230,7 @@ def train(
             raise ValueError(
                 "--config-files: a resumed run has its checkpoint's settings; change one, or give a path again, as --key=value."
             )
-        own = {argument[2:].partition("=")[0] for argument in overrides}
-        options.model, options.dataset, settings = settings_for_resume(options.resume, own)
+        options.model, options.dataset, settings = settings_for_resume(options.resume, _keys(overrides))
     config = Config(options.model, options.dataset, list(files), dict(settings))
     require_dataset(config)
     started = time.perf_counter()
@@ -236,6 +241,11 @@ def train(
     else:
         finished = _run_group(options, files, settings)
     return finished, config, time.perf_counter() - started
+
+
+def _keys(overrides: Sequence[str]) -> set[str]:
+    """The keys that ``--key=value`` arguments give."""
+    return {argument[2:].partition("=")[0] for argument in overrides}
 
 
 def _run_here(options: argparse.Namespace, files: Sequence[str], settings: Mapping[str, Any], speaks: bool) -> Finished:

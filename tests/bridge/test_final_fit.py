@@ -160,3 +160,19 @@ def test_processes_of_torchrun_choose_and_fit_once_more(command, paths, changes)
     _, (train, valid, test) = parts(first, paths)
     model, sizes = parts(last, paths)
     assert sizes == [train + valid, 0, test] and model.chosen == read_choices(first)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_resumed_run_is_fitted_once_more_with_its_own_settings(command, paths, capsys):
+    assert cli.main([*command(epochs=1, blocks="learned", **BY_TIME), "--no-baselines"]) == 0
+    (last,) = glob.glob("saved/*-last.pth")
+    given = [f"--{key}={value}" for key, value in paths.items()]
+    assert cli.main(["run", "--resume", last, "--final=valid", "--no-baselines", *given]) == 0
+    assert "fitted once more on training and validation" in capsys.readouterr().out
+    files = [file for file in glob.glob("saved/*.pth") if not file.endswith("-last.pth")]
+    first, again = (read_checkpoint(file)["settings"]["given"] for file in sorted(files, key=os.path.getmtime))
+    assert again.pop("refit_rows") == "valid"
+    assert {key: again.get(key) for key in first if key != "checkpoint_dir"} == {
+        key: value for key, value in first.items() if key != "checkpoint_dir"
+    }
