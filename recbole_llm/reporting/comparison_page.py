@@ -98,7 +98,7 @@ def _quality(comparison: Comparison, done: Sequence[Row]) -> Picture | None:
     first, *rest = rows
     title = f"{first.model} is best at {_named(comparison.metric)}"
     if rest:
-        ahead = first.mean[comparison.metric] - rest[0].mean[comparison.metric]
+        ahead = abs(first.mean[comparison.metric] - rest[0].mean[comparison.metric])
         title += f", {ahead:.4f} before {rest[0].model}"
     repeated = any(row.seeds > 1 for row in rows)
     note = "Lines are one standard deviation over the trainings." if repeated else "One training of each model."

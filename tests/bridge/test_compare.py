@@ -144,6 +144,29 @@ def test_the_reference_is_the_best_stock_model_by_validation_and_not_by_test():
     assert module.as_json(found)["reference_reason"] == "the best stock model by validation (ndcg@10 0.4000)"
 
 
+def test_of_errors_the_smaller_is_the_better():
+    def run(experiment):
+        error = {"BPR": 0.9, "EASE": 1.4, "Pop": 1.1, module.OURS: 1.0}[experiment.model]
+        return Outcome(experiment, (Training(0, error, {"rmse": error}, {"rmse": error}, 2.0, 0.1),))
+
+    found = module.compare(["EASE", "BPR", "Pop", module.OURS], "made", run=run)
+    assert found.metric == "rmse" and found.reference == "BPR"
+    assert [row.model for row in found.rows] == ["BPR", module.OURS, "Pop", "EASE"]
+    assert [module.larger_is_better(name) for name in ("ndcg@10", "giniindex@5", "logloss", "auc")] == [1, 0, 0, 1]
+
+
+def test_a_metric_that_is_not_measured_is_named_after_the_first_model():
+    asked = []
+
+    def run(experiment):
+        asked.append(experiment.model)
+        return fake({"Weak": [[0.1]], "Strong": [[0.2]]})(experiment)
+
+    with pytest.raises(ValueError, match="metric is 'ndcg@20', and measured are ndcg@10, hit@10"):
+        module.compare(["Absent", "Weak", "Strong"], "made", metric="ndcg@20", run=run)
+    assert asked == ["Absent", "Weak"]
+
+
 def test_what_the_spread_is_of_and_which_model_has_none_is_said():
     found = module.compare(list(TEST), "made", run=of_validation(dict.fromkeys(TEST, 0.1), TEST))
     assert "±" not in module.about_tests(found)

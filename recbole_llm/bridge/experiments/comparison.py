@@ -102,7 +102,8 @@ def compare(
         progress: told of each model's start and end.
 
     Raises:
-        ValueError: if the models repeat or are none, or the reference is not among them.
+        ValueError: if the models repeat or are none, the reference is not among them, or ``metric`` is none of those measured;
+            the first model that finishes tells.
     """
     if not models or len(set(models)) != len(models):
         raise ValueError(f"models must be different names, at least one, got {list(models)}.")
@@ -124,6 +125,7 @@ def compare(
                 per_user=True,
             )
         )
+        _check_metric(metric, outcome)
         outcomes.append(outcome)
         progress(f"[{number}/{len(models)}] {model}: {_summary(outcome)}")
     metric = metric or _default_metric(outcomes)
@@ -131,6 +133,21 @@ def compare(
     if reference is None:
         reference, reason = _choose_reference(outcomes, metric)
     return Comparison(dataset, metric, reference, reason, tuple(_rows(outcomes, reference, metric)), tuple(outcomes))
+
+
+def larger_is_better(metric: str) -> bool:
+    """Return whether a larger value is better, as RecBole says of its metrics: not so of ``rmse`` or ``logloss``."""
+    from recbole.evaluator.register import smaller_metrics
+
+    return metric.partition("@")[0] not in smaller_metrics
+
+
+def _check_metric(metric: str | None, outcome: Outcome) -> None:
+    names = [name for training in outcome.trainings[:1] for name in training.test]
+    if metric is not None and names and metric not in names:
+        raise ValueError(
+            f"metric is {metric!r}, and measured are {', '.join(names)}: name one of them, or let metrics and topk hold yours."
+        )
 
 
 def _default_metric(outcomes: Sequence[Outcome]) -> str:
@@ -154,7 +171,8 @@ def _choose_reference(outcomes: Sequence[Outcome], metric: str) -> tuple[str, st
     # one of another family may be ranked on other rows, where it can be tested against nobody
     alike = {o.experiment.model for o in stock if own is not None and _same_rows(own, o)} & valid.keys()
     if valid:
-        best = max(alike or valid, key=lambda name: valid[name])
+        choose = max if larger_is_better(metric) else min
+        best = choose(alike or valid, key=lambda name: valid[name])
         return best, f"the best stock model by validation ({metric} {valid[best]:.4f})"
     why = f"no stock model has a validation {metric} to be chosen by"
     if own is not None:
@@ -216,7 +234,8 @@ def _rows(outcomes: Sequence[Outcome], reference: str, metric: str) -> list[Row]
                 outcome.error,
             )
         )
-    return sorted(rows, key=lambda row: (bool(row.error), -row.mean.get(metric, 0.0)))
+    sign = -1.0 if larger_is_better(metric) else 1.0
+    return sorted(rows, key=lambda row: (bool(row.error), metric not in row.mean, sign * row.mean.get(metric, 0.0)))
 
 
 def _popularity_means(trainings: Sequence[Training]) -> dict[str, dict[str, float]]:
