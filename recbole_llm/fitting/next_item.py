@@ -31,6 +31,7 @@ from recbole_llm.fitting.blend import choose_blend, remembered
 from recbole_llm.fitting.ease import content_centre, content_directions, inverse_in_place
 from recbole_llm.fitting.factors import factorise
 from recbole_llm.fitting.hyperparameters import NEIGHBOURS
+from recbole_llm.fitting.next_item_local import MAX_STEPS as LOCAL_STEPS
 from recbole_llm.fitting.next_item_local import LocalNextItem, finer
 from recbole_llm.fitting.next_item_rows import (
     CONTENT,
@@ -331,6 +332,9 @@ def fit_next_item(
     if local is not None and local.refused:
         log.info(f"next-item block: left out, {local.refused}")
         return ()
+    most, steps = MAX_STEPS if local is None else LOCAL_STEPS, int((train.sizes - 1).clamp(min=0).sum())
+    if steps > most:
+        log.info(f"next-item block: of {steps} steps from an item to the next, {most} are read, evenly taken")
     grams: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
 
     def fit(setting: NextItemSetting) -> tuple[LinearBlock, ...]:

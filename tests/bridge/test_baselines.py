@@ -24,6 +24,7 @@ from recbole_llm.bridge.experiments.baselines.graph import (
 from recbole_llm.bridge.experiments.baselines.linear import TaleSetting, l3ae, solve_tale, tale, tale_weights
 from recbole_llm.bridge.experiments.baselines.neighbours import item_knn, item_knn_by_recency
 from recbole_llm.bridge.experiments.leave_one_out import LeaveOneOut
+from recbole_llm.fitting import next_item
 from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.next_item import gram_of_prefixes, prefixes_of
 from recbole_llm.fitting.validation import Validation
@@ -205,6 +206,18 @@ def test_the_row_of_tale_is_its_formula_at_what_validation_chose(world):
     beta, window = trend or (0.0, 0.0)
     expected = tale_by_hand(world, tau, floor, ridge, beta, window, decay)[0]
     np.testing.assert_allclose(scores_at_test(found), expected, atol=1e-4)
+
+
+def test_steps_that_a_row_does_not_read_are_said_and_the_graph_reads_all(world, monkeypatch):
+    steps = sum(max(len(walk) - 1, 0) for walk in world.walks)
+    before = followed(world.rows.data.history, N)
+    assert before.sum() == steps and "steps" not in tale(world.rows).setting
+    for module in (solved, next_item):
+        monkeypatch.setattr(module, "MAX_STEPS", 40)
+    monkeypatch.setattr(prefixes_of, "__defaults__", (40,))
+    for name in ("Transitions", "TALE"):
+        assert BASELINES[name](world.rows).setting.endswith(f", 40 of {steps} steps to a next item read")
+    assert (followed(world.rows.data.history, N) != before).nnz == 0
 
 
 def test_the_windows_of_the_trend_count_an_item_apart_from_others():

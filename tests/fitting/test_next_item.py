@@ -192,6 +192,21 @@ def test_what_comes_next_is_learned_where_the_order_says_it(dim):
     assert block.source.shape == (20, 20 if dim is None else dim)
 
 
+@pytest.mark.parametrize("most", [100, 3], ids=["dense", "neighbourhoods"])
+def test_steps_that_are_not_read_are_said(monkeypatch, caplog, most):
+    ranked, targets = cycle(n_users=30)
+    everything, closed = torch.ones(20, dtype=torch.bool), LinearBlock("closed_form", torch.eye(20)).scorer(ranked)
+    monkeypatch.setattr(next_item, "MAX_ITEMS", most)
+    steps = int((ranked.sizes - 1).sum())
+    for read, said in ((steps, 0), (steps - 1, 1)):
+        for name in ("MAX_STEPS", "LOCAL_STEPS"):
+            monkeypatch.setattr(next_item, name, read)
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            fit_next_item(ranked, ranked, 20, closed, lambda scorer: 1.0, None, everything)
+        assert caplog.text.count(f"of {steps} steps from an item to the next, {read} are read, evenly taken") == said
+
+
 def test_a_block_that_adds_nothing_is_left_out():
     ranked, targets = cycle()
     everything = torch.ones(20, dtype=torch.bool)

@@ -7,7 +7,7 @@ Transitions: s_ui = sum_{j in H_u} exp(-rank_uj / tau) sum over histories with j
 
 from torch import Tensor
 
-from recbole_llm.bridge.experiments.baselines.solved import Solved, refuse_many
+from recbole_llm.bridge.experiments.baselines.solved import Solved, refuse_many, steps_read
 from recbole_llm.bridge.experiments.leave_one_out import LeaveOneOut
 from recbole_llm.fitting.next_item import next_item_gram
 from recbole_llm.scoring.score import LinearBlock
@@ -42,4 +42,4 @@ def transitions(rows: LeaveOneOut) -> Solved:
         if best is None or value > best[0]:
             best = value, tau, block
     assert best is not None
-    return Solved(f"decay {best[1]:g}", best[0], best[2].scorer(rows.later))
+    return Solved(f"decay {best[1]:g}{steps_read(rows.data.history)}", best[0], best[2].scorer(rows.later))

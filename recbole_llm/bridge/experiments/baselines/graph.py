@@ -106,7 +106,7 @@ def graph_heuristic(rows: LeaveOneOut) -> Solved:
 
 def followed(history: Rows, n_items: int) -> sparse.csr_matrix:
     """Count n_ab, ``[n_items, n_items]``: how often b came right after a."""
-    pairs, ids = prefixes_of(history, 1), history.ids.numpy()
+    pairs, ids = prefixes_of(history, 1, None), history.ids.numpy()
     shape = (n_items, n_items)
     counts = sparse.coo_matrix((np.ones(len(pairs.steps), np.float32), (ids[pairs.sources], ids[pairs.targets])), shape)
     return counts.tocsr()

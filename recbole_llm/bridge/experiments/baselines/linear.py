@@ -33,7 +33,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.bridge.experiments.baselines.solved import DECAYS, Solved, content_of, keep_rising, refuse_many
+from recbole_llm.bridge.experiments.baselines.solved import (
+    DECAYS,
+    Solved,
+    content_of,
+    keep_rising,
+    refuse_many,
+    steps_read,
+)
 from recbole_llm.bridge.experiments.leave_one_out import LeaveOneOut
 from recbole_llm.fitting.ease import Setting, inverse_in_place, solve, user_weights, weighted_gram
 from recbole_llm.fitting.hyperparameters import search_setting
@@ -172,7 +179,8 @@ def tale(rows: LeaveOneOut) -> Solved:
     search.each([replace(start, beta=beta, window=share * span) for beta, share in TALE_TRENDS])
     _, decay, block = search.best
     valid = rows.validation.value(block.scorer(history), n, rows.padding)
-    return Solved(f"{search.setting}, decay of histories {decay:g}", valid, block.scorer(rows.later))
+    read = steps_read(history)
+    return Solved(f"{search.setting}, decay of histories {decay:g}{read}", valid, block.scorer(rows.later))
 
 
 def solve_tale(gram: Tensor, follows: Tensor, ridge: float) -> Tensor:

@@ -11,6 +11,7 @@ from scipy import sparse
 from torch import Tensor
 
 from recbole_llm.bridge.experiments.leave_one_out import LeaveOneOut
+from recbole_llm.fitting.next_item_rows import MAX_STEPS
 from recbole_llm.scoring.rows import Rows
 from recbole_llm.scoring.score import Scorer
 
@@ -64,6 +65,12 @@ def content_of(name: str, rows: LeaveOneOut) -> Tensor:
             f"{name} out of --rows."
         )
     return torch.cat(parts, 1)
+
+
+def steps_read(history: Rows) -> str:
+    """Say how many steps from an item to the next a row reads, where that is not all of them; else an empty string."""
+    steps = int((history.sizes - 1).clamp(min=0).sum())
+    return f", {MAX_STEPS:,} of {steps:,} steps to a next item read" if steps > MAX_STEPS else ""
 
 
 def keep_rising(values: Sequence[T], value: Callable[[T], float]) -> T:
