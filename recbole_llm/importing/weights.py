@@ -15,6 +15,7 @@ FIELD = "weight:float"
 SECONDS_OF_A_DAY = 86_400.0
 # an interaction that is older than thirty half-lives is as good as none, and stays one
 LEAST = 1e-9
+SMALLEST, LARGEST = 1e-30, 1e30  # of a row's weight: with its age and in a sum still a positive number of float32
 
 Reject = Callable[[np.ndarray, str, str, str], None]
 """Rows ``[rows]`` bool that are wrong, why, the column with a value that cannot be read, what helps."""
@@ -92,6 +93,9 @@ class WeightReader:
         if self.rules.of_events is not None:
             weights = weights * self._of_events(trimmed(cells[self.columns.event]), reject)
         reject(weights == 0, "weight 0", "", "")
+        beyond = (weights > 0) & ((weights < SMALLEST) | (weights > LARGEST))
+        column = self.columns.weight if self.rules.from_column else self.columns.event
+        reject(beyond, f"weight is not between {SMALLEST:g} and {LARGEST:g}", column, "Write weights in another unit.")
         return np.where(weights > 0, weights, 1.0)
 
     def _of_events(self, text: pa.Array, reject: Reject) -> np.ndarray:

@@ -97,6 +97,9 @@ def test_small_pieces_change_nothing(run, monkeypatch):
     [
         ("user,item,event\na,i,wish\n", {"event_weights": EVENTS}, "line 2: event without a weight .'wish'."),
         ("user,item,w\na,i,-1\n", {"weight_column": "w"}, "line 2: weight is negative .'-1'."),
+        ("user,item,w\na,i,1e39\n", {"weight_column": "w"}, "line 2: weight is not between 1e-30 and 1e.30 .'1e39'."),
+        ("user,item,w\na,i,1e-50\n", {"weight_column": "w"}, "line 2: weight is not between 1e-30 and 1e.30 .'1e-50'."),
+        ("user,item,event\na,i,view\n", {"event_weights": {"view": 1e39}}, "weight is not between .* .'view'."),
         ("user,item,w\na,i,much\n", {"weight_column": "w"}, "line 2: weight is not a number .'much'."),
         ("user,item,w\na,i,1\n", {"weight_column": "v"}, "--weight-column names 'v'"),
         ("user,item\na,i\n", {"event_weights": EVENTS}, "which column holds the events"),
