@@ -231,7 +231,7 @@ def weigh(
 def join(score: Score, block: LinearBlock, data: TrainingData, validation: Validation | None) -> Score:
     """Return the score with one more block, its weight chosen on validation, 0 among the choices.
 
-    Both parts are scaled by the standard deviation of their scores. Without validation data the block gets
+    Both parts are scaled by the standard deviation of their scores. Without validation data, or a target in it, the block gets
     ``DEFAULT_LEARNED_SHARE`` of the whole.
 
     Args:
@@ -240,10 +240,10 @@ def join(score: Score, block: LinearBlock, data: TrainingData, validation: Valid
         data: training data.
         validation: by which the weight is chosen.
     """
-    rated = data.history if validation is None else validation.targets
+    chooses = validation is not None and len(validation.targets.ids) > 0
+    rated = validation.targets if validation is not None and chooses else data.history
     most = min(MAX_BLEND_USERS, max(MIN_USERS, MAX_PAIRS // data.n_items))
     users = evenly(torch.nonzero(rated.sizes).squeeze(1), most)
-    chooses = validation is not None and len(users) > 0
 
     def value(scorer: Scorer) -> float:
         assert validation is not None

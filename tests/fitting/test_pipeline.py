@@ -281,6 +281,16 @@ def test_without_validation_data_the_documented_constants_apply():
     assert float((plain - low).mean()) == pytest.approx(float(deviation.mean()), rel=0.15)
 
 
+def test_validation_data_without_a_target_weigh_as_none():
+    """Scaled by the scores of nobody, every block would have a weight of 0."""
+    made = world()
+    nobody = made.validation.targets.keep(torch.zeros_like(made.validation.targets.ids, dtype=torch.bool))
+    fitted = fit(made.data, replace(made.validation, targets=nobody), Options(), made.train_towers)
+    without = fit(made.data, None, Options(), made.train_towers)
+    assert [block.scale for block in fitted.score.blocks] == [block.scale for block in without.score.blocks]
+    assert all(block.scale for block in fitted.score.blocks)
+
+
 def test_without_validation_data_the_order_says_nothing():
     made = world(ordered=True)
     fitted = fit(made.data, None, Options(), made.train_towers)
