@@ -13,11 +13,9 @@ from recbole_llm.atomic import atomic_file
 from recbole_llm.bridge.environment import versions
 from recbole_llm.bridge.experiments.baselines import RefusedRowError
 from recbole_llm.bridge.experiments.latex import booktabs, escaped
-from recbole_llm.bridge.experiments.leave_one_out import OURS, RULES, Loaded
+from recbole_llm.bridge.experiments.leave_one_out import OURS, RULES, Loaded, inputs_digest
 from recbole_llm.bridge.experiments.significance import paired_bootstrap
 from recbole_llm.bridge.experiments.table_rows import SEEDED, WITH_BUDGET, Measured
-from recbole_llm.bridge.options import Options
-from recbole_llm.content.encoders.resolve import file_digest
 from recbole_llm.reporting.published import CANONICAL, Published, published
 
 SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
@@ -89,17 +87,6 @@ def fingerprint(loaded: Loaded, overrides: Sequence[str]) -> str:
         rows = loader._dataset.training_rows()
         digest.update(rows.offsets.numpy().tobytes())
         digest.update(rows.ids.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def inputs_digest(loaded: Loaded) -> str:
-    """Hash what a row reads beside the interactions: their times, and the files that describe the items."""
-    train = loaded.loaders[0]._dataset
-    history = train.training_ranks()
-    digest = hashlib.sha256(history.ranks.numpy().tobytes() + train.training_times(history).numpy().tobytes())
-    described = Path(train.dataset_path) / f"{train.dataset_name}.item"
-    for file in (described, *map(Path, Options.from_config(loaded.config).feature_files.values())):
-        digest.update(file_digest(file).encode() if file.is_file() else b"none")
     return digest.hexdigest()
 
 

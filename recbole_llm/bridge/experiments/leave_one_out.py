@@ -6,13 +6,17 @@ place, and ``unmasked``, where they have one. Of a full ranking, RecBole's own e
 with ``repeatable: true``, the second.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from recbole_llm.bridge.options import Options
+from recbole_llm.content.encoders.resolve import file_digest
 from recbole_llm.fitting.data import TrainingData
 from recbole_llm.fitting.validation import CHUNK_ELEMENTS, TopKMetric, Validation, hide_seen
 from recbole_llm.scoring.rows import Rows
@@ -153,6 +157,17 @@ def load(
             "times as TIME_FIELD."
         )
     return Loaded(config, loaders)
+
+
+def inputs_digest(loaded: Loaded) -> str:
+    """Hash what a row reads beside the interactions: their times, and the files that describe the items."""
+    train = loaded.loaders[0]._dataset
+    history = train.training_ranks()
+    digest = hashlib.sha256(history.ranks.numpy().tobytes() + train.training_times(history).numpy().tobytes())
+    described = Path(train.dataset_path) / f"{train.dataset_name}.item"
+    for file in (described, *map(Path, Options.from_config(loaded.config).feature_files.values())):
+        digest.update(file_digest(file).encode() if file.is_file() else b"none")
+    return digest.hexdigest()
 
 
 def prepare(loaded: Loaded) -> tuple[LeaveOneOut, Any, Any]:
