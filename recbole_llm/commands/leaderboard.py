@@ -68,6 +68,10 @@ def run_leaderboard(options: argparse.Namespace, config_files: Sequence[str], ov
 
     say_if_not_drawn("table.html")
     folder = Path(options.output)
+    # a row is valid for the settings of files too
+    settings = [
+        f"--{key}={json.dumps(value, sort_keys=True)}" for key, value in settings_given(config_files, ()).items()
+    ]
     left_out: dict[str, str] = {}
     rows = measure_rows(
         asked_rows(names, options.seeds, options.unmasked, options.budget),
@@ -75,7 +79,7 @@ def run_leaderboard(options: argparse.Namespace, config_files: Sequence[str], ov
         read,
         options.dataset,
         measure,
-        overrides,
+        [*settings, *overrides],
         lambda text: print(text, flush=True),
         left_out if options.rows is None else None,
     )
