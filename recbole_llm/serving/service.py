@@ -77,6 +77,7 @@ class Service:
         in_memory = settings.search == "memory"
         self._make_retriever = None if in_memory else remote_retriever(settings.search, settings.state)
         self._recommender: Recommender | None = None
+        self._newest: Path | None = None  # export, when one was loaded last
         self._watched: WatchedFiles | None = None
         self._files_seen = (-math.inf, "")
         self._counted: tuple[Any, dict[str, int]] = (None, {})
@@ -124,6 +125,7 @@ class Service:
         changes, (self._reload_seen, _) = await self.changes.all(), await self.changes.reload_asked()
         built = await self._in_loading(lambda: self._build(folder, changes, None))
         self._recommender, self._stale, self._watched = built.recommender, built.stale, built.watched
+        self._newest = folder
         self.changes.set_faults(built.faults)
         loop = asyncio.get_running_loop()
         manifest = built.recommender.export.manifest
@@ -232,7 +234,9 @@ class Service:
                     await self._reload_here(name)
                 elif self.settings.watch and time.monotonic() >= next_look:
                     next_look = time.monotonic() + WATCH_SECONDS
-                    if find_export(self.settings.export) != self.recommender.export.folder:
+                    if (
+                        find_export(self.settings.export) != self._newest
+                    ):  # an older one may be served, asked for by name
                         await self._reload_here(None)
                 said = ""
             except (ChangeLogError, ExportError, SearchError, ReloadRunning) as error:
@@ -280,6 +284,7 @@ class Service:
             return swap
 
     async def _load_and_swap(self, name: str | None) -> None:
+        newest = None if name is None else find_export(self.settings.export)
         changes = await self.changes.all()
         built, text, pictures = await self._in_loading(lambda: self._load(name, changes))
         old, new = self.recommender, built.recommender
@@ -292,6 +297,7 @@ class Service:
             apply_all(new, late, built.faults)
             if await self.reader.batcher.call(lambda: self._swap_in(built)):
                 break
+        self._newest = newest or new.export.folder
         # at once, as what is asked and written now must be encoded for the new one
         (old_text, self.text), (old_pictures, self.pictures) = (self.text, text), (self.pictures, pictures)
         old.close()

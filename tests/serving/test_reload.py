@@ -320,6 +320,25 @@ def test_a_reload_reaches_the_other_processes(start, exports):
     wait_until(lambda: two.ask(user="u1")["model"] == manifest.export_id, "the other service has the new export")
 
 
+def test_watch_leaves_an_older_export_that_was_asked_for_by_name(start, exports, monkeypatch):
+    monkeypatch.setattr("recbole_llm.serving.service.WATCH_SECONDS", 0.0)
+    first = load_export(exports / "one").manifest.export_id
+    write_artifact(exports / "two", make_contents(seed=5))
+    client = start(exports, watch=True)
+    assert client.post("/v1/admin/reload", json={"export": "one"}).json()["to"] == first
+    looks, look = [], client.service.changes.reload_asked
+
+    async def counted():
+        looks.append(await look())
+        return looks[-1]
+
+    monkeypatch.setattr(client.service.changes, "reload_asked", counted)
+    wait_until(lambda: len(looks) > 3, "the service has looked several times")
+    assert client.ask(user="u1")["model"] == first
+    manifest = write_artifact(exports / "three", make_contents(seed=6))
+    wait_until(lambda: client.ask(user="u1")["model"] == manifest.export_id, "what appears after that is served")
+
+
 def test_watch_loads_what_appears(start, exports):
     client = start(exports, watch=True)
     manifest = write_artifact(exports / "two", make_contents(seed=5))
