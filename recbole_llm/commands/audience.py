@@ -143,7 +143,16 @@ def _known(options: argparse.Namespace, model: Export, ids: Sequence[str]) -> li
         )
     if strangers:
         print(f"unknown items skipped: {len(strangers)} ({names(strangers)})", file=sys.stderr)
-    return [item_id for item_id in ids if item_id in known]
+    never = {item_id for item_id, listed in zip(model.item_ids, model.listed.tolist(), strict=True) if not listed}
+    unplaced = [item_id for item_id in ids if item_id in never]
+    if unplaced and (not options.skip_unknown or len(unplaced) + len(strangers) == len(ids)):
+        raise ValueError(
+            f"the model does not rank the items {names(unplaced)}, which have no interactions and nothing to place them by: nobody "
+            "can be told who should get them. --skip-unknown leaves them out."
+        )
+    if unplaced:
+        print(f"items that the model does not rank skipped: {len(unplaced)} ({names(unplaced)})", file=sys.stderr)
+    return [item_id for item_id in ids if item_id in known and item_id not in never]
 
 
 def _described(model: Export, ids: Sequence[str], titles: Sequence[str], texts: Sequence[str]) -> list[AskedItem]:

@@ -234,9 +234,8 @@ class Service:
                     await self._reload_here(name)
                 elif self.settings.watch and time.monotonic() >= next_look:
                     next_look = time.monotonic() + WATCH_SECONDS
-                    if (
-                        find_export(self.settings.export) != self._newest
-                    ):  # an older one may be served, asked for by name
+                    # what appears, and not what differs: an older one may be served that was asked for by name
+                    if find_export(self.settings.export) != self._newest:
                         await self._reload_here(None)
                 said = ""
             except (ChangeLogError, ExportError, SearchError, ReloadRunning) as error:
@@ -298,8 +297,8 @@ class Service:
             if await self.reader.batcher.call(lambda: self._swap_in(built)):
                 break
         self._newest = newest or new.export.folder
-        # at once, as what is asked and written now must be encoded for the new one
-        (old_text, self.text), (old_pictures, self.pictures) = (self.text, text), (self.pictures, pictures)
+        old_text, old_pictures = self.text, self.pictures
+        self.text, self.pictures = text, pictures  # at once: what is asked and written now is encoded for the new one
         old.close()
         self.changes.set_faults(built.faults)
         await self.changes.catch_up()

@@ -132,7 +132,7 @@ def test_the_items_that_are_asked_for_are_each_told_once(tmp_path, capsys):
     contents = make_contents(n_users=3)
     everybody = replace(
         contents, item_ids=["a,b", *contents.item_ids[1:]], history_offsets=np.array([0, 1, 2, 3]),
-        history_items=np.array([7, 7, 7]), history_weight=None,
+        history_items=np.array([7, 7, 7]), history_weight=None, listed=np.arange(40) != 20,
     )  # fmt: skip
     write_artifact(tmp_path / "export", everybody)
 
@@ -146,6 +146,10 @@ def test_the_items_that_are_asked_for_are_each_told_once(tmp_path, capsys):
     assert asked("--for-item", "i3,i4")[0] == ["item i3", "item i4"]
     items, said = asked("--for-item", "i3", "nothing", "--skip-unknown")
     assert items == ["item i3"] and "unknown items skipped: 1 ('nothing')" in said
+    items, said = asked("--for-item", "i3", "i20", "--skip-unknown")
+    assert items == ["item i3"] and "does not rank skipped: 1 ('i20')" in said
+    assert cli.main(["recommend", str(tmp_path / "export"), "--for-item", "i3", "i20"]) == 2
+    assert "the model does not rank the items 'i20'" in capsys.readouterr().err
     items, said = asked("--for-item", "i7", "i8")
     assert items == ["item i7", "item i8"] and "items that nobody is left for: 1 ('i7')" in said
 
