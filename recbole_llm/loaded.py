@@ -289,7 +289,7 @@ class LoadedModel:
 
     def _named(self, rules: Rules, way_out: str | None = "") -> Rules:
         """Rules with ids as text; with a ``way_out``, one that no item has raises ``ValueError``: an answer would not tell."""
-        given = {name: ids_of(name, ids) for name in ("exclude", "only") if (ids := getattr(rules, name))}
+        given: dict[str, Any] = {n: ids_of(n, ids) for n in ("exclude", "only") if (ids := getattr(rules, n))}
         for name, ids in given.items():
             if way_out is not None and (unknown := [item_id for item_id in ids if item_id not in self._item_row]):
                 asked = unknown_ids(unknown, self._item_row)
