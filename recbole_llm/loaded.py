@@ -9,8 +9,8 @@ Neither torch nor RecBole is imported here; a checkpoint loads both when it is o
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,7 @@ from recbole_llm.atomic import atomic_path
 from recbole_llm.export.errors import UnknownItemError, UnknownUserError
 from recbole_llm.export.pooling import Pooling, Query
 from recbole_llm.export.reader import Export
+from recbole_llm.identifiers import ids_of
 from recbole_llm.profiles import Profile, recommend_profiles
 from recbole_llm.recommend import (
     Row,
@@ -33,6 +34,7 @@ from recbole_llm.recommend import (
     similar_items,
 )
 from recbole_llm.retrieval.alike import alike
+from recbole_llm.retrieval.near_ids import unknown_ids
 from recbole_llm.retrieval.rules import NO_RULES, Rules
 
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ class LoadedModel:
             k: items per user; fewer come where fewer are allowed.
             by: how a text is answered: by ``likeness``, by ``chance`` (what buyers of the likest items bought), or by ``both``.
             include_seen: whether items of the history may be recommended again.
-            skip_unknown: leave unknown ids out instead of raising.
+            skip_unknown: leave unknown ids out instead of raising, those of ``rules`` too.
             rules: which items may appear, and what moves them.
 
         Returns:
@@ -130,6 +132,7 @@ class LoadedModel:
             )
         if k < 1:
             raise ValueError(f"k is {k}; expected at least 1.")
+        rules = self._named(rules, None if skip_unknown else " skip_unknown=True leaves them out.")
         if text is not None:
             return _frame(rows_of(recommend_text(self.export, text, k=k, by=by, rules=rules), text))
         if by != "both":
@@ -138,7 +141,7 @@ class LoadedModel:
             answers = recommend_profiles(self.export, profiles, k=k, rules=rules)
             return _frame(row for n, answer in enumerate(answers, 1) for row in rows_of(answer, f"profile {n}"))
         if items is not None:
-            liked = _ids("items", items)
+            liked = ids_of("items", items)
             try:
                 answer = recommend_items(
                     self.export, liked, k=k, exclude_seen=not include_seen, skip_unknown=skip_unknown, rules=rules
@@ -146,7 +149,7 @@ class LoadedModel:
             except UnknownItemError as error:
                 raise _unknown("items", error) from error
             return _frame(rows_of(answer, ",".join(liked)))
-        wanted = None if users is None else _ids("users", users)
+        wanted = None if users is None else ids_of("users", users)
         try:
             rows = recommend_users(
                 self.export, wanted, k=k, exclude_seen=not include_seen, skip_unknown=skip_unknown, rules=rules
@@ -171,9 +174,10 @@ class LoadedModel:
             ValueError: if no item has the id, ``k`` is below 1, ``by`` is unknown or cannot be had of a model without content, or
                 a rule does not fit the items.
         """
-        (item_id,) = _ids("item", item)
+        (item_id,) = ids_of("item", item)
         if k < 1:
             raise ValueError(f"k is {k}; expected at least 1.")
+        rules = self._named(rules)
         try:
             return _frame(rows_of(similar_items(self.export, item_id, k=k, by=by, rules=rules), item_id))
         except UnknownItemError as error:
@@ -208,10 +212,10 @@ class LoadedModel:
             (row,) = self._user_rows(user)
             history, query = self._of_user(row)
         else:
-            history = np.array(list(dict.fromkeys(self._rows("items", items))), np.int64)  # type: ignore[arg-type]
+            liked = self._rows("items", items)[::-1]  # of repeats the last counts, as in an answer
+            history = np.array(list(dict.fromkeys(liked))[::-1], np.int64)
             query = self._of_items(history)
-        export = self.export
-        vector = export.vector[[target]]
+        export, vector = self.export, self.export.vector[[target]]
         added = self._pooling.contributions(query, vector, np.array([target]))[0]
         order = np.argsort(-added, kind="stable")
         direct = float(query.adds[query.touched == target].sum())
@@ -283,6 +287,15 @@ class LoadedModel:
 
     # ------------------------------------------------------------------ rows
 
+    def _named(self, rules: Rules, way_out: str | None = "") -> Rules:
+        """Rules with ids as text; with a ``way_out``, one that no item has raises ``ValueError``: an answer would not tell."""
+        given: dict[str, Any] = {n: ids_of(n, ids) for n in ("exclude", "only") if (ids := getattr(rules, n))}
+        for name, ids in given.items():
+            if way_out is not None and (unknown := [item_id for item_id in ids if item_id not in self._item_row]):
+                asked = unknown_ids(unknown, self._item_row)
+                raise ValueError(f"rules: {name}: no item of the training data has the id {asked}.{way_out}")
+        return replace(rules, **given)
+
     def _refuse_direct(self) -> None:
         """Raise ``ValueError`` where a score is more than a product of vectors."""
         if self.export.direct:
@@ -304,10 +317,10 @@ class LoadedModel:
         return {user_id: row for row, user_id in enumerate(self.export.user_ids)}
 
     def _rows(self, argument: str, ids: Any) -> list[int]:
-        return _found(argument, _ids(argument, ids), self._item_row, "item")
+        return _found(argument, ids_of(argument, ids), self._item_row, "item")
 
     def _user_rows(self, ids: Any) -> list[int]:
-        return _found("users", _ids("users", ids), self._user_row, "user")
+        return _found("users", ids_of("users", ids), self._user_row, "user")
 
     def _of_user(self, row: int) -> tuple[np.ndarray, Query]:
         """The rows of a user's history and the query it makes."""
@@ -414,17 +427,6 @@ def _write_parquet(found: Vectors, path: Path) -> None:
             ids = pyarrow.array(found.ids[at : at + ROWS_AT_ONCE], pyarrow.string())
             vectors = pyarrow.FixedSizeListArray.from_arrays(flat, D)
             writer.write_table(pyarrow.Table.from_arrays([ids, vectors], schema=schema))
-
-
-def _ids(argument: str, given: Any) -> list[str]:
-    """External ids as text: one id, or several; an integer is the id that its digits make."""
-    several = [given] if isinstance(given, (str, Integral)) else list(given)
-    for value in several:
-        if not isinstance(value, (str, Integral)) or isinstance(value, bool):
-            raise ValueError(f"{argument} holds {value!r}; an id is a string or an integer.")
-    if not several:
-        raise ValueError(f"{argument} is empty; give at least one id.")
-    return [str(value) for value in several]
 
 
 def _found(argument: str, ids: Sequence[str], rows: dict[str, int], kind: str) -> list[int]:

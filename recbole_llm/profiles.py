@@ -10,6 +10,7 @@ import numpy as np
 
 from recbole_llm.export.errors import NO_PROFILES
 from recbole_llm.export.reader import Export
+from recbole_llm.export.search_tables import plain
 from recbole_llm.retrieval.answers import Recommendation
 from recbole_llm.retrieval.recommender import Recommender
 from recbole_llm.retrieval.request import Request
@@ -56,5 +57,7 @@ def vectors_of_profiles(export: Export, texts: Sequence[str]) -> np.ndarray:
     """
     if export.profile_map is None:
         raise ValueError(NO_PROFILES)
-    vectors, _ = TransformerEncoder(export.folder, export.manifest, export.encoders).encode(texts)
+    vectors, _ = TransformerEncoder(export.folder, export.manifest, export.encoders).encode(
+        [plain(text) for text in texts]
+    )
     return vectors

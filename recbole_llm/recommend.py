@@ -30,9 +30,8 @@ from recbole_llm.retrieval.rules import NO_RULES, Rules
 from recbole_llm.spreadsheet import Workbook
 
 BATCH = 256  # users scored in one pass over the catalogue
-# from so many scores on the kernel makes up for the 2.4 s of its first call, which imports torch._dynamo; with 200,000
-# items of 64 dimensions and one thread of an AMD EPYC NumPy makes 98 million scores a second and the kernel 170 million,
-# and the kernel takes all threads
+# from so many scores on the kernel makes up for the 2.4 s of its first call, which imports torch._dynamo; of 200,000 items of
+# 64 dimensions NumPy makes 98 million scores a second on one thread of an AMD EPYC, the kernel 170 million, and on all threads
 KERNEL_FROM = 10**9
 FORMATS = (".jsonl", ".csv", ".parquet", ".xlsx")
 NAMED = 10  # unknown ids that a message names
@@ -321,8 +320,9 @@ class _KernelRetriever(ExactRetriever):
         return [self._finish(q, n, [(rows[rows >= 0], s[rows >= 0])]) for q, n, rows, s in found]
 
 
-def _kernel_retriever(export: Export, catalog: Any) -> _KernelRetriever:
-    return _KernelRetriever(catalog.segments())
+def _kernel_retriever(export: Export, catalog: Any) -> _KernelRetriever | None:
+    # vectors in eight bits are no array that the kernel reads
+    return _KernelRetriever(catalog.segments()) if isinstance(export.vector, np.ndarray) else None
 
 
 def _tensor(array: np.ndarray) -> Any:

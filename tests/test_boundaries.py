@@ -37,7 +37,7 @@ ROOMS = {
         "terminal",
         "text_files",
     },
-    "loaded": {"answer_frame", "atomic", "export", "profiles", "recommend", "retrieval"},
+    "loaded": {"answer_frame", "atomic", "export", "identifiers", "profiles", "recommend", "retrieval"},
     "answer_frame": {"terminal"},
     "terminal": set(),
     "pictures": {"content", "export", "retrieval", "serving"},

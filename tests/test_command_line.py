@@ -79,6 +79,33 @@ def test_configuration_values_may_have_hyphens_and_are_one_value_all_the_same():
     assert cli._split_overrides(["--encoder=a-b_c"], "run") == ["--encoder=a-b_c"]
 
 
+@pytest.mark.parametrize(("option", "value"), [("--dataset", "shop"), ("--model", "BPR")])
+def test_a_resumed_run_has_its_checkpoints_model_and_data(monkeypatch, capsys, option, value):
+    pytest.importorskip("recbole")
+    from recbole_llm.bridge import checkpoint
+
+    monkeypatch.setattr(checkpoint, "settings_for_resume", lambda path, own: ("LLMTwoTower", "toy", {}))
+    assert cli.main(["run", "--resume", "some-last.pth", option, value]) == 2
+    assert f"{option} is {value!r}, and 'some-last.pth' is of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "--cache", "--json"], "--json is of versions and devices"),
+        (["info", "--feature-cache-dir", "x"], "--feature-cache-dir belongs to --cache and --prune"),
+        (
+            ["encode", "-d", "toy", "--benchmark", "a,b", "--modality", "image"],
+            "--benchmark compares encoders of texts",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(capsys, arguments, message):
+    pytest.importorskip("torch")
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_both_spellings_reach_the_command(tmp_path):
     (tmp_path / "a.yaml").write_text("epochs: 1\n")
     parser, _ = parser_of("encode")

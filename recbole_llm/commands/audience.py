@@ -1,16 +1,17 @@
 """``recbole-llm recommend --top-users``: who should get an item, for known items, texts and files of new items."""
 
 import argparse
-from collections.abc import Iterator, Sequence
-from itertools import groupby
-from pathlib import Path
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 
+from recbole_llm.commands.rule_arguments import RULE_OPTIONS
 from recbole_llm.content.text import Template
-from recbole_llm.export.errors import UnknownItemError
 from recbole_llm.export.reader import Export
-from recbole_llm.recommend import Row, write_rows
-from recbole_llm.retrieval.audience import AskedItem, described_items, known_items, top_users
+from recbole_llm.recommend import Row, names, write_rows
+from recbole_llm.retrieval.audience import AskedItem, Reached, described_items, known_items, top_users
+from recbole_llm.retrieval.near_ids import unknown_ids
 from recbole_llm.terminal import columns_of, filled, printable
+from recbole_llm.text_files import lines_of, separated
 
 TOP_USERS = 50
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".pq", ".gz")
@@ -24,7 +25,13 @@ def add_audience_arguments(parser: argparse.ArgumentParser, who: argparse._Mutua
         parser: of ``recbole-llm recommend``.
         who: its group of what is asked about.
     """
-    who.add_argument("--for-item", nargs="+", metavar="ID", help="who should get this item? commas separate several")
+    who.add_argument(
+        "--for-item",
+        nargs="+",
+        action="extend",
+        metavar="ID",
+        help="who should get this item? several are written as for --users",
+    )
     parser.add_argument(
         "--top-users",
         type=int,
@@ -49,6 +56,13 @@ def asks_for_users(options: argparse.Namespace) -> bool:
         raise ValueError(
             "--top-users: say which item somebody should get: --for-item ID, --text WORDS or --items-file FILE."
         )
+    of_items = [name for name in ("k", "within", *RULE_OPTIONS) if getattr(options, name) is not None]
+    of_items += ["by"] if options.by != "both" else []
+    if of_items:
+        told = ", ".join("--in" if name == "within" else f"--{name.replace('_', '-')}" for name in of_items)
+        raise ValueError(
+            f"{told}: this is of lists of items, and users are asked for. Leave it out; --top-users N says how many users."
+        )
     return True
 
 
@@ -64,26 +78,37 @@ def run_audience(options: argparse.Namespace, model: Export) -> int:
         ValueError: on unknown items, a table without the columns of a text, or a model that places no texts.
     """
     items = _asked(options, model)
-    rows = _rows(model, items, options.top_users or TOP_USERS, not options.include_seen)
+    found = top_users(model, items, options.top_users or TOP_USERS, exclude_seen=not options.include_seen)
+    nobody: list[str] = []
+    answers = _noting(zip(items, found, strict=True), nobody)
     if options.output:
-        write_rows(rows, options.output)
+        write_rows((row for item, users in answers for row in _rows(item, users)), options.output)
         print(f"users for {len(items)} items written to {options.output}")
-        return 0
-    for item, of_item in groupby(rows, lambda row: (row.item, row.title)):
-        title = printable(item[1])
-        found = list(of_item)
-        width = max(columns_of(row.user) for row in found)
-        name = printable(item[0])
-        print(f"item {name}: {title}" if item[1] != item[0] else f"item {name}")
-        for row in found:
-            print(f"{row.rank:>5}  {filled(printable(row.user), width)}  {row.probability or 0.0:.2%}")
+    else:
+        for item, users in answers:
+            name = printable(item.id)
+            print(f"item {name}: {printable(item.title)}" if item.title != item.id else f"item {name}")
+            width = max((columns_of(user.user) for user in users), default=0)
+            for rank, user in enumerate(users, 1):
+                print(f"{rank:>5}  {filled(printable(user.user), width)}  {user.probability:.2%}")
+    if nobody:
+        print(f"items that nobody is left for: {len(nobody)} ({names(nobody)})", file=sys.stderr)
     return 0
 
 
-def _rows(model: Export, items: Sequence[AskedItem], k: int, exclude_seen: bool) -> Iterator[Row]:
-    for item, users in zip(items, top_users(model, items, k, exclude_seen=exclude_seen), strict=True):
-        for rank, user in enumerate(users, 1):
-            yield Row(user.user, rank, item.id, item.title, user.score, user.probability, item.cold)
+def _noting(
+    answers: Iterable[tuple[AskedItem, list[Reached]]], nobody: list[str]
+) -> Iterator[tuple[AskedItem, list[Reached]]]:
+    """Pass answers on; the ids of items without a user go to ``nobody``."""
+    for item, users in answers:
+        if not users:
+            nobody.append(item.id)
+        yield item, users
+
+
+def _rows(item: AskedItem, users: Sequence[Reached]) -> Iterator[Row]:
+    for rank, user in enumerate(users, 1):
+        yield Row(user.user, rank, item.id, item.title, user.score, user.probability, item.cold)
 
 
 def _is_table(file: str | None) -> bool:
@@ -98,27 +123,49 @@ def _asked(options: argparse.Namespace, model: Export) -> list[AskedItem]:
     if _is_table(options.items_file):
         return _described(model, *_new_items(model, options.items_file))
     if options.items_file is not None:
-        ids = [line for line in Path(options.items_file).read_text(encoding="utf-8-sig").splitlines() if line]
+        ids = lines_of(options.items_file, "--items-file")
     else:
-        ids = [part for value in options.for_item for part in value.split(",") if part]
+        ids = separated(options.for_item, set(model.item_ids))
+    ids = list(dict.fromkeys(ids))
     if not ids:
         raise ValueError("--for-item or --items-file names no id.")
-    try:
-        return known_items(model, ids)
-    except UnknownItemError as error:
+    return known_items(model, _known(options, model, ids))
+
+
+def _known(options: argparse.Namespace, model: Export, ids: Sequence[str]) -> list[str]:
+    """The ids that items have; others are an error, or with ``--skip-unknown`` named."""
+    known = set(model.item_ids)
+    strangers = [item_id for item_id in ids if item_id not in known]
+    if strangers and (not options.skip_unknown or len(strangers) == len(ids)):
         raise ValueError(
-            f"no item of the data has the id {error}. Describe a new one with --text, or in a table with --items-file."
-        ) from error
+            f"no item of the data has the id {unknown_ids(strangers, model.item_ids)}. Describe a new one with --text, or in a "
+            "table with --items-file; --skip-unknown leaves unknown ones out."
+        )
+    if strangers:
+        print(f"unknown items skipped: {len(strangers)} ({names(strangers)})", file=sys.stderr)
+    never = {item_id for item_id, listed in zip(model.item_ids, model.listed.tolist(), strict=True) if not listed}
+    unplaced = [item_id for item_id in ids if item_id in never]
+    if unplaced and (not options.skip_unknown or len(unplaced) + len(strangers) == len(ids)):
+        raise ValueError(
+            f"the model does not rank the items {names(unplaced)}, which have no interactions and nothing to place them by: nobody "
+            "can be told who should get them. --skip-unknown leaves them out."
+        )
+    if unplaced:
+        print(f"items that the model does not rank skipped: {len(unplaced)} ({names(unplaced)})", file=sys.stderr)
+    return [item_id for item_id in ids if item_id in known and item_id not in never]
 
 
 def _described(model: Export, ids: Sequence[str], titles: Sequence[str], texts: Sequence[str]) -> list[AskedItem]:
+    from recbole_llm.export.search_tables import plain
     from recbole_llm.serving.text import TransformerEncoder
 
     if model.manifest.encoder is None or model.text_map is None:
         raise ValueError(
             "this model has no encoder or places no items by their texts (cold_map none): give --for-item ID."
         )
-    vectors, _ = TransformerEncoder(model.folder, model.manifest, model.encoders).encode(texts)
+    vectors, _ = TransformerEncoder(model.folder, model.manifest, model.encoders).encode(
+        [plain(text) for text in texts]
+    )
     return described_items(model, ids, titles, vectors)
 
 

@@ -49,6 +49,10 @@ def run_encode(options: argparse.Namespace, files: Sequence[str], overrides: Seq
     """
     from recbole_llm.bridge.repairs.configuration import PROGRAM
 
+    if options.benchmark is not None and options.modality not in (None, "text"):
+        raise ValueError(
+            f"--modality is {options.modality!r}, and --benchmark compares encoders of texts: leave one of them out."
+        )
     rank, processes = number_of_processes()
     settings = {}
     if processes > 1:

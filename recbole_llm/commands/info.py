@@ -16,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_info(options: argparse.Namespace) -> int:
     """Run ``recbole-llm info``; gives the exit code."""
+    if options.json and (options.cache or options.prune is not None):
+        raise ValueError(
+            "--json is of versions and devices: leave it out with --cache and --prune, or leave these out."
+        )
+    if options.feature_cache_dir is not None and not options.cache and options.prune is None:
+        raise ValueError("--feature-cache-dir belongs to --cache and --prune; give one of them.")
     if options.cache or options.prune is not None:
         from recbole_llm.content.store.upkeep import prune, store_info
 

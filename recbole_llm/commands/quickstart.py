@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     customers = parser.add_mutually_exclusive_group()
     customers.add_argument("--customers", type=int, default=10, metavar="N", help="sample customers in the report")
     customers.add_argument("--no-customers", action="store_true", help="no customers in the report")
+    parser.add_argument(
+        "--config-files", default=None, help='YAML files over that of the import, separated by spaces: "a.yaml b.yaml"'
+    )
     parser.add_argument("--verbose", action="store_true", help="show on the terminal what the log file gets")
 
 
@@ -35,6 +38,7 @@ def run_quickstart(options: argparse.Namespace, files: Sequence[str], overrides:
         ValueError: if a file cannot be read, or a package is missing.
     """
     from recbole_llm.commands import run
+    from recbole_llm.commands.pages import settings_given
     from recbole_llm.commands.report import write_report
     from recbole_llm.importer import RESERVED_NAMES, import_dataset
     from recbole_llm.reporting.drawing import require_matplotlib
@@ -57,8 +61,9 @@ def run_quickstart(options: argparse.Namespace, files: Sequence[str], overrides:
         progress=True,
     )
     print("\n".join(report.lines()))
-    given = {argument.partition("=")[0] for argument in overrides}
-    timed = "timestamp:float" in report.interactions.columns.values() and "--eval_args" not in given
+    timed = "timestamp:float" in report.interactions.columns.values() and "eval_args" not in settings_given(
+        files, overrides
+    )
     _say("2 of 3: train and measure")
     if timed:
         print(
@@ -76,7 +81,7 @@ def run_quickstart(options: argparse.Namespace, files: Sequence[str], overrides:
     size = write_report(checkpoint, options.output, 0 if options.no_customers else options.customers, paths)
     print(f"written: {options.output} ({size / 1e3:,.0f} kB); open it in a browser")
     print(f"{time.perf_counter() - started:.0f} s in all. What was done, step by step:")
-    for line in _by_hand(options, dataset, report.config_file, values, checkpoint):
+    for line in _by_hand(options, dataset, [str(report.config_file), *files], values, checkpoint):
         print(f"  {line}")
     return 0
 
@@ -95,17 +100,18 @@ def _paths(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _by_hand(
-    options: argparse.Namespace, dataset: str, config_file: Path, values: Sequence[str], checkpoint: str | Path
+    options: argparse.Namespace, dataset: str, files: Sequence[str], values: Sequence[str], checkpoint: str | Path
 ) -> list[str]:
     quote = shlex.quote
+    named = (
+        files[0] if len(files) == 1 else " ".join(map(quote, files))
+    )  # as :func:`recbole_llm.cli._config_files` reads them
     items = f" --items {quote(options.items)}" if options.items else ""
     folder = "" if options.data_path == "dataset" else f" --data-path {quote(options.data_path)}"
     repeated = [f"--{key.replace('_', '-')}={quote(value)}" for key, value in _paths(values).items()]
     return [
         f"{PROGRAM} import {quote(options.interactions)}{items} --dataset {quote(dataset)}{folder} --overwrite",
-        " ".join(
-            [f"{PROGRAM} run --dataset {quote(dataset)} --config-files {quote(str(config_file))}", *map(quote, values)]
-        ),
+        " ".join([f"{PROGRAM} run --dataset {quote(dataset)} --config-files {quote(named)}", *map(quote, values)]),
         " ".join([f"{PROGRAM} report {quote(str(checkpoint))}{folder} --output {quote(options.output)}", *repeated]),
     ]
 

@@ -38,6 +38,7 @@ from recbole_llm.retrieval.search import BY
 from recbole_llm.terminal import columns_of, cut, filled, printable, terminal_columns
 from recbole_llm.text_files import lines_of, separated
 
+ITEMS = 10  # of an answer
 SHOWN_NOTES = 5
 MARGIN = 9  # columns of a line beside title, number and id: the rank and the blanks between
 
@@ -182,6 +183,7 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
     who.add_argument(
         "--profile",
         nargs="+",
+        action="extend",
         metavar="COLUMN=VALUE",
         help="who a new user is, of a model with text in user_tower: columns of the .user file, or one text",
     )
@@ -190,7 +192,7 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
     add_audience_arguments(parser, who)
     _add_in(parser)
     _add_by(parser, "with --text, --image and --audio: ")
-    parser.add_argument("--k", type=int, default=10, help="items per user (default: 10)")
+    parser.add_argument("--k", type=int, default=None, help=f"items per user (default: {ITEMS})")
     parser.add_argument(
         "--include-new",
         type=int,
@@ -232,8 +234,10 @@ def run_recommend(options: argparse.Namespace) -> int:
     Raises:
         ValueError: as the functions above, on unknown ids, or where all users are asked for without an output.
     """
+    audience = asks_for_users(options)
+    options.k = ITEMS if options.k is None else options.k
     _check_numbers(options)
-    if asks_for_users(options):
+    if audience:
         return run_audience(options, _open(options, texts=needs_texts(options)))
     files = {
         name: None if path is None else lines_of(path, f"--{name}-file")
@@ -387,7 +391,7 @@ def add_similar_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--audio", metavar="FILE", help="a sound; answers as 'recommend --audio'")
     _add_in(parser)
     _add_by(parser)
-    parser.add_argument("--k", type=int, default=10, help="how many (default: 10)")
+    parser.add_argument("--k", type=int, default=ITEMS, help="how many (default: %(default)s)")
     parser.add_argument(
         "--output",
         metavar="FILE",

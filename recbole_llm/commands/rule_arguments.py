@@ -11,6 +11,18 @@ from recbole_llm.retrieval.rules import NO_RULES, Boost, Diversity, Exploration,
 _CONDITION = re.compile(r"(?s)(?P<name>.+?)(?P<sign>>=|<=|=|>|<)(?P<value>.*)")
 _BOUNDS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 _STEP = re.compile(r"(?P<sign>[+-]|x)(?P<number>.+)")
+RULE_OPTIONS = (
+    "filter",
+    "exclude",
+    "exclude_file",
+    "only",
+    "only_file",
+    "boost",
+    "cap",
+    "diversity",
+    "explore",
+    "seed",
+)
 
 
 def add_rule_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +36,13 @@ def add_rule_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CONDITION",
         help="on an attribute: genre=Drama,Comedy (any of them), 'year>=1990', or JSON; every --filter must hold",
     )
-    rules.add_argument("--exclude", nargs="+", metavar="ID", help="items without a place; commas separate too")
+    rules.add_argument(
+        "--exclude", nargs="+", action="extend", metavar="ID", help="items without a place; commas separate too"
+    )
     rules.add_argument("--exclude-file", metavar="FILE", help="the same, an id a line")
-    rules.add_argument("--only", nargs="+", metavar="ID", help="the only items with a place; commas separate too")
+    rules.add_argument(
+        "--only", nargs="+", action="extend", metavar="ID", help="the only items with a place; commas separate too"
+    )
     rules.add_argument("--only-file", metavar="FILE", help="the same, an id a line")
     rules.add_argument(
         "--boost",
@@ -70,7 +86,7 @@ def rules_of(
         exclude=exclude or (),
         only=only,
         boosts=[_boost(text, kinds) for text in options.boost or ()],
-        caps=dict(_cap(text) for text in options.cap or ()),
+        caps=_caps(options.cap or ()),
         diversity=None if options.diversity is None else _diversity(options.diversity),
         explore=None if options.explore is None else Exploration(options.explore, options.seed or 0),
     )
@@ -139,6 +155,15 @@ def _boost(text: str, kinds: Mapping[str, str]) -> Boost:
     if parts["sign"] == "x":
         return Boost(wanted, odds=number)
     return Boost(wanted, add=-number if parts["sign"] == "-" else number)
+
+
+def _caps(texts: Sequence[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for text in texts:
+        name, most = _cap(text)
+        if found.setdefault(name, most) != most:
+            raise ValueError(f"--cap gives {name!r} {found[name]} and {most} places; give it once.")
+    return found
 
 
 def _cap(text: str) -> tuple[str, int]:

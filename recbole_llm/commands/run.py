@@ -15,14 +15,13 @@ from typing import Any
 from recbole_llm.commands.output import PROGRAM, write_json
 
 OURS = "LLMTwoTower"
+DATASET = "ml-100k"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``recbole-llm run``."""
     parser.add_argument("--model", "-m", default=OURS, help="LLMTwoTower or any model of RecBole")
-    parser.add_argument(
-        "--dataset", "-d", default="ml-100k", help="ml-100k, or a folder of atomic files in --data-path"
-    )
+    parser.add_argument("--dataset", "-d", default=DATASET, help="ml-100k, or a folder of atomic files in --data-path")
     parser.add_argument("--config-files", default=None, help='YAML files, separated by spaces: "a.yaml b.yaml"')
     parser.add_argument("--verbose", action="store_true", help="show on the terminal what the log file gets")
     parser.add_argument(
@@ -230,7 +229,14 @@ def train(
             raise ValueError(
                 "--config-files: a resumed run has its checkpoint's settings; change one, or give a path again, as --key=value."
             )
-        options.model, options.dataset, settings = settings_for_resume(options.resume, _keys(overrides))
+        model, dataset, settings = settings_for_resume(options.resume, _keys(overrides))
+        for name, asked, default, trained in (
+            ("model", options.model, OURS, model),
+            ("dataset", options.dataset, DATASET, dataset),
+        ):
+            if asked is not default and asked != trained:  # the default itself stands for nothing given
+                raise ValueError(f"--{name} is {asked!r}, and {options.resume!r} is of {trained!r}: leave it out.")
+        options.model, options.dataset = model, dataset
     config = Config(options.model, options.dataset, list(files), dict(settings))
     require_dataset(config)
     started = time.perf_counter()

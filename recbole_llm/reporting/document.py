@@ -12,6 +12,7 @@ from recbole_llm.atomic import atomic_path
 from recbole_llm.bridge.checkpoint_settings import TAKEN
 from recbole_llm.reporting.drawing import Picture
 
+MOST_CHARACTERS = 2000  # of a value
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#16181d;--grey:#5b616b;--faint:#d9dce1;--ours:#0b62c4;--second:#6d7480;
@@ -116,8 +117,14 @@ def pairs(name: str, values: Mapping[str, Any]) -> list[str]:
         return []
     lines = [f'<h3>{text(name)}</h3><div class="wide" tabindex="0" role="region" aria-label="{text(name)}">']
     lines.append('<table class="text"><tbody>')
-    lines += [f"<tr><td>{text(key)}</td><td>{text(value)[:2000]}</td></tr>" for key, value in values.items()]
+    lines += [f"<tr><td>{text(key)}</td><td>{text(_shortened(str(value)))}</td></tr>" for key, value in values.items()]
     return [*lines, "</tbody></table></div>"]
+
+
+def _shortened(value: str) -> str:
+    """A value of at most ``MOST_CHARACTERS``, and how many are left out."""
+    left = len(value) - MOST_CHARACTERS
+    return value if left <= 0 else f"{value[:MOST_CHARACTERS]} … and {left:,} more characters"
 
 
 def shown_settings(given: Mapping[str, Any]) -> dict[str, str]:

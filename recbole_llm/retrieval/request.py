@@ -65,10 +65,12 @@ class Request:
                 "text is given without text_vector; give the vector of the text by the export's encoder too."
             )
         check_by(self.by)
-        if self.by != "both" and given[0] in ("user", "items"):
+        if self.by != "both" and given[0] in ("user", "items", "profile_vector"):
             raise ValueError(f"by is {self.by!r}; only searches for a text or for what is like an item know it.")
         if self.k < 1:
             raise ValueError(f"k is {self.k}; expected at least 1.")
+        if self.explain < 0:
+            raise ValueError(f"explain is {self.explain}; expected at least 0 reasons.")
         if self.fallback not in FALLBACKS:
             raise ValueError(f"fallback is {self.fallback!r}; expected one of {', '.join(FALLBACKS)}.")
         if self.weights is not None:

@@ -11,6 +11,10 @@ class ReasonOut(BaseModel):
     id: str
     title: str
     contribution: float
+    alike: Annotated[
+        dict[str, float],
+        Field(description="Cosine with the recommended item by modality, where several modalities describe the items."),
+    ] = {}
 
 
 class RuleOut(BaseModel):
@@ -85,6 +89,7 @@ class BatchEntryOut(BaseModel):
     source: str = ""
     unknown: list[str] = []
     note: str = ""
+    truncated: Annotated[int, Field(description="1 where the encoder did not read all of the text asked for.")] = 0
     error: ProblemOut | None = None
 
 

@@ -146,9 +146,8 @@ def _add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, known)
 
 
-async def _encoded(service: Service, bodies: Sequence[Any]) -> dict[str, EncodedText]:
-    """The texts of bodies with their vectors; a profile that cannot be read is left to :func:`request_of`."""
-    manifest = service.recommender.export.manifest
+async def _encoded(service: Service, bodies: Sequence[Any], manifest: Manifest) -> dict[str, EncodedText]:
+    """The texts of bodies with their vectors; what cannot be read is left to :func:`request_of`."""
     found: dict[str, None] = {}
     for body in bodies:
         with suppress(Problem):
@@ -158,14 +157,25 @@ async def _encoded(service: Service, bodies: Sequence[Any]) -> dict[str, Encoded
     texts = list(found)
     if not texts:
         return {}
-    await service.titles.learn(service.settings.limits.request_seconds)
-    return dict(zip(texts, await service.text.encode(texts, service.settings.limits.request_seconds), strict=True))
+    seconds = service.settings.limits.request_seconds
+    await service.titles.learn(seconds)
+    while True:
+        encoding = service.text
+        try:
+            encoded = await encoding.encode(texts, seconds)
+        except QueueFull:
+            if encoding is service.text:
+                raise
+            continue  # a reload has put another encoder into its place
+        if encoding is service.text:
+            return dict(zip(texts, encoded, strict=True))
 
 
 def _add_reading(app: FastAPI, service: Service) -> None:
     async def recommend(body: schemas.RecommendBody) -> Response:
-        texts = await _encoded(service, [body])
-        asked = request_of(body, texts, service.recommender.export.manifest)
+        manifest = service.recommender.export.manifest
+        texts = await _encoded(service, [body], manifest)
+        asked = request_of(body, texts, manifest)
         cost = service.reader.cost_of(asked)
         if cost > MAX_COST:
             answer = await service.reader.render([asked], rendered, service.settings.limits.request_seconds)
@@ -213,7 +223,7 @@ async def _answer_batch(service: Service, body: schemas.BatchBody) -> Response:
     manifest = service.recommender.export.manifest
     failure: Exception | None = None
     try:
-        texts = await _encoded(service, body.requests)  # all of them at once: the encoder works in batches
+        texts = await _encoded(service, body.requests, manifest)  # all of them at once: the encoder works in batches
     except Exception as error:
         failure = error
     for asked in body.requests:
@@ -227,6 +237,9 @@ async def _answer_batch(service: Service, body: schemas.BatchBody) -> Response:
     answer = await service.reader.render([asked for _, asked in ready], rendered, service.settings.limits.batch_seconds)
     for (at, _), value in zip(ready, answer.value, strict=True):
         results[at] = error_content(value) if isinstance(value, Exception) else value
+        text = None if isinstance(value, Exception) else text_of(body.requests[at], manifest)
+        if text is not None and texts[text].cut:
+            results[at] = value[:-1] + b',"truncated":1}'
     return json_answer(with_state(b'{"results":[' + b",".join(results) + b"]}", answer))
 
 

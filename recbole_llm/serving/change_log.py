@@ -7,7 +7,7 @@ applied everything up to a ``seq`` asks for what came after it.
 import os
 import sqlite3
 from collections.abc import Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -45,6 +45,10 @@ class LogLostError(ChangeLogError):
     """What is open is no longer what lies in its place."""
 
 
+class ChangeInDoubtError(ChangeLogError):
+    """The connection broke while a change was written, and nobody knows whether it was committed."""
+
+
 class ChangeLog(Protocol):
     """The log. Used from one thread at a time."""
 
@@ -71,6 +75,9 @@ class ChangeLog(Protocol):
     def last_seq(self) -> int:
         """Return the seq of the last commit, 0 for none."""
 
+    def reach(self, seq: int) -> None:
+        """Let the next commit come after ``seq``, which an export says that its training data held: of an older log."""
+
     def ask_reload(self, export: str | None) -> int:
         """Tell every process to load an export (``None``: the newest); returns the number of the request."""
 
@@ -95,14 +102,16 @@ class SqliteChangeLog:
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / FILE_NAME
-        with _as_overlay_error(self.path):
+        with ExitStack() as opened, _as_overlay_error(self.path):
             self.path.parent.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
             # open until the end: closing any descriptor of the file would drop SQLite's locks on it
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+            opened.callback(os.close, self._file)
             _close_to_others(self.path)
             self._connection = sqlite3.connect(
                 self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
+            opened.callback(self._connection.close)
             self._connection.text_factory = _text_of
             self._run("PRAGMA journal_mode=WAL")
             self._run("PRAGMA synchronous=FULL")
@@ -111,10 +120,11 @@ class SqliteChangeLog:
                     self._run(statement.format(bool="INTEGER", blob="BLOB", version=SCHEMA_VERSION))
             ((version,),) = self._run("SELECT value FROM counter WHERE name = 'schema'")
             self._places = {suffix: self._place(suffix) for suffix in FILE_SUFFIXES}
-        if version != SCHEMA_VERSION:
-            raise ChangeLogError(
-                f"{self.path} has schema {version}; this version reads {SCHEMA_VERSION}. Upgrade recbole-llm."
-            )
+            if version != SCHEMA_VERSION:
+                raise ChangeLogError(
+                    f"{self.path} has schema {version}; this version reads {SCHEMA_VERSION}. Upgrade recbole-llm."
+                )
+            opened.pop_all()  # without an error it stays open
 
     def _place(self, suffix: str) -> tuple[int, int]:
         status = os.stat(f"{self.path}{suffix}")
@@ -186,6 +196,10 @@ class SqliteChangeLog:
     def last_seq(self) -> int:  # noqa: D102
         with _as_overlay_error(self.path):
             return int(self._run("SELECT value FROM counter WHERE name = 'seq'")[0][0])
+
+    def reach(self, seq: int) -> None:  # noqa: D102
+        with _as_overlay_error(self.path), self._transaction():
+            self._run("UPDATE counter SET value = ? WHERE name = 'seq' AND value < ?", (seq, seq))
 
     def ask_reload(self, export: str | None) -> int:  # noqa: D102
         with _as_overlay_error(self.path), self._transaction():
@@ -281,6 +295,9 @@ class MemoryChangeLog:
 
     def last_seq(self) -> int:  # noqa: D102
         return self._seq
+
+    def reach(self, seq: int) -> None:  # noqa: D102
+        self._seq = max(self._seq, seq)
 
     def ask_reload(self, export: str | None) -> int:  # noqa: D102
         self._reload = (self._reload[0] + 1, export)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from recbole_llm.serving.change_log import ChangeLogError, seqs_of
+from recbole_llm.serving.change_log import ChangeInDoubtError, ChangeLogError, seqs_of
 from recbole_llm.serving.change_rows import (
     COLUMNS,
     CREATE,
@@ -31,8 +31,8 @@ SETUP_LOCK = 0x7265636C
 class PostgresChangeLog:
     """The log in a PostgreSQL database. The row of the counter is locked to the commit, so seqs become visible in order.
 
-    A connection that was lost is opened again with the next call; the call that met the loss is an error, since nobody
-    knows whether it was committed. Repeating a change is safe.
+    A connection that was lost is opened again with the next call; the call that met the loss is an error, of a change a
+    :class:`ChangeInDoubtError`, since nobody knows whether it was committed. Repeating a change is safe.
 
     Args:
         address: ``postgresql://user:password@host/database``.
@@ -58,6 +58,7 @@ class PostgresChangeLog:
                 self._run(statement.format(bool="BOOLEAN", blob="BYTEA", version=SCHEMA_VERSION))
             ((version,),) = self._run("SELECT value FROM counter WHERE name = 'schema'")
         if version != SCHEMA_VERSION:
+            self.close()
             raise ChangeLogError(
                 f"The log has schema {version}; this version reads {SCHEMA_VERSION}. Upgrade recbole-llm."
             )
@@ -83,6 +84,15 @@ class PostgresChangeLog:
                 f"PostgreSQL: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
             ) from error
 
+    @contextmanager
+    def _in_doubt(self) -> Iterator[None]:
+        try:
+            yield
+        except ChangeLogError as error:
+            if isinstance(error.__cause__, self._psycopg.OperationalError):
+                raise ChangeInDoubtError(str(error)) from error.__cause__
+            raise
+
     def _run(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         cursor = self._connected().execute(statement, parameters or None)
         return cursor.fetchall() if cursor.description is not None else []
@@ -100,7 +110,9 @@ class PostgresChangeLog:
                 raise ValueError("A NUL character is in the id, title or text, and PostgreSQL holds none.")
         statement = UPSERT.format(columns=COLUMNS, marks=", ".join(["%s"] * WIDTH))
         paint = UPSERT_PICTURE.format(columns=PICTURE_COLUMNS, marks="%s, %s, %s, %s")
-        with self._errors(), self._connected().transaction():
+        with self._errors():
+            connection = self._connected()
+        with self._in_doubt(), self._errors(), connection.transaction():
             ((last,),) = self._run(
                 "UPDATE counter SET value = value + %s WHERE name = 'seq' RETURNING value", (len(changes),)
             )
@@ -124,6 +136,10 @@ class PostgresChangeLog:
     def last_seq(self) -> int:  # noqa: D102
         with self._errors():
             return int(self._run("SELECT value FROM counter WHERE name = 'seq'")[0][0])
+
+    def reach(self, seq: int) -> None:  # noqa: D102
+        with self._errors():
+            self._run("UPDATE counter SET value = %s WHERE name = 'seq' AND value < %s", (seq, seq))
 
     def ask_reload(self, export: str | None) -> int:  # noqa: D102
         with self._errors():

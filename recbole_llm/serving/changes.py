@@ -2,21 +2,26 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from logging import getLogger
 from typing import Any, TypeVar
 
+import numpy as np
+
+from recbole_llm.export.manifest import Manifest
 from recbole_llm.retrieval.recommender import Recommender
 from recbole_llm.serving.batching import Batcher
 from recbole_llm.serving.bodies import Interrupted, in_time
 from recbole_llm.serving.change_log import ChangeLog, ChangeLogError, LogLostError
 from recbole_llm.serving.change_rows import Change, Delete, Put
-from recbole_llm.serving.load_and_swap import apply_all
+from recbole_llm.serving.load_and_swap import apply_all, encoded_anew, foreign_of
 from recbole_llm.serving.open_log import open_change_log
 
 X = TypeVar("X")
+Encode = Callable[[Manifest, Sequence[str]], Awaitable[Mapping[str, np.ndarray]]]
+"""An export's manifest and texts -> vectors by text, of those that can be encoded."""
 VERIFY_SECONDS = 10.0  # between two looks at all that is stored, and a hundred times as long as one takes
 
 log = getLogger(__name__)
@@ -38,6 +43,7 @@ class Changes:
         recommender: the current one.
         batcher: on whose thread changes are applied.
         seconds: until a change of the log must be applied here.
+        encode: for changes whose vectors another process made with another encoder.
 
     Attributes:
         faults: ids of rows of the log that cannot be read or applied, and why; they are skipped.
@@ -45,9 +51,15 @@ class Changes:
     """
 
     def __init__(
-        self, state: str | None, recommender: Callable[[], Recommender], batcher: Batcher[Any, Any], seconds: float
+        self,
+        state: str | None,
+        recommender: Callable[[], Recommender],
+        batcher: Batcher[Any, Any],
+        seconds: float,
+        encode: Encode,
     ) -> None:
         self._state, self._recommender, self._batcher, self._seconds = state, recommender, batcher, seconds
+        self._encode = encode
         self._open_log: ChangeLog | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="log")
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
@@ -89,6 +101,7 @@ class Changes:
 
         Raises:
             ChangeLogError: if they could not be committed: nothing was changed.
+            NotYetApplied: if they were, and the log could not be read afterwards: they are applied when it can be.
         """
         if self._damage is not None:
             raise ChangeLogError(self._damage)
@@ -98,7 +111,11 @@ class Changes:
         except LogLostError as error:
             self.note(str(error))
             raise
-        await self.catch_up()
+        try:
+            await self.catch_up()
+        except ChangeLogError as error:
+            self.note(str(error))
+            raise NotYetApplied from error
         return seqs
 
     async def knows(self, ids: Sequence[str]) -> set[str]:
@@ -114,6 +131,14 @@ class Changes:
         """Read the whole log, ascending."""
         return await self._in_log(lambda: self._log.since(0))
 
+    async def reach(self, seq: int) -> None:
+        """Let the next change come after ``seq``, what an export's training data held; else a restart would leave it out."""
+        if seq > await self._in_log(self._log.last_seq):
+            log.warning(
+                "The export holds changes up to %d of another log than this one: the next ones come after it", seq
+            )
+            await self._in_log(lambda: self._log.reach(seq))
+
     async def after(self, recommender: Recommender) -> list[Change]:
         """Read what a recommender does not know yet, ascending."""
         return await self._in_log(lambda: self._log.since(recommender.overlay_seq))
@@ -122,10 +147,26 @@ class Changes:
         """Apply what was written, here or elsewhere, up to now."""
         while True:
             recommender = self._recommender()
-            changes = await self.after(recommender)
+            changes = await self.in_own_vectors(recommender.export.manifest, await self.after(recommender))
             if not changes or await self._batcher.call(partial(self._apply, recommender, changes)):
                 self.applied()
                 return
+
+    async def in_own_vectors(
+        self, manifest: Manifest, changes: list[Change], encode: Encode | None = None
+    ) -> list[Change]:
+        """Return changes with vectors of an export's encoder where another one made those of the log.
+
+        Args:
+            manifest: of the export.
+            changes: ascending.
+            encode: ``None`` for that of the export that is served.
+        """
+        foreign = foreign_of(changes, manifest)
+        if not foreign:
+            return changes
+        vectors = await (encode or self._encode)(manifest, [c.text for c in foreign if c.text])
+        return encoded_anew(changes, manifest, vectors)
 
     def _apply(self, recommender: Recommender, changes: Sequence[Change]) -> bool:
         """Apply changes on the scorer's thread, unless another export was swapped in, which stands at another seq."""

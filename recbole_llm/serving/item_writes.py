@@ -10,7 +10,6 @@ from recbole_llm.export.errors import UnknownItemError
 from recbole_llm.export.reader import fits_kind
 from recbole_llm.retrieval.recommender import Recommender
 from recbole_llm.serving.change_rows import Delete, Put
-from recbole_llm.serving.picture_encoder import EncodedPicture
 from recbole_llm.serving.problem import Problem, echo
 from recbole_llm.serving.responses import json_answer, state_content
 from recbole_llm.serving.service import Service
@@ -67,13 +66,12 @@ class Writer:
             for (item_id, body), image in zip(entries, given, strict=True)
         ]
         texts = [text for text in checked if text is not None]
-        encoded = iter(
-            await self.service.text.encode(texts, self.service.settings.limits.write_seconds) if texts else ()
-        )
-        fingerprint = self.service.text.fingerprint
-        pictures = [
-            await self._encoded(image) for image in given
-        ]  # one after the other: each is decoded when it is its turn
+        # those of one moment: a reload may put others into their places while they work
+        of_texts, of_pictures = self.service.text, self.service.pictures
+        seconds = self.service.settings.limits.write_seconds
+        encoded = iter(await of_texts.encode(texts, seconds) if texts else ())
+        # one after the other: each picture is decoded when it is its turn
+        pictures = [None if image is None else await of_pictures.encode(image, seconds) for image in given]
         changes: list[Put | Delete] = []
         cut = []
         for (item_id, body), text, seen in zip(entries, checked, pictures, strict=True):
@@ -91,10 +89,10 @@ class Writer:
                     text,
                     {} if broken and body.attributes is None else body.attributes,
                     None if found is None else found.vector,
-                    None if found is None else fingerprint,
+                    None if found is None else of_texts.fingerprint,
                     body.refit,
                     None if seen is None else seen.vector,
-                    None if seen is None else self.service.pictures.fingerprint,
+                    None if seen is None else of_pictures.fingerprint,
                     None if seen is None else seen.thumbnail,
                 )
             )
@@ -108,11 +106,6 @@ class Writer:
     def _live(self, ids: Sequence[str]) -> set[str]:
         catalog = self.service.recommender.catalog
         return {item_id for item_id in ids if item_id in catalog.row_of and catalog.is_live(catalog.row_of[item_id])}
-
-    async def _encoded(self, picture: bytes | str | None) -> EncodedPicture | None:
-        if picture is None:
-            return None
-        return await self.service.pictures.encode(picture, self.service.settings.limits.write_seconds)
 
     def _check(self, item_id: str, body: Any, known: bool, has_picture: bool) -> str | None:
         """Check an entry and return the text to encode, if there is one."""
@@ -137,10 +130,21 @@ class Writer:
             raise Problem(422, "text: a new item needs a text (or fields), from which its vectors are made.")
         if text is not None and export.text_map is None:
             raise Problem(422, "text: this export maps no texts.")
+        if body.refit and not is_placed and not self._has_own_content(item_id):
+            way_out = "text (or fields)" if export.picture_map is None else "text (or fields) or the picture"
+            raise Problem(422, f"refit: give the {way_out} too, from which the vectors are made.")
         return text
+
+    def _has_own_content(self, item_id: str) -> bool:
+        """Whether a text or a picture of the item was written since the export."""
+        catalog = self.service.recommender.catalog
+        row = catalog.row_of.get(item_id)
+        return row is not None and (row in catalog.text_vectors or row in catalog.picture_vectors)
 
     def _text(self, body: Any) -> str | None:
         if body.fields is None:
+            if body.text is not None and not body.text.strip():
+                raise Problem(422, "text is empty; describe the item, or leave text out.")
             return body.text or None
         if body.text is not None:
             raise Problem(422, "Give text or fields, not both.")

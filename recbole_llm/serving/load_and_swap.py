@@ -1,7 +1,7 @@
 """Load an export for service: verify it, replay the log of changes, try it out. The caller then swaps one reference."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.export.errors import ExportError, UnknownItemError
-from recbole_llm.export.manifest import MANIFEST
+from recbole_llm.export.manifest import MANIFEST, Manifest
 from recbole_llm.export.reader import Export, ItemRecord, fits_kind, load_export
 from recbole_llm.export.writer import exports_in
 from recbole_llm.identifiers import MAX_ID_CHARACTERS
@@ -95,10 +95,14 @@ def build(
     """
     watched = WatchedFiles(folder)  # noted before they are read: what changes from here on is noticed
     recommender = Recommender(load_export(folder, verify=verify, mapped=mapped), make_retriever)
-    _check_ids(recommender.export)
-    faults = {change.id: change.fault for change in changes if change.fault is not None}
-    stale = replay(recommender, changes, encode, faults)
-    _try_out(recommender)
+    try:
+        _check_ids(recommender.export)
+        faults = {change.id: change.fault for change in changes if change.fault is not None}
+        stale = replay(recommender, changes, encode, faults)
+        _try_out(recommender)
+    except BaseException:
+        recommender.close()
+        raise
     return Built(recommender, stale, watched, faults)
 
 
@@ -127,25 +131,22 @@ def replay(
         faults: receives the ids of changes that cannot be applied, and why.
     """
     manifest = recommender.export.manifest
-    fingerprint = None if manifest.encoder is None else manifest.encoder.fingerprint
     known = recommender.catalog.row_of
     readable = [c for c in changes if c.fault is None]
     wanted = [c for c in readable if c.deleted or c.seq > manifest.overlay_seq or c.id not in known]
-    foreign = [c for c in wanted if c.feature is not None and c.fingerprint != fingerprint]
-    features: dict[str, np.ndarray] = {}
+    foreign = foreign_of(wanted, manifest)
+    vectors: dict[str, np.ndarray] = {}
     texts = [c.text for c in foreign if c.text]
     if texts and encode is not None:
-        vectors = encode(texts)
-        features = dict(zip((c.id for c in foreign if c.text), vectors, strict=True))
+        vectors = dict(zip(texts, encode(texts), strict=True))
     stale = 0
-    for change in wanted:
+    for change in encoded_anew(wanted, manifest, vectors):
         feature = change.feature
-        if feature is not None and change.fingerprint != fingerprint:
-            feature = features.get(change.id)
-            if feature is None:
-                stale += 1
-                if change.id not in known and picture_of(recommender.export, change) is None:
-                    continue
+        if foreign_of([change], manifest):
+            feature = None
+            stale += 1
+            if change.id not in known and picture_of(recommender.export, change) is None:
+                continue
         _apply_safely(recommender, change, feature, faults)
     foreign = [c for c in wanted if c.picture is not None and picture_of(recommender.export, c) is None]
     if foreign:
@@ -156,6 +157,27 @@ def replay(
         )  # fmt: skip
     recommender.overlay_seq = max((c.seq for c in changes), default=0)
     return stale
+
+
+def foreign_of(changes: Sequence[Change], manifest: Manifest) -> list[Change]:
+    """The changes with a vector of a text that another encoder made than the export's of ``manifest``."""
+    fingerprint = None if manifest.encoder is None else manifest.encoder.fingerprint
+    return [c for c in changes if not (c.fault or c.deleted or c.feature is None) and c.fingerprint != fingerprint]
+
+
+def encoded_anew(changes: Sequence[Change], manifest: Manifest, vectors: Mapping[str, np.ndarray]) -> list[Change]:
+    """The changes with vectors of the export's own encoder, where there are some.
+
+    Args:
+        changes: ascending.
+        manifest: of the export.
+        vectors: by the text of :func:`foreign_of`, ``[F]`` float32.
+    """
+    fingerprint = None if manifest.encoder is None else manifest.encoder.fingerprint
+    foreign = {c.seq for c in foreign_of(changes, manifest) if c.text in vectors}
+    return [
+        replace(c, feature=vectors[c.text or ""], fingerprint=fingerprint) if c.seq in foreign else c for c in changes
+    ]
 
 
 def picture_of(export: Export, change: Change) -> np.ndarray | None:

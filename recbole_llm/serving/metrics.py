@@ -28,7 +28,7 @@ class Counter:
 
     def lines(self, name: str) -> Iterable[str]:
         """Format the metric as text."""
-        return (f"{name}{_labels(key)} {value:g}" for key, value in sorted(self.values.items()))
+        return (f"{name}{_labels(key)} {_number(value)}" for key, value in sorted(self.values.items()))
 
 
 class Histogram:
@@ -66,7 +66,12 @@ class Gauge:
 
     def lines(self, name: str) -> Iterable[str]:
         """Format the metric as text."""
-        return (f"{name}{_labels(key)} {value:g}" for key, value in self.read().items())
+        return (f"{name}{_labels(key)} {_number(value)}" for key, value in self.read().items())
+
+
+def _number(value: float) -> str:
+    """A value with all its digits: rates are made of small differences of large counts."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
 def _labels(key: tuple[tuple[str, str], ...]) -> str:

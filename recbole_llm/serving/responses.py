@@ -16,7 +16,7 @@ from recbole_llm.retrieval.remote import SearchError
 from recbole_llm.retrieval.rules import NO_RULES, Boost, Diversity, Exploration, Rules
 from recbole_llm.serving import schemas
 from recbole_llm.serving.batching import DeadlineExceeded, QueueFull
-from recbole_llm.serving.change_log import ChangeLogError
+from recbole_llm.serving.change_log import ChangeInDoubtError, ChangeLogError
 from recbole_llm.serving.changes import NotYetApplied
 from recbole_llm.serving.encoding import EncoderUnavailable
 from recbole_llm.serving.problem import Problem, echo
@@ -52,7 +52,13 @@ def _recommended(item: Recommended) -> dict[str, Any]:
         out["image"] = True
     if item.reasons is not None:
         out["reasons"] = [
-            {"id": reason.id, "title": reason.title, "contribution": reason.contribution} for reason in item.reasons
+            {
+                "id": reason.id,
+                "title": reason.title,
+                "contribution": reason.contribution,
+                **({"alike": dict(reason.alike)} if reason.alike else {}),
+            }
+            for reason in item.reasons
         ]
         out["rest"], out["bias"] = item.rest, item.bias
         if item.order is not None:
@@ -113,6 +119,13 @@ _REFUSALS: tuple[tuple[type[Exception], int, str, int | None], ...] = (
     (DeadlineExceeded, 504, "The answer was not ready in time.", None),
     (NotYetApplied, 503, "This process has not seen that change yet.", 1),
     (ReloadRunning, 409, "An export is being loaded already.", None),
+    (
+        ChangeInDoubtError,
+        503,
+        "The connection to the log of changes broke; whether it was changed is not known. Send the change again: once more does "
+        "no harm.",
+        1,
+    ),
     (ChangeLogError, 503, "The log of changes cannot be written; nothing was changed.", 10),
     (SearchError, 503, "The server that searches items did not take the export; the log says why.", 10),
 )
@@ -174,13 +187,21 @@ def check_budget(bodies: Sequence[Any]) -> None:
             f"requests: they ask for {entries} items and reasons (the sum of k times 1 + explain); at most "
             f"{schemas.MAX_BATCH_ENTRIES} in a batch.",
         )
-    compared = sum(rules_of(body).comparisons(body.k) for body in bodies if body.diversity is not None)
+    compared = sum(_comparisons(body) for body in bodies if body.diversity is not None)
     if compared > schemas.MAX_BATCH_COMPARED:
         raise Problem(
             422,
             f"requests: their diversity compares {compared} pairs (the sum of k times the candidates); at most "
             f"{schemas.MAX_BATCH_COMPARED} in a batch.",
         )
+
+
+def _comparisons(body: Any) -> int:
+    """The pairs that a body's diversity compares; none where its rules are refused, which its own answer tells."""
+    try:
+        return rules_of(body).comparisons(body.k)
+    except Problem:
+        return 0
 
 
 def rules_of(body: Any) -> Rules:
@@ -215,14 +236,18 @@ def text_of(body: Any, manifest: Manifest) -> str | None:
     """The text of a body that has one or makes one of a profile.
 
     Raises:
-        Problem: 422 for a profile that the model of ``manifest`` cannot read.
+        Problem: 422 for a profile that the model of ``manifest`` cannot read, or a blank text.
     """
     if isinstance(body, schemas.ProfileRequest):
         try:
             return text_of_profile(manifest, body.profile)
         except ValueError as error:
             raise Problem(422, str(error)) from None
-    return body.text if isinstance(body, schemas.TextRequest) else None
+    if not isinstance(body, schemas.TextRequest):
+        return None
+    if not body.text.strip():
+        raise Problem(422, "text is empty; say what is asked for.")
+    return body.text
 
 
 def request_of(body: Any, texts: Mapping[str, EncodedText], manifest: Manifest) -> Request:
@@ -260,4 +285,4 @@ def request_of(body: Any, texts: Mapping[str, EncodedText], manifest: Manifest) 
         return Request(item=body.item, by=body.by, **common)
     if isinstance(body, schemas.ProfileRequest):
         return Request(profile_vector=texts[text_of(body, manifest) or ""].vector, **common)
-    return Request(text_vector=texts[body.text].vector, text=body.text, by=body.by, **common)
+    return Request(text_vector=texts[text_of(body, manifest) or ""].vector, text=body.text, by=body.by, **common)

@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 from recbole_llm.export.errors import ExportError
 from recbole_llm.export.manifest import Manifest, read_manifest
@@ -74,6 +77,7 @@ class Service:
         in_memory = settings.search == "memory"
         self._make_retriever = None if in_memory else remote_retriever(settings.search, settings.state)
         self._recommender: Recommender | None = None
+        self._newest: Path | None = None  # export, when one was loaded last
         self._watched: WatchedFiles | None = None
         self._files_seen = (-math.inf, "")
         self._counted: tuple[Any, dict[str, int]] = (None, {})
@@ -85,7 +89,9 @@ class Service:
         current, limits = lambda: self.recommender, settings.limits
         self.reader = Reader(limits, self.metrics, current, inline=in_memory)
         state = None if settings.read_only and settings.state is None else settings.state
-        self.changes = Changes(state, current, self.reader.batcher, limits.request_seconds)
+        self.changes = Changes(
+            state, current, self.reader.batcher, limits.request_seconds, partial(self._vectors_of, None)
+        )
         self.text = TextEncoding(None, self.metrics)
         self.pictures = PictureEncoding(None, limits)
         self.titles = TitleVectors(current, lambda: self.text, self.reader)
@@ -114,10 +120,12 @@ class Service:
             SearchError: if vectors cannot be copied to where they are searched.
         """
         await self.changes.open()
-        changes, (self._reload_seen, _) = await self.changes.all(), await self.changes.reload_asked()
         folder = find_export(self.settings.export)
+        await self._reach(read_manifest(folder))
+        changes, (self._reload_seen, _) = await self.changes.all(), await self.changes.reload_asked()
         built = await self._in_loading(lambda: self._build(folder, changes, None))
         self._recommender, self._stale, self._watched = built.recommender, built.stale, built.watched
+        self._newest = folder
         self.changes.set_faults(built.faults)
         loop = asyncio.get_running_loop()
         manifest = built.recommender.export.manifest
@@ -129,6 +137,10 @@ class Service:
         self.keep(self._follow())
         self.keep(self.changes.verify())
         log.info("Serving export %s with %d items", self.export_id, self.recommender.catalog.live_count)
+
+    async def _reach(self, manifest: Manifest) -> None:
+        if not self.settings.read_only:
+            await self.changes.reach(manifest.overlay_seq)
 
     def _encoder_ready(self) -> None:
         if self._stale:
@@ -216,11 +228,14 @@ class Service:
                 await self.changes.catch_up()
                 number, name = await self.changes.reload_asked()
                 if number > self._reload_seen:
+                    if self._reloading.locked():  # what is being loaded may be another one: asked again next time
+                        continue
                     self._reload_seen = number
                     await self._reload_here(name)
                 elif self.settings.watch and time.monotonic() >= next_look:
                     next_look = time.monotonic() + WATCH_SECONDS
-                    if find_export(self.settings.export) != self.recommender.export.folder:
+                    # what appears, and not what differs: an older one may be served that was asked for by name
+                    if find_export(self.settings.export) != self._newest:
                         await self._reload_here(None)
                 said = ""
             except (ChangeLogError, ExportError, SearchError, ReloadRunning) as error:
@@ -244,9 +259,11 @@ class Service:
             ChangeLogError: if the log cannot be read.
             SearchError: if its vectors cannot be copied to where they are searched; the old one stays.
         """
+        seen = self._reload_seen
         swap = await self._reload_here(name)
         number = await self.changes.ask_reload(name)
-        self._reload_seen = max(self._reload_seen, number)
+        if number == seen + 1:  # else another process has asked meanwhile: what both want is loaded again
+            self._reload_seen = max(self._reload_seen, number)
         return swap
 
     async def _reload_here(self, name: str | None) -> Swap:
@@ -266,23 +283,29 @@ class Service:
             return swap
 
     async def _load_and_swap(self, name: str | None) -> None:
+        newest = None if name is None else find_export(self.settings.export)
         changes = await self.changes.all()
         built, text, pictures = await self._in_loading(lambda: self._load(name, changes))
         old, new = self.recommender, built.recommender
+        await self._reach(new.export.manifest)
         while True:
             # what the old one learns meanwhile, before the new one answers: a change that was seen stays seen
-            apply_all(new, await self.changes.after(new), built.faults)
+            late = await self.changes.in_own_vectors(
+                new.export.manifest, await self.changes.after(new), partial(self._vectors_of, text)
+            )
+            apply_all(new, late, built.faults)
             if await self.reader.batcher.call(lambda: self._swap_in(built)):
                 break
+        self._newest = newest or new.export.folder
+        old_text, old_pictures = self.text, self.pictures
+        self.text, self.pictures = text, pictures  # at once: what is asked and written now is encoded for the new one
         old.close()
         self.changes.set_faults(built.faults)
         await self.changes.catch_up()
-        if text is not self.text:
-            self.text.close()
-            self.text = text
-        if pictures is not self.pictures:
-            self.pictures.close()
-            self.pictures = pictures
+        if text is not old_text:
+            old_text.close()
+        if pictures is not old_pictures:
+            old_pictures.close()
         if self.text.state == "ready":
             self.keep(self.titles.learn_all())
 
@@ -328,6 +351,15 @@ class Service:
         with _giving_way():
             return build(folder, changes, encode, verify=verify, mapped=mapped, make_retriever=make)
 
+    async def _vectors_of(
+        self, text: TextEncoding | None, manifest: Manifest, texts: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Vectors of changed texts by an export's encoder, by default the one in use; what waits for it is counted."""
+        found = await (text or self.text).vectors_for(manifest, texts, self.settings.limits.write_seconds)
+        if found is None:
+            self._stale += len(texts)
+        return found or {}
+
     def _encoder_wanted(self) -> str | None:
         encoder = self.recommender.export.manifest.encoder
         return None if encoder is None else encoder.fingerprint
@@ -346,7 +378,7 @@ class Service:
         """Count items by kind, when the catalogue has changed, and not while it changes on the scorer's thread."""
         state = (self.export_id, self.recommender.catalog.version)
         if self._counted[0] != state:
-            with suppress(ValueError):  # arrays of two moments
+            with suppress(ValueError, RuntimeError):  # arrays of two moments, or a dictionary that grew meanwhile
                 self._counted = (state, self.recommender.catalog.counts())
         return self._counted[1]
 

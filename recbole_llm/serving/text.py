@@ -19,8 +19,8 @@ from recbole_llm.content.encoder_settings import SETTINGS
 from recbole_llm.export.manifest import ENCODER_FOLDER, SEARCH, Manifest
 from recbole_llm.export.reader import Export
 from recbole_llm.export.search_tables import plain
-from recbole_llm.serving.batching import Batcher
-from recbole_llm.serving.encoding import Encoding
+from recbole_llm.serving.batching import Batcher, DeadlineExceeded, QueueFull
+from recbole_llm.serving.encoding import EncoderUnavailable, Encoding
 from recbole_llm.serving.metrics import Metrics
 from recbole_llm.serving.settings import Settings
 
@@ -249,6 +249,29 @@ class TextEncoding(Encoding[SentenceEncoder]):
         answers = [known[text] for text in texts]
         self._metrics.truncated_texts.add(sum(found.cut > 0 for found in answers))
         return answers
+
+    async def vectors_for(
+        self, manifest: Manifest, texts: Sequence[str], seconds: float
+    ) -> dict[str, np.ndarray] | None:
+        """Encode texts for an export, by text ``[F]`` float32.
+
+        Args:
+            manifest: of the export.
+            texts: any number.
+            seconds: until the deadline.
+
+        Returns:
+            ``None`` where this is another encoder than the export's, or cannot encode now.
+        """
+        wanted = None if manifest.encoder is None else manifest.encoder.fingerprint
+        if self.state != "ready" or self.fingerprint != wanted:
+            return None
+        try:
+            encoded = await self.encode(texts, seconds)
+        except (EncoderUnavailable, QueueFull, DeadlineExceeded) as error:
+            log.warning("%d changed texts cannot be encoded now: %r", len(texts), error)
+            return None
+        return {text: found.vector for text, found in zip(texts, encoded, strict=True)}
 
     def _encode(self, texts: list[str]) -> list[EncodedText]:
         assert self._encoder is not None

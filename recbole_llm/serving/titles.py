@@ -43,9 +43,10 @@ class TitleVectors:
         if searches is None or not searches.is_behind:
             return False
         titles: list[str] = await self._reader.batcher.call(lambda: searches.untitled[:AT_ONCE])
-        if not titles:
-            return False
-        encoded = await self._text().encode(titles, seconds)
+        text, spec = self._text(), searches.search.export.manifest.encoder
+        if not titles or (spec is not None and text.fingerprint not in (None, spec.fingerprint)):
+            return False  # the second: an export with another encoder has just come or gone
+        encoded = await text.encode(titles, seconds)
         vectors: dict[str, Any] = {title: found.vector for title, found in zip(titles, encoded, strict=True)}
         await self._reader.batcher.call(lambda: searches.put_titles(vectors))
         return True

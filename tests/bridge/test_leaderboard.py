@@ -314,8 +314,11 @@ def test_the_command_writes_the_table_and_goes_on_where_it_stopped(folder, capsy
     assert json.loads((folder / "table" / "table.json").read_text()) == table
     # other settings are other rows
     monkeypatch.setattr(command, "measure_isolated", lambda request: (_ for _ in ()).throw(ValueError("anew")))
-    assert run(folder, "--rows", "EASE", "--use_item_bias=False") == 2
-    assert "anew" in capsys.readouterr().err
+    file = folder / "more.yaml"
+    file.write_text("use_item_bias: False\n")
+    for more in (["--use_item_bias=False"], ["--config-files", str(file)]):
+        assert run(folder, "--rows", "EASE", *more) == 2
+        assert "anew" in capsys.readouterr().err
 
 
 def test_rows_that_the_data_cannot_have_are_left_out_by_name_unless_they_are_asked_for(folder, capsys, monkeypatch):

@@ -109,5 +109,7 @@ def test_damaged_manifest_is_still_listed(store):
 def test_mistakes(store):
     with pytest.raises(ValueError, match="unused_days must be at least 0, got -1"):
         prune(store.folder, unused_days=-1)
+    with pytest.raises(ValueError, match="unused_days must be at least 0, got nan"):
+        prune(store.folder, unused_days=float("nan"))
     with pytest.raises(ValueError, match=r"No encoder 'other' in .*; there are: .*tiny-bert"):
         prune(store.folder, encoder="other")

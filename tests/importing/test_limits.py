@@ -210,9 +210,10 @@ def test_ids_are_as_long_as_the_service_takes(run):
 
 
 def test_item_ids_that_end_like_a_route_are_refused(run, tmp_path):
-    assert ITEM_ROUTE_ENDINGS == ("/similar",)
-    with pytest.raises(ValueError, match=r"line 3: item id that ends in /similar.*\('a/similar'\)"):
-        run("user,item\nu,i\nu,a/similar\n")
+    assert ITEM_ROUTE_ENDINGS == ("/similar", "/image")
+    for ending in ITEM_ROUTE_ENDINGS:
+        with pytest.raises(ValueError, match=rf"line 3: item id that ends in /similar or /image.*\('a{ending}'\)"):
+            run(f"user,item\nu,i\nu,a{ending}\n")
     assert run("user,item\nu/similar,a/similar/b\n")[1][1] == ["u/similar", "a/similar/b"]
     items = write_csv(tmp_path / "i.csv", ["item", "title"], [["i", "a title"], ["b/similar", "x"]])
     with pytest.raises(ValueError, match="i.csv, line 3: item id that ends in /similar"):

@@ -63,9 +63,16 @@ def test_from_two_tables_to_a_report_in_one_command(shop, tiny_encoder, capfd):
     # once more, without customers: the earlier import is made anew, and that is said
     capfd.readouterr()
     again = ["quickstart", "my orders.csv", "products.csv", "--no-customers", "--gpu_id=", *quick]
-    assert cli.main(again) == 0
+    (shop / "mine.yaml").write_text(
+        "eval_args: {split: {RS: [0.6, 0.2, 0.2]}, order: RO, group_by: user, mode: full}\n"
+    )
+    assert cli.main([*again, "--config-files", "mine.yaml"]) == 0
     out, _ = capfd.readouterr()
     assert "made anew" in out
+    assert "held out: 20% of each customer's purchases, chosen at random" in out, "the file's split counts"
+    (by_hand,) = [shlex.split(line) for line in out.splitlines() if line.startswith("  recbole-llm run")]
+    files = shlex.split(by_hand[by_hand.index("--config-files") + 1])
+    assert files == ["dataset/my-orders/my-orders.yaml", "mine.yaml"]
     assert 'class="customer"' not in (shop / "report.html").read_text()
 
 

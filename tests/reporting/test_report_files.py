@@ -24,7 +24,7 @@ from recbole_llm.commands import pages
 from recbole_llm.commands import tune as tune_command
 from recbole_llm.reporting import comparison_page, leaderboard_page, tuning_page
 from recbole_llm.reporting.customers import Customer, Shown
-from recbole_llm.reporting.document import shown_settings
+from recbole_llm.reporting.document import pairs, shown_settings
 from recbole_llm.reporting.leaderboard import SHOWN, as_latex, as_markdown
 from recbole_llm.reporting.page import page
 from recbole_llm.reporting.plots import pictures
@@ -263,6 +263,12 @@ def test_the_words_and_figures_of_a_leaderboard():
     alone = {**made, "measured": [row for row in made["measured"] if row["name"] == "EASE"], "published": []}
     content = leaderboard_page.leaderboard_page("shop", alone, {}, "today")
     assert "EASE is first of the rows measured here with NDCG@10 0.0300." in content and "Published" not in content
+
+
+def test_a_long_value_is_cut_as_text_and_says_so():
+    first, second = (line for line in pairs("Given", {"a": "&" * 2003, "b": "&" * 2000}) if "<td>" in line)
+    assert first.count("&amp;") == 2000 and "… and 3 more characters" in first
+    assert second.count("&amp;") == 2000 and "more characters" not in second
 
 
 def test_settings_are_shown_without_paths():

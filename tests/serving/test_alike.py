@@ -49,6 +49,17 @@ def test_reasons_hold_the_cosine_of_each_modality_that_both_have(made):
     assert len(checked) > 1
 
 
+def test_answers_over_http_hold_them_too(made):
+    pytest.importorskip("orjson", reason="extra 'serve'")
+    from recbole_llm.serving.responses import recommendation_content
+
+    for export in made:
+        answer = Recommender(export).recommend(Request(user=export.user_ids[0], k=5, explain=4))
+        for item, told in zip(answer.items, recommendation_content(answer)["items"], strict=True):
+            assert [reason.get("alike", {}) for reason in told["reasons"]] == [dict(r.alike) for r in item.reasons]
+            assert all("alike" not in reason for reason in told["reasons"]) or len(export.content) > 1
+
+
 def test_an_explanation_in_a_program_has_a_column_of_each(made):
     both, alone = made
     user, item = both.user_ids[0], both.item_ids[2]

@@ -15,7 +15,7 @@ from waiting import LIMIT, happens, join, wait_until
 from recbole_llm.export.reader import ItemRecord
 from recbole_llm.export.writer import write_artifact
 from recbole_llm.retrieval.recommender import Recommender, Request
-from recbole_llm.serving.change_log import ChangeLogError
+from recbole_llm.serving.change_log import ChangeInDoubtError, ChangeLogError
 from recbole_llm.serving.settings import Limits
 
 # ------------------------------------------------------------------ reading
@@ -351,6 +351,31 @@ def test_a_log_that_cannot_be_written_is_503_and_reading_goes_on(client):
     assert client.ask(user="u1")["overlay_seq"] == 0
 
 
+def test_a_change_in_doubt_is_not_said_to_be_none(client):
+    def fail(changes, after):
+        raise ChangeInDoubtError("PostgreSQL: terminating connection")
+
+    client.service.changes._log.write = fail
+    answer = client.put("/v1/items/new", json={"text": "sea"})
+    assert "is not known. Send the change again" in is_problem(answer, 503) and answer.headers["retry-after"]
+
+
+def test_a_change_that_is_logged_and_cannot_be_read_back_is_not_said_to_be_none(client):
+    log = client.service.changes._log
+    since, failing = log.since, [True]
+
+    def read(seq):
+        if failing and seq == 0:
+            raise ChangeLogError("the server is gone")
+        return since(seq)
+
+    log.since = read
+    answer = client.put("/v1/items/new", json={"text": "sea"})
+    assert "has not seen that change yet" in is_problem(answer, 503) and answer.headers["retry-after"]
+    failing.clear()
+    wait_until(lambda: client.get("/v1/items/new").status_code == 200, "the change is followed")
+
+
 # ------------------------------------------------------------------ encoder
 
 
@@ -407,6 +432,29 @@ def test_cut_texts_are_reported(start):
     assert client.ask(text="one two three")["truncated"] == 1
     assert client.put("/v1/items/new", json={"text": "a b c d"}).json()["truncated"] == 1
     assert "recbole_llm_truncated_texts_total 2" in client.get("/metrics").text
+    batch = {"requests": [{"text": "one two three"}, {"user": "u1"}, {"text": "one"}, {"text": " "}]}
+    results = client.post("/v1/recommend/batch", json=batch).json()["results"]
+    assert [result.get("truncated") for result in results] == [1, None, None, None]
+    assert results[3]["error"]["status"] == 422
+
+
+def test_blank_texts_are_refused_as_in_python(client):
+    assert "text is empty" in client.ask(422, text=" \n")["detail"]
+    assert "text is empty" in is_problem(client.put("/v1/items/new", json={"text": " "}), 422)
+
+
+def test_wrong_rules_of_one_entry_do_not_fail_the_batch(client):
+    wrong = {"user": "u1", "diversity": {"weight": 0.5}, "boosts": [{"filter": {"kind": "sea"}}]}
+    answer = client.post("/v1/recommend/batch", json={"requests": [wrong, {"user": "u1"}]})
+    assert answer.status_code == 200, answer.text
+    first, second = answer.json()["results"]
+    assert "exactly one of add" in first["error"]["detail"] and len(second["items"]) == 10
+
+
+def test_a_refit_needs_something_to_make_vectors_of(client):
+    assert "refit" in is_problem(client.put("/v1/items/i1", json={"refit": True, "title": "x"}), 422)
+    assert client.put("/v1/items/i1", json={"text": "sea war"}).json()["cold"] is False
+    assert client.put("/v1/items/i1", json={"refit": True}).json()["cold"] is True
 
 
 def test_without_encoder(start, tmp_path):

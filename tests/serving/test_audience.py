@@ -12,9 +12,12 @@ from recbole_llm import cli
 from recbole_llm.export.errors import UnknownItemError
 from recbole_llm.export.in_memory import export_in_memory
 from recbole_llm.export.manifest import Block
+from recbole_llm.export.writer import write_artifact
+from recbole_llm.recommend import recommend_users
 from recbole_llm.retrieval import audience
 from recbole_llm.retrieval.audience import AskedItem, described_items, known_items, top_users
 from recbole_llm.retrieval.recommender import Recommender, Request
+from recbole_llm.retrieval.rules import Boost, Diversity, Exploration, Rules
 from recbole_llm.scoring.probability import ProbabilityMap
 from recbole_llm.serving import text as serving_text
 
@@ -125,6 +128,32 @@ def test_the_command(export, export_folder, tmp_path, capsys, words):
     assert [line.split()[1] for line in lines[-3:]] == [user.user for user in of_text[0]]
 
 
+def test_the_items_that_are_asked_for_are_each_told_once(tmp_path, capsys):
+    contents = make_contents(n_users=3)
+    everybody = replace(
+        contents, item_ids=["a,b", *contents.item_ids[1:]], history_offsets=np.array([0, 1, 2, 3]),
+        history_items=np.array([7, 7, 7]), history_weight=None, listed=np.arange(40) != 20,
+    )  # fmt: skip
+    write_artifact(tmp_path / "export", everybody)
+
+    def asked(*arguments):
+        assert cli.main(["recommend", str(tmp_path / "export"), "--top-users", "1", *arguments]) == 0
+        said = capsys.readouterr()
+        return [line.split(":")[0] for line in said.out.splitlines() if line.startswith("item ")], said.err
+
+    assert asked("--for-item", "i3", "--for-item", "i9", "i3")[0] == ["item i3", "item i9"]
+    assert asked("--for-item", "a,b")[0] == ["item a,b"]
+    assert asked("--for-item", "i3,i4")[0] == ["item i3", "item i4"]
+    items, said = asked("--for-item", "i3", "nothing", "--skip-unknown")
+    assert items == ["item i3"] and "unknown items skipped: 1 ('nothing')" in said
+    items, said = asked("--for-item", "i3", "i20", "--skip-unknown")
+    assert items == ["item i3"] and "does not rank skipped: 1 ('i20')" in said
+    assert cli.main(["recommend", str(tmp_path / "export"), "--for-item", "i3", "i20"]) == 2
+    assert "the model does not rank the items 'i20'" in capsys.readouterr().err
+    items, said = asked("--for-item", "i7", "i8")
+    assert items == ["item i7", "item i8"] and "items that nobody is left for: 1 ('i7')" in said
+
+
 def test_a_table_of_new_items_is_scored_at_once(export, export_folder, tmp_path, capsys, words):
     pytest.importorskip("pyarrow", reason="needs the extra 'import'")
     file = tmp_path / "new.csv"
@@ -160,6 +189,11 @@ def test_a_table_of_new_items_is_scored_at_once(export, export_folder, tmp_path,
         (["--users", "u1", "--top-users", "5"], "say which item somebody should get"),
         (["--users", "u1", "--include-new", "11"], "--include-new is 11; expected 0 to 10"),
         (["--items", "i1", "--include-new", "1"], "--include-new belongs to --users"),
+        (["--for-item", "i1", "--filter", "kind=sea", "--cap", "kind=1"], "--filter, --cap: this is of lists of items"),
+        (["--for-item", "i1", "--k", "3"], "--k: this is of lists of items"),
+        (["--text", "sea", "--top-users", "2", "--by", "chance"], "--by: this is of lists of items"),
+        (["--for-item", "i1", "--in", "text"], "--in: this is of lists of items"),
+        (["--for-item", "I1"], "has the id 'I1' (did you mean 'i1'?)"),
     ],
 )
 def test_mistakes_are_named(export_folder, arguments, message, capsys):
@@ -167,10 +201,14 @@ def test_mistakes_are_named(export_folder, arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("least", [-1, 6])
+def test_no_more_new_items_are_asked_for_than_items(export, least):
+    with pytest.raises(ValueError, match=f"include_new is {least}"):
+        list(recommend_users(export, ["u1"], k=5, include_new=least))
+
+
 @pytest.mark.parametrize("least", [1, 2, 3])
 def test_new_items_are_among_a_users_items(export, least):
-    from recbole_llm.recommend import recommend_users
-
     new = set(np.array(export.item_ids)[~export.trained])
     plain, found = ({} for _ in range(2))
     for into, include in ((plain, 0), (found, least)):
@@ -189,3 +227,36 @@ def test_new_items_are_among_a_users_items(export, least):
             kept = [row.item for row in rows if row.item not in new][: 5 - least]
             assert [row.item for row in got if row.item not in new] == kept
     assert lacking
+
+
+@pytest.mark.parametrize("least", [1, 3])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(caps={"kind": 1}),
+        Rules(caps={"genre": 2}),
+        Rules(diversity=Diversity(0.9)),
+        Rules(explore=Exploration(0.5, 3)),
+        Rules(boosts=[Boost({"kind": "sea"}, add=50)]),
+        Rules(exclude=["i37"]),
+    ],
+)
+def test_new_items_come_last_and_obey_the_rules(export, rules, least):
+    catalog = Recommender(export).catalog
+    new = set(np.array(export.item_ids)[~export.trained]).difference(rules.exclude)
+    plain, found = ({} for _ in range(2))
+    for into, include in ((plain, 0), (found, least)):
+        for row in recommend_users(export, k=4, include_new=include, rules=rules):
+            into.setdefault(row.user, []).append(row)
+    for user, rows in plain.items():
+        got = found[user]
+        ids = [row.item for row in got]
+        assert len(ids) == len(set(ids)) <= 4 and not set(ids).intersection(rules.exclude)
+        for name, most in rules.caps.items():
+            values = [value for item in ids for value in catalog.values(catalog.row_of[item], name)]
+            assert all(values.count(value) <= most for value in values)
+        before = [row for row in rows if row.item in ids]
+        assert [row.item for row in before] == ids[: len(before)] and set(ids[len(before) :]) <= new
+        assert [row.rules for row in before] == [row.rules for row in got[: len(before)]]
+        if not rules.caps:
+            assert sum(item in new for item in ids) >= min(least, len(new)) and len(ids) == 4

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,12 +115,29 @@ def test_another_version_is_refused(tmp_path):
     log.close()
     with pytest.raises(ChangeLogError, match="schema 99"):
         SqliteChangeLog(tmp_path)
+    assert not opened_in(tmp_path)
+
+
+def opened_in(folder):
+    """Files of a folder that this process holds open."""
+    here = Path("/proc/self/fd")
+    if not here.is_dir():
+        pytest.skip("this system does not tell which files are open")
+    return [link for link in here.iterdir() if str(folder) in os.path.realpath(link)]
 
 
 def test_a_file_that_is_no_database(tmp_path):
     (tmp_path / "overlay.sqlite3").write_bytes(b"not a database at all, but long enough to be read as one" * 50)
     with pytest.raises(ChangeLogError):
         SqliteChangeLog(tmp_path)
+    assert not opened_in(tmp_path)
+
+
+def test_the_next_change_comes_after_what_an_export_holds(log):
+    log.write([Put("a", "A")])
+    log.reach(7)
+    log.reach(3)
+    assert log.last_seq() == 7 and log.write([Put("b", "B"), Delete("a")], after=7) == [8, 9]
 
 
 def test_a_place_that_cannot_be_written(tmp_path):

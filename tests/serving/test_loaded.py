@@ -13,6 +13,7 @@ import recbole_llm
 from recbole_llm import cli
 from recbole_llm.export.writer import write_artifact
 from recbole_llm.recommend import recommend_items, recommend_users, similar_items
+from recbole_llm.retrieval.rules import Rules
 
 pytest.importorskip("pandas")
 
@@ -98,6 +99,16 @@ def test_an_explanation_adds_up_to_the_score(model):
     assert sorted(parts.item[:-2]) == sorted(set(liked))
 
 
+def test_an_explanation_reads_repeats_as_the_answer_does(tmp_path):
+    """Where recency counts, the last mention of an item is its place."""
+    write_artifact(tmp_path / "export", make_contents(history_decay=1.5))
+    fading = recbole_llm.load(tmp_path / "export")
+    liked = ["i7", "i3", "i5", "i7"]
+    table = fading.recommend(items=liked, k=3)
+    for item, score in zip(table.item, table.score, strict=True):
+        assert fading.explain(item, items=liked).contribution.sum() == pytest.approx(score, abs=1e-4)
+
+
 def test_answers_are_those_of_the_functions(model):
     export = model.export
     table = model.recommend(export.user_ids[:3], k=3)
@@ -119,6 +130,9 @@ def test_integers_are_the_ids_of_their_digits(tmp_path):
     write_artifact(tmp_path / "export", replace(contents, user_ids=users, item_ids=items))
     model = recbole_llm.load(tmp_path / "export")
     assert model.recommend(3, k=2).equals(model.recommend(["3"], k=2))
+    assert model.recommend(3, k=2, rules=Rules(only=[105, 107])).equals(
+        model.recommend(3, k=2, rules=Rules(only=["105", "107"]))
+    )
     assert model.recommend(np.array([3, 4]), k=2).equals(model.recommend(["3", "4"], k=2))
     assert model.similar(105, k=2).equals(model.similar("105", k=2))
     assert set(model.explain(105, user=3).item) == set(model.explain("105", user="3").item)
@@ -133,6 +147,9 @@ def test_integers_are_the_ids_of_their_digits(tmp_path):
         (lambda m: m.recommend([]), "users is empty"),
         (lambda m: m.recommend([1.5]), r"users holds 1\.5"),
         (lambda m: m.recommend(k=0), "k is 0"),
+        (lambda m: m.recommend("u1", rules=Rules(only=["nix"])), "rules: only: no item .* 'nix'. skip_unknown"),
+        (lambda m: m.recommend(items=["i1"], rules=Rules(exclude=["I2"])), "rules: exclude: .* mean 'i2'"),
+        (lambda m: m.similar("i1", rules=Rules(only=["i2", "nix"])), "rules: only: no item .* 'nix'"),
         (lambda m: m.similar("nothing"), "item: no item .* 'nothing'|item: no item .* nothing"),
         (lambda m: m.similar("nothing", k=0), "k is 0"),
         (lambda m: m.explain(m.export.item_ids[0]), "either user or items"),
@@ -152,6 +169,8 @@ def test_unknown_ids_may_be_left_out(shared_folder):
     model = recbole_llm.load(shared_folder)
     known = model.export.user_ids[0]
     assert model.recommend([known, "nobody"], k=2, skip_unknown=True).equals(model.recommend(known, k=2))
+    some = model.recommend(known, k=2, rules=Rules(exclude=["i1", "nothing"]), skip_unknown=True)
+    assert some.equals(model.recommend(known, k=2, rules=Rules(exclude=["i1"])))
 
 
 def test_there_must_be_a_model(tmp_path):

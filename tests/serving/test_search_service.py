@@ -1,5 +1,7 @@
 """Searches through the service: what was put is found by its title, in this process and the next."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from made_export import WordEncoder
@@ -45,6 +47,18 @@ def test_http_answers_as_python(start, folder):
         near = client.get("/v1/items/i3/similar", params={"by": by}).json()
         assert [item["id"] for item in near["items"]] == [item.id for item in shop.similar("i3", by=by).items]
     assert "parts" not in client.ask(text="iron pan")["items"][0]
+
+
+def test_titles_wait_for_the_encoder_of_the_export(start, folder):
+    """That of another export, which a reload is about to replace, makes other vectors."""
+    client = start(folder)
+    service, own = client.service, client.service.text
+    assert client.put("/v1/items/new", json=NEW).status_code == 200
+    service.text = SimpleNamespace(fingerprint="words-2", state="ready")
+    assert client.portal.call(service.titles.learn, 5.0) is False
+    service.text = own
+    assert client.portal.call(service.titles.learn, 5.0) is True
+    assert client.ask(text="Velvet quilt & pillow")["items"][0]["id"] == "new"
 
 
 def test_wrong_ways_to_rank_are_refused(start, folder):

@@ -132,7 +132,7 @@ def prune(
     Raises:
         ValueError: if ``unused_days`` is negative, or no encoder matches ``encoder``; lists those there are.
     """
-    if unused_days is not None and unused_days < 0:
+    if unused_days is not None and not unused_days >= 0:  # NaN too: every comparison with it would be false
         raise ValueError(f"unused_days must be at least 0, got {unused_days}.")
     stored = store_info(folder)
     doomed = [entry for entry in stored if _is_asked_for(entry, unused_days, encoder)]
