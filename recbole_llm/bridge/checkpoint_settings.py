@@ -33,7 +33,7 @@ HISTORIES = ("all", "train")  # interactions that recommendations are made from
 _MODEL_KEYS = """
     item_text_fields item_text_template user_text_fields item_modalities item_columns encoder encoder_revision
     encoder_pooling encoder_prompt encoder_max_tokens encoder_overflow encoder_dim encoder_batch_size encoder_dtype
-    feature_transform blocks closed_form_dim tower_features embedding_size adapter_hidden_size use_item_id use_item_bias
+    feature_transform finetune blocks closed_form_dim tower_features embedding_size adapter_hidden_size use_item_id use_item_bias
     user_tower history_dropout history_exponent history_decay use_order order_test share_parameters cold_map cold_boost
     scoring scale_init
     loss_type neg_weight kernel_backend eval_backend shard_items refit_rows weight_field weight_exponent dislike_weight

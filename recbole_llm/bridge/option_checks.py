@@ -1,7 +1,11 @@
 """Options that do not go together, and those that a file may not set."""
 
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from recbole_llm.bridge import option_values as values
 from recbole_llm.content.encoder_settings import is_function
@@ -47,3 +51,18 @@ def reject_what_shards_lack(given: Mapping[str, Any], config: Any) -> None:
     ):
         if not fits:
             raise ValueError(f"With shard_items, {key} must be {expected}, got {value!r}. Or set shard_items to false.")
+
+
+@lru_cache(maxsize=1)
+def stock_keys() -> frozenset[str]:
+    """Return every key that RecBole's argument lists and the YAML files in its wheel name."""
+    import recbole
+    from recbole.utils import argument_list
+
+    names = {key for value in vars(argument_list).values() if isinstance(value, list) for key in value}
+    for path in (Path(recbole.__file__).parent / "properties").rglob("*.yaml"):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        names.update(key for key in content or () if isinstance(key, str))
+    # read by Config and the quick-start functions, in no list
+    others = "model dataset config_files nproc world_size ip port offset local_rank"
+    return frozenset(names | set(others.split()))

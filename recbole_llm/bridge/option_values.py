@@ -187,7 +187,7 @@ class ModalitySource:
 
 def modalities(name: str, value: Any) -> dict[str, ModalitySource]:
     """Check for encoders by modality; an encoder alone stands for one with the usual column."""
-    given = _from_text(name, value) or {}
+    given = from_text(name, value) or {}
     example = f"For example {name}: {{image: {{encoder: google/siglip2-base-patch16-224, column: image}}}}."
     if not isinstance(given, Mapping):
         raise fail(name, value, "encoders by modality", example)
@@ -216,7 +216,7 @@ COLUMN_KINDS = ("auto", "category", "number")
 
 def columns(name: str, value: Any) -> dict[str, str] | str | None:
     """Check for columns with their kinds, ``auto``, or nothing; a list leaves the kinds open."""
-    value = _from_text(name, value)
+    value = from_text(name, value)
     if value in (None, "", False) or value == "auto":
         return value or None
     example = f"For example {name}: [brand, price], or {name}: {{brand: category, price: number}}."
@@ -232,7 +232,7 @@ def columns(name: str, value: Any) -> dict[str, str] | str | None:
     return {str(column): str(kind) for column, kind in value.items()} or None
 
 
-def _from_text(name: str, value: Any) -> Any:
+def from_text(name: str, value: Any) -> Any:
     """A mapping that a command line gives as text, ``{image: a.npy}``."""
     if not isinstance(value, str) or not value.lstrip().startswith("{"):
         return value
@@ -244,7 +244,7 @@ def _from_text(name: str, value: Any) -> Any:
 
 def files(name: str, value: Any) -> str | dict[str, str] | None:
     """Check for a path, or paths by modality."""
-    value = _from_text(name, value)
+    value = from_text(name, value)
     if isinstance(value, Mapping):
         by_modality = {str(modality): text(name, path) for modality, path in value.items()}
         if all(modality.isidentifier() for modality in by_modality):

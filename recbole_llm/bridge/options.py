@@ -9,16 +9,19 @@ here. A key that RecBole, a stock model's YAML or this file knows is never an er
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from recbole_llm.bridge import option_values as values
-from recbole_llm.bridge.option_checks import CATALOG_LOSSES, reject_functions_of_files, reject_what_shards_lack
+from recbole_llm.bridge.finetune_option import read_finetune, settle_finetune
+from recbole_llm.bridge.option_checks import (
+    CATALOG_LOSSES,
+    reject_functions_of_files,
+    reject_what_shards_lack,
+    stock_keys,
+)
 from recbole_llm.bridge.preloaded import preloaded_vectors
 from recbole_llm.content.encoder_settings import DTYPES, OVERFLOWS, POOLINGS
+from recbole_llm.fitting.finetune_recipe import Recipe
 
 LOSS_TYPES = ("catalog_bce", "catalog_ce", "sampled_bce", "pair_bce")
 USER_TOWER_PARTS = ("history", "id", "text")
@@ -180,6 +183,16 @@ class Options:
         "Text and features",
         "str",
         "center, none, standardize or whiten; statistics of the items that have a text.",
+        of_dataset=True,
+    )
+    finetune: Recipe | None = _key(  # noqa: RUF009  # a frozen dataclass
+        read_finetune,
+        None,
+        "Text and features",
+        "dict",
+        "Tune the encoder through the towers' loss: {encoder: text or image, method: lora or last_layers, layers, rank: 8, "
+        "alpha: 16, learning_rate, warmup: 0.2, decay: 0.05, steps: 200, items_per_step: 256, refresh: 100, max_tokens, "
+        "gate_level: 0.01, gate_users: 500}. Kept only where a paired test against the frozen encoder says so.",
         of_dataset=True,
     )
 
@@ -389,6 +402,7 @@ class Options:
             given["item_features_file"] = preloaded.file
         if given["tower_features"] is None:  # the closed form already carries the content
             given["tower_features"] = "closed_form" not in given["blocks"] or not given["use_item_id"]
+        settle_finetune(given, config)
         if given["shard_items"]:
             reject_what_shards_lack(given, config)
         return cls(**given)
@@ -422,21 +436,6 @@ def default_values() -> dict[str, Any]:
     """Return every default of the model: ours, and those of RecBole's keys that differ from RecBole's."""
     own = {name: key.default for name, key in KEYS.items()}
     return own | {name: value for name, (value, _) in RECBOLE_KEYS.items()}
-
-
-@lru_cache(maxsize=1)
-def stock_keys() -> frozenset[str]:
-    """Return every key that RecBole's argument lists and the YAML files in its wheel name."""
-    import recbole
-    from recbole.utils import argument_list
-
-    names = {key for value in vars(argument_list).values() if isinstance(value, list) for key in value}
-    for path in (Path(recbole.__file__).parent / "properties").rglob("*.yaml"):
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        names.update(key for key in content or () if isinstance(key, str))
-    # read by Config and the quick-start functions, in no list
-    others = "model dataset config_files nproc world_size ip port offset local_rank"
-    return frozenset(names | set(others.split()))
 
 
 def reject_misspelt_keys(given: Iterable[str]) -> None:

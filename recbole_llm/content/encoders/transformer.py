@@ -299,6 +299,12 @@ class TextEncoder:
             use_onednn(model)
         return model
 
+    @property
+    def module(self) -> nn.Module:
+        """The transformer itself, which is loaded for it."""
+        found: nn.Module = self._model
+        return found
+
     @cached_property
     def _layers(self) -> nn.Module:
         return self.head.load().to(self.device)

@@ -124,6 +124,12 @@ class VisionEncoder:
             **self.preprocessing.identity(),
         }
 
+    @property
+    def module(self) -> torch.nn.Module:
+        """The vision model itself, which is loaded for it."""
+        found: torch.nn.Module = self._model
+        return found
+
     def _vectors(self, pixels: np.ndarray) -> Tensor:
         model = self._model
         values = torch.from_numpy(pixels).to(self.device, DTYPES[self.dtype])
