@@ -130,6 +130,7 @@ def load_run(
         try:
             with _csv_parser(parser):
                 dataset = dataset_class(config)
+                dataset.take_tuned(_tuned_of(state, checkpoint))
                 splits = dataset.build()
         except ValueError:
             if parser == PARSERS[-1]:
@@ -153,6 +154,20 @@ def load_run(
             f"({error}). Use the version that wrote it, or train again."
         ) from error
     return LoadedRun(config, model.eval(), dataset, splits, state)
+
+
+def _tuned_of(state: Mapping[str, Any], checkpoint: str | Path) -> Any:
+    """The fine-tuned encoder in a checkpoint; ``None`` without one."""
+    from recbole_llm.bridge.checkpoint import WRONG_CONTENTS
+    from recbole_llm.bridge.tuned_content import TunedContent
+
+    found = state["other_parameter"].get("encoder")
+    try:
+        return None if found is None else TunedContent.from_state(found)
+    except WRONG_CONTENTS as error:
+        raise ValueError(
+            f"checkpoint: {str(checkpoint)!r} holds a fine-tuned encoder of another form ({error})."
+        ) from error
 
 
 def picture_encoders(item_modalities: str | Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from recbole_llm.bridge.checkpoint_settings import HISTORIES
 from recbole_llm.bridge.item_media import in_words
 from recbole_llm.bridge.options import NEG_VALID_FIELD, Options
 from recbole_llm.bridge.training.tower_choice import may_choose
+from recbole_llm.bridge.tuned_content import TunedContent
 from recbole_llm.fitting.data import Known, TrainingData
 from recbole_llm.fitting.ease import Setting
 from recbole_llm.fitting.refit import Chosen
@@ -81,6 +82,8 @@ class LLMTwoTower(GeneralRecommender):
         self._hold(*self.make_towers(None))
         self.fitted: FittedScore | None = None  # None: the learned block alone
         self.chosen: Chosen | None = None  # what validation decided, for a fit that repeats it
+        self.tuned: TunedContent | None = None  # a fine-tuned encoder, whose vectors the towers read
+        self.finetuning: Mapping[str, Any] | None = None  # what the gate said of it
 
     def make_towers(self, choice: TowerChoice | None) -> tuple[TwoTowers, TowerLoss]:
         """Make new towers and their loss, on a CPU where the model has just been made, else on its device.
@@ -123,6 +126,16 @@ class LLMTwoTower(GeneralRecommender):
             for tower in {towers.target, towers.source}:
                 for parameter in tower.adapters.parameters():
                     parameter.register_hook(distributed.sum_over_ranks)
+
+    def take_tuned(self, tuned: TunedContent) -> None:
+        """Let the vectors of a modality be those of a fine-tuned encoder."""
+        table = self._features[tuned.modality][0]
+        if table.value.shape != tuned.vectors.shape:
+            raise ValueError(
+                f"The tuned vectors are {tuple(tuned.vectors.shape)}, the model's {tuple(table.value.shape)}."
+            )
+        table.value = tuned.vectors.to(table.value)
+        self.tuned, self._read_off = tuned, None
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load parameters; the towers become those of the state where a fit may have chosen others than the options say."""
@@ -341,6 +354,9 @@ class LLMTwoTower(GeneralRecommender):
         chosen = None if self.chosen is None else self.chosen.to_state()
         towers = None if self.tower_choice is None else self.tower_choice.to_state()
         always = {"later": later, "chosen": chosen, "towers": towers, "signals": self.signals.to_state()}
+        if self.options.finetune is not None:
+            tuned = None if self.tuned is None else self.tuned.to_state()
+            always |= {"encoder": tuned, "finetuning": self.finetuning}
         if fitted is None:
             return {"score": None, "setting": None, **always}
         setting = None if fitted.setting is None else fitted.setting.to_state()
@@ -363,6 +379,9 @@ class LLMTwoTower(GeneralRecommender):
         self.take_signals(Signals.from_state(para.get("signals")))
         self.chosen = None if chosen is None else Chosen.from_state(chosen)
         self._trained_by(para.get("towers"))
+        self.finetuning = para.get("finetuning")
+        if para.get("encoder") is not None:
+            self.take_tuned(TunedContent.from_state(para["encoder"]))
         if later is not None:
             names = {"ranks": "weights"} if first else {"ranks": "ranks", "weights": "weights"}
             rows = Rows(later["offsets"], later["ids"], **{name: later[of] for name, of in names.items()})

@@ -25,6 +25,7 @@ from recbole_llm.bridge.option_values import ModalitySource
 from recbole_llm.bridge.options import Options
 from recbole_llm.bridge.preloaded import preloaded_vectors
 from recbole_llm.bridge.repairs.labels import NEGATIVES
+from recbole_llm.bridge.tuned_content import TUNED, TunedContent, options_of, take_tuned
 from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, FeatureTable, apply_transform, encode_texts, load_features
 from recbole_llm.content.media.files import ItemFiles
@@ -32,7 +33,7 @@ from recbole_llm.content.store.vector_files import AtomicForm
 from recbole_llm.content.text import AtomicTable, choose_text_fields, read_atomic_table, texts_of_tokens
 from recbole_llm.scoring.rows import Rows, rows_from_pairs
 
-_CONTENT = ("_item_features", "_user_features")
+_CONTENT = ("_item_features", "_user_features", TUNED)
 _LATER = "_later_splits"
 
 
@@ -112,7 +113,7 @@ class LLMTwoTowerDataset(Dataset):
                 f"{read} were read: add it to load_col.inter, or give the time column's name as TIME_FIELD."
             )
         splits = super().build()
-        rows = Options.from_config(self.config).refit_rows
+        rows = options_of(self).refit_rows
         if rows is not None:
             splits = _joined(splits, {"valid": 2, "all": len(splits)}[rows])
         splits[0].__dict__[_LATER] = tuple(splits[1:])
@@ -125,6 +126,15 @@ class LLMTwoTowerDataset(Dataset):
         super()._normalize()
         if kept is not None:
             self.inter_feat[name] = kept
+
+    @property
+    def options(self) -> Options:
+        """Our options; they name the fine-tuned encoder where there is one."""
+        return options_of(self)
+
+    def take_tuned(self, tuned: TunedContent | None) -> None:
+        """Let the vectors be those of a fine-tuned encoder; ``None`` changes nothing."""
+        take_tuned(self, tuned)
 
     def unread_items(self) -> int:
         """Items of the .item file that are none of this dataset's; 0 where there is no such file."""
@@ -156,7 +166,7 @@ class LLMTwoTowerDataset(Dataset):
         Raises:
             ValueError: if a modality is configured twice, or its texts, files or encoder are not there.
         """
-        options = Options.from_config(self.config)
+        options = options_of(self)
         makers: dict[str, Callable[[], FeatureTable]] = {}
         if options.text_encoder:
             fields, template = options.item_text_fields, options.item_text_template
@@ -188,21 +198,21 @@ class LLMTwoTowerDataset(Dataset):
     def user_features(self) -> dict[str, FeatureTable]:
         """Vectors of the users' own texts (``.user`` columns) by modality; no interaction enters them."""
         if "_user_features" not in self.__dict__:
-            options = Options.from_config(self.config)
+            options = options_of(self)
             table = None if "text" not in options.user_tower else self.profile_vectors()
             self._user_features = {} if table is None else {"text": apply_transform(table, options.feature_transform)}
         return self._user_features
 
     def profile_vectors(self) -> FeatureTable | None:
         """Encode the users' own texts, as they come from the encoder; ``None`` without one."""
-        options = Options.from_config(self.config)
+        options = options_of(self)
         if not options.encoder:
             return None
         return self._encoded("user", self.uid_field, options.user_text_fields, None, options)
 
     def profile_fields(self) -> tuple[str, ...]:
         """Return the columns of the ``.user`` file that make a user's text."""
-        options = Options.from_config(self.config)
+        options = options_of(self)
         return choose_text_fields(self._text_table("user", self.uid_field, options), options.user_text_fields, None)
 
     def training_rows(self, decay: float | None = None, *later: Dataset) -> Rows:
@@ -312,7 +322,7 @@ class LLMTwoTowerDataset(Dataset):
         Raises:
             ValueError: if ``item_modalities`` names a column that the item file does not have.
         """
-        source = (Options.from_config(self.config).item_modalities or {}).get("image")
+        source = (options_of(self).item_modalities or {}).get("image")
         return files_of_items(self, "image", source, self._tokens(self.iid_field))
 
     def picture_vectors(self) -> FeatureTable:
@@ -321,13 +331,7 @@ class LLMTwoTowerDataset(Dataset):
         Raises:
             ValueError: if no encoder of pictures is configured, or no picture can be read.
         """
-        options = Options.from_config(self.config)
-        source = (options.item_modalities or {}).get("image")
-        if source is None:
-            raise ValueError(
-                "item_modalities names no encoder of pictures, such as {image: google/siglip2-base-patch16-224}."
-            )
-        return self._of_files("image", source, options)
+        return self.media_vectors("image")
 
     def media_vectors(self, modality: str) -> FeatureTable:
         """Vectors of the items' files as their encoder gives them, without ``feature_transform``.
@@ -338,15 +342,17 @@ class LLMTwoTowerDataset(Dataset):
         Raises:
             ValueError: if no encoder of it is configured, or no file can be read.
         """
-        options = Options.from_config(self.config)
+        options = options_of(self)
         source = (options.item_modalities or {}).get(modality)
         if source is None:
-            raise ValueError(f"item_modalities names no encoder of {modality}.")
+            raise ValueError(
+                f"item_modalities names no encoder of {modality}, such as {{image: google/siglip2-base-patch16-224}}."
+            )
         return self._of_files(modality, source, options)
 
     def raw_vectors(self, modality: str) -> FeatureTable:
         """Vectors of the items' texts, pictures or sounds, without ``feature_transform``; raises as :meth:`media_vectors`."""
-        options = Options.from_config(self.config)
+        options = options_of(self)
         if modality != "text":
             return self.media_vectors(modality)
         if options.text_encoder is None:
@@ -355,11 +361,11 @@ class LLMTwoTowerDataset(Dataset):
 
     def encoder_of(self, asked: str, compared: str) -> Any:
         """Load the encoder of questions; see :func:`recbole_llm.bridge.item_media.question_encoder`."""
-        return question_encoder(self, Options.from_config(self.config), asked, compared)
+        return question_encoder(self, options_of(self), asked, compared)
 
     def centre_of(self, asked: str, encoder: Any, most: int) -> torch.Tensor | None:
         """Centre of questions; see :func:`recbole_llm.bridge.item_media.centre_of_questions`."""
-        return centre_of_questions(self, Options.from_config(self.config), asked, encoder, most)
+        return centre_of_questions(self, options_of(self), asked, encoder, most)
 
     def _of_files(self, modality: str, source: ModalitySource, options: Options) -> FeatureTable:
         """Vectors of the items' pictures or sounds; items without one are absent."""
@@ -414,12 +420,12 @@ class LLMTwoTowerDataset(Dataset):
 
     def item_texts(self) -> list[str | None]:
         """Read the items' texts in internal order; ``None`` for padding and where there is none."""
-        options = Options.from_config(self.config)
+        options = options_of(self)
         return self._texts("item", self.iid_field, options.item_text_fields, options.item_text_template, options)
 
     def text_encoder(self) -> Any:
         """Load the encoder of texts that is configured."""
-        options = Options.from_config(self.config)
+        options = options_of(self)
         return load_encoder(
             str(options.encoder),
             revision=options.encoder_revision,

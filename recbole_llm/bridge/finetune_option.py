@@ -160,6 +160,11 @@ def settle_finetune(given: dict[str, Any], config: Any) -> None:
             f"max_tokens is {tokens} and encoder_max_tokens {own}",
             "give one of them: in a run of fine-tuning the frozen encoder reads as many tokens as the tuned one",
         ),
+        (
+            recipe.encoder != "text" or "text" not in given["user_tower"],
+            f"user_tower is {'+'.join(given['user_tower'])}, and the users' texts would go through the tuned encoder untrained",
+            "leave text out of user_tower",
+        ),
         (not config["enable_scaler"], "enable_scaler is true", "set it to false"),
         (
             given["refit_rows"] is None,

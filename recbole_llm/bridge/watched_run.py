@@ -113,7 +113,8 @@ def run_watched(
         result = quick.run_recbole(
             model=model, dataset=dataset, config_file_list=list(files), config_dict=dict(settings)
         )
-    return result, watch
+    verdict = getattr(getattr(watch.trainer, "model", None), "finetuning", None)
+    return result if verdict is None else {**result, "finetune": dict(verdict)}, watch
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def export_model(
         index=index,
         attributes=attributes,
         keep_text=keep_text,
-        bundle_encoder=bundle_encoder,
+        bundle_encoder=bundle_encoder or holds_tuned_text(model),
         metrics=metrics,
         overlay_seq=overlay_seq,
         build_index=build_index,
@@ -117,6 +117,7 @@ def export_model(
         history=history,
     )
     _refuse_direct_graphs(contents.direct, onnx)
+    contents = under_names_of_bases(contents, model)
     thumbnails = small_pictures(dataset) if images == "thumbs" else None
     contents = replace(contents, thumbnails=thumbnails)
     card = model_card(contents, getattr(dataset, "dataset_name", ""), quality)
@@ -124,6 +125,32 @@ def export_model(
     counts = manifest.counts
     log.info("Exported %d items and %d users as %s to %s", counts["items"], counts["users"], manifest.export_id, output)
     return manifest
+
+
+def holds_tuned_text(model: Any) -> bool:
+    """Whether the encoder of a model's texts was fine-tuned: no other place has it, so that it goes along."""
+    tuned = getattr(model, "tuned", None)
+    return tuned is not None and tuned.modality == "text"
+
+
+def under_names_of_bases(contents: ExportContents, model: Any) -> ExportContents:
+    """Name fine-tuned encoders by their bases, and no folder of this machine; their fingerprints stay the tuned ones'."""
+    tuned = getattr(model, "tuned", None)
+    if tuned is None:
+        return contents
+    if tuned.modality == "text":
+        log.info("The fine-tuned encoder of the texts goes along, merged with its base")
+        spec = contents.encoder
+        named = None if spec is None else replace(spec, name=model.options.encoder)
+        return replace(contents, encoder=named)
+    pictures = contents.pictures
+    if pictures is None:
+        return contents
+    log.warning(
+        "The encoder of the pictures was fine-tuned, and an export holds none of pictures: serve with --image-encoder %s",
+        pictures.name,
+    )
+    return replace(contents, pictures=replace(pictures, name=model.options.item_modalities["image"].encoder))
 
 
 def _check_dtype(dtype: str, rescore: bool, onnx: bool) -> None:
@@ -183,23 +210,27 @@ def contents_of(
     Raises:
         ValueError: if the model cannot be expressed, or a column is unknown.
     """
+    tuned = getattr(model, "tuned", None)
+    if tuned is not None:
+        dataset.take_tuned(tuned)
+    options = model.options if tuned is None else dataset.options  # these name the fine-tuned encoder
     data = model.training_data()
     score = replace(model.score, content=content_blocks(data))
     known = model.known(dataset, history)
-    tables = tables_of(score, data, model.n_users, model.options.cold_map != "none", known.history)
+    tables = tables_of(score, data, model.n_users, options.cold_map != "none", known.history)
     item_ids, user_ids = _tokens(dataset, dataset.iid_field), _tokens(dataset, dataset.uid_field)
-    items = item_records(model.options, dataset, item_ids, attributes, keep_text)
-    encoder = _encoder(model.options) if map_texts else None
-    spec = None if encoder is None else _encoder_spec(encoder, model.options, bundle_encoder)
-    transform = None if encoder is None else _text_transform(items.texts, model.options, encoder)
-    text_map = _text_map(tables, model.options, transform) if map_texts else None
-    pictures = _pictures(tables, data, dataset, model.options) if map_pictures else None
+    items = item_records(options, dataset, item_ids, attributes, keep_text)
+    encoder = _encoder(options) if map_texts else None
+    spec = None if encoder is None else _encoder_spec(encoder, options, bundle_encoder)
+    transform = None if encoder is None else _text_transform(items.texts, options, encoder)
+    text_map = _text_map(tables, options, transform) if map_texts else None
+    pictures = _pictures(tables, data, dataset, options) if map_pictures else None
     space = None if pictures is None else pictures.space
     profiles = _profiles(model, dataset, tables.blocks) if map_texts else None
     if spec is None and profiles is not None:  # of the users alone
         encoder = dataset.text_encoder()
-        spec = _encoder_spec(encoder, model.options, bundle_encoder)
-    search = _search_tables(data, item_ids, items.records, model.options, encoder, transform, space)
+        spec = _encoder_spec(encoder, options, bundle_encoder)
+    search = _search_tables(data, item_ids, items.records, options, encoder, transform, space)
     if search.titles is not None and not keep_text:
         log.warning("Without the items' texts, a search looks for words in their titles alone.")
     rows = known.history.to("cpu")
@@ -241,7 +272,7 @@ def contents_of(
         profile_map=None if profiles is None else profiles[0],
         profile_text=None if profiles is None else profiles[1],
         attributes=items.kinds,
-        history_decay=model.options.history_decay,
+        history_decay=options.history_decay,
         overlay_seq=overlay_seq,
         fitted_interactions=known.fitted,
         never_shown=(*model.never_shown(), items.unread),

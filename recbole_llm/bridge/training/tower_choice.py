@@ -22,6 +22,8 @@ def explicit_keys(config: Any) -> set[str]:
         return name in config.external_config_dict or config[name] != defaults[name]
 
     found = {name for name in CHOSEN_KEYS if is_set(name)}
+    if config["finetune"]:  # an encoder is tuned through towers that read it
+        found.add("tower_features")
     # whoever weighs the negatives wants the loss that has them
     return found | {"loss_type"} if is_set("neg_weight") else found
 

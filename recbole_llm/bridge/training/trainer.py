@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from logging import getLogger
@@ -30,6 +31,7 @@ from recbole_llm.bridge.training import optimizers
 from recbole_llm.bridge.training.advice import advice_of
 from recbole_llm.bridge.training.best_state import BestState
 from recbole_llm.bridge.training.choices import settled_choices
+from recbole_llm.bridge.training.finetune import refuse_without_means, remove_state, towers_of_tuned_encoder
 from recbole_llm.bridge.training.interruption import Interruption
 from recbole_llm.bridge.training.item_tables import tables_of
 from recbole_llm.bridge.training.tower_choice import choose, patience
@@ -124,6 +126,7 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
     ) -> tuple[float, dict[str, float] | None]:
         model = self.model
         validation = self.validation(valid_data, train_data._dataset)
+        refuse_without_means(model, validation)
         if model.history.ranks is not None and valid_data:
             model.remember_later(train_data._dataset.training_ranks(valid_data._dataset))
             if verbose:
@@ -136,8 +139,13 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             model.eval()
         with quietly(not verbose):
             given, validation = settled_choices(self.config, model, validation, self._tables.agree)
-            self._chooses, data = given is None, model.training_data()
-            towers = partial(self.train_towers, train_data, valid_data, verbose, show_progress, callback_fn)
+            self._chooses = given is None
+            towers: Callable[[], LinearBlock] = partial(
+                self.train_towers, train_data, valid_data, verbose, show_progress, callback_fn
+            )
+            if model.options.finetune is not None and validation is not None:
+                towers = towers_of_tuned_encoder(self, train_data, valid_data, validation, towers)
+            data = model.training_data()
             always: dict[str, Any] = {"rank_all_cold": model.gives_probabilities, "agree": self._tables.agree}
             if given is None:
                 model.fitted = fit(data, validation, model.options, towers, start=model.fitted, **always)
@@ -367,10 +375,11 @@ class LLMTwoTowerTrainer(Trainer, _Unwrapped):
             return
         state = self._tables.read(self.saved_model_file, "cpu")
         distributed.barrier()  # every process has read it
-        self._write(
-            self.saved_model_file,
-            {key: state[key] for key in self._state(-1)} | {"other_parameter": self.model.other_parameter()},
-        )
+        fitted: dict[str, Any] = {"other_parameter": self.model.other_parameter()}
+        if self.model.tuned is not None:  # its towers were trained beyond their best epoch
+            fitted["state_dict"] = dict(self.model.state_dict())
+        self._write(self.saved_model_file, {key: state[key] for key in self._state(-1)} | fitted)
+        remove_state(self.saved_model_file)
 
     def resume_checkpoint(self, resume_file: str | os.PathLike[str]) -> None:
         """Take over a checkpoint: ``*-last.pth`` to go on as if never stopped, or the best epoch's ``*.pth``.

@@ -126,6 +126,12 @@ def placeholders_among(keys_of: Sequence[Sequence[bytes]], items: int) -> dict[b
     return {key: rows for key, rows in shared.items() if rows > most}
 
 
+def usable_files(kind: FileKind, paths: Sequence[Sequence[Path]], encoder: Any) -> list[list[Path]]:
+    """List the files of each row whose vectors :func:`encode_files` averages: each once, read, and no placeholder."""
+    job = _Job(kind, encoder, None, False)
+    return [[job.file_of[key] for key in keys if key in job.at] for keys in job.take(paths)]
+
+
 class _Job:
     """The distinct files of one call on their way to vectors."""
 
