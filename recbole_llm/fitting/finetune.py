@@ -186,6 +186,7 @@ def fine_tune(
     validation: Validation,
     resume: Mapping[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] = lambda state: None,
+    observe: Callable[[str], None] = lambda name: None,
 ) -> Outcome:
     """Fine-tune an encoder, and keep it where it is better than the frozen one of as many steps.
 
@@ -197,6 +198,7 @@ def fine_tune(
         validation: by which the winner is told.
         resume: what ``save`` was given last, to go on from there.
         save: keeps a state of plain values and tensors; called after every refresh.
+        observe: called with ``start``, ``control`` and ``tuned`` while towers and table are in that state.
     """
     towers, recipe = tuning.towers, tuning.recipe
     begun, read = [each.detach().clone() for each in towers.parameters()], tuning.table.value
@@ -208,6 +210,7 @@ def fine_tune(
         return user_metric(scorer, targets, seen, data.n_items, validation.metric, ~data.trained)
 
     start = values()
+    observe("start")
     if len(users) < recipe.gate_users:
         verdict = judge(start, start, start, recipe, str(validation.metric))
         log.info(f"fine-tuning: {verdict.reason}: no step is made", extra={"finetune": verdict.to_state()})
@@ -216,11 +219,13 @@ def fine_tune(
     for step in range(1, recipe.steps + 1):
         steps.of_towers(step)
     control = values()
+    observe("control")
     log.info(
         f"fine-tuning: {validation.metric} {float(start.mean()):.4f}, {float(control.mean()):.4f} with the encoder frozen"
     )
     _put(towers, begun)
     vectors = _tuned_vectors(tuning, data, values, resume, save)
+    observe("tuned")
     verdict = judge(values(), control, start, recipe, str(validation.metric))
     log.info(f"fine-tuning: {verdict}", extra={"finetune": verdict.to_state()})
     if not verdict.kept:

@@ -88,28 +88,10 @@ def towers_of_tuned_encoder(
 
 
 def _tune(trainer: Any, dataset: Any, valid_split: Any, validation: Validation) -> None:
-    model, options = trainer.model, trainer.model.options
-    recipe: Recipe = options.finetune
-    raw = dataset.raw_vectors(recipe.encoder)
-    trainable, items = _encoder_of(dataset, recipe, options, int(trainer.config["seed"]))
+    model = trainer.model
+    recipe: Recipe = model.options.finetune
+    tuning, trainable = tuning_of(model, dataset, trainer.config, recipe)
     history = model.history
-    table = model._features[recipe.encoder][0]
-    tuning = Tuning(
-        recipe,
-        model.towers,
-        model.loss,
-        table,
-        raw.vectors.to(history.ids.device),
-        raw.present.to(history.ids.device),
-        lambda vectors: fit_transform(
-            FeatureTable(vectors.cpu(), raw.present, recipe.encoder, ""), options.feature_transform
-        ),
-        items,
-        float(trainer.config["learning_rate"]),
-        float(trainer.config["weight_decay"] or 0.0),
-        int(trainer.config["train_batch_size"]),
-        int(trainer.config["seed"]),
-    )
     identity = {
         "data": data_fingerprint(history.offsets, history.ids),
         "base": base_digest(trainable.encoder.files.transformer()),
@@ -128,6 +110,42 @@ def _tune(trainer: Any, dataset: Any, valid_split: Any, validation: Validation) 
     getLogger().info("encoder: %s", outcome.verdict, extra={"content": True})
     if outcome.vectors is not None:
         _take(trainer, (dataset, valid_split), trainable.adapters(), outcome.vectors)
+
+
+def tuning_of(model: Any, dataset: Any, config: Any, recipe: Recipe) -> tuple[Tuning, TrainableEncoder]:
+    """Collect what a fine-tuning works on.
+
+    Args:
+        model: an ``LLMTwoTower`` whose towers have converged.
+        dataset: of its training split.
+        config: of the run.
+        recipe: how the encoder is tuned.
+
+    Returns:
+        That, and the encoder in it.
+    """
+    options, seed = model.options, int(config["seed"])
+    raw, device = dataset.raw_vectors(recipe.encoder), model.history.ids.device
+    trainable, items = _encoder_of(dataset, recipe, options, seed)
+
+    def space(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return fit_transform(FeatureTable(vectors.cpu(), raw.present, raw.modality, ""), options.feature_transform)
+
+    tuning = Tuning(
+        recipe,
+        model.towers,
+        model.loss,
+        model._features[recipe.encoder][0],
+        raw.vectors.to(device),
+        raw.present.to(device),
+        space,
+        items,
+        float(config["learning_rate"]),
+        float(config["weight_decay"] or 0.0),
+        int(config["train_batch_size"]),
+        seed,
+    )
+    return tuning, trainable
 
 
 def _encoder_of(dataset: Any, recipe: Recipe, options: Any, seed: int) -> tuple[TrainableEncoder, ItemEncoder]:
