@@ -220,6 +220,7 @@ def train(
     from recbole.config import Config
 
     from recbole_llm.bridge.files import require_dataset
+    from recbole_llm.bridge.finetune_option import read_finetune
 
     settings: dict[str, Any] = dict(given or {})
     if options.resume:
@@ -239,6 +240,10 @@ def train(
         options.model, options.dataset = model, dataset
     config = Config(options.model, options.dataset, list(files), dict(settings))
     require_dataset(config)
+    if getattr(options, "final", None) and read_finetune("finetune", config["finetune"]) is not None:
+        raise ValueError(
+            "--final: a fit that repeats choices tunes no encoder. Next step: leave --final out, or finetune empty."
+        )
     started = time.perf_counter()
     if place or (options.nproc == 1 and options.world_size <= 0):
         speaks = place.get("local_rank", 0) + place.get("offset", 0) == 0

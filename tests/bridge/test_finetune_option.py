@@ -91,7 +91,7 @@ TEXT = {"encoder": "text"}
             "max_tokens is 32 and encoder_max_tokens 64",
         ),
         ({**TOWERS, "finetune": TEXT, "user_tower": "history+text"}, "user_tower is history\\+text"),
-        ({**TOWERS, "finetune": TEXT, "refit_rows": "all"}, "a fit that repeats the choices .* EXPORT/encoder"),
+        ({**TOWERS, "finetune": TEXT, "refit_rows": "all"}, "a fit that repeats the choices .*EXPORT/encoder"),
         ({**TOWERS, "finetune": TEXT, "enable_scaler": True}, "enable_scaler is true"),
         ({**TOWERS, "finetune": {"encoder": "image"}}, "there is no encoder to tune, item_modalities.image is empty"),
         (

@@ -127,6 +127,12 @@ def test_the_merged_weights_name_base_and_adapters(tiny_bert, method, cache):
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert merge.merged_folder(files, data) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before, "it was merged once more"
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    folder.rename(folder.with_name("elsewhere"))
+    assert (merge.merged_folder(files, data) / "model.safetensors").read_bytes() == weights, (
+        "another fingerprint each time"
+    )
     assert merge.merged_folder(files, tuned(tiny_bert, method, seed=1).adapters().to_bytes()) != folder
 
 

@@ -47,7 +47,7 @@ class Adapters:
         """The file's bytes; equal adapters give equal bytes."""
         metadata = {"format": FORMAT, "modality": self.modality, "method": self.method}
         metadata |= {"scale": repr(self.scale), "base_sha256": self.base}
-        return save({name: tensor.contiguous() for name, tensor in sorted(self.tensors.items())}, metadata)
+        return stable_bytes({name: tensor.contiguous() for name, tensor in self.tensors.items()}, metadata)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Adapters":
@@ -94,6 +94,21 @@ class Adapters:
         for left, right in zip(up.T, down, strict=True):
             total += left[:, None] * right
         return (weight.double() + total * self.scale).float()
+
+
+def stable_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Write a safetensors file whose bytes depend on its contents alone; the library puts metadata in any order.
+
+    Args:
+        tensors: by name, none of which shares memory with another.
+        metadata: by name.
+    """
+    data = save(dict(tensors))
+    length = int.from_bytes(data[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8 : 8 + length])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def base_digest(files: ModelFiles) -> str:

@@ -9,12 +9,10 @@ import shutil
 from logging import getLogger
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from recbole_llm.atomic import atomic_folder
 from recbole_llm.content.cache_folder import cache_folder
 from recbole_llm.content.encoders.resolve import ModelFiles
-from recbole_llm.content.tuning.adapter_file import Adapters, base_digest, read_weights
+from recbole_llm.content.tuning.adapter_file import Adapters, base_digest, read_weights, stable_bytes
 
 WEIGHTS = "model.safetensors"
 KEPT = (".safetensors", ".json", ".txt", ".model")  # numbers and settings; no pickles and no code
@@ -88,4 +86,5 @@ def write_merged(files: ModelFiles, adapters: Adapters, digest: str, target: Pat
     (target / place).mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "base_sha256": adapters.base, "adapters_sha256": digest}
     # tensors that share memory in the base's files are copies here
-    save_file({key: tensor.contiguous().clone() for key, tensor in weights.items()}, target / place / WEIGHTS, metadata)
+    own_memory = {key: tensor.contiguous().clone() for key, tensor in weights.items()}
+    (target / place / WEIGHTS).write_bytes(stable_bytes(own_memory, metadata))
