@@ -78,7 +78,7 @@ def settings(dataset: str, work: Path, seed: int, tokens: int) -> dict[str, Any]
         "show_progress": False,
         "state": "WARNING",
         "gpu_id": "",
-        "load_col": {"inter": ["user_id", "item_id"], "item": ["item_id"]},
+        "load_col": {"inter": ["user_id", "item_id"]},
     }
 
 

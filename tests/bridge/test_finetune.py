@@ -34,7 +34,7 @@ USERS, ITEMS, EACH = 640, 120, 12
 
 
 def write_dataset(folder, seed=0):
-    """Users like one of four topics; an item's text holds one word of its topic among nine that say nothing."""
+    """Users like one of four topics; an item's text holds one word of its topic among three that say nothing."""
     rng = random.Random(seed)
     target = folder / "toy"
     target.mkdir(parents=True)
@@ -50,7 +50,7 @@ def write_dataset(folder, seed=0):
     (target / "toy.inter").write_text("\n".join(lines) + "\n")
     items = ["item_id:token\ttitle:token_seq"]
     for item in range(ITEMS):
-        words = [rng.choice(TOPICS[item % 4]), *rng.choices(FILL, k=9)]
+        words = [rng.choice(TOPICS[item % 4]), *rng.choices(FILL, k=3)]
         rng.shuffle(words)
         items.append(f"i{item}\t{' '.join(words)}")
     (target / "toy.item").write_text("\n".join(items) + "\n")
@@ -94,7 +94,7 @@ def config_of(folder, saved="saved", **recipe):
         "feature_cache_dir": str(folder / "features"),
         "checkpoint_dir": str(folder / saved),
         "gpu_id": "",
-        "epochs": 6,
+        "epochs": 15,
         "embedding_size": 16,
         "train_batch_size": 128,
         "show_progress": False,
@@ -104,9 +104,10 @@ def config_of(folder, saved="saved", **recipe):
         "valid_metric": "NDCG@10",
         "blocks": "learned",
         "use_item_id": False,
+        "encoder_dim": 4,  # in which a frozen encoder has no room for four topics
         "weight_decay": 0.1,
         "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id"]},
-        "finetune": {"encoder": "text", "learning_rate": 0.01, "steps": 80, "refresh": 40, "items_per_step": 64}
+        "finetune": {"encoder": "text", "learning_rate": 0.003, "steps": 80, "refresh": 40, "items_per_step": 96}
         | recipe,
     }
 
