@@ -12,7 +12,7 @@ from recbole_llm.content.encoders.transformer import load_encoder
 from recbole_llm.content.features import FeatureStore, encode_texts
 from recbole_llm.content.tuning import merge
 from recbole_llm.content.tuning.adapter_file import Adapters
-from recbole_llm.content.tuning.trainable import TrainableEncoder, blocks_of, own_key, refuse_untunable
+from recbole_llm.content.tuning.trainable import TrainableEncoder, blocks_of, own_keys, refuse_untunable
 
 TEXTS = ["a red house", "two", "the long way home, once more", "x"]
 
@@ -209,11 +209,28 @@ def test_blocks_are_the_longest_list_of_like_modules():
 
 
 def test_names_in_files_may_have_the_models_name_before_them():
-    weights = {"bert.layer.0.weight": torch.ones(2, 2), "bert.layer.0.LayerNorm.gamma": torch.ones(2)}
-    assert own_key("layer.0.weight", torch.Size([2, 2]), weights, "e") == "bert.layer.0.weight"
-    assert own_key("layer.0.LayerNorm.weight", torch.Size([2]), weights, "e") == "bert.layer.0.LayerNorm.gamma"
+    weights = {"bert.layer.0.weight": torch.eye(2), "bert.layer.0.LayerNorm.gamma": torch.ones(2)}
+    parameters = {"layer.0.weight": torch.eye(2), "layer.0.LayerNorm.weight": torch.ones(2)}
+    expected = {"layer.0.weight": "bert.layer.0.weight", "layer.0.LayerNorm.weight": "bert.layer.0.LayerNorm.gamma"}
+    assert own_keys(parameters, weights, "e") == expected
     with pytest.raises(ValueError, match="hold 0 tensors for layer.1.weight"):
-        own_key("layer.1.weight", torch.Size([2, 2]), weights, "e")
+        own_keys({"layer.1.weight": torch.zeros(2, 2)}, weights, "e")
+
+
+def test_what_the_name_does_not_tell_the_values_tell():
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 3, 3, generator=generator)
+    weights = {"attention.query.weight": query, "attention.key.weight": key.half()}
+    weights |= {"attention.query.bias": torch.zeros(3), "attention.key.bias": torch.zeros(3)}
+    weights |= {"layer.0.norm.weight": torch.ones(3), "layer.1.norm.weight": torch.ones(3)}
+    parameters = {"q_proj.weight": query, "k_proj.weight": key.half().float(), "q_proj.bias": torch.zeros(3)}
+    parameters |= {"k_proj.bias": torch.zeros(3), "layers.1.norm.weight": torch.ones(3)}
+    found = own_keys(parameters, weights, "e")
+    assert found["q_proj.weight"] == "attention.query.weight" and found["q_proj.bias"] == "attention.query.bias"
+    assert found["k_proj.weight"] == "attention.key.weight" and found["k_proj.bias"] == "attention.key.bias"
+    assert found["layers.1.norm.weight"] == "layer.1.norm.weight"
+    with pytest.raises(ValueError, match="hold 2 tensors for x.weight"):
+        own_keys({"x.weight": torch.ones(3)}, {"a.weight": torch.ones(3), "b.weight": torch.ones(3)}, "e")
 
 
 def test_the_base_stays_as_it_is(tiny_bert, method):

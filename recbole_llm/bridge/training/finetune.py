@@ -152,7 +152,6 @@ def _encoder_of(dataset: Any, recipe: Recipe, options: Any, seed: int) -> tuple[
     """The encoder with gradients, and the items through it."""
     encoder = dataset.text_encoder() if recipe.encoder == "text" else dataset.encoder_of("image", "image")
     trainable = TrainableEncoder(encoder, recipe.method, recipe.layers, recipe.rank, recipe.alpha, seed)
-    trainable.adapters()  # raises before hours are spent, where the result could not be merged
     if recipe.encoder == "text":
         return trainable, TextItems(trainable, dataset.item_texts(), options.encoder_batch_size)
     return trainable, PictureItems(trainable, dataset.picture_files().paths)

@@ -4,6 +4,7 @@ Everything else stays frozen, and the encoder stays in evaluation mode: no dropo
 """
 
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ class TrainableEncoder:
         seed: of the adapters' first values.
 
     Raises:
-        ValueError: if the encoder is of a kind that cannot be tuned, or peft is missing.
+        ValueError: if the encoder is of a kind that cannot be tuned, a trained weight is not found in its files, or peft is
+            missing.
     """
 
     def __init__(
@@ -53,10 +55,13 @@ class TrainableEncoder:
                     f"finetune.layers is {layers}, and encoder {encoder.files.name!r} has {len(blocks)} blocks: give at most that."
                 )
             chosen = blocks[-(layers or len(blocks)) :]
-            self._trained = self._adapters(chosen, rank, alpha, seed) if method == "lora" else self._own(chosen)
+            weights = read_weights(encoder.files.transformer())
+            self._trained = (
+                self._adapters(chosen, weights, rank, alpha, seed) if method == "lora" else self._own(chosen, weights)
+            )
 
     def _adapters(
-        self, blocks: list[tuple[str, nn.Module]], rank: int, alpha: float, seed: int
+        self, blocks: list[tuple[str, nn.Module]], weights: Mapping[str, Tensor], rank: int, alpha: float, seed: int
     ) -> dict[str, nn.Parameter]:
         targets = [
             f"{place}.{name}"
@@ -78,17 +83,20 @@ class TrainableEncoder:
             torch.manual_seed(seed)
             inject_adapter_in_model(config, self.module)
         self.module.eval().requires_grad_(False)
-        found = {}
+        found, frozen = {}, {}
         for name in targets:
             layer: Any = self.module.get_submodule(name)
+            frozen[f"{name}.weight"] = layer.base_layer.weight
             found[f"{name}.weight{LORA_A}"] = layer.lora_A["default"].weight
             found[f"{name}.weight{LORA_B}"] = layer.lora_B["default"].weight
         for parameter in found.values():
             parameter.requires_grad_(True)
+        self._keys = own_keys(frozen, weights, self.encoder.files.name)
         return found
 
-    def _own(self, blocks: list[tuple[str, nn.Module]]) -> dict[str, nn.Parameter]:
+    def _own(self, blocks: list[tuple[str, nn.Module]], weights: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
         found = {f"{place}.{name}": each for place, block in blocks for name, each in block.named_parameters()}
+        self._keys = own_keys(found, weights, self.encoder.files.name)
         with torch.no_grad():
             for parameter in found.values():
                 parameter.data = parameter.data.clone()  # transformers maps the file of the weights
@@ -116,27 +124,13 @@ class TrainableEncoder:
             parameter.copy_(state[name])
 
     def adapters(self) -> Adapters:
-        """What the training changed, by the names of the base's own weights.
-
-        Raises:
-            ValueError: if a trained weight is not found among them.
-        """
-        inner = self.encoder.files.transformer()
-        weights = read_weights(inner)
-        state, named = self.state(), {}
-        for name, tensor in state.items():
+        """What the training changed, by the names of the base's own weights."""
+        named = {}
+        for name, tensor in self.state().items():
             ending = next((end for end in (LORA_A, LORA_B) if name.endswith(end)), "")
-            own = name.removesuffix(ending)
-            named[own_key(own, self._shape(own), weights, self.encoder.files.name) + ending] = tensor
-        modality = self.encoder.modality
-        return Adapters(modality, self.method, self.scale, base_digest(inner), named)
-
-    def _shape(self, name: str) -> torch.Size:
-        if name in self._trained:
-            return self._trained[name].shape
-        layer: Any = self.module.get_submodule(name.removesuffix(".weight"))
-        shape: torch.Size = layer.base_layer.weight.shape
-        return shape
+            named[self._keys[name.removesuffix(ending)] + ending] = tensor
+        base = base_digest(self.encoder.files.transformer())
+        return Adapters(self.encoder.modality, self.method, self.scale, base, named)
 
 
 def refuse_untunable(encoder: Any) -> None:
@@ -181,29 +175,46 @@ def blocks_of(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(f"{place}.{at}", block) for at, block in enumerate(blocks)]
 
 
-def own_key(name: str, shape: torch.Size, weights: Mapping[str, Tensor], encoder: str) -> str:
-    """Find the name that a parameter of the loaded model has in the model's files.
+def own_keys(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], encoder: str) -> dict[str, str]:
+    """Find the names that parameters of a loaded model have in the model's files.
 
-    Checkpoints put the base model's name before it, and old ones call the parameters of a LayerNorm gamma and beta.
+    Files put the base model's name before them, old ones call the parameters of a LayerNorm gamma and beta, and transformers
+    renames modules from version to version. So what the name does not tell, the values tell, then a layer's weight tells of its
+    bias, and of several that are left the one with the longest common ending is taken.
 
     Args:
-        name: of the parameter.
-        shape: of it.
+        parameters: by name, with the values of the files.
         weights: of the files.
         encoder: its name, for the message.
 
     Raises:
-        ValueError: if there is none, or more than one.
+        ValueError: if one has none, or more than one.
     """
-    spellings = (name, name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"))
-    found = [
-        key
-        for key, tensor in weights.items()
-        if any(key == each or key.endswith(f".{each}") for each in spellings) and tensor.shape == shape
-    ]
-    if len(found) != 1:
-        raise ValueError(
-            f"encoder {encoder!r}: its files hold {len(found)} tensors for {name}, so that none can be put in its place. "
-            "Save it once with save_pretrained of this version of transformers, and name that folder."
-        )
-    return found[0]
+    found: dict[str, str] = {}
+    for name in sorted(parameters, key=lambda each: each.endswith("bias")):  # weights first
+        shape = parameters[name].shape
+        like = [key for key, tensor in weights.items() if tensor.shape == shape]
+        named = [key for key in like if any(key == each or key.endswith(f".{each}") for each in _spellings(name))]
+        if len(named) != 1:
+            named = [key for key in like if torch.equal(weights[key].float(), parameters[name].detach().cpu().float())]
+        if len(named) > 1:
+            layer = found.get(name.removesuffix("bias") + "weight", "").removesuffix("weight")
+            endings = {key: _common_ending(key, name) for key in named}
+            longest = [key for key, length in endings.items() if length == max(endings.values())]
+            named = [key for key in named if layer and key == f"{layer}bias"] or longest
+        if len(named) != 1 or named[0] in found.values():
+            raise ValueError(
+                f"encoder {encoder!r}: its files hold {len(named)} tensors for {name}, so that none can be put in its place. "
+                "Save it once with save_pretrained of this version of transformers, and name that folder."
+            )
+        found[name] = named[0]
+    return found
+
+
+def _spellings(name: str) -> tuple[str, str]:
+    return name, name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+
+def _common_ending(one: str, other: str) -> int:
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
