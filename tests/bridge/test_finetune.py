@@ -185,7 +185,7 @@ def test_the_export_encodes_new_items_with_the_tuned_encoder(kept, place, paths)
     ]
     export = load_export(folder)
     spec = export.manifest.encoder
-    base = load_encoder(paths["encoder"])
+    base = load_encoder(paths["encoder"], dim=4)
     assert spec.bundled and spec.name == paths["encoder"] and spec.fingerprint != base.fingerprint
     served = TransformerEncoder(folder, export.manifest)
     model, dataset = load_trained(trainer.saved_model_file, **paths)
