@@ -67,8 +67,7 @@ def judge(tuned: Tensor, control: Tensor, start: Tensor, recipe: Recipe, metric:
         metric: its name.
     """
     difference = (tuned - control).double().cpu()
-    means = [float(each.double().mean()) if len(each) else 0.0 for each in (start, control, tuned)]
-    gain = means[2] - means[1]
+    before, frozen, found = (float(each.double().mean()) if len(each) else 0.0 for each in (start, control, tuned))
     low, high = interval(difference, recipe.gate_level)
     if len(difference) < recipe.gate_users:
         kept, reason = (
@@ -77,11 +76,11 @@ def judge(tuned: Tensor, control: Tensor, start: Tensor, recipe: Recipe, metric:
         )
     elif not low > 0:
         kept, reason = False, f"it is not better than the frozen one at the level {recipe.gate_level:g}"
-    elif means[2] < means[0]:
+    elif found < before:
         kept, reason = False, "it is better than the frozen one of as many steps, and worse than before them"
     else:
         kept, reason = True, f"it is better than the frozen one at the level {recipe.gate_level:g}"
-    return Verdict(kept, reason, len(difference), *means, gain, low, high, metric)
+    return Verdict(kept, reason, len(difference), before, frozen, found, found - frozen, low, high, metric)
 
 
 def interval(difference: Tensor, level: float, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
