@@ -353,7 +353,12 @@ class LLMTwoTower(GeneralRecommender):
         fitted, later = self.fitted, None if self._later is None else vars(self._later.rows)
         chosen = None if self.chosen is None else self.chosen.to_state()
         towers = None if self.tower_choice is None else self.tower_choice.to_state()
-        always = {"later": later, "chosen": chosen, "towers": towers, "signals": self.signals.to_state()}
+        always: dict[str, Any] = {
+            "later": later,
+            "chosen": chosen,
+            "towers": towers,
+            "signals": self.signals.to_state(),
+        }
         if self.options.finetune is not None:
             tuned = None if self.tuned is None else self.tuned.to_state()
             always |= {"encoder": tuned, "finetuning": self.finetuning}

@@ -75,13 +75,14 @@ class TrainableEncoder:
                 "last_layers."
             )
         try:
-            from peft import LoraConfig, inject_adapter_in_model
+            import peft
         except ImportError as error:
             raise ValueError(NO_PEFT) from error
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=targets)
+        given: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none"}
+        config = peft.LoraConfig(target_modules=targets, **given)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            inject_adapter_in_model(config, self.module)
+            peft.inject_adapter_in_model(config, self.module)
         self.module.eval().requires_grad_(False)
         found, frozen = {}, {}
         for name in targets:
