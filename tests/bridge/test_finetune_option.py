@@ -41,7 +41,7 @@ def test_the_frozen_encoder_reads_as_many_tokens_as_the_tuned_one():
         ("text", "finetune must be the parts of a fine-tuning"),
         ({"method": "lora"}, "names encoder"),
         ({"encoder": "audio"}, "finetune.encoder must be one of text, image, got 'audio'"),
-        ({"encoder": "text", "methd": "lora"}, "finetune has no part 'methd'. Did you mean 'method'"),
+        ({"encoder": "text", "layer": 1}, "finetune has no part 'layer'. Did you mean 'layers'"),
         ({"encoder": "text", "lr": 1}, "finetune has no part 'lr'. Known are encoder"),
         ({"encoder": "text", "method": "adapter"}, "finetune.method must be one of lora, last_layers"),
         ({"encoder": "text", "layers": 0}, "finetune.layers must be an integer of at least 1"),
