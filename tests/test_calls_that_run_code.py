@@ -195,7 +195,7 @@ OURS = {
     "files.py, _item_embeddings.load: numpy.load": SAFELY + "allow_pickle=False",
     "files.py, _plain_yaml.load: yaml.load": SAFELY + "a SafeLoader",
     "vector_files.py, _read_npy: numpy.load": SAFELY + "allow_pickle=False",
-    "sentence_modules.py, _read_weights: torch.load": SAFELY + "weights_only=True",
+    "sentence_modules.py, read_weights_file: torch.load": SAFELY + "weights_only=True",
     "function.py, load_function: importlib.import_module": NAMED_FUNCTION,
     "function.py, load_function: getattr(module, attribute)": NAMED_FUNCTION,
     "function.py, _from_here: importlib.import_module": NAMED_FUNCTION,

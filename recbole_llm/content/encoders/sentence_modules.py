@@ -81,7 +81,7 @@ class SentenceHead:
             if layer["type"] == "Normalize":
                 modules.append(_Normalize())
                 continue
-            state = _read_weights(layer["weights"])
+            state = read_weights_file(layer["weights"])
             if layer["type"] == "LayerNorm":
                 module: nn.Module = nn.LayerNorm(layer["out_features"])
                 module.load_state_dict({key.removeprefix("norm."): value for key, value in state.items()})
@@ -203,7 +203,8 @@ def _module_weights(files: ModelFiles, path: str) -> Path:
     )
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights_file(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file of weights on the CPU; no code of the file runs."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from recbole_llm.content.encoders.resolve import ModelFiles, file_digest
+from recbole_llm.content.encoders.sentence_modules import read_weights_file
 
 FORMAT = "recbole-llm encoder adapters 1"
 LORA_A, LORA_B = ".lora_A", ".lora_B"
@@ -125,14 +125,5 @@ def read_weights(files: ModelFiles) -> dict[str, Tensor]:
     """Read all tensors of a model's weights on the CPU, without running code of the files."""
     found: dict[str, Tensor] = {}
     for path in files.weights():
-        found |= _read(path)
+        found |= read_weights_file(path)
     return found
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    content: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return content
