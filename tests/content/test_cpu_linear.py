@@ -39,24 +39,6 @@ def test_gradients_take_pytorchs_path():
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("shape", [(7, 33, 5), (1, 1, 1), ((3, 5), 33, 17)], ids=str)
-@pytest.mark.parametrize("bias", [True, False])
-def test_frozen_weights_give_the_gradient_of_the_input(shape, bias):
-    rows, n_in, n_out = shape
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(n_in, n_out, bias=bias)).requires_grad_(False)
-    x = torch.randn(*(rows if isinstance(rows, tuple) else (rows,)), n_in, requires_grad=True)
-    weigh = torch.randn(*x.shape[:-1], n_out)
-    expected = torch.autograd.grad((model(x) * weigh).sum(), x)[0]
-    plain = model(x).detach()
-    use_onednn(model)
-    product = model(x)
-    assert product.grad_fn is not None and "_Frozen" in type(product.grad_fn).__name__
-    torch.testing.assert_close(product.detach(), plain, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(torch.autograd.grad((product * weigh).sum(), x)[0], expected, rtol=1e-5, atol=1e-5)
-    assert model(x.detach()).grad_fn is None, "nothing is to be trained"
-
-
 def test_only_plain_float32_layers_change():
     class Own(nn.Linear):
         pass

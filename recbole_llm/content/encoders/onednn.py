@@ -5,46 +5,18 @@ PyTorch carries as well, does not. One thread of an AMD EPYC with AVX-512, torch
 oneDNN 248 GFLOP/s; the other shapes of a MiniLM likewise, 109-116 against 248-259.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 
 class OneDnnLinear(nn.Linear):
-    """``nn.Linear`` whose float32 products run in oneDNN where its own weights are not trained; equal to rounding."""
+    """``nn.Linear`` whose float32 forward without gradients runs in oneDNN; equal to rounding."""
 
     def forward(self, input: Tensor) -> Tensor:  # nn.Linear's name
         """Compute ``input @ weight.T + bias``."""
-        if input.dtype != torch.float32 or input.device.type != "cpu" or not input.numel():
+        if torch.is_grad_enabled() or input.dtype != torch.float32 or input.device.type != "cpu" or not input.numel():
             return super().forward(input)
-        if torch.is_grad_enabled():
-            if self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad):
-                return super().forward(input)
-            if input.requires_grad:
-                found: Tensor = _Frozen.apply(input, self.weight, self.bias)
-                return found
-        return _product(input, self.weight, self.bias)
-
-
-def _product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
-    return found
-
-
-class _Frozen(torch.autograd.Function):
-    """A product with frozen weights, whose gradient for the input runs in oneDNN too."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
-        return _product(input, weight, bias)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        return _product(gradient.contiguous(), weight.t().contiguous(), None), None, None
+        return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
 
 
 def use_onednn(model: nn.Module) -> int:
