@@ -326,11 +326,7 @@ class LLMTwoTowerDataset(Dataset):
         return files_of_items(self, "image", source, self._tokens(self.iid_field))
 
     def picture_vectors(self) -> FeatureTable:
-        """Vectors of the items' pictures as their encoder gives them, without ``feature_transform``.
-
-        Raises:
-            ValueError: if no encoder of pictures is configured, or no picture can be read.
-        """
+        """Vectors of the items' pictures; as :meth:`media_vectors`."""
         return self.media_vectors("image")
 
     def media_vectors(self, modality: str) -> FeatureTable:
