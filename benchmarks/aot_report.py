@@ -15,6 +15,7 @@ tiles on NVIDIA's cards, of issuing the loop's instructions, one a cycle and sch
 import argparse
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import re
@@ -418,7 +419,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(line(rows[-1]), flush=True)
     if file:
         # of the combinations asked for, what was compiled from other sources is not kept
-        asked_for = {(row["arch"], row["dtype"], row["D"], row["precision"]) for row in rows}
+        asked_for = {(*x, options.precision) for x in itertools.product(options.arch, options.dtype, options.dim)}
         others = [r for r in before if (r["arch"], r["dtype"], r["D"], r["precision"]) not in asked_for]
         place = {place_of(row): row for row in [*others, *rows]}
         facts = {"triton": triton.__version__, "commit": timing.commit(), "columns": FIELDS}
