@@ -143,6 +143,7 @@ class Runner:
         self.stop = time.monotonic() + 60 * minutes
         self.rows: list[Row] = []
         self.asked: dict[str, Row] = {}
+        self.sources: dict[str, str] = {}
         self.total = 0  # combinations there are, asked for or not
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
@@ -157,6 +158,8 @@ class Runner:
                 self.asked[item.nodeid] = {"mistake": given["name"]}
         chosen = [x for x in items if x.nodeid in self.asked and name_of(self.asked[x.nodeid]) not in self.known]
         # in the order of the widths asked for, so that what is there when time is up says something of every dtype
+        # a case may change a block size while it runs: what it depends on is read before
+        self.sources = {x.nodeid: source(self.asked[x.nodeid]) for x in chosen}
         items[:] = sorted(chosen, key=lambda x: self.dims.index(self.asked[x.nodeid].get("D", self.dims[0])))
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -170,7 +173,7 @@ class Runner:
             if report.outcome == "failed":
                 facts["error"] = str(report.longreprtext)[-500:]
             row = self.asked[report.nodeid]
-            self.rows.append(row | facts | {"source": source(row)})
+            self.rows.append(row | facts | {"source": self.sources[report.nodeid]})
             self.keep(self.rows)
             print(f"{name_of(self.rows[-1])}: {report.outcome}, {report.duration:.1f} s", flush=True)
 
