@@ -15,6 +15,7 @@ tiles on NVIDIA's cards, of issuing the loop's instructions, one a cycle and sch
 import argparse
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import re
@@ -399,6 +400,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--precision", choices=["highest", "high", "medium"], default="highest",
                         help="torch.set_float32_matmul_precision")  # fmt: skip
+    parser.add_argument(
+        "--kernels", nargs="+", default=[""], help="compile those whose names begin so; others are kept"
+    )
     parser.add_argument("--json", default=str(RESULT), help='result file, kept up after each kernel; "none": no file')
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long; the next call goes on")
     parser.add_argument("--check", action="store_true", help="exit with 1 where anything is wrong")
@@ -406,19 +410,22 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_float32_matmul_precision(options.precision)
     file = None if options.json == "none" else Path(options.json)
     before = rows_of(json.loads(file.read_text())) if file and file.exists() else []
-    known, stop = {row["source"]: row for row in before}, time.monotonic() + 60 * options.minutes
+    before = [row for row in before if set(FIELDS) <= row.keys()]  # not of a table that had fewer columns
+    known = {row["source"]: row for row in before}
+    stop = time.monotonic() + 60 * options.minutes
     print("  ".join(name.ljust(width) for name, width in zip(COLUMNS, WIDTHS, strict=True)))
     rows: list[Row] = []
     missing = 0
     for launch, asked in wanted(options.arch, options.dtype, options.dim, options.sizes):
-        if asked["source"] not in known and time.monotonic() > stop:
+        is_chosen = asked["kernel"].startswith(tuple(options.kernels))
+        if asked["source"] not in known and (time.monotonic() > stop or not is_chosen):
             missing += 1
             continue
         rows.append(known.get(asked["source"]) or filled(launch, asked | {"precision": options.precision}))
         print(line(rows[-1]), flush=True)
     if file:
         # of the combinations asked for, what was compiled from other sources is not kept
-        asked_for = {(row["arch"], row["dtype"], row["D"], row["precision"]) for row in rows}
+        asked_for = {(*x, options.precision) for x in itertools.product(options.arch, options.dtype, options.dim)}
         others = [r for r in before if (r["arch"], r["dtype"], r["D"], r["precision"]) not in asked_for]
         place = {place_of(row): row for row in [*others, *rows]}
         facts = {"triton": triton.__version__, "commit": timing.commit(), "columns": FIELDS}

@@ -5,10 +5,10 @@
     python benchmarks/emulate.py --mode bfloat16 --dim 64 --json none
 
 The PTX for sm_90 is executed by an emulator; ptxas, timing, hardware rounding and the driver are not covered. What is run
-are the tests of ``tests/ops/test_emulated.py``: results against the float64 oracle within the bounds that hold on a card,
-with every access checked. A row is run again when its operator's kernels, launchers, block sizes or
-test have changed, or the emulator. Results:
-benchmarks/results/emulator.json and emulator.md.
+are the tests of ``tests/ops/emulated_cases.py`` and the mistakes of ``tests/ops/test_emulator.py``: results against the
+float64 oracle within the bounds that hold on a card, with every access checked. A row is run again when its operator's
+kernels, launchers, block sizes or test have changed, or the emulator. Results: benchmarks/results/emulator.json and
+emulator.md.
 """
 
 import argparse
@@ -34,9 +34,9 @@ import triton
 from recbole_llm_kernels.triton_ops import tuning
 
 ROOT = timing.ROOT
-TESTS = ROOT / "tests" / "ops" / "test_emulated.py"
+OPS = ROOT / "tests" / "ops"
 RESULT = ROOT / "benchmarks" / "results" / "emulator.json"
-# launchers of the operators that test_emulated.py holds, by how their names begin; others are named by their test file
+# launchers of the operators that emulated_cases.py holds, by how their names begin; others are named by their test file
 MODULES = {
     "pair": "pairs",
     "sorted pairs": "pairs",
@@ -81,7 +81,7 @@ def needed(file: Path, found: dict[Path, None]) -> dict[Path, None]:
 def source(row: Row, root: Path = ROOT) -> str:
     """Changes with what a row depends on: the operator's kernels and launchers, their block sizes, emulator and test."""
     operator = row.get("operator", "catalog_bce")
-    ops = root / "tests" / "ops"
+    ops = root / OPS.relative_to(ROOT)
     module = next((stem for name, stem in MODULES.items() if operator.startswith(name)), None)
     if module is None:
         named = re.compile(rf'^EMULATED = {{.*"{re.escape(operator)}"', re.M | re.S)
@@ -90,11 +90,31 @@ def source(row: Row, root: Path = ROOT) -> str:
              *sorted((root / "benchmarks" / "ptx_emulator").glob("*.py")),
              ops / f"test_{module}.py"]  # fmt: skip
     digest = hashlib.sha256(b"".join(code(file).encode() for file in files))
+    digest.update(what_is_run(ops / "emulated_cases.py", operator).encode())
     if "D" in row:
         dtype, how = MODES[row["mode"]]
         passes = any(file.stem == "tiles" for file in files)
         digest.update(repr(block_sizes(row["D"], dtype, how, passes)).encode())
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def what_is_run(file: Path, operator: str) -> str:
+    """What ``OPERATORS`` of ``emulated_cases`` names for an operator, and the functions there that it calls."""
+    tree = ast.parse(file.read_text())
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    tables = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
+    operators = tables["OPERATORS"]
+    assert isinstance(operators, ast.Dict)
+    of = {
+        key.value: value
+        for key, value in zip(operators.keys, operators.values, strict=True)
+        if isinstance(key, ast.Constant)
+    }
+    if operator not in of:
+        return ""  # its own test file says what is run
+    names = [node.id for node in ast.walk(of[operator]) if isinstance(node, ast.Name)]
+    return "".join(map(ast.dump, [of[operator], *(functions[name] for name in names if name in functions)]))
 
 
 def block_sizes(D: int, dtype: torch.dtype, precision: str, passes: bool) -> list[Any]:
@@ -123,6 +143,7 @@ class Runner:
         self.stop = time.monotonic() + 60 * minutes
         self.rows: list[Row] = []
         self.asked: dict[str, Row] = {}
+        self.sources: dict[str, str] = {}
         self.total = 0  # combinations there are, asked for or not
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
@@ -137,6 +158,8 @@ class Runner:
                 self.asked[item.nodeid] = {"mistake": given["name"]}
         chosen = [x for x in items if x.nodeid in self.asked and name_of(self.asked[x.nodeid]) not in self.known]
         # in the order of the widths asked for, so that what is there when time is up says something of every dtype
+        # a case may change a block size while it runs: what it depends on is read before
+        self.sources = {x.nodeid: source(self.asked[x.nodeid]) for x in chosen}
         items[:] = sorted(chosen, key=lambda x: self.dims.index(self.asked[x.nodeid].get("D", self.dims[0])))
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -150,7 +173,7 @@ class Runner:
             if report.outcome == "failed":
                 facts["error"] = str(report.longreprtext)[-500:]
             row = self.asked[report.nodeid]
-            self.rows.append(row | facts | {"source": source(row)})
+            self.rows.append(row | facts | {"source": self.sources[report.nodeid]})
             self.keep(self.rows)
             print(f"{name_of(self.rows[-1])}: {report.outcome}, {report.duration:.1f} s", flush=True)
 
@@ -225,7 +248,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     runner = Runner(map(name_of, known), options.mode, options.dim, options.minutes, keep)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    pytest.main([str(TESTS), "-q", "-m", "slow or not slow", "-W", "ignore", "-p", "no:cacheprovider", "--no-header",
+    files = [*sorted(OPS.glob("test_emulated_*.py")), OPS / "test_emulator.py"]
+    pytest.main([*map(str, files), "-q", "-m", "slow or not slow", "-W", "ignore", "-p", "no:cacheprovider", "--no-header",
                  "--tb=short"], plugins=[runner])  # fmt: skip
     rows = known + runner.rows
     failed = [name_of(row) for row in rows if row["outcome"] != "passed"]

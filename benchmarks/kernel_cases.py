@@ -34,6 +34,7 @@ FULL: list[tuple[str, Shape]] = [
     ("pool_rows", dict(B=2048, E=131_072, n=100_000, D=64)),
     ("score_topk", dict(B=4096, N=10_000, D=64, k=20)),
     ("catalog_bce", dict(B=2048, N=50_000, D=64)),
+    ("catalog_bce", dict(B=1024, N=60_000, D=64)),
     ("catalog_bce", dict(B=1024, N=50_000, D=128)),
     ("catalog_bce", dict(B=943, N=1683, D=64)),
     ("catalog_ce", dict(B=2048, N=50_000, D=64)),

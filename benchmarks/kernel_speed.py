@@ -170,6 +170,11 @@ def run_one(args: argparse.Namespace, name: str, shape: Shape, threads: int) -> 
     return entry
 
 
+def wanted(shape: Shape, where: list[str]) -> bool:
+    """Whether a shape has every size asked for, as ``N=60000``."""
+    return all(str(shape.get(name)) == value for name, _, value in (x.partition("=") for x in where))
+
+
 def run_grid(args: argparse.Namespace) -> int:
     """Measure what the result file lacks, or has from other code; the number of shapes left when time ran out."""
     output = args.output or RESULTS / ("kernel_speed.json" if args.device == "cpu" else "kernel_speed_cuda.json")
@@ -180,7 +185,7 @@ def run_grid(args: argparse.Namespace) -> int:
         for threads in args.threads if args.device == "cpu" else [torch.get_num_threads()]:
             asked = key({"operator": name, "shape": shape, "dtype": args.dtype, "threads": threads})
             fresh = asked in entries and entries[asked]["source"] == source(name, args.device) and not args.again
-            if fresh or (args.only and name not in args.only):
+            if fresh or (args.only and name not in args.only) or not wanted(shape, args.where):
                 continue
             if time.monotonic() > stop:
                 left += 1
@@ -199,6 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny shapes in this process, nothing written")
     parser.add_argument("--only", nargs="*", choices=list(OPERATORS), help="operators to run")
+    parser.add_argument("--where", nargs="*", default=[], metavar="SIZE=NUMBER", help="shapes of these sizes alone")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2], help="CPU threads (default: 1 2)")

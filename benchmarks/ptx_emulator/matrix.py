@@ -1,7 +1,7 @@
-"""Products of tensor cores: a warp group's, asynchronous, from shared memory and registers."""
+"""Products of tensor cores: a warp group's, asynchronous, from shared memory and registers; a warp's, from registers."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from ptx_emulator.machine import Machine, Mask, Product, Step, decodes
 from ptx_emulator.program import EmulationError, Instruction
-from ptx_emulator.values import of_matrix
+from ptx_emulator.values import Array, of_matrix
 
 WIDTHS = {1: 128, 2: 64, 3: 32}  # bytes of a row by the descriptor's swizzle
 _LANE = np.arange(128)
 _ROW = 16 * (_LANE // 32) + _LANE % 32 // 4  # a thread's first row of 64
+_SIZES = {"bf16": 2, "f16": 2, "tf32": 4}  # bytes of an operand's element
 Floats = NDArray[np.float64]
 
 
@@ -95,7 +96,7 @@ class _Operands(NamedTuple):
 def _read(instruction: Instruction) -> _Operands:
     shape = next((m for part in instruction.parts if (m := re.fullmatch(r"m64n(\d+)k(\d+)", part))), None)
     kind = instruction.type
-    if shape is None or kind not in ("bf16", "f16", "tf32") or instruction.parts[-3] != "f32":
+    if shape is None or kind not in _SIZES or instruction.parts[-3] != "f32":
         raise EmulationError(f"not emulated: {instruction.text}")
     signs = [instruction.word(n) for n in (4, 5)]
     if signs != ["1", "1"]:
@@ -146,25 +147,62 @@ def _from_registers(machine: Machine, operands: _Operands) -> _Read:
     lanes = [machine.source(name, "b32") for name in operands.a]
 
     def read(group: int, reads: list[NDArray[np.int64]]) -> Floats:
-        a, threads = np.zeros((64, operands.K)), slice(128 * group, 128 * group + 128)
-        for n, x in enumerate(lanes):
-            row = _ROW + 8 * (n % 2)
-            if operands.kind == "tf32":
-                a[row, _LANE % 4 + 4 * (n // 2)] = of_matrix(x[threads], "tf32")
-                continue
-            pair, column = (
-                np.ascontiguousarray(x[threads]).view(np.uint16).reshape(-1, 2),
-                2 * (_LANE % 4) + 8 * (n // 2),
-            )
-            a[row, column], a[row, column + 1] = (of_matrix(pair[:, half].copy(), operands.kind) for half in (0, 1))
-        return a
+        threads = slice(128 * group, 128 * group + 128)
+        return _fragment([x[threads] for x in lanes], operands.kind, 2).reshape(64, operands.K)
 
     return read
 
 
+def _fragment(lanes: Sequence[Array], kind: str, halves: int) -> Floats:
+    """What the warps hold of a matrix in registers, ``[warps, 8 * halves, K]``.
+
+    Args:
+        lanes: the registers, each with a value of 32 bits for every thread.
+        kind: of the elements; two of 16 bits share a register.
+        halves: eighths of rows that a thread has elements of, which follow each other in its registers.
+    """
+    each = 4 // _SIZES[kind]  # elements of a register
+    warps = len(lanes[0]) // 32
+    out = np.zeros((warps, 8 * halves, 4 * each * len(lanes) // halves))
+    row, first = np.arange(32) // 4, np.arange(32) % 4 * each
+    for n, x in enumerate(lanes):
+        elements = of_matrix(np.ascontiguousarray(x).view(f"u{_SIZES[kind]}"), kind).reshape(warps, 32, each)
+        for m in range(each):
+            out[:, row + 8 * (n % halves), first + 4 * each * (n // halves) + m] = elements[:, :, m]
+    return out
+
+
+@decodes("mma")
+def _warp_product(machine: Machine, instruction: Instruction) -> Step:
+    """D = A B + C of a warp, at once: A 16 x K, B K x 8, all of it in registers."""
+    shape = re.fullmatch(r"m16n8k(\d+)", instruction.parts[3])
+    kind = instruction.parts[7] if len(instruction.parts) == 10 else ""
+    ways = "sync", "aligned", "row", "col", "f32", kind, "f32"
+    if shape is None or kind not in _SIZES or [instruction.parts[n] for n in (1, 2, 4, 5, 6, 8, 9)] != list(ways):
+        raise EmulationError(f"not emulated: {instruction.text}")
+    a, b = ([machine.source(word, "b32") for word in instruction.words(n)] for n in (1, 2))
+    c = [machine.source(word, "f32") for word in instruction.words(3)]
+    writers = [machine.writer(word) for word in instruction.words(0)]
+    registers = int(shape[1]) * _SIZES[kind] // 16  # of a column of B
+    if (len(a), len(b), len(c)) != (2 * registers, registers, 4):
+        raise EmulationError(f"registers that do not fit the shape: {instruction.text}")
+    warp, row, column = np.arange(machine.threads) // 32, machine.lane // 4, 2 * (machine.lane % 4)
+
+    def step(mask: Mask) -> None:
+        whole = machine.every(mask).reshape(-1, 32)
+        if (whole.any(1) != whole.all(1)).any():
+            machine.report("a lane takes part in a product that it does not execute")
+        result = _fragment(a, kind, 2) @ _fragment(b, kind, 1).transpose(0, 2, 1)
+        added = [result[warp, row + 8 * (n // 2), column + n % 2] + x for n, x in enumerate(c)]
+        for write, value in zip(writers, added, strict=True):
+            write(value.astype(np.float32), mask)
+
+    return step
+
+
 def _from_memory(machine: Machine, operands: _Operands, side: int) -> _Read:
     descriptor = machine.source(operands.b if side else operands.a[0], "b64")
-    rows, size = operands.N if side else 64, 4 if operands.kind == "tf32" else 2
+    rows, size = operands.N if side else 64, _SIZES[operands.kind]
     transposed = operands.transposed[side]
 
     def read(group: int, reads: list[NDArray[np.int64]]) -> Floats:

@@ -52,6 +52,7 @@ from recbole_llm.export.manifest import (
     ItemText,
     Manifest,
 )
+from recbole_llm.export.pooling import Pooling
 from recbole_llm.export.profile_map import ProfileMap
 from recbole_llm.export.quantise import encoded
 from recbole_llm.export.reader import ItemRecord, load_export
@@ -62,6 +63,7 @@ from recbole_llm.export.thumbnails import Thumbnails
 from recbole_llm.scoring.probability import ProbabilityMap
 
 EXACT_INDEX = {"kind": "exact"}  # every item is scored
+QUERIES = 4096  # of users, by which codes of items are chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,10 +214,16 @@ def _write_vectors(folder: Path, contents: ExportContents) -> None:
         "user.offset": np.zeros(D, np.float32) if contents.offset is None else _float32(contents.offset),
     }
     tables = {"item.vector": contents.vector, "item.source": contents.source, "user.part": contents.user_part}
+    scales = np.repeat([block.scale for block in contents.blocks], [block.dim for block in contents.blocks])
     for name, table in tables.items():
-        if table is not None:
-            is_plain = contents.dtype == "float32"
-            vectors |= {name: _float32(table)} if is_plain else _coded(name, _float32(table), contents)
+        if table is None:
+            continue
+        if contents.dtype == "float32":
+            vectors[name] = _float32(table)
+            continue
+        # items are multiplied by queries; what queries are made of, by items
+        beside = _queries(contents) if name == "item.vector" else _float32(contents.vector * scales)
+        vectors |= _coded(name, _float32(table), contents, beside)
     save_file(vectors, folder / VECTORS)
     if contents.rescore:
         save_file({name: _float32(table) for name, table in tables.items() if table is not None}, folder / EXACT)
@@ -290,8 +298,24 @@ def _write_files(folder: Path, contents: ExportContents) -> None:
         shutil.copyfile(path, target)
 
 
-def _coded(name: str, table: np.ndarray, contents: ExportContents) -> dict[str, np.ndarray]:
-    coded = encoded(table, [block.dim for block in contents.blocks])
+def _queries(contents: ExportContents) -> np.ndarray:
+    """The queries of up to ``QUERIES`` users with a history, ``[n, D]`` float32."""
+    starts, items = contents.history_offsets, contents.history_items
+    offset = np.zeros(contents.vector.shape[1]) if contents.offset is None else contents.offset
+    pooling = Pooling(contents.blocks, _float32(offset), contents.sequence)
+    users = np.flatnonzero(np.diff(starts))
+    found = []
+    for user in users[:: -(-len(users) // QUERIES) or 1].tolist():
+        own = slice(int(starts[user]), int(starts[user + 1]))
+        times = np.ones(own.stop - own.start) if contents.history_weight is None else contents.history_weight[own]
+        part = None if contents.user_part is None else contents.user_part[user]
+        ranks = None if contents.history_rank is None else contents.history_rank[own]
+        found.append(pooling.query(_float32(contents.source[items[own]]), _float32(times), part, ranks).vector)
+    return np.array(found, np.float32).reshape(-1, contents.vector.shape[1])
+
+
+def _coded(name: str, table: np.ndarray, contents: ExportContents, beside: np.ndarray) -> dict[str, np.ndarray]:
+    coded = encoded(table, [block.dim for block in contents.blocks], beside)
     return {f"{name}.codes": coded.codes, f"{name}.scale": coded.scale, "rotation.signs": coded.signs}
 
 

@@ -176,3 +176,32 @@ def test_committed_results_of_the_kernels_are_rendered():
     for file in [*report.RESULTS.glob("kernel_speed*.json"), *report.RESULTS.glob("aot_report*.json")]:
         lines = report.section(file).lines
         assert len(lines) > 10 and not any(line.startswith("Not rendered") for line in lines)
+
+
+def compiled_kernels(**asked):
+    """Rows of the committed table of compiled kernels."""
+    data = json.loads((kernel_speed.RESULTS / "aot_report.json").read_text())
+    rows = [dict(zip(data["columns"], row, strict=True)) for row in data["rows"]]
+    return [row for row in rows if all(row[name] == value for name, value in asked.items())]
+
+
+def test_the_committed_table_of_kernels_keeps_what_is_promised():
+    """No spills, every tile fetched ahead, two programs at once; D = 384 leaves slopes; few instructions a logit."""
+    rows = compiled_kernels()
+    assert {row["arch"] for row in rows} >= {"sm_80", "sm_90", "sm_100"}
+    assert not [row for row in rows if row["problems"] or row["spills"]]
+    passes = [row for row in rows if row["kernel"].startswith("tile_pass") and row["dtype"] == "bfloat16"]
+    assert {row["D"] for row in passes} >= {64, 384}
+    for row in passes:
+        assert row["pipelined"] is not False
+        assert row["arch"].startswith("gfx") or 2 * 32 * row["warps"] * row["registers"] <= 65_536, row
+        assert (
+            row["D"] <= 128 or row["kernel"].endswith(", slopes") or row["kernel"][10:-1] in ("exp_sum", "group_max")
+        ), row
+    losses = compiled_kernels(arch="sm_90", dtype="bfloat16", D=64, kernel="tile_pass[bce]")
+    loss, items = (
+        [row for row in losses if ("value_ptr" in row["absent"].split(",")) == without] for without in (False, True)
+    )
+    assert loss and items
+    assert max(row["per_logit"] for row in loss) <= 26 and max(row["per_logit"] for row in items) <= 21
+    assert max(row["floor_us"] for row in loss) + max(row["floor_us"] for row in items) <= 2900

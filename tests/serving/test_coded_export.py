@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from recbole_llm.export import manifest as manifest_module
 from recbole_llm.export.errors import ExportError
 from recbole_llm.export.manifest import EXACT, VECTORS
+from recbole_llm.export.pooling import Pooling
 from recbole_llm.export.quantise import CodedTable, encoded, random_signs, squared_lengths, stretches
 from recbole_llm.export.reader import load_export
 from recbole_llm.export.writer import write_artifact
@@ -103,6 +104,44 @@ def test_scores_are_near_and_a_large_column_does_not_make_all_others_coarse():
     assert np.abs(np.asarray(coded) - table)[:, others].mean() < 0.6 * lost
 
 
+def rounded_in_turn(y, scale, squares):
+    """What is lost of a column goes to those after it as the regression on them says, solved anew for every column."""
+    D, left, codes = y.shape[1], y.copy(), np.zeros(y.shape)
+    for d in range(D):
+        codes[:, d] = np.clip(np.rint(left[:, d] / scale[:, d]), -127, 127)
+        error = left[:, d] - codes[:, d] * scale[:, d]
+        if d + 1 < D:
+            left[:, d + 1 :] += error[:, None] * np.linalg.solve(squares[d + 1 :, d + 1 :], squares[d + 1 :, d])
+    return codes
+
+
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+def test_codes_keep_the_products_with_known_vectors(dims, monkeypatch):
+    """Beside the same in float64, written out; what rounding cuts off one column is made up for in the later ones."""
+    monkeypatch.setattr("recbole_llm.export.quantise.ROWS_AT_ONCE", 16)
+    D = sum(dims)
+    table, beside = normal(50, D), normal(300, D, seed=1) * np.geomspace(1, 0.03, D, dtype=np.float32)
+    table[7] = 0
+    coded, R = encoded(table, dims, beside), rotation(dims, random_signs(D))
+    rotated = beside @ R.T
+    squares = rotated.T @ rotated / len(rotated)
+    squares += 0.01 * np.trace(squares) / D * np.eye(D)
+    scale = np.repeat(coded.scale, dims, axis=1)
+    want = rounded_in_turn(table @ R.T, np.maximum(scale, 1e-30), squares)
+    assert np.mean(coded.codes == want) > 0.999 and np.abs(coded.codes - want).max() <= 1  # float32 may round otherwise
+    assert not coded.codes[7].any()
+    if dims == (64,):  # one rotation of columns that matter unequally; other vectors of the same kind
+        others = normal(300, D, seed=2) * np.geomspace(1, 0.03, D, dtype=np.float32)
+        errors = [np.square(x.dots(others) - others @ table.T).mean() for x in (encoded(table, dims), coded)]
+        assert errors[1] < errors[0] / 2, errors
+
+
+def test_without_a_known_vector_codes_are_the_nearest():
+    table = normal(20, 10)
+    for beside in (np.zeros((0, 10), np.float32), np.zeros((5, 10), np.float32)):
+        assert np.array_equal(encoded(table, [6, 4], beside).codes, encoded(table, [6, 4]).codes)
+
+
 @pytest.mark.parametrize("B", [1, 2, 7])
 @pytest.mark.parametrize("has_exact", [False, True])
 def test_a_search_finds_the_best_of_the_coded_rows(B, has_exact, monkeypatch):
@@ -125,6 +164,17 @@ def test_a_search_finds_the_best_of_the_coded_rows(B, has_exact, monkeypatch):
         np.testing.assert_allclose(hit.scores, scores[want], rtol=1e-5, atol=1e-5)
 
 
+def queries_of(export):
+    """Of every user with a history."""
+    pooling, found = Pooling.of(export), []
+    for user in np.flatnonzero(np.diff(export.history_offsets)):
+        own = slice(*export.history_offsets[user : user + 2])
+        part = None if export.user_part is None else np.asarray(export.user_part[user])
+        source = np.asarray(export.source)[export.history_items[own]]
+        found.append(pooling.query(source, export.history_weight[own], part).vector)
+    return np.array(found)
+
+
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("user_part", [False, True])
 def test_what_is_written_is_read(tmp_path, user_part, mapped):
@@ -138,7 +188,7 @@ def test_what_is_written_is_read(tmp_path, user_part, mapped):
         export = load_export(folder, mapped=mapped)
         assert isinstance(export.vector, CodedTable) and isinstance(export.source, CodedTable)
         assert (export.user_part is None) == (not user_part)
-        want = encoded(floats.vector, [64, 36])
+        want = encoded(floats.vector, [64, 36], queries_of(floats))
         assert np.array_equal(export.vector.codes, want.codes) and np.array_equal(export.vector.scale, want.scale)
         rows = np.array([5, 0, 299])
         for name in ("vector", "source", "user_part") if user_part else ("vector", "source"):

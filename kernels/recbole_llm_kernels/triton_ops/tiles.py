@@ -52,7 +52,8 @@ def order_key(s):
 def _marked(bit_ptr, mark, mark_tile, tile, c, MARKED: tl.constexpr):
     """Which columns c of ``tile`` are marked in each row; ``mark`` is the row's next entry, in the tile ``mark_tile``."""
     bits = tl.load(bit_ptr + mark, mask=mark_tile == tile, other=0)
-    return ((bits[:, None] >> (c % MARKED).to(tl.int64)[None, :]) & 1) != 0
+    # of "c % MARKED" the compiler would take 16 signs in every tile, ahead of the branch
+    return ((bits[:, None] >> (c - tile * MARKED).to(tl.int64)[None, :]) & 1) != 0
 
 
 # sizes change with every batch: specialised on 1 and on multiples of 16 they would compile again and again
@@ -177,7 +178,7 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
             # few tiles hold a target: the others skip all that marks cost
             has_marks = next_tile == c0 // MARKED
             if has_marks:
-                marked = _marked(mark_bit_ptr, mark, mark_tile, c0 // MARKED, c, MARKED)
+                marked = _marked(mark_bit_ptr, mark, mark_tile, next_tile, c, MARKED)
                 s = tl.where(marked, -s if TERM == "bce" else float("-inf"), s)
 
         if TERM == "group_max":
@@ -200,7 +201,7 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
                     term *= neg_weight
                     if mark_start_ptr is not None:  # noqa: SIM102 (one is known to the compiler)
                         if has_marks:  # the two kinds apart, so that neither is lost beside the other
-                            marked = _marked(mark_bit_ptr, mark, mark_tile, c0 // MARKED, c, MARKED)
+                            marked = _marked(mark_bit_ptr, mark, mark_tile, next_tile, c, MARKED)
                             q = tl.reduce(tl.where(marked, 0.0, z), 1, one_plus_product)
                             term = neg_weight * (tl.sum(tl.where(marked, 0.0, tl.maximum(s, 0.0)), axis=1) + log1p(q))
                             q = tl.reduce(tl.where(marked, z, 0.0), 1, one_plus_product)
@@ -214,7 +215,7 @@ def _tile_pass_kernel(  # noqa: C901 (branches of the compiler, not of the kerne
                 p = sigma if UNIT_WEIGHT else neg_weight * sigma
                 if mark_start_ptr is not None:  # noqa: SIM102 (one is known to the compiler)
                     if has_marks:
-                        marked = _marked(mark_bit_ptr, mark, mark_tile, c0 // MARKED, c, MARKED)
+                        marked = _marked(mark_bit_ptr, mark, mark_tile, next_tile, c, MARKED)
                         p = tl.where(marked, -sigma, p)
         if grad_ptr is not None or grad_bias_ptr is not None or slope_ptr is not None:
             if col_scale_ptr is not None:

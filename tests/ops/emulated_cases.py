@@ -1,14 +1,15 @@
-"""The PTX that Triton emits for sm_90, executed by an emulator, against the float64 oracle.
+"""The PTX that Triton emits for sm_90, executed by an emulator, against the float64 oracle: what is run of each operator.
 
 ptxas, timing, hardware rounding and the driver are not covered. Every launch is checked for accesses outside its
 arguments, for reads of what nobody wrote and for races; results must stay within the bounds that hold on a card. Most
-combinations are marked slow; ``benchmarks/emulate.py`` runs all of them and writes the table.
+combinations are marked slow; ``benchmarks/emulate.py`` runs all of them and writes the table. A file for each dtype runs
+its own, ``test_emulated_*.py``, so that workers share them; ``test_emulator.py`` is about the emulator itself.
 """
 
 import importlib.util
 import os
-import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,11 @@ import test_sampled
 import test_topk
 import torch
 import triton
-from ops_cases import biases, emulated_operators, inside, row_lists, rows
+from ops_cases import emulated_operators
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from ptx_emulator.faults import FAULTS
 from ptx_emulator.launch import emulated
-from ptx_emulator.program import EmulationError
 
 from recbole_llm_kernels.triton_ops import tuning
 
@@ -86,12 +85,8 @@ def split_columns(dtype, D):
 
 
 def best(dtype, D):
-    """Some groups wanted, by few queries and by more, and all of them; ties; fewer candidates than places.
-
-    On tensor cores products of few queries are mma.sync, which the emulator does not know: those run in the interpreter alone.
-    """
-    scalar = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    for shape in ((5, 200, D, 3), (17, 200, D, 3), (3, 40, D, 39)) if scalar else ((17, 200, D, 3), (18, 40, D, 39)):
+    """Some groups wanted, by few queries and by more, and all of them; ties; fewer candidates than places."""
+    for shape in ((5, 200, D, 3), (17, 200, D, 3), (3, 40, D, 39)):
         test_topk.test_ids_and_ties_are_exact("triton", shape, dtype)
 
 
@@ -125,68 +120,31 @@ EVERY = [
 ]
 
 
-@pytest.fixture
-def precision():
+def combinations(*modes):
+    """The combinations of these modes as parameters ``mode``, ``D`` and ``name``, most of them slow."""
+    chosen = [x for x in EVERY if x[0] in modes]
+    marked = [pytest.param(*x, marks=[] if x in FAST else pytest.mark.slow) for x in chosen]
+    return pytest.mark.parametrize(("mode", "D", "name"), marked)
+
+
+@contextmanager
+def precision(how):
+    """``torch.set_float32_matmul_precision``, and what it was."""
     before = torch.get_float32_matmul_precision()
-    yield torch.set_float32_matmul_precision
-    torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision(how)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize(
-    ("mode", "D", "name"), [pytest.param(*x, marks=[] if x in FAST else pytest.mark.slow) for x in EVERY]
-)
-def test_against_the_oracle(mode, D, name, precision, monkeypatch, record_property):
+def execute(mode, D, name, monkeypatch, record_property):
+    """Run an operator in the emulator, and put its launches down."""
     dtype, how = MODES[mode]
-    precision(how)
     operator = OPERATORS[name]
-    with emulated() as emulator:
+    with precision(how), emulated() as emulator:
         operator(dtype, D, monkeypatch) if operator is sorted_pairs else operator(dtype, D)
     assert emulator.executed and not emulator.findings, emulator.findings
     for number, launch in enumerate(emulator.executed):
         programs = launch.grid[0] * (launch.grid[1] if len(launch.grid) > 1 else 1)
         record_property(f"launch {number}", (launch.label, programs, launch.steps, round(launch.seconds, 2)))
-
-
-# --- eight mistakes
-
-# what shows each: an access that ends the program, a finding, or a result beyond its bound
-SHOWS = {
-    "dropped mask": "load outside every argument",
-    "missing barrier": "race: a product reads what another warp has stored, without a barrier",
-    "wait moved": "or (of )?a copy that is not waited for",
-    "wrong descriptor": "a product reads what nobody has written|beyond its bound|not the same infinities",
-    "wrong stride": "beyond its bound|not the same infinities",
-    "lost column": "beyond its bound|not the same infinities",
-    "off-by-one split": "beyond its bound|not the same infinities",
-    "wrong dtype": "beyond its bound|not the same infinities",
-}
-
-
-def ten_rows():
-    """A loss over columns in two parts, ragged; bfloat16, D = 64."""
-    bias = biases(600)
-    operands = rows(10, 64, torch.bfloat16, 0, 3.0), rows(600, 64, torch.bfloat16, 1, 3.0), bias
-    test_catalog.check("catalog_bce", "triton", operands, row_lists(10, 600, 30, 2, inside(bias)))
-
-
-def test_eight_mistakes_are_named():
-    assert len(FAULTS) == 8 and FAULTS.keys() == SHOWS.keys()
-
-
-@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * bool(n)) for n, x in enumerate(FAULTS)])
-def test_a_mistake_is_seen(name):
-    shown = []
-    with emulated(FAULTS[name]) as emulator:
-        try:
-            ten_rows()
-        except (EmulationError, AssertionError) as error:
-            shown.append(str(error))
-    shown += emulator.findings
-    assert any(re.search(SHOWS[name], x) for x in shown), shown
-
-
-def test_without_a_mistake_nothing_is_seen():
-    with emulated() as emulator:
-        ten_rows()
-    assert not emulator.findings
-    assert (1, 2) in {x.grid[:2] for x in emulator.executed}  # both parts of the columns
