@@ -175,7 +175,7 @@ def fit_local(
                 local, base, linear, str(subset.metric), words, follows=filled < SPARSE_GRAM
             )
         solutions.count = NEIGHBOURS_OF_FIT
-    block = solutions.solve(chosen).block(KEPT)
+    block = solutions.solve(chosen, last=True).block(KEPT)
     value = None if subset is None else items.value_of(subset, block.scorer)
     assert block.direct is not None and block.source is not None and block.target is not None
     entries = len(block.direct.ids)

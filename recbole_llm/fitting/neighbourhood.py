@@ -13,7 +13,7 @@ any m. Only what items say of each other through users is cut: where most pairs 
 truncated spectrum does, where few do it loses far less.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from recbole_llm.fitting.ease import Content, Setting
+from recbole_llm.fitting.ease import Content, Kernel, Setting
 from recbole_llm.fitting.factors import Incidence, Product
 from recbole_llm.scoring.block import LinearBlock, Scorer
 from recbole_llm.scoring.rows import Rows
 
 ENTRIES_PER_BATCH = 2**21  # of rows of G that are looked through at once; 50 MB
+ITEMS_PER_ENTRY = 32  # of the table in which neighbours find their places; its cells are bytes and there is one table
 COLUMNS_AT_ONCE = 64  # right-hand sides of U; conjugate gradients hold five times as many columns of n rows
 KEPT = 100  # entries of a row of B that a model keeps; 50 cost 1.5% of amazon-office's validation, 100 .4%
 TOLERANCE = 1e-3  # of the residuals of U, in units of the right-hand sides; exact to four digits of NDCG@10
@@ -74,7 +75,14 @@ class SparseLowRank:
 
 def largest_of_rows(matrix: Matrix, kept: int) -> Matrix:
     """Leave the ``kept`` entries of every row that are largest in size, without zeros and sorted by column."""
-    matrix = matrix.tocsr().copy()
+    matrix = matrix.tocsr()
+    stretches = _stretches(np.diff(matrix.indptr), ENTRIES_PER_BATCH)
+    parts = [_largest_of_few(matrix[rows], kept) for rows in stretches]
+    return sparse.vstack(parts, format="csr") if parts else matrix
+
+
+def _largest_of_few(matrix: Matrix, kept: int) -> Matrix:
+    """The same of a copy of a few rows, which may be changed."""
     matrix.eliminate_zeros()
     matrix.sort_indices()
     starts, sizes, size = matrix.indptr[:-1], np.diff(matrix.indptr), np.abs(matrix.data)
@@ -107,7 +115,7 @@ def sparse_gram(train: Rows, weights: Tensor, n_items: int) -> Matrix:
         n_items: columns of X.
     """
     X = _incidence(train, n_items, weights.cpu().numpy().dtype)
-    gram = (X.T @ X.multiply(weights.cpu().numpy()[:, None]).tocsr()).tocsr()
+    gram = X.T.tocsr() @ X.multiply(weights.cpu().numpy()[:, None]).tocsr()
     gram.sort_indices()
     return gram
 
@@ -160,12 +168,16 @@ def local_inverse(gram: Matrix, ridge: NDArray[np.floating], count: int) -> Matr
     n = gram.shape[0]
     members = neighbours(gram, gram.diagonal() + ridge, min(count, n))
     columns = np.zeros(members.shape, gram.dtype)
-    for items in _batches(gram, members):
+    batches = list(_batches(gram, members))
+    # filled anew for every batch it would make the whole quadratic in the items
+    most = max((items.stop - items.start for items in batches), default=0)
+    places = np.full((most, n), -1, np.min_scalar_type(-members.shape[1]))
+    for items in batches:
         some = members[items]
-        system = torch.from_numpy(_systems(gram, ridge, some))
+        system = torch.from_numpy(_systems(gram, ridge, some, places))
         lower, failed = torch.linalg.cholesky_ex(system)
         if bool(failed.any()):  # float32 loses a small ridge beside a large G
-            lower = torch.linalg.cholesky(torch.from_numpy(_systems(gram.astype(np.float64), ridge, some)))
+            lower = torch.linalg.cholesky(torch.from_numpy(_systems(gram, ridge, some, places, np.float64)))
         first = torch.zeros(len(some), some.shape[1], 1, dtype=lower.dtype)
         first[:, 0] = 1.0
         columns[items] = torch.cholesky_solve(first, lower)[..., 0].numpy()
@@ -206,24 +218,37 @@ def _stretches(cost: NDArray[np.integer], most: int) -> Iterator[slice]:
 
 
 def _batches(gram: Matrix, members: NDArray[np.int32]) -> Iterator[slice]:
-    """Stretches of items whose neighbours have about ``ENTRIES_PER_BATCH`` entries in G together, and their systems no more."""
+    """Stretches of items whose neighbours have about ``ENTRIES_PER_BATCH`` entries in G together, and their systems no more.
+
+    The table of places of a stretch has ``ITEMS_PER_ENTRY`` times as many cells at most, or one row.
+    """
     sizes = np.diff(gram.indptr)
     entries = sum(np.where(column >= 0, sizes[column], 0).astype(np.int64) for column in members.T)
-    return _stretches(np.maximum(entries, members.shape[1] ** 2), ENTRIES_PER_BATCH)
+    least = max(members.shape[1] ** 2, gram.shape[0] // ITEMS_PER_ENTRY)
+    return _stretches(np.maximum(entries, least), ENTRIES_PER_BATCH)
 
 
-def _systems(gram: Matrix, ridge: NDArray[np.floating], members: NDArray[np.int32]) -> NDArray[np.floating]:
-    """A_s[N(i), N(i)] of some items, ``[b, m, m]``; the identity where there are no more neighbours."""
+def _systems(
+    gram: Matrix,
+    ridge: NDArray[np.floating],
+    members: NDArray[np.int32],
+    places: NDArray[np.signedinteger],
+    dtype: Any = None,
+) -> NDArray[np.floating]:
+    """A_s[N(i), N(i)] of some items, ``[b, m, m]`` in the dtype of G or another; the identity where there are no more neighbours.
+
+    ``places`` is ``[b or more, n]`` of -1, before and after.
+    """
     b, m = members.shape
     item, place = np.nonzero(members >= 0)
     ids = members[item, place]
-    where = np.full((b, gram.shape[0]), -1, np.int32)
-    where[item, ids] = place
+    places[item, ids] = place
     rows = gram[ids]
     of_entry = np.repeat(np.arange(len(ids)), np.diff(rows.indptr))
-    column = where[item[of_entry], rows.indices]
+    column = places[item[of_entry], rows.indices]
+    places[item, ids] = -1
     hit = np.flatnonzero(column >= 0)
-    system = np.zeros((b, m, m), gram.dtype)
+    system = np.zeros((b, m, m), dtype or gram.dtype)
     system[:, np.arange(m), np.arange(m)] = members < 0
     system[item, place, place] = ridge[ids]
     at = of_entry[hit]
@@ -266,17 +291,21 @@ def solve_columns(product: Product, diagonal: Tensor, wanted: Tensor, tolerance:
     return found
 
 
-def woodbury_core(columns: Tensor, images: Tensor) -> Tensor:
-    """Compute S = (I + L' U)^-1 in float64, ``[f, f]`` in the dtype of U.
+def woodbury_core(columns: Tensor, images: Tensor, roots: Tensor | None = None) -> Tensor:
+    """Compute D (I + D L' U D)^-1 D in float64, ``[f, f]`` in the dtype of U.
 
     Args:
         columns: L, ``[n, f]``.
         images: U, ``[n, f]``.
+        roots: diagonal of D, ``[f]``; ``None`` for ones.
     """
-    core = torch.eye(columns.shape[1], dtype=torch.float64, device=columns.device)
+    core = torch.zeros(columns.shape[1], columns.shape[1], dtype=torch.float64, device=columns.device)
     for some, own in zip(columns.split(ROWS_AT_ONCE), images.split(ROWS_AT_ONCE), strict=True):
         core += some.T.double() @ own.double()
-    return torch.linalg.inv((core + core.T) / 2).to(images)
+    scale = torch.ones_like(core[0]) if roots is None else roots.to(core)
+    inner = scale[:, None] * (core + core.T) / 2 * scale
+    inner.diagonal().add_(1.0)
+    return (scale[:, None] * torch.linalg.inv(inner) * scale).to(images)
 
 
 class Neighbourhoods:
@@ -307,8 +336,12 @@ class Neighbourhoods:
     def _product(self, table: Tensor) -> Tensor:
         return self._incidence.to_items(self._incidence.to_rows(table) * self._weights[:, None])
 
-    def solve(self, setting: Setting) -> SparseLowRank:
+    def solve(self, setting: Setting, last: bool = False) -> SparseLowRank:
         """Solve under one setting, every kernel of power 1; ``user_exponent`` is already in the weights.
+
+        Args:
+            setting: the constants.
+            last: whether nothing is solved for afterwards. What solutions share is then given up, and less is held.
 
         Raises:
             ValueError: if ``setting`` asks for another power of a kernel.
@@ -322,29 +355,45 @@ class Neighbourhoods:
             self._ridge_of = setting.ridge, setting.ridge_exponent
             self._inverse, self._images = None, {}
         if self._inverse is None or self._count_of != self.count:
+            self._inverse = None  # before there is another
             self._inverse, self._count_of = local_inverse(self.gram, ridge.cpu().numpy(), self.count), self.count
-        roots = {
-            kernel.modality: float(kernel.weight * setting.ridge * scale) ** 0.5
-            for kernel in setting.kernels
-            if kernel.weight
-        }
-        inner = torch.from_numpy(self._inverse.diagonal()).to(ridge)
-        if roots:
-            parts = [root * self._content[name].to(ridge) for name, root in roots.items()]
-            columns = torch.cat(parts, 1)
-            images = torch.cat([root * self._image(name, ridge) for name, root in roots.items()], 1)
-            source = images @ woodbury_core(columns, images)
-            inner = inner - (source * images).sum(1)
-            # 1 / A_ii is never above it
-            inner = inner.maximum(1 / (self.popularity + ridge + columns.square().sum(1)))
-        else:
-            images = source = ridge.new_zeros(len(ridge), 0)
+        direct = self._inverse
+        if last:
+            self.gram = self._inverse = self._ridge_of = None
+        inner = torch.from_numpy(direct.diagonal()).to(ridge)
+        weighed = [kernel for kernel in setting.kernels if kernel.weight]
+        images = source = ridge.new_zeros(len(ridge), 0)
+        if weighed:
+            images, columns, roots = self._images_of(weighed, setting.ridge * scale, ridge, last)
+            source = images @ woodbury_core(columns, images, roots)
+            largest = self.popularity + ridge
+            for rows in torch.arange(len(ridge), device=ridge.device).split(ROWS_AT_ONCE):
+                at = slice(int(rows[0]), int(rows[-1]) + 1)
+                inner[at] -= (source[at] * images[at]).sum(1)
+                largest[at] += columns[at].square() @ roots.square()
+            inner = inner.maximum(1 / largest)  # 1 / A_ii is never above it
         scales = -(share**-setting.tilt) / inner
-        direct = self._inverse.copy()
+        direct = direct if last else direct.copy()
         direct.setdiag(0)
         direct.data *= scales.cpu().numpy()[direct.indices]
         direct.eliminate_zeros()
-        return SparseLowRank(direct, source, images * -scales[:, None])
+        return SparseLowRank(direct, source, images.mul_(-scales[:, None]) if last else images * -scales[:, None])
+
+    def _images_of(
+        self, kernels: Sequence[Kernel], unit: Tensor, ridge: Tensor, last: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A_s^-1 F, F and the root of each column's factor, of several kernels side by side."""
+        images = [self._image(kernel.modality, ridge) for kernel in kernels]
+        columns = [self._content[kernel.modality].to(ridge) for kernel in kernels]
+        roots = [
+            ridge.new_full((part.shape[1],), float(kernel.weight * unit) ** 0.5)
+            for kernel, part in zip(kernels, columns, strict=True)
+        ]
+        if last:
+            self._images = {}
+        if len(kernels) == 1:  # a table of catalogues of a million items has gigabytes
+            return images[0], columns[0], roots[0]
+        return torch.cat(images, 1), torch.cat(columns, 1), torch.cat(roots)
 
     def _image(self, modality: str, ridge: Tensor) -> Tensor:
         """A_s^-1 F of a modality for the present ridge."""

@@ -85,6 +85,39 @@ def test_settings_one_after_another_are_those_alone():
         torch.testing.assert_close(shared.solve(setting).dense(), alone.dense(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "setting", [of_text(0.0), of_text(0.3), Setting(kernels=(Kernel("text", 0.1), Kernel("image", 0.4)))], ids=str
+)
+def test_the_last_solution_is_the_same_and_gives_up_what_others_share(setting):
+    items = made()
+    kept, given = local(items, setting, 9), local(items, setting, 9)
+    wanted = kept.solve(setting)
+    torch.testing.assert_close(given.solve(setting, last=True).dense(), wanted.dense(), rtol=0, atol=0)
+    assert given.gram is None and given._inverse is None and not given._images
+    torch.testing.assert_close(kept.solve(setting).dense(), wanted.dense(), rtol=0, atol=0)  # nothing of it has changed
+
+
+def test_systems_leave_the_table_of_places_as_it_was_and_batches_bound_it(monkeypatch):
+    """Filled anew for every batch it would cost a pass over the catalogue for a few items."""
+    gram = sparse.random(40, 40, 0.3, format="csr", random_state=0)
+    gram = (gram @ gram.T).tocsr()
+    gram.sort_indices()
+    members = neighbours(gram, gram.diagonal() + 1, 6)
+    places = np.full((5, 40), -1, np.int8)
+    found = neighbourhood._systems(gram, np.ones(40), members[7:12], places)
+    assert (places == -1).all()
+    dense = gram.toarray() + np.eye(40)
+    for item, ids in enumerate(members[7:12]):
+        count = (ids >= 0).sum()
+        np.testing.assert_allclose(found[item, :count, :count], dense[np.ix_(ids[:count], ids[:count])])
+        np.testing.assert_array_equal(found[item, count:, count:], np.eye(6 - count))
+    monkeypatch.setattr(neighbourhood, "ENTRIES_PER_BATCH", 100)
+    monkeypatch.setattr(neighbourhood, "ITEMS_PER_ENTRY", 20)
+    alone = sparse.identity(1000, format="csr")
+    batches = list(neighbourhood._batches(alone, neighbours(alone, np.ones(1000), 1)))
+    assert [batch.stop for batch in batches] == list(range(2, 1001, 2)), "100 entries are 2 items of 1,000 places"
+
+
 def test_scores_are_the_histories_times_the_matrix():
     items, setting = made(), of_text(0.2)
     found = local(items, setting, 6).solve(setting)
