@@ -1,24 +1,28 @@
 """Catalogues beyond the dense limit: neighbourhoods, the SVD form and the dense form side by side.
 
-    python benchmarks/large_catalogue.py --data_path FOLDER
+    python benchmarks/large_catalogue.py --data_path FOLDER [--before TREE]
 
 ``DATASET:dense`` and ``DATASET:beyond`` fit the closed form of RecBole's default split with its defaults, the second with a limit
 of 1,000 items, so that validation chooses between neighbourhoods and the SVD form. ``copies:N:closed`` and ``copies:N:next`` solve
-for one block of a catalogue that is made of N copies of ``--of`` with documented constants. ``-ranked`` ranks by it for 2,000
-validation users, ``-exact`` by exact scores, which conjugate gradients find for these users alone, and ``-svd`` in the SVD form.
-
-A made catalogue has the items and users of the data set N times over. Every interaction goes to the same item of another copy
-with a chance of 15%. Each copy's text vectors have noise of .3 of their standard deviation. The newest interaction but one of a
-user is its target.
+for one block of a catalogue that is made of N copies of ``--of`` (``made_catalogue.py``) with documented constants. ``-ranked``
+ranks by it for 2,000 validation users, ``-exact`` by exact scores, which conjugate gradients find for these users alone, and
+``-svd`` in the SVD form. ``copies:N:solve`` measures seconds and memory of the closed form's solution alone. ``towers:LOSS`` trains
+the learned block of ``--of`` at its default split by one loss, everything else chosen as by default. ``run:now`` and ``run:before``
+are ``recbole-llm run`` with its defaults on a data set of 17,000 items and 50,000 users, by this checkout and by that of
+``--before``, which ends once it has taken ``--most`` times as long.
 
 Pieces are kept in ``--work``: the same command goes on where it stopped. The result file is written after each one.
 """
 
 import argparse
+import gc
 import json
+import math
+import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,41 +34,46 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
 import numpy as np
 import torch
-from timing import logged, machine
+from made_catalogue import SIZE, Copies, write_made_dataset
+from timing import commit, logged, machine
 from torch import Tensor
 
 from recbole_llm.fitting.closed_form import fit_closed_form
 from recbole_llm.fitting.ease import Kernel, Setting, gram_diagonal, user_weights
 from recbole_llm.fitting.factors import Incidence
-from recbole_llm.fitting.large_catalogue import NEIGHBOURS_OF_FIT, SPECTRAL_DIMS
+from recbole_llm.fitting.large_catalogue import NEIGHBOURS_OF_FIT, SPECTRAL_DIMS, local_bytes
 from recbole_llm.fitting.neighbourhood import KEPT, Neighbourhoods, direct_rows, solve_columns, woodbury_core
 from recbole_llm.fitting.next_item import directions_of
 from recbole_llm.fitting.next_item_local import LocalNextItem
 from recbole_llm.fitting.next_item_rows import NextItemSetting, prefixes, ridge_of
-from recbole_llm.fitting.validation import TopKMetric, evenly, user_metric
 from recbole_llm.fitting.warm_items import WarmItems, warm_items
 from recbole_llm.scoring.block import LinearBlock, Scorer
 from recbole_llm.scoring.rows import Rows
 
+GROWTH = (1, 3, 9, 25, 83)  # copies of 12,068 items: from 10^4 to 10^6
 PIECES = (
     "amazon-office:dense",
     "amazon-office:beyond",
     "amazon-beauty:dense",
     "amazon-beauty:beyond",
+    "ml-1m-text:dense",
     "ml-1m-text:beyond",
-    *(f"copies:{copies}:{part}" for copies in (1, 3) for part in ("closed", "closed-ranked", "next", "next-ranked")),
     *(
-        f"copies:9:{part}"
+        f"copies:{copies}:{part}"
+        for copies in (1, 9)
         for part in ("closed", "closed-ranked", "closed-exact", "closed-svd", "next", "next-ranked", "next-exact")
     ),
+    *(f"copies:{copies}:solve" for copies in GROWTH),
+    "towers:catalog_ce",
+    "towers:catalog_bce",
+    "run:now",
+    "run:before",
 )
 LIMIT = 1_000
-MOVED, NOISE = 0.15, 0.3
-USERS = 2_000
 CLOSED = Setting(ridge=8.0, kernels=(Kernel("text", 0.05, 1),))
 NEXT = NextItemSetting(tau=2.0, ridge=8.0, floor=0.1, content=(("text", 0.05),))
 CLOSED_DECAY, NEXT_DECAY = 3.0, 1.5
-NDCG = TopKMetric("ndcg", 10)
+MADE = "made-17000"
 
 
 def quality(dataset: str, form: str, data_path: str | None) -> dict[str, Any]:
@@ -88,73 +97,6 @@ def quality(dataset: str, form: str, data_path: str | None) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "log": [line for line in told if "on validation" in line or "SVD form of rank" in line],
     }
-
-
-class Copies:
-    """A made catalogue; padding item 0 is in none of its rows.
-
-    Args:
-        dataset: what it is made of.
-        data_path: where that is.
-        copies: how many times.
-        kept: where it is read from, or written to.
-    """
-
-    def __init__(self, dataset: str, data_path: str | None, copies: int, kept: Path) -> None:
-        if not kept.is_file():
-            self._make(dataset, data_path, copies)
-            torch.save({"n": self.n_items, "text": self.content["text"], "history": vars(self.history),
-                        "targets": vars(self.targets)}, kept)  # fmt: skip
-        made = torch.load(kept)
-        self.n_items, self.content = made["n"], {"text": made["text"]}
-        self.history, self.targets = Rows(**made["history"]), Rows(**made["targets"])
-        self.trained = torch.bincount(self.history.ids, minlength=self.n_items) > 0
-        users = evenly(torch.nonzero((self.targets.sizes > 0) & (self.history.sizes > 0)).squeeze(1), USERS)
-        self.rows, self.asked = self.history.select(users), self.targets.select(users)
-
-    def _make(self, dataset: str, data_path: str | None, copies: int) -> None:
-        from recbole_llm.bridge.experiments.leave_one_out import load, prepare
-
-        values = {"data_path": data_path, "show_progress": False, "state": "WARNING"}
-        rows, _, _ = prepare(load(dataset, config_dict=values))
-        one, targets, n = rows.data.history, rows.validation.targets, rows.data.n_items - 1
-        generator = torch.Generator().manual_seed(0)
-        vectors, present = rows.data.content["text"]
-        deviation = vectors[present].std(0)
-        self.n_items = 1 + n * copies
-        self.content = {
-            "text": (torch.zeros(self.n_items, vectors.shape[1]), torch.zeros(self.n_items, dtype=torch.bool))
-        }
-        self.history, self.targets = (
-            self._stacked(one, n, copies, generator),
-            self._stacked(targets, n, copies, generator),
-        )
-        for copy in range(copies):
-            of = slice(1 + n * copy, 1 + n * (copy + 1))
-            noise = NOISE * deviation * torch.randn(n, vectors.shape[1], generator=generator) if copies > 1 else 0.0
-            self.content["text"][0][of] = vectors[1:] + noise
-            self.content["text"][1][of] = present[1:]
-        self.content["text"][0][~self.content["text"][1]] = 0.0
-
-    @staticmethod
-    def _stacked(rows: Rows, n: int, copies: int, generator: torch.Generator) -> Rows:
-        """Rows of every copy one after the other; ids ascend within a row."""
-        sizes, parts, ranks = [], [], []
-        for copy in range(copies):
-            moved = torch.rand(len(rows.ids), generator=generator) < (MOVED if copies > 1 else 0.0)
-            other = torch.randint(copies, (len(rows.ids),), generator=generator)
-            ids = rows.ids + n * torch.where(moved, other, copy)
-            order = torch.argsort(rows.row_of_entry() * (n * copies + 1) + ids)
-            parts.append(ids[order])
-            sizes.append(rows.sizes)
-            ranks.append(rows.ranks[order] if rows.ranks is not None else torch.zeros(len(ids)))
-        offsets = torch.nn.functional.pad(torch.cat(sizes).cumsum(0), (1, 0))
-        return Rows(offsets, torch.cat(parts), ranks=torch.cat(ranks))
-
-    def value(self, scorer: Scorer) -> float:
-        """NDCG@10 of the users asked for among the trained items."""
-        seen = Rows(self.rows.offsets, self.rows.ids)
-        return float(user_metric(scorer, self.asked, seen, self.n_items, NDCG, excluded=~self.trained).mean())
 
 
 def exact_scorer(
@@ -312,6 +254,127 @@ def added(blocks: tuple[LinearBlock, ...], history: Rows) -> Scorer:
     return lambda rows: torch.stack([block.scorer(history)(rows) for block in blocks]).sum(0)
 
 
+def solved(made: Copies, kept: Path) -> dict[str, Any]:
+    """Seconds and memory of the closed form's solution, nothing kept that only other settings would need."""
+    items = warm_items(made.history, made.content, made.n_items)
+    made.content.clear()
+    n, weights = len(items.items), user_weights(items.train, CLOSED.user_exponent)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of the process begins anew
+    before = status("VmRSS")
+    began, cpu = time.perf_counter(), time.process_time()
+    solver = Neighbourhoods(items.train, weights, items.content, n, NEIGHBOURS_OF_FIT)
+    entries = int(solver.gram.nnz)
+    block = solver.solve(CLOSED, last=True).block(KEPT)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+    assert block.direct is not None and block.source is not None
+    size = 8 * block.source.numel() + 8 * len(
+        block.direct.ids
+    )  # two tables of float32; an id and a value of four bytes
+    return {
+        "cpu_seconds": round(cpu_seconds, 1),
+        "seconds": round(seconds, 1),
+        "gram_entries": entries,
+        "entries_a_row": len(block.direct.ids) / n,
+        "mib_of_data": before,
+        "mib_of_solution": status("VmHWM") - before,
+        "mib_estimated": local_bytes(entries, n, NEIGHBOURS_OF_FIT, items.content["text"].shape[1]) // 2**20,
+        "mib_of_block": size // 2**20,
+    }
+
+
+def status(field: str) -> int:
+    """A line of the process's memory, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) // 1024
+
+
+def towers(loss: str, dataset: str, data_path: str | None) -> dict[str, Any]:
+    """The learned block by itself, trained by one loss; the way is chosen among those of this loss."""
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import get_model, get_trainer, init_seed
+
+    with tempfile.TemporaryDirectory() as folder:
+        values = {"blocks": ["learned"], "loss_type": loss, "show_progress": False, "state": "WARNING"}
+        values |= {"checkpoint_dir": folder} | ({"data_path": data_path} if data_path else {})
+        config = Config("LLMTwoTower", dataset, config_dict=values)
+        init_seed(config["seed"], config["reproducibility"])
+        train, valid, test = data_preparation(config, create_dataset(config))
+        init_seed(config["seed"], config["reproducibility"])
+        model = get_model("LLMTwoTower")(config, train._dataset)
+        trainer = get_trainer(config["MODEL_TYPE"], "LLMTwoTower")(config, model)
+        began, cpu = time.perf_counter(), time.process_time()
+        with logged("recbole_llm.fitting") as told:
+            value, _ = trainer.fit(train, valid, verbose=False, show_progress=False)
+        cpu_seconds, seconds = time.process_time() - cpu, time.perf_counter() - began
+        test_value = trainer.evaluate(test, load_best_model=False)["ndcg@10"]
+    return {
+        "dataset": dataset,
+        "loss": loss,
+        "way": str(model.tower_choice),
+        "epochs": model.chosen.epochs if model.chosen is not None else None,
+        "valid": float(value),
+        "test": float(test_value),
+        "cpu_seconds": round(cpu_seconds, 1),
+        "seconds": round(seconds, 1),
+        "log": [line for line in told if line.startswith("learned block")],
+    }
+
+
+def run(which: str, data_path: str | None, tree: Path, work: Path, limit: float | None) -> dict[str, Any]:
+    """Processor seconds of a run with its defaults, from the command's start; the texts' vectors are there before.
+
+    Args:
+        which: ``now`` or ``before``.
+        data_path: where real data sets are.
+        tree: checkout that runs.
+        work: where the data set is made.
+        limit: processor seconds after which it ends; ``None`` for none.
+    """
+    folder = work.resolve() / MADE
+    if not (folder / f"{MADE}.item").is_file():
+        assert data_path is not None, "run needs --data_path"
+        write_made_dataset(folder, MADE, Path(data_path))
+    environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{tree / 'kernels'}"}
+    words = ["-d", MADE, f"--data_path={folder.parent}", "--show_progress=False"]
+    program = [sys.executable, "-m", "recbole_llm"]
+    subprocess.run([*program, "encode", *words], env=environment, check=True, cwd=work, stdout=subprocess.DEVNULL)
+    told, result = work / f"run-{which}.log", work.resolve() / f"run-{which}-result.json"
+    command = [*program, "run", "-m", "LLMTwoTower", *words, "--checkpoint_dir=" + str(folder / which)]
+    command += ["--output", str(result)]
+    began = time.perf_counter()
+
+    def limited() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit) + 5))
+
+    with open(told, "w", encoding="utf-8") as file:
+        child = subprocess.Popen(
+            command, env=environment, cwd=work, stdout=file, stderr=subprocess.STDOUT, preexec_fn=limited
+        )
+        _, code, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(code)
+    ended = child.returncode == 0
+    if not ended and (limit is None or used.ru_utime + used.ru_stime < limit):
+        raise SystemExit(f"{' '.join(command)} ended with {child.returncode}: see {told}")
+    lines = told.read_text(encoding="utf-8", errors="replace").splitlines()
+    values = json.loads(result.read_text()) if ended else {}
+    return {
+        "which": which,
+        "items": SIZE[0],
+        "users": SIZE[1],
+        "ended": ended,
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "seconds": round(time.perf_counter() - began, 1),
+        "peak_mib": used.ru_maxrss // 1024,
+        "valid": values.get("best_valid_score"),
+        "test": {name: value for name, value in values.get("test_result", {}).items() if name.endswith("@10")},
+        "epochs_begun": sum("epoch" in line and "training" in line for line in lines),
+        "log": lines[-1:],
+    }
+
+
 def peak() -> int:
     """Largest resident memory so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -325,21 +388,42 @@ PARTS = {
     "next": following,
     "next-ranked": ranked_following,
     "next-exact": exact_following,
+    "solve": solved,
 }
 
 
-def piece(name: str, data_path: str | None, of: str, work: Path) -> dict[str, Any]:
+def piece(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one piece in this process."""
     kind, *rest = name.split(":")
+    work = Path(options.work)
+    if kind == "towers":
+        return towers(rest[0], options.of, options.data_path)
+    if kind == "run":
+        tree = ROOT if rest[0] == "now" else Path(options.before).resolve()
+        kept = work / "run-now.json"
+        limit = options.most * json.loads(kept.read_text())["cpu_seconds"] if rest[0] == "before" else None
+        return run(rest[0], options.data_path, tree, work, limit)
     if kind != "copies":
-        return quality(kind, rest[0], data_path)
-    made = Copies(of, data_path, int(rest[0]), work / f"made-{rest[0]}.pt")
-    before = peak()
+        return quality(kind, rest[0], options.data_path)
+    made = Copies(options.of, options.data_path, int(rest[0]), work / f"{options.of}.pt")
+    about = {"of": options.of, "copies": int(rest[0]), "part": rest[1], "items": int(made.trained.sum())}
+    about |= {"interactions": len(made.history.ids), "users": len(made.history.sizes)}
+    about |= {"users_asked": len(made.rows.sizes), "mib_before": peak()}
     kept = work / f"copies-{rest[0]}-{rest[1].partition('-')[0]}.pt"  # what the exact scores take from the solution
     figures = PARTS[rest[1]](made, kept)
-    about = {"of": of, "copies": int(rest[0]), "part": rest[1], "items": int(made.trained.sum()), "mib_before": before}
-    about |= {"interactions": len(made.history.ids), "users_asked": len(made.rows.sizes)}
     return about | figures | {"neighbours": NEIGHBOURS_OF_FIT, "kept": KEPT}
+
+
+def growth(pieces: list[dict[str, Any]]) -> dict[str, float]:
+    """Exponents of growth with the items, fitted to logarithms by least squares; nothing of fewer than three sizes."""
+    solutions = [each for each in pieces if each.get("part") == "solve"]
+    if len(solutions) < 3:
+        return {}
+    items = np.log([each["items"] for each in solutions])
+    return {
+        f"exponent_of_{name}": round(float(np.polyfit(items, np.log([each[name] for each in solutions]), 1)[0]), 3)
+        for name in ("cpu_seconds", "mib_of_solution")
+    }
 
 
 def main() -> int:
@@ -349,27 +433,36 @@ def main() -> int:
     parser.add_argument("--of", default="amazon-beauty", help="data set that catalogues are made of")
     parser.add_argument("--pieces", default=",".join(PIECES))
     parser.add_argument("--work", default="large_catalogue")
+    parser.add_argument(
+        "--before", default=None, help="checkout that run:before runs; without it that piece is left out"
+    )
+    parser.add_argument("--most", type=float, default=2.05, help="times run:now's seconds that run:before may take")
     parser.add_argument("--piece", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--output", default=None, help="JSON; default benchmarks/results/large_catalogue.json")
     options = parser.parse_args()
     if options.piece:
         sys.argv = sys.argv[:1]  # RecBole's Config reads the command line
-        print(json.dumps(piece(options.piece, options.data_path, options.of, Path(options.work))))
+        about = {"commit": commit(), "load_average": round(os.getloadavg()[0], 1)}
+        print(json.dumps(piece(options.piece, options) | about))
         return 0
     work = Path(options.work)
     work.mkdir(parents=True, exist_ok=True)
     path = Path(options.output or ROOT / "benchmarks" / "results" / "large_catalogue.json")
     found = []
     for name in options.pieces.split(","):
+        if name == "run:before" and options.before is None:
+            continue
         kept = work / f"{name.replace(':', '-')}.json"
         if not kept.is_file():
             command = [sys.executable, __file__, "--piece", name, "--of", options.of, "--work", options.work]
-            command += ["--data_path", options.data_path] if options.data_path else []
+            command += ["--most", str(options.most)]
+            for key in ("data_path", "before"):
+                command += [f"--{key}", getattr(options, key)] if getattr(options, key) else []
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             kept.write_text(done.stdout.splitlines()[-1])
         found.append({"piece": name} | json.loads(kept.read_text()))
         print(json.dumps({key: value for key, value in found[-1].items() if key != "log"}), flush=True)
-        result = {"benchmark": "large_catalogue", "pieces": found, "machine": machine("cpu")}
+        result = {"benchmark": "large_catalogue", "pieces": found, "growth": growth(found), "machine": machine("cpu")}
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 

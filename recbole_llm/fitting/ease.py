@@ -180,10 +180,10 @@ def content_directions(features: Tensor, present: Tensor, centre: Tensor) -> Ten
     Returns:
         ``[n_items, f]`` float32; zero for items without it or at the centre itself.
     """
-    centred = torch.where(present[:, None], features.float() - centre, 0.0)
+    centred = (features.float() - centre).masked_fill_(~present[:, None], 0.0)
     norm = centred.norm(dim=1, keepdim=True)
     at_centre = norm <= 1e-5 * centre.norm()  # what float32 leaves of identical vectors
-    return torch.where(at_centre, 0.0, centred / norm.clamp(min=torch.finfo(torch.float32).tiny))
+    return centred.div_(norm.clamp_(min=torch.finfo(torch.float32).tiny)).masked_fill_(at_centre, 0.0)
 
 
 def _add_kernel(A: Tensor, directions: Tensor, weight: float, power: int) -> None:
