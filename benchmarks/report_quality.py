@@ -381,28 +381,53 @@ def large_catalogue(data: Json) -> Section:
     lines += table(["dataset", "items", "limit", "form taken", "valid", "test", "CPU seconds"], rows)
     made: dict[tuple[int, str], Json] = {}
     for p in pieces:
-        if "part" in p:
+        if "part" in p and p["part"] != "solve":
             made.setdefault((p["copies"], p["part"].partition("-")[0]), {}).update(p)
     rows = []
     for (_, block), p in made.items():
         values = [f"{p[name]:.4f}" if name in p else "" for name in ("exact", "uncut", "cut", "svd")]
         loss = f"{1 - p['cut'] / p['exact']:.1%}" if "exact" in p and "cut" in p else ""
-        rows.append([block, p["items"], p["interactions"], *values, loss, p.get("cpu_seconds", ""),
-                     p.get("peak_mib_of_fit", "")])  # fmt: skip
+        rows.append([block, p["items"], p["interactions"], *values, loss, p.get("cpu_seconds", "")])
     if rows:
-        head = [
-            "block",
-            "items",
-            "interactions",
-            "exact",
-            "uncut",
-            "cut",
-            "SVD",
-            "cut below exact",
-            "CPU seconds",
-            "peak MiB",
-        ]
+        head = ["block", "items", "interactions", "exact", "uncut", "cut", "SVD", "cut below exact", "CPU seconds"]
         lines += ["Made catalogues, validation NDCG@10:", "", *table(head, rows)]
+    rows = [
+        [p["items"], p["users"], p["interactions"], p["cpu_seconds"], p["mib_of_solution"], p["mib_of_block"],
+         f"{p['entries_a_row']:.0f}"] for p in pieces if p.get("part") == "solve"
+    ]  # fmt: skip
+    if rows:
+        lines += ["The closed form's solution by neighbourhoods, nothing else in the process measured:", ""]
+        head = [
+            "items",
+            "users",
+            "interactions",
+            "CPU seconds",
+            "MiB above the data",
+            "MiB of the block",
+            "entries a row",
+        ]
+        lines += table(head, rows)
+        if data.get("growth"):
+            exponents = data["growth"]
+            lines += [
+                f"Growth with the items: seconds to the power of {exponents['exponent_of_cpu_seconds']:.2f}, memory of "
+                f"{exponents['exponent_of_mib_of_solution']:.2f}.",
+                "",
+            ]
+    rows = [
+        [p["dataset"], p["way"], p["epochs"], f"{p['valid']:.4f}", f"{p['test']:.4f}", p["cpu_seconds"]]
+        for p in pieces if p["piece"].startswith("towers:")
+    ]  # fmt: skip
+    if rows:
+        head = ["dataset", "learned block alone, trained by", "best epoch", "valid", "test", "CPU seconds"]
+        lines += table(head, rows)
+    rows = [
+        [p["which"], p["items"], p["users"], p["cpu_seconds"], "yes" if p["ended"] else "stopped",
+         f"{p['valid']:.4f}" if p["valid"] is not None else "", p["peak_mib"]]
+        for p in pieces if p["piece"].startswith("run:")
+    ]  # fmt: skip
+    if rows:
+        lines += table(["run", "items", "users", "CPU seconds", "ended", "valid", "peak MiB"], rows)
     return Section(lines, [])
 
 

@@ -119,7 +119,8 @@ def _better_form(
         f"closed form, {base}: {subset.metric} {local:.4f} by neighbourhoods of {NEIGHBOURS}, {svd:.4f} in the SVD form of rank "
         f"{SEARCH_DIM_OF_MANY}"
     )
-    found = [fit_local(items, base, candidates, subset, filled, local >= (1 - CLOSE_FORM) * svd, solver)]
+    close = local >= (1 - CLOSE_FORM) * svd
+    found = [fit_local(items, base, candidates, subset, filled, close, solver)]
     del solver
     if svd >= (1 - CLOSE_FORM) * local:
         found.append(fit_spectral(items, base, candidates, subset, dim, max_table_bytes))
@@ -163,8 +164,8 @@ def fit_local(
         log.info(f"closed form: no validation data, so the constants given apply ({base})")
         solutions = Neighbourhoods(items.train, weights, items.content, n, NEIGHBOURS_OF_FIT)
     else:
-        local = Local(items, weights, subset) if solver is None else solver
-        solutions = local.solutions
+        solver = Local(items, weights, subset) if solver is None else solver
+        solutions = solver.solutions
         if searches:
             linear = {name: [kernel for kernel in kernels if kernel.power == 1] for name, kernels in candidates.items()}
             if filled < SPARSE_GRAM:
@@ -172,7 +173,7 @@ def fit_local(
                     kernels += (Kernel(name, weight) for weight in WEIGHTS_OF_SPARSE)
             words = f"neighbourhoods of {NEIGHBOURS}"
             chosen, trials = choose_setting(
-                local, base, linear, str(subset.metric), words, follows=filled < SPARSE_GRAM
+                solver, base, linear, str(subset.metric), words, follows=filled < SPARSE_GRAM
             )
         solutions.count = NEIGHBOURS_OF_FIT
     block = solutions.solve(chosen, last=True).block(KEPT)
@@ -183,8 +184,10 @@ def fit_local(
     log.info(f"closed form: neighbourhoods of {NEIGHBOURS_OF_FIT}, {entries / n:.1f} entries a row{told}")
     form = f"neighbourhoods of {NEIGHBOURS_OF_FIT}"
     constants = {"neighbours": float(NEIGHBOURS_OF_FIT), "kept": float(KEPT)}
-    source, target = items.expand(block.source), items.expand(block.target)
-    direct = items.expand_rows(block.direct)
+    direct, source, target = items.expand_rows(block.direct), block.source, block.target
+    del block, solutions, solver  # of a million items a table has gigabytes
+    source = items.expand(source)
+    target = items.expand(target)
     return ClosedForm(source, target, items.warm, chosen, form, value, trials, direct=direct, constants=constants)
 
 
