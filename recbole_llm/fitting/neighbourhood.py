@@ -168,23 +168,24 @@ def local_inverse(gram: Matrix, ridge: NDArray[np.floating], count: int) -> Matr
     n = gram.shape[0]
     members = neighbours(gram, gram.diagonal() + ridge, min(count, n))
     columns = np.zeros(members.shape, gram.dtype)
-    batches = list(_batches(gram, members))
+    half = _half(gram)
+    batches = list(_batches(half, members))
     # filled anew for every batch it would make the whole quadratic in the items
     most = max((items.stop - items.start for items in batches), default=0)
     places = np.full((most, n), -1, np.min_scalar_type(-members.shape[1]))
     for items in batches:
         some = members[items]
-        system = torch.from_numpy(_systems(gram, ridge, some, places))
+        system = torch.from_numpy(_systems(half, ridge, some, places))
         lower, failed = torch.linalg.cholesky_ex(system)
         if bool(failed.any()):  # float32 loses a small ridge beside a large G
-            lower = torch.linalg.cholesky(torch.from_numpy(_systems(gram, ridge, some, places, np.float64)))
+            lower = torch.linalg.cholesky(torch.from_numpy(_systems(half, ridge, some, places, np.float64)))
         first = torch.zeros(len(some), some.shape[1], 1, dtype=lower.dtype)
         first[:, 0] = 1.0
         columns[items] = torch.cholesky_solve(first, lower)[..., 0].numpy()
     present = members >= 0
     offsets = np.append(0, np.cumsum(present.sum(1)))
     one_way = sparse.csr_matrix((columns[present], members[present], offsets), shape=(n, n))
-    del columns, members, present
+    del columns, members, present, half, places
     return _averaged(one_way)
 
 
@@ -217,42 +218,63 @@ def _stretches(cost: NDArray[np.integer], most: int) -> Iterator[slice]:
         start = stop
 
 
-def _batches(gram: Matrix, members: NDArray[np.int32]) -> Iterator[slice]:
-    """Stretches of items whose neighbours have about ``ENTRIES_PER_BATCH`` entries in G together, and their systems no more.
+def _half(gram: Matrix) -> Matrix:
+    """Half of a symmetric matrix: of (i, j) and (j, i) the one whose row has fewer entries, so that no row is long."""
+    sizes, parts = np.diff(gram.indptr), []
+    for rows in _stretches(sizes, ENTRIES_PER_BATCH):
+        few = gram[rows.start : rows.stop]
+        row, count = np.repeat(np.arange(rows.start, rows.stop), sizes[rows]), rows.stop - rows.start
+        own, other = sizes[row], sizes[few.indices]
+        kept = (own < other) | ((own == other) & (row <= few.indices))
+        offsets = np.append(0, np.cumsum(np.bincount(row[kept] - rows.start, minlength=count)))
+        parts.append(sparse.csr_matrix((few.data[kept], few.indices[kept], offsets), shape=few.shape))
+    return sparse.vstack(parts, format="csr") if parts else gram
+
+
+def _batches(half: Matrix, members: NDArray[np.int32]) -> Iterator[slice]:
+    """Stretches of items whose neighbours have about ``ENTRIES_PER_BATCH`` entries together, and their systems no more.
 
     The table of places of a stretch has ``ITEMS_PER_ENTRY`` times as many cells at most, or one row.
     """
-    sizes = np.diff(gram.indptr)
+    sizes = np.diff(half.indptr)
     entries = sum(np.where(column >= 0, sizes[column], 0).astype(np.int64) for column in members.T)
-    least = max(members.shape[1] ** 2, gram.shape[0] // ITEMS_PER_ENTRY)
+    least = max(members.shape[1] ** 2, half.shape[0] // ITEMS_PER_ENTRY)
     return _stretches(np.maximum(entries, least), ENTRIES_PER_BATCH)
 
 
 def _systems(
-    gram: Matrix,
+    half: Matrix,
     ridge: NDArray[np.floating],
     members: NDArray[np.int32],
     places: NDArray[np.signedinteger],
     dtype: Any = None,
 ) -> NDArray[np.floating]:
-    """A_s[N(i), N(i)] of some items, ``[b, m, m]`` in the dtype of G or another; the identity where there are no more neighbours.
+    """Lower triangles of A_s[N(i), N(i)] of some items, ``[b, m, m]``; the identity where there are no more neighbours.
 
-    ``places`` is ``[b or more, n]`` of -1, before and after.
+    Args:
+        half: of G, :func:`_half`.
+        ridge: diagonal of R, ``[n]``.
+        members: N, ``[b, m]``, -1 where there are no more.
+        places: ``[b or more, n]`` of -1, before and after.
+        dtype: ``None`` for that of ``half``.
     """
     b, m = members.shape
     item, place = np.nonzero(members >= 0)
     ids = members[item, place]
     places[item, ids] = place
-    rows = gram[ids]
-    of_entry = np.repeat(np.arange(len(ids)), np.diff(rows.indptr))
-    column = places[item[of_entry], rows.indices]
+    rows = half[ids]
+    sizes = np.diff(rows.indptr)
+    cell = np.repeat(item * places.shape[1], sizes)
+    cell += rows.indices
+    column = places.ravel().take(cell)
     places[item, ids] = -1
     hit = np.flatnonzero(column >= 0)
-    system = np.zeros((b, m, m), dtype or gram.dtype)
+    at = np.repeat(np.arange(len(ids), dtype=np.int32), sizes)[hit]
+    first, second = place[at], column[hit].astype(np.int64)
+    system = np.zeros((b, m, m), dtype or half.dtype)
     system[:, np.arange(m), np.arange(m)] = members < 0
     system[item, place, place] = ridge[ids]
-    at = of_entry[hit]
-    system[item[at], place[at], column[hit]] += rows.data[hit]
+    system[item[at], np.maximum(first, second), np.minimum(first, second)] += rows.data[hit]
     return system
 
 

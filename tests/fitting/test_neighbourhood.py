@@ -104,13 +104,19 @@ def test_systems_leave_the_table_of_places_as_it_was_and_batches_bound_it(monkey
     gram.sort_indices()
     members = neighbours(gram, gram.diagonal() + 1, 6)
     places = np.full((5, 40), -1, np.int8)
-    found = neighbourhood._systems(gram, np.ones(40), members[7:12], places)
+    half = neighbourhood._half(gram)
+    found = neighbourhood._systems(half, np.ones(40), members[7:12], places)
     assert (places == -1).all()
     dense = gram.toarray() + np.eye(40)
     for item, ids in enumerate(members[7:12]):
         count = (ids >= 0).sum()
-        np.testing.assert_allclose(found[item, :count, :count], dense[np.ix_(ids[:count], ids[:count])])
+        np.testing.assert_allclose(found[item, :count, :count], np.tril(dense[np.ix_(ids[:count], ids[:count])]))
         np.testing.assert_array_equal(found[item, count:, count:], np.eye(6 - count))
+    both = half + half.T
+    both.setdiag(half.diagonal())
+    np.testing.assert_allclose(both.toarray(), gram.toarray())
+    # its others have as many entries at least, and all together there are no more than nnz
+    assert np.diff(half.indptr).max() <= gram.nnz**0.5
     monkeypatch.setattr(neighbourhood, "ENTRIES_PER_BATCH", 100)
     monkeypatch.setattr(neighbourhood, "ITEMS_PER_ENTRY", 20)
     alone = sparse.identity(1000, format="csr")
