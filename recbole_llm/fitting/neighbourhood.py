@@ -168,24 +168,27 @@ def local_inverse(gram: Matrix, ridge: NDArray[np.floating], count: int) -> Matr
     n = gram.shape[0]
     members = neighbours(gram, gram.diagonal() + ridge, min(count, n))
     columns = np.zeros(members.shape, gram.dtype)
-    half = _half(gram)
-    batches = list(_batches(half, members))
+    half, counts = _half(gram), (members >= 0).sum(1)
+    order = np.argsort(counts, kind="stable")  # systems of a batch are of one size, that of its largest
+    batches = list(_batches(half, members[order]))
     # filled anew for every batch it would make the whole quadratic in the items
     most = max((items.stop - items.start for items in batches), default=0)
     places = np.full((most, n), -1, np.min_scalar_type(-members.shape[1]))
     for items in batches:
-        some = members[items]
+        own = order[items]
+        size = counts[own[-1]]
+        some = members[own, :size]
         system = torch.from_numpy(_systems(half, ridge, some, places))
         lower, failed = torch.linalg.cholesky_ex(system)
         if bool(failed.any()):  # float32 loses a small ridge beside a large G
             lower = torch.linalg.cholesky(torch.from_numpy(_systems(half, ridge, some, places, np.float64)))
-        first = torch.zeros(len(some), some.shape[1], 1, dtype=lower.dtype)
+        first = torch.zeros(len(some), size, 1, dtype=lower.dtype)
         first[:, 0] = 1.0
-        columns[items] = torch.cholesky_solve(first, lower)[..., 0].numpy()
+        columns[own, :size] = torch.cholesky_solve(first, lower)[..., 0].numpy()
     present = members >= 0
     offsets = np.append(0, np.cumsum(present.sum(1)))
     one_way = sparse.csr_matrix((columns[present], members[present], offsets), shape=(n, n))
-    del columns, members, present, half, places
+    del columns, members, present, half, places, order
     return _averaged(one_way)
 
 
@@ -238,7 +241,7 @@ def _batches(half: Matrix, members: NDArray[np.int32]) -> Iterator[slice]:
     """
     sizes = np.diff(half.indptr)
     entries = sum(np.where(column >= 0, sizes[column], 0).astype(np.int64) for column in members.T)
-    least = max(members.shape[1] ** 2, half.shape[0] // ITEMS_PER_ENTRY)
+    least = np.maximum((members >= 0).sum(1) ** 2, half.shape[0] // ITEMS_PER_ENTRY)
     return _stretches(np.maximum(entries, least), ENTRIES_PER_BATCH)
 
 
