@@ -3,13 +3,13 @@
     python benchmarks/large_catalogue.py --data_path FOLDER [--before TREE]
 
 ``DATASET:dense`` and ``DATASET:beyond`` fit the closed form of RecBole's default split with its defaults, the second with a limit
-of 1,000 items, so that validation chooses between neighbourhoods and the SVD form. ``copies:N:closed`` and ``copies:N:next`` solve
-for one block of a catalogue that is made of N copies of ``--of`` (``made_catalogue.py``) with documented constants. ``-ranked``
-ranks by it for 2,000 validation users, ``-exact`` by exact scores, which conjugate gradients find for these users alone, and
-``-svd`` in the SVD form. ``copies:N:solve`` measures seconds and memory of the closed form's solution alone. ``towers:LOSS`` trains
-the learned block of ``--of`` at its default split by one loss, everything else chosen as by default. ``run:now`` and ``run:before``
-are ``recbole-llm run`` with its defaults on a data set of 17,000 items and 50,000 users, by this checkout and by that of
-``--before``, which ends once it has taken ``--most`` times as long.
+of 1,000 items, so that validation chooses between neighbourhoods and the SVD form. ``DATASET:kept`` compares on validation how many
+entries of a row stay. ``copies:N:closed`` and ``copies:N:next`` solve for one block of a catalogue that is made of N copies of
+``--of`` (``made_catalogue.py``) with documented constants. ``-ranked`` ranks by it for 2,000 validation users, ``-exact`` by exact
+scores, which conjugate gradients find for these users alone, and ``-svd`` in the SVD form. ``copies:N:solve`` measures seconds and
+memory of the closed form's solution alone. ``towers:LOSS`` trains the learned block of ``--of`` at its default split by one loss,
+everything else chosen as by default. ``run:now`` and ``run:before`` are ``recbole-llm run`` with its defaults on a data set of
+17,000 items and 50,000 users, by this checkout and by that of ``--before``, which ends once it has taken ``--most`` times as long.
 
 Pieces are kept in ``--work``: the same command goes on where it stopped. The result file is written after each one.
 """
@@ -39,7 +39,7 @@ from timing import commit, logged, machine
 from torch import Tensor
 
 from recbole_llm.fitting.closed_form import fit_closed_form
-from recbole_llm.fitting.ease import Kernel, Setting, gram_diagonal, user_weights
+from recbole_llm.fitting.ease import Kernel, Setting, gram_diagonal, solve, user_weights, weighted_gram
 from recbole_llm.fitting.factors import Incidence
 from recbole_llm.fitting.large_catalogue import NEIGHBOURS_OF_FIT, SPECTRAL_DIMS, local_bytes
 from recbole_llm.fitting.neighbourhood import KEPT, Neighbourhoods, direct_rows, solve_columns, woodbury_core
@@ -52,6 +52,7 @@ from recbole_llm.scoring.rows import Rows
 
 GROWTH = (1, 3, 9, 25, 83)  # copies of 12,068 items: from 10^4 to 10^6
 PIECES = (
+    "amazon-office:kept",
     "amazon-office:dense",
     "amazon-office:beyond",
     "amazon-beauty:dense",
@@ -97,6 +98,30 @@ def quality(dataset: str, form: str, data_path: str | None) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "log": [line for line in told if "on validation" in line or "SVD form of rank" in line],
     }
+
+
+def entries_kept(dataset: str, data_path: str | None) -> dict[str, Any]:
+    """Validation quality of neighbourhoods of several sizes by the entries of a row that stay, against the dense form."""
+    from splits import load
+
+    split = load(dataset, data_path)
+    items = warm_items(split.train, {"text": (split.features, split.present)}, split.n_items)
+    weights, n = user_weights(items.train, CLOSED.user_exponent), len(items.items)
+    subset = split.validation().subset(split.n_items)
+    dense = items.value(subset, solve(weighted_gram(items.train, weights, n), items.content, CLOSED), None)
+    solver = Neighbourhoods(items.train, weights, items.content, n, NEIGHBOURS_OF_FIT)
+    forms = []
+    for count in (NEIGHBOURS_OF_FIT, 2 * NEIGHBOURS_OF_FIT):
+        cpu, solver.count = time.process_time(), count
+        found = solver.solve(CLOSED)
+        figures: dict[str, Any] = {"neighbours": count, "cpu_seconds": round(time.process_time() - cpu, 1)}
+        for kept in (50, 100, 150, 200, None):
+            block = found.block(kept)
+            assert block.direct is not None
+            figures[f"kept_{kept}"] = items.value_of(subset, block.scorer)
+            figures[f"entries_a_row_{kept}"] = round(len(block.direct.ids) / n, 1)
+        forms.append(figures)
+    return {"dataset": dataset, "items": n, "setting": str(CLOSED), "dense": dense, "forms": forms}
 
 
 def exact_scorer(
@@ -403,6 +428,8 @@ def piece(name: str, options: argparse.Namespace) -> dict[str, Any]:
         kept = work / "run-now.json"
         limit = options.most * json.loads(kept.read_text())["cpu_seconds"] if rest[0] == "before" else None
         return run(rest[0], options.data_path, tree, work, limit)
+    if rest == ["kept"]:
+        return entries_kept(kind, options.data_path)
     if kind != "copies":
         return quality(kind, rest[0], options.data_path)
     made = Copies(options.of, options.data_path, int(rest[0]), work / f"{options.of}.pt")

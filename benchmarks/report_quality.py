@@ -379,6 +379,12 @@ def large_catalogue(data: Json) -> Section:
         for p in fits
     ]
     lines += table(["dataset", "items", "limit", "form taken", "valid", "test", "CPU seconds"], rows)
+    for p in pieces:
+        if "forms" in p:
+            kept = [name for name in p["forms"][0] if name.startswith("kept_")]
+            rows = [[f["neighbours"], *(f"{f[name]:.4f}" for name in kept), f["cpu_seconds"]] for f in p["forms"]]
+            lines += [f"{p['dataset']}, validation by the entries of a row that stay; dense {p['dense']:.4f}:", ""]
+            lines += table(["neighbours", *(name.removeprefix("kept_") for name in kept), "CPU seconds"], rows)
     made: dict[tuple[int, str], Json] = {}
     for p in pieces:
         if "part" in p and p["part"] != "solve":

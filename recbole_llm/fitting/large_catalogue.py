@@ -6,8 +6,8 @@ Two forms of B of ``ease.py``, each a :class:`recbole_llm.fitting.solved_form.Cl
     SVD              a product of a chosen rank (``ease.Spectrum``)
 
 The first cuts what items say of each other through users, and keeps the content; the second cuts a spectrum that is flat where
-interactions are sparse. :func:`fit_large` fits both within ``MAX_BYTES``, and validation decides. Constants are searched in both
-where they are close at the constants that the search starts from, otherwise in the better one alone.
+interactions are sparse. :func:`fit_large` fits both within :func:`allowed_bytes`, and validation decides. Constants are searched in
+both where they are close at the constants that the search starts from, otherwise in the better one alone.
 """
 
 from dataclasses import replace
@@ -38,6 +38,9 @@ SEARCH_DIM_OF_MANY = 256  # the same beyond MANY_ITEMS, where a setting takes mi
 MANY_ITEMS = 50_000
 NEIGHBOURS_OF_FIT = 128  # of the form that is kept: 4 times those that settings are ranked by
 MAX_BYTES = 6_400_000_000  # of a form while it is solved for: what the exact solution of 20,000 items holds
+BYTES_PER_ITEM = (
+    16_000  # the same of more than 400,000 items, whose vectors and content have a third of it by themselves
+)
 CLOSE_FORM = 0.1  # of the validation value: a form that is further below the other is not searched
 
 log = getLogger(__name__)
@@ -54,6 +57,11 @@ def local_bytes(entries: int, n: int, neighbours: int, columns: int) -> int:
     """
     width = min(neighbours, max(entries // max(n, 1), 1))
     return 2 * 8 * entries + n * (8 * neighbours + 4 * 8 * width) + 4 * 4 * n * columns
+
+
+def allowed_bytes(n: int) -> int:
+    """How much a form of n items may hold while it is solved for."""
+    return max(MAX_BYTES, BYTES_PER_ITEM * n)
 
 
 def fit_large(
@@ -85,10 +93,10 @@ def fit_large(
     needed = local_bytes(entries, n, NEIGHBOURS_OF_FIT, columns)
     filled = entries / n**2
     log.info(f"closed form: about {filled:.2%} of the pairs of {n} items share a user")
-    if form is None and needed > MAX_BYTES:
+    if form is None and needed > allowed_bytes(n):
         log.info(
-            f"closed form: neighbourhoods would hold {needed / 2**30:.1f} GiB of at most {MAX_BYTES / 2**30:.1f}, so the SVD form "
-            "is taken"
+            f"closed form: neighbourhoods would hold {needed / 2**30:.1f} GiB of at most {allowed_bytes(n) / 2**30:.1f}, so the "
+            "SVD form is taken"
         )
         return fit_spectral(items, base, candidates, subset, dim, max_table_bytes)
     if form == NEIGHBOURHOODS or subset is None:

@@ -19,7 +19,7 @@ from scipy import sparse
 from torch import Tensor
 
 from recbole_llm.fitting.factors import Incidence, Product
-from recbole_llm.fitting.large_catalogue import MAX_BYTES, NEIGHBOURS_OF_FIT, local_bytes
+from recbole_llm.fitting.large_catalogue import NEIGHBOURS_OF_FIT, allowed_bytes, local_bytes
 from recbole_llm.fitting.neighbourhood import (
     KEPT,
     direct_rows,
@@ -54,10 +54,10 @@ class LocalNextItem:
         columns = sum(each.shape[1] for each in directions.values())
         needed = local_bytes(gram_entries(train, n_items), n_items, NEIGHBOURS_OF_FIT, columns)
         self.refused = ""
-        if needed > MAX_BYTES:
+        if needed > (allowed := allowed_bytes(n_items)):
             self.refused = (
                 f"{n_items} items are too many for a matrix of all their pairs, and neighbourhoods would hold "
-                f"{needed / 2**30:.1f} GiB of at most {MAX_BYTES / 2**30:.1f}"
+                f"{needed / 2**30:.1f} GiB of at most {allowed / 2**30:.1f}"
             )
         self._rows_of: tuple[float, float] | None = None
         self._gram: Any = None

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from recbole_llm.fitting import large_catalogue, neighbourhood, next_item, next_item_local
 from recbole_llm.fitting.closed_form import fit_closed_form
-from recbole_llm.fitting.large_catalogue import local_bytes
+from recbole_llm.fitting.large_catalogue import allowed_bytes, local_bytes
 from recbole_llm.fitting.neighbourhood import direct_rows, gram_entries, largest_of_rows
 from recbole_llm.fitting.next_item import (
     NextItemSetting,
@@ -110,6 +110,7 @@ def test_without_validation_the_filled_share_decides(monkeypatch):
     assert fit_closed_form(train, 41, None, max_dense_items=10).direct is not None
     assert fit_closed_form(train, 41, None, max_dense_items=10, dim=3).form == "SVD form", "a rank is asked for"
     monkeypatch.setattr(large_catalogue, "MAX_BYTES", 10)
+    monkeypatch.setattr(large_catalogue, "BYTES_PER_ITEM", 1)
     assert fit_closed_form(train, 41, None, max_dense_items=10).form == "SVD form"
     with pytest.raises(ValueError, match="form is 'dense'"):
         fit_closed_form(train, 41, None, form="dense")
@@ -132,6 +133,10 @@ def test_the_memory_is_estimated_before_it_is_taken():
     assert gram_entries(train, 33) == entries
     assert local_bytes(2000, 100, 128, 5) < local_bytes(4000, 100, 128, 5) < local_bytes(4000, 200, 128, 5)
     assert local_bytes(10**9, 25_000, 128, 384) > large_catalogue.MAX_BYTES > local_bytes(25 * 10**6, 109_000, 128, 384)
+    # a million sparse items are solved for, and as many that share users with ten times as many others are not
+    assert allowed_bytes(10**6) > local_bytes(160 * 10**6, 10**6, 128, 384)
+    assert allowed_bytes(10**6) < local_bytes(1600 * 10**6, 10**6, 128, 384)
+    assert allowed_bytes(25_000) == large_catalogue.MAX_BYTES
 
 
 # ---------------------------------------------------------------- the next item
@@ -222,7 +227,8 @@ def test_beyond_the_limit_the_next_item_is_solved_by_neighbourhoods(exact, monke
     (found,) = fit_next_item(*asked)
     assert found.direct is not None and found.constants["neighbours"] == 128 and found.scale
     assert value(found.scorer(train)) > 0.9
-    monkeypatch.setattr(next_item_local, "MAX_BYTES", 10)
+    monkeypatch.setattr(large_catalogue, "MAX_BYTES", 10)
+    monkeypatch.setattr(large_catalogue, "BYTES_PER_ITEM", 1)
     assert fit_next_item(*asked) == ()
     assert "neighbourhoods would hold" in LocalNextItem(train, n, {}).refused
 
