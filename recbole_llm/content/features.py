@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from recbole_llm.content.encoders.transformer import Encoder, Sample
+from recbole_llm.content.halving import Halving
 from recbole_llm.content.processes import number_of_processes
 from recbole_llm.content.store.feature_table import FeatureTable, apply_transform
 from recbole_llm.content.store.store import FeatureStore, Shards, raw_key
@@ -199,7 +199,7 @@ class _Batches:
 
     def __init__(self, encoder: Encoder[Any], batch_size: int) -> None:
         self.encoder = encoder
-        self.limit = batch_size
+        self.encode = Halving(encoder.encode, batch_size, "encoder_batch_size", _too_long)
 
     def plan(self, order: Sequence[int], samples: dict[int, Sample]) -> Iterator[list[int]]:
         """Cut an order (longest first) into batches.
@@ -208,43 +208,17 @@ class _Batches:
         """
         at = 0
         while at < len(order):
-            count = self.limit
+            count = self.encode.limit
             if self.encoder.batch_cost is not None:
                 count = max(1, min(count, self.encoder.batch_cost // max(samples[order[at]].size, 1)))
             yield list(order[at : at + count])
             at += count
 
-    def encode(self, samples: list[Sample]) -> Tensor:
-        """Vectors without gradients."""
-        try:
-            if len(samples) > self.limit:
-                raise MemoryError
-            with torch.inference_mode():
-                return self.encoder.encode(samples)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(samples) == 1:
-                raise MemoryError(
-                    f"A text of {samples[0].size} tokens does not fit into memory alone. Lower encoder_max_tokens, "
-                    "take a smaller encoder, or set encoder_dtype to bfloat16."
-                ) from error
-        half = (len(samples) + 1) // 2
-        if half < self.limit:
-            self.limit = half
-            log.warning("Out of memory: encoder_batch_size is lowered to %d", half)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return torch.cat([self.encode(samples[:half]), self.encode(samples[half:])])
 
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory did not suffice."""
-    text = str(error)
+def _too_long(sample: Sample) -> str:
     return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or "DefaultCPUAllocator" in text
-        or "not enough memory" in text
+        f"A text of {sample.size} tokens does not fit into memory alone. Lower encoder_max_tokens, take a smaller encoder, or set "
+        "encoder_dtype to bfloat16."
     )
 
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from recbole_llm.content.features import is_out_of_memory
+from recbole_llm.content.halving import Halving
 from recbole_llm.content.media.files import some
 from recbole_llm.content.media.kinds import FileKind, UnreadableError
 from recbole_llm.content.processes import number_of_processes
@@ -143,6 +142,8 @@ class _Job:
         self.file_of: dict[bytes, Path] = {}
         self.at: dict[bytes, int] = {}
         self.placeholders: set[bytes] = set()
+        alone = f"A single {kind.one} does not fit into memory. Take a smaller encoder."
+        self._encode = Halving(encoder.encode, encoder.batch_size, f"the batch of {kind.many}", lambda sample: alone)
 
     def take(self, paths: Sequence[Sequence[Path]]) -> list[list[bytes]]:
         """Read the files for their keys; returns those of each row."""
@@ -255,22 +256,6 @@ class _Job:
             if count:
                 self._miss(path, error)
             return None
-
-    def _encode(self, samples: list[Any]) -> Tensor:
-        try:
-            with torch.inference_mode():
-                return self.encoder.encode(samples)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(samples) == 1:
-                raise MemoryError(
-                    f"A single {self.kind.one} does not fit into memory. Take a smaller encoder."
-                ) from error
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        half = (len(samples) + 1) // 2
-        return torch.cat([self._encode(samples[:half]), self._encode(samples[half:])])
 
 
 def _shares(groups: list[np.ndarray]) -> list[np.ndarray]:

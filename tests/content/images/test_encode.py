@@ -142,17 +142,31 @@ def test_processes_share_the_groups(many, tmp_path, monkeypatch):
     assert counts.encoded == 30 - 8 and torch.equal(table.vectors, whole.vectors)
 
 
-def test_too_little_memory_halves_the_batch_and_nan_is_an_error(many):
+def test_too_little_memory_halves_the_batch_and_nan_is_an_error(many, caplog):
     paths, means = many
+
+    failed = []
 
     class Small(Colours):
         def encode(self, batch):
             if len(batch) > 1:
+                failed.append(len(batch))
                 raise MemoryError
             return super().encode(batch)
 
-    table, _ = encode_pictures(paths, Small())
+    with caplog.at_level(logging.WARNING):
+        table, _ = encode_pictures(paths, Small())
     np.testing.assert_allclose(table.vectors[1:], means, rtol=1e-4)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [f"Out of memory: the batch of pictures is lowered to {size}" for size in (2, 1)]
+    assert failed == [4, 2], "what did not fit is not tried again"
+
+    class Tiny(Colours):
+        def encode(self, batch):
+            raise MemoryError
+
+    with pytest.raises(MemoryError, match="A single picture does not fit into memory. Take a smaller encoder"):
+        encode_pictures(paths, Tiny())
 
     class Broken(Colours):
         def encode(self, batch):
