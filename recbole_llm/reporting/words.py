@@ -1,5 +1,6 @@
 """A record in words and a small table: on the terminal, and in the model card of an export."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,10 +30,32 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what[:-1] if number == 1 else what}"
 
 
+MOST_PLACES = 6  # of an end of an interval
+
+
 def of_100(share: float) -> str:
     """A share as a number of 100, with a decimal place below ten."""
     text = f"{100 * share:.0f}" if abs(share) >= 0.0995 else f"{100 * share:.1f}"
-    return text.removesuffix(".0")
+    return text.removesuffix(".0") if float(text) else "0"
+
+
+def span_of_100(low: float, high: float, unit: str = "", places: int | None = None) -> str:
+    """Two ends of an interval of shares as numbers of 100, with more decimal places where it is narrower than one.
+
+    Args:
+        low: the lower end.
+        high: the upper end.
+        unit: behind each number, such as ``%``.
+        places: decimal places, where two ends differ by them; ``None`` for those of :func:`of_100`.
+    """
+    width = 100 * (high - low)
+    enough = math.ceil(-math.log10(width)) if width > 0 else 0
+    usual = [places if places is not None else int(abs(end) < 0.0995) for end in (low, high)]
+    if enough > min(usual):
+        ends = [f"{100 * end:.{min(enough, MOST_PLACES)}f}" for end in (low, high)]
+    else:
+        ends = [of_100(end) if places is None else f"{100 * end:.{places}f}" for end in (low, high)]
+    return f"{ends[0]}{unit} to {ends[1]}{unit}"
 
 
 def headline(record: Record) -> str:
@@ -51,7 +74,7 @@ def headline(record: Record) -> str:
 def verdict(record: Record) -> str:
     """Whether the model is better than the best baseline, by the interval of the difference, and what to do where it is not."""
     lead, best = record["lead"], record["best_baseline"]
-    span = f"{of_100(lead['low'])} to {of_100(lead['high'])} of 100, 95% interval"
+    span = f"{span_of_100(lead['low'], lead['high'])} of 100, 95% interval"
     if lead["low"] > 0:
         return f"Better than the best baseline, {best}, by {of_100(lead['value'])} ({span})."
     epochs = unfinished_epochs(record["history"])
@@ -99,7 +122,7 @@ def table(record: Record) -> list[list[str]]:
             [
                 name,
                 of_100(found["value"]),
-                f"{of_100(found['low'])} to {of_100(found['high'])}",
+                span_of_100(found["low"], found["high"]),
                 f"{figures['users_with_a_hit']:.0%}",
                 f"{figures['ndcg']:.3f}",
                 f"{figures['items_shown']:,}",
@@ -154,7 +177,7 @@ def order_in_words(record: Record) -> list[str]:
     lost, k = order["lost"], record["k"]
     anew = "with every history shuffled and the solved blocks fitted anew"
     figures = f"NDCG@{k} {order['ordered']:.4f}, {order['shuffled']:.4f} {anew}"
-    span = f"{lost['low']:.0%} to {lost['high']:.0%}, 95% interval"
+    span = f"{span_of_100(lost['low'], lost['high'], '%', 0)}, 95% interval"
     if lost["low"] > 0:
         return [f"Order matters: {lost['value']:.0%} of NDCG@{k} is lost without it ({span}; {figures})."]
     return [f"Order tells nothing clear: {lost['value']:.0%} of NDCG@{k} is lost without it ({span}; {figures})."]

@@ -104,6 +104,29 @@ def test_the_words():
     rated = words.answer(made_record(rated=True))
     assert "ratings" in rated[0] and "purchases" not in "".join(rated) and "users with a hit" in "".join(rated)
     assert words.of_100(0.3649) == "36" and words.of_100(0.034) == "3.4" and words.of_100(0.0) == "0"
+    assert words.of_100(-0.0001) == "0"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (0.3, 0.4, "30 to 40"),
+        (0.148, 0.1532, "14.8 to 15.3"),
+        (0.15004, 0.15006, "15.004 to 15.006"),
+        (0.0301, 0.0304, "3.01 to 3.04"),
+        (-0.0004, 0.0003, "-0.04 to 0.03"),
+        (0.15, 0.15, "15 to 15"),
+        (-0.021, 0.034, "-2.1 to 3.4"),
+    ],
+)
+def test_ends_of_a_narrow_interval_are_told_apart(low, high, told):
+    assert words.span_of_100(low, high) == told
+
+
+def test_percentages_of_a_narrow_interval_are_told_apart():
+    assert words.span_of_100(0.291, 0.329, "%", 0) == "29% to 33%"
+    assert words.span_of_100(0.311, 0.313, "%", 0) == "31.1% to 31.3%"
+    words.span_of_100(0.1, 0.1 + 1e-15)  # ends
 
 
 def of_training(values, most, lead=-0.05, every=1, **more):
