@@ -35,7 +35,8 @@ import numpy as np
 from timing import machine
 
 from recbole_llm.export.reader import ItemRecord, load_export
-from recbole_llm.retrieval.diversity import ALPHA, mix_of
+from recbole_llm.retrieval.diversity import ALPHA
+from recbole_llm.retrieval.mixes import mix_of
 from recbole_llm.retrieval.recommender import Recommender, Request
 from recbole_llm.retrieval.rules import NO_RULES, Boost, Diversity, Exploration, Rules
 

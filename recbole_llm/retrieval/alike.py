@@ -1,17 +1,20 @@
 """In what two items are alike: the cosines of their content, by modality. An explanation names them beside what it adds up."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 
 
-def alike(content: Mapping[str, np.ndarray], row: int, others: Sequence[int]) -> list[dict[str, float]]:
+def alike(
+    content: Mapping[str, np.ndarray], row: int, others: Sequence[int], unpainted: Container[int] = ()
+) -> list[dict[str, float]]:
     """Compute the cosines of an item's content with that of others.
 
     Args:
         content: by modality ``[N, f]`` float32 unit vectors, centred, zero where an item has none.
         row: the item; beyond N for one that was added since.
         others: other rows.
+        unpainted: rows whose pictures do not count.
 
     Returns:
         One for each of ``others``, by the modalities that both items have; empty where there is one modality alone, since a
@@ -26,9 +29,10 @@ def alike(content: Mapping[str, np.ndarray], row: int, others: Sequence[int]) ->
     if len(content) < 2:
         return found
     for name, table in content.items():
-        if row >= len(table) or not table[row].any():
+        without = unpainted if name == "image" else ()
+        if row >= len(table) or row in without or not table[row].any():
             continue
         for at, other in enumerate(others):
-            if other < len(table) and table[other].any():
+            if other < len(table) and other not in without and table[other].any():
                 found[at][name] = round(float(table[row] @ table[other]), 4)
     return found

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from recbole_llm.retrieval.reranking import Applied
+from recbole_llm.retrieval.rules import Applied
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,9 @@ class ChangedPictures(ChangedTexts):
         self._read += len(rows)
         for row in rows:
             vector, base = self._catalog.picture_vectors.get(row), self._catalog.base_of(row)
-            if vector is not None and self._space is not None:
+            if row in self._catalog.unpainted:
+                self._texts[row] = np.zeros(self._content.shape[1], np.float32)
+            elif vector is not None and self._space is not None:
                 self._texts[row] = self._space.directions(vector[None])[0]
             elif base is not None:
                 self._texts[row] = self._content[base]

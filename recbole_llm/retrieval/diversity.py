@@ -12,11 +12,13 @@ An item with m values counts 1/m for each, in p and in q. Relevance r_i is the c
 Cosines are float32, divergences float64.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from recbole_llm.retrieval.mixes import Mix
+
+AT_ONCE = 128  # candidates whose cosines are computed together; of more, only those with what is chosen
 ALPHA = 0.01  # of Steck's paper: keeps the divergence finite where the list lacks a value of the history
 
 
@@ -24,7 +26,7 @@ class TradeOff(Protocol):
     """Gains of candidates, given those chosen so far."""
 
     def gains(self) -> np.ndarray:
-        """Compute what each candidate would add, ``[n]`` float32 or float64, -inf for closed candidates."""
+        """Compute what each candidate would add, ``[n]`` float32 or float64, -inf for closed ones; for order, not for size."""
 
     def close(self, at: int) -> None:
         """Take a candidate out of the choice."""
@@ -46,6 +48,7 @@ class MarginalRelevance:
         self._gain = self._value  # -inf for closed candidates
         self._room = self._value  # for what one choice makes of them
         self._vectors = np.zeros((0, 0), np.float32)
+        self._beside: np.ndarray | None = None  # [n, n]: what each choice makes of the values of all, -inf of its own
         self._chosen: list[np.ndarray] = []
 
     def extend(self, relevance: np.ndarray, vectors: np.ndarray) -> None:
@@ -65,7 +68,13 @@ class MarginalRelevance:
             gain = np.concatenate([self._gain, gain])
             vectors = np.concatenate([self._vectors, vectors])
         self._value, self._gain, self._vectors = value, gain, vectors
-        self._room = np.empty_like(value)
+        if not self.weight:
+            return
+        if len(value) > AT_ONCE:
+            self._beside, self._room = None, np.empty_like(value)
+        else:
+            self._beside = value - vectors @ vectors.T
+            self._beside.ravel()[:: len(value) + 1] = -np.inf
 
     def gains(self) -> np.ndarray:
         """Compute what :meth:`TradeOff.gains` says."""
@@ -80,105 +89,68 @@ class MarginalRelevance:
 
         The least of the gains beside one chosen item each is the gain: the largest cosine takes the most away.
         """
-        gain, room = self._gain, self._room
-        gain[at] = -np.inf
+        gain = self._gain
         if not self.weight:
+            gain[at] = -np.inf
             return
-        chosen = self._vectors[at]
-        np.dot(self._vectors, chosen, room)
-        if self._chosen:
-            np.subtract(self._value, room, room)
-            np.minimum(gain, room, out=gain)
+        if self._beside is not None:
+            beside = self._beside[at]
         else:
-            np.subtract(gain, room, gain)
-        self._chosen.append(chosen)
+            beside = self._room
+            np.dot(self._vectors, self._vectors[at], out=beside)
+            np.subtract(self._value, beside, out=beside)
+            beside[at] = -np.inf
+        if self._chosen:
+            np.minimum(gain, beside, out=gain)
+        else:  # a negative cosine raises what was the value alone
+            np.copyto(gain, beside, where=gain > -np.inf)
+        self._chosen.append(self._vectors[at])
 
 
 class Calibrated:
     """Calibration to a mix of values.
 
+    Of the divergence only what a candidate changes is computed; the rest is the same for all. With n items in the list, c of them
+    with value g, and b = alpha p / (1 - alpha), a share s of g more lowers it by p log((c + s + b (n + 1)) / (c + b (n + 1))).
+
     Args:
         weight: lambda.
-        mix: value to its share p in the history, positive, of sum 1.
+        mix: of the history; it numbers what candidates hold of its values.
     """
 
-    def __init__(self, weight: float, mix: Mapping[str, float]) -> None:
-        self.weight = weight
-        self._number = {value: g for g, value in enumerate(mix)}
-        self._p = np.array(list(mix.values()), np.float64)
-        self._negentropy = float(self._p @ np.log(self._p))
-        self._counts = np.zeros(len(self._p))  # of each value in the list
-        self._size = 0
-        self._value = np.zeros(0)
-        self._gain: np.ndarray | None = None  # of the list as it is
-        # entries: the values of candidates that the mix knows
-        self._of = np.zeros(0, np.int64)
-        self._which = np.zeros(0, np.int64)
-        self._share = np.zeros(0)
+    def __init__(self, weight: float, mix: Mix) -> None:
+        self._weight, self._mix = weight, mix
+        self._factor = weight * mix.p
+        self._smoothing = mix.p * (ALPHA / (1 - ALPHA))  # b
+        self._base = self._smoothing.copy()  # c + b (n + 1)
+        self._value = np.zeros(0)  # (1 - lambda) r_i, -inf for closed candidates
+        self._kind = np.zeros(0, np.int64)
 
-    def extend(self, relevance: np.ndarray, values: Sequence[Sequence[str]]) -> None:
+    def extend(self, relevance: np.ndarray, codes: np.ndarray) -> None:
         """Add candidates.
 
         Args:
             relevance: ``[n]`` r_i.
-            values: of each candidate, each once.
+            codes: ``[n]`` int32, numbers of their values.
         """
-        first = len(self._value)
-        found = [
-            (first + at, self._number[value], 1 / len(own))
-            for at, own in enumerate(values)
-            for value in own
-            if value in self._number
-        ]
-        if found:
-            of, which, share = zip(*found, strict=True)
-            self._of = np.concatenate([self._of, np.array(of, np.int64)])
-            self._which = np.concatenate([self._which, np.array(which, np.int64)])
-            self._share = np.concatenate([self._share, np.array(share)])
-        self._value = np.concatenate([self._value, (1 - self.weight) * relevance])
-        self._gain = None
+        kind = self._mix.kinds(codes)
+        value = (1 - self._weight) * relevance
+        if len(self._value):
+            kind, value = np.concatenate([self._kind, kind]), np.concatenate([self._value, value])
+        self._kind, self._value = kind, value
 
     def gains(self) -> np.ndarray:
-        """Compute what :meth:`TradeOff.gains` says.
-
-        Only the values of a candidate change the logarithms of the list without it.
-        """
-        if self._gain is not None:
-            return self._gain
-        step = (1 - ALPHA) / (self._size + 1)
-        before = step * self._counts + ALPHA * self._p
-        logs = np.log(before)
-        which = self._which
-        change = self._p[which] * (np.log(before[which] + step * self._share) - logs[which])
-        likelihood = np.bincount(self._of, change, minlength=len(self._value)) + self._p @ logs
-        self._gain = self._value - self.weight * (self._negentropy - likelihood)
-        return self._gain
+        """Compute what :meth:`TradeOff.gains` says, up to a term that is the same for all."""
+        gains = self._mix.lowered(self._base, self._factor).take(self._kind)
+        gains += self._value
+        return gains
 
     def close(self, at: int) -> None:
         """Close as :meth:`TradeOff.close` says."""
         self._value[at] = -np.inf
-        if self._gain is not None:
-            self._gain[at] = -np.inf
 
     def choose(self, at: int) -> None:
         """Choose as :meth:`TradeOff.choose` says."""
-        own = self._of == at
-        np.add.at(self._counts, self._which[own], self._share[own])
-        self._size += 1
+        self._base += self._smoothing
+        self._mix.add(int(self._kind[at]), self._base)
         self._value[at] = -np.inf
-        self._gain = None
-
-
-def mix_of(values: Sequence[Sequence[str]], weights: np.ndarray) -> dict[str, float]:
-    """Compute the shares of values in a history; empty if no item of positive weight has one.
-
-    Args:
-        values: of each item, each once.
-        weights: ``[h]`` of the items, not negative.
-    """
-    shares: dict[str, float] = {}
-    for own, weight in zip(values, weights.tolist(), strict=True):
-        for value in own:
-            shares[value] = shares.get(value, 0.0) + weight / len(own)
-    total = sum(shares.values())
-    return {value: share / total for value, share in shares.items() if share > 0} if total > 0 else {}

@@ -49,6 +49,20 @@ class Hits(NamedTuple):
     scores: np.ndarray
 
 
+class Lift(Protocol):
+    """What is added to scores of rows beside the product; ranks are by the sum."""
+
+    @property
+    def sums(self) -> np.ndarray | None:
+        """What is added to each row's score, ``[N]`` float64; ``None`` where it depends on the score."""
+
+    def kinds(self) -> list[np.ndarray]:
+        """Rows within which lifted scores are in the order of scores, ``[N]`` bool; all rows together."""
+
+    def adjusted(self, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Lift the scores of rows, ``[n]`` float64."""
+
+
 class Retriever(Protocol):
     """Anything that finds the best rows for queries."""
 
@@ -98,6 +112,33 @@ def _top_allowed(scores: np.ndarray, allowed: np.ndarray, k: int) -> np.ndarray:
     return top_rows(scores + _penalty(allowed), k)
 
 
+def _candidates(
+    scores: np.ndarray, start: int, mask: np.ndarray | None, wanted: int, lift: Lift | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find rows among which the best of a tile are, with scores: lifted ones where the lift has sums.
+
+    Args:
+        scores: of the tile, ``[n]`` float32.
+        start: row of its first.
+        mask: allowed rows ``[N]`` bool; ``None`` for all.
+        wanted: how many of the best, at least.
+        lift: or ``None``.
+    """
+    stop = start + len(scores)
+    allowed = None if mask is None else mask[start:stop]
+    if lift is None or lift.sums is not None:
+        if lift is not None and lift.sums is not None:
+            scores = scores + lift.sums[start:stop]  # in float64: a sum may be large beside the scores
+        at = top_rows(scores, wanted) if allowed is None else _top_allowed(scores, allowed, wanted)
+        return at + start, scores[at]
+    found = []
+    for kind in lift.kinds():
+        here = kind[start:stop] if allowed is None else kind[start:stop] & allowed
+        found.append(_top_allowed(scores, here, wanted))
+    at = np.concatenate(found)
+    return at + start, scores[at]
+
+
 def best(rows: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
     """Find the positions of the k best, by descending score; ties go to the smaller row.
 
@@ -139,6 +180,7 @@ class ExactRetriever:
         k: Sequence[int],
         exclude: Sequence[np.ndarray],
         allow: Sequence[np.ndarray | None],
+        lifts: Sequence[Lift | None] | None = None,
     ) -> list[Hits]:
         """Find the best rows for each query.
 
@@ -147,9 +189,10 @@ class ExactRetriever:
             k: how many, per query.
             exclude: rows without a place, per query; any order, repeats allowed.
             allow: ``[N]`` bool per query, or ``None`` for all rows.
+            lifts: by what the scores of each query are lifted before they are compared, or ``None``.
 
         Returns:
-            One :class:`Hits` per query: exact up to scores that float32 cannot tell apart.
+            One :class:`Hits` per query: exact up to scores that float32 cannot tell apart. Scores are without the lift.
 
         Example:
             >>> table = Segment(0, np.array([[1.0], [3.0], [2.0]], np.float32), np.zeros(3, np.float32))
@@ -158,6 +201,7 @@ class ExactRetriever:
             [2, 0]
         """
         found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in k]
+        lifts = lifts or [None] * len(k)
         dense = []
         for b, mask in enumerate(allow):
             if mask is not None and np.count_nonzero(mask) < GATHER_SHARE * len(mask):
@@ -165,12 +209,12 @@ class ExactRetriever:
             else:
                 dense.append(b)
         distinct = _distinct(query, dense)
-        for segment in self.segments:
+        for segment in self.segments if dense else ():
             at_once = len(distinct) == 1 and not isinstance(segment.vector, CodedTable)
             step = len(segment.vector) if at_once else TILE
             for first in range(0, len(segment.vector), max(step, 1)):
-                self._tile(segment, first, step, distinct, query, k, exclude, allow, found)
-        return [self._finish(query[b], k[b], found[b]) for b in range(len(k))]
+                self._tile(segment, first, step, distinct, query, k, exclude, allow, lifts, found)
+        return [self._finish(query[b], k[b], found[b], lifts[b]) for b in range(len(k))]
 
     def _gather(self, exclude: np.ndarray, mask: np.ndarray, found: list[tuple[np.ndarray, np.ndarray]]) -> None:
         mask[exclude] = False
@@ -190,6 +234,7 @@ class ExactRetriever:
         k: Sequence[int],
         exclude: Sequence[np.ndarray],
         allow: Sequence[np.ndarray | None],
+        lifts: Sequence[Lift | None],
         found: list[list[tuple[np.ndarray, np.ndarray]]],
     ) -> None:
         bias = segment.bias[first : first + step]
@@ -197,7 +242,7 @@ class ExactRetriever:
         few = [b for b, *_ in distinct]
         if isinstance(segment.vector, CodedTable):
             scores = segment.vector.dots(query[few], first, first + len(bias))
-            self._keep(scores, bias, start, distinct, k, exclude, allow, found)
+            self._keep(scores, bias, start, distinct, k, exclude, allow, lifts, found)
             return
         vector = segment.vector[first : first + step]
         if len(few) <= FEW:
@@ -206,7 +251,7 @@ class ExactRetriever:
                 np.matmul(vector, query[b], out=row)
         else:
             scores = query[few] @ vector.T
-        self._keep(scores, bias, start, distinct, k, exclude, allow, found)
+        self._keep(scores, bias, start, distinct, k, exclude, allow, lifts, found)
 
     @staticmethod
     def _keep(
@@ -217,6 +262,7 @@ class ExactRetriever:
         k: Sequence[int],
         exclude: Sequence[np.ndarray],
         allow: Sequence[np.ndarray | None],
+        lifts: Sequence[Lift | None],
         found: list[list[tuple[np.ndarray, np.ndarray]]],
     ) -> None:
         """Put the candidates of a tile down, whose ``scores`` ``[len(distinct), n]`` are still without bias."""
@@ -228,21 +274,19 @@ class ExactRetriever:
                 hidden = exclude[b]
                 if len(hidden):
                     row[hidden[(hidden >= start) & (hidden < stop)] - start] = -np.inf
-                mask = allow[b]
-                wanted = k[b] + MARGIN
-                at = top_rows(row, wanted) if mask is None else _top_allowed(row, mask[start:stop], wanted)
-                found[b].append((at + start, row[at]))
+                found[b].append(_candidates(row, start, allow[b], k[b] + MARGIN, lifts[b]))
 
-    def _finish(self, query: np.ndarray, k: int, found: list[tuple[np.ndarray, np.ndarray]]) -> Hits:
+    def _finish(self, query: np.ndarray, k: int, found: list[tuple[np.ndarray, np.ndarray]], lift: Lift | None) -> Hits:
         rows = np.concatenate([rows for rows, _ in found]) if found else np.zeros(0, np.int64)
         scores = np.concatenate([scores for _, scores in found]) if found else np.zeros(0, np.float32)
-        if len(found) > 1 and len(rows) > k + MARGIN:
+        lifted_by_rows = lift is None or lift.sums is not None
+        if len(found) > 1 and len(rows) > k + MARGIN and lifted_by_rows:
             rows = rows[best(rows, scores, k + MARGIN)]
         exact = self.score(query, rows)
         live = exact > -np.inf
         if not live.all():
             rows, exact = rows[live], exact[live]
-        order = best(rows, exact, k)
+        order = best(rows, exact if lift is None else lift.adjusted(rows, exact), k)
         return Hits(rows[order], exact[order])
 
     def score(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:

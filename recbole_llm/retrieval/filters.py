@@ -31,47 +31,10 @@ class AttributeIndex:
                         found.setdefault(value, []).append(row)
                 self._lists[name] = {value: np.array(where, np.int64) for value, where in found.items()}
         self._changed: dict[int, Mapping[str, Any]] = {}
-        self._n_base = len(rows)
-        self._coded: dict[str, tuple[np.ndarray, list[tuple[str, ...]]] | None] = {}
 
     def put(self, row: int, attributes: Mapping[str, Any]) -> None:
         """Replace a row's attributes, or add the row."""
         self._changed[row] = attributes
-
-    def values_of(self, name: str, rows: np.ndarray) -> list[Sequence[Any]] | None:
-        """List the values of many rows at once.
-
-        Args:
-            name: a declared attribute.
-            rows: ``[n]`` int64.
-
-        Returns:
-            The values of each row; ``None`` where rows may have several, or numbers: ask for those row by row.
-        """
-        if name not in self._coded:
-            self._coded[name] = self._code(name) if self.kinds[name] == "token" else None
-        coded = self._coded[name]
-        if coded is None:
-            return None
-        codes, values = coded
-        found: list[Sequence[Any]] = [values[code] for code in codes.take(rows, mode="clip").tolist()]
-        if self._changed:
-            for at, row in enumerate(rows.tolist()):
-                attributes = self._changed.get(row)
-                if attributes is not None:
-                    found[at] = _values(attributes.get(name))
-        return found
-
-    def _code(self, name: str) -> tuple[np.ndarray, list[tuple[str, ...]]] | None:
-        """The number of each row's value ``[rows + 1]`` int32, and values by number: the last is none, as after the last row."""
-        values = list(self._lists[name])
-        codes = np.full(self._n_base + 1, len(values), np.int32)
-        for code, where in enumerate(self._lists[name].values()):
-            codes[where] = code
-        counted = sum(map(len, self._lists[name].values()))
-        if counted != np.count_nonzero(codes < len(values)):
-            return None  # a row with two values after all
-        return codes, [*((value,) for value in values), ()]
 
     def summary(self, limit: int) -> dict[str, dict[str, Any]]:
         """Say what a filter can ask for: the most frequent values, or for a number the least and the largest.

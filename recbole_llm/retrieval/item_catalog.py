@@ -4,10 +4,9 @@ The export's tables stay untouched in their mapped file; new rows go into a seco
 be recommended has bias -inf. One thread writes (the one that scores); every reader on that thread sees whole changes.
 """
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,13 @@ from recbole_llm.export.errors import UnknownItemError
 from recbole_llm.export.reader import Export, ItemRecord
 from recbole_llm.retrieval.exact import Segment
 from recbole_llm.retrieval.filters import AttributeIndex
+from recbole_llm.retrieval.kept import Kept, key_of
+from recbole_llm.retrieval.value_codes import ValueCodes
 
 MAX_CACHED_MASKS = 256
-MAX_KEY_CHARACTERS = 256  # of a condition as it stands; longer ones are hashed, to 64
 MAX_MASK_BYTES = 32 << 20  # of all of them together
+MAX_PREPARED = 64  # rules of requests
+MAX_PREPARED_BYTES = 64 << 20  # likewise
 GROWTH = 1.5
 
 
@@ -77,6 +79,7 @@ class Catalog:
         self.touched: dict[int, None] = {}  # rows that changed since a search for texts last looked
         self.repainted: list[int] = []  # rows whose picture changed, in order; searches remember how far they have read
         self.thumbnails: dict[int, bytes] = {}  # of rows whose picture was changed or added
+        self.unpainted: set[int] = set()  # rows whose picture was taken away, that of the export too
         self._origin: dict[int, int] = {}  # row that took the place of a row of the export -> that row
         self._gone: set[int] = set()  # deleted, or another row took their place
         self._listed_bias = np.where(export.listed, export.bias, np.float32(-np.inf))
@@ -88,7 +91,10 @@ class Catalog:
         self._true_bias = np.empty(0, np.float32)
         self._attributes = AttributeIndex(export.manifest.attributes, [record.attributes for record in self.records])
         self._summaries: dict[int, dict[str, dict[str, Any]]] = {}
-        self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._masks: Kept[np.ndarray] = Kept(MAX_CACHED_MASKS, MAX_MASK_BYTES)
+        self._codes: dict[str, ValueCodes] = {}
+        self._live: np.ndarray | None = None
+        self.kept: Kept[Any] = Kept(MAX_PREPARED, MAX_PREPARED_BYTES)  # what rules make of this state of the catalogue
         self.version = 0  # of the contents: any change
 
     def __len__(self) -> int:
@@ -136,13 +142,19 @@ class Catalog:
 
     def thumbnail(self, row: int) -> bytes | None:
         """The small picture of a row, a JPEG."""
-        base, table = self.base_of(row), self.export.thumbnails
+        base, table = None if row in self.unpainted else self.base_of(row), self.export.thumbnails
         return self.thumbnails.get(row) or (None if base is None or table is None else table.of(base))
 
     def has_thumbnail(self, row: int) -> bool:
         """Return whether there is a small picture of a row."""
-        base, table = self.base_of(row), self.export.thumbnails
+        base, table = None if row in self.unpainted else self.base_of(row), self.export.thumbnails
         return row in self.thumbnails or (base is not None and table is not None and table.has(base))
+
+    def has_picture(self, row: int) -> bool:
+        """Return whether a picture of a row is known, by its vector or a small copy."""
+        base, known = None if row in self.unpainted else self.base_of(row), self.export.content.get("image")
+        of_export = base is not None and known is not None and bool(known[base].any())
+        return of_export or row in self.picture_vectors or self.has_thumbnail(row)
 
     @property
     def has_thumbnails(self) -> bool:
@@ -201,8 +213,11 @@ class Catalog:
         return self._rows(self._base_bias, self._bias, rows)
 
     def live(self) -> np.ndarray:
-        """Mark the rows that can be recommended, ``[N]`` bool."""
-        return np.concatenate([segment.bias > -np.inf for segment in self.segments()])
+        """Mark the rows that can be recommended, ``[N]`` bool, not to be written to."""
+        if self._live is None:
+            self._live = np.concatenate([segment.bias > -np.inf for segment in self.segments()])
+            self._live.flags.writeable = False
+        return self._live
 
     def values(self, row: int, name: str) -> Sequence[Any]:
         """List the values of a row's attribute, each once; none if it has none."""
@@ -215,8 +230,16 @@ class Catalog:
 
     def values_of(self, rows: np.ndarray, name: str) -> list[Sequence[Any]]:
         """List what :meth:`values` says of many rows ``[n]`` int64."""
-        found = self._attributes.values_of(name, rows)
-        return [self.values(row, name) for row in rows.tolist()] if found is None else found
+        codes, known = self.codes(rows, name)
+        values = known.values
+        return [values[code] for code in codes.tolist()]
+
+    def codes(self, rows: np.ndarray, name: str) -> tuple[np.ndarray, ValueCodes]:
+        """Number what :meth:`values` says of rows: the numbers ``[n]`` int32, and the values of each number."""
+        known = self._codes.get(name)
+        if known is None:
+            known = self._codes[name] = ValueCodes(partial(self.values, name=name))
+        return known.of(rows, len(self)), known
 
     def rows_with(self, name: str, values: list[Any]) -> np.ndarray:
         """Mark the rows with any of these values of a declared attribute, ``[N]`` bool."""
@@ -233,7 +256,7 @@ class Catalog:
         if not tables:
             vectors = self.vector(rows)
             return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
-        if len(tables) == 1 and len(self) == self.n_base:
+        if len(tables) == 1 and len(self) == self.n_base and not self.unpainted:
             return tables[0].take(rows, 0)
         base = rows < self.n_base
         found = np.zeros((len(rows), sum(table.shape[1] for table in tables)), np.float32)
@@ -241,6 +264,13 @@ class Catalog:
             found[base] = tables[0][rows[base]]
         else:
             found[base] = np.concatenate([table[rows[base]] for table in tables], 1) / np.float32(len(tables) ** 0.5)
+        if self.unpainted:
+            bare = np.isin(rows, list(self.unpainted))
+            first = 0
+            for name, table in self.export.content.items():
+                if name == "image":
+                    found[bare, first : first + table.shape[1]] = 0.0
+                first += table.shape[1]
         return found
 
     def _rows(self, base: np.ndarray, added: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -264,6 +294,7 @@ class Catalog:
         time: str | None = None,
         picture: np.ndarray | None = None,
         thumbnail: bytes | None = None,
+        without_picture: bool = False,
     ) -> bool:
         """Add an item or change it; a deleted one comes back.
 
@@ -277,6 +308,7 @@ class Catalog:
             time: ISO time for ``added_at``.
             picture: ``[F]`` float32 of the encoder of pictures, by which it is found; ``None`` to leave it as it is.
             thumbnail: a small picture, a JPEG; ``None`` to leave it as it is.
+            without_picture: take away what it has of both.
 
         Returns:
             Whether there was no live item of that id.
@@ -306,17 +338,28 @@ class Catalog:
         self.touched[row] = None
         if mapped is not None and mapped.text is not None:
             self.text_vectors[row] = mapped.text
-        if picture is not None:
-            self.picture_vectors[row] = picture
-        if row in self.picture_vectors or row in self._origin:
-            self.repainted.append(row)
-        if thumbnail is not None:
-            self.thumbnails[row] = thumbnail
+        self._paint(row, picture, thumbnail, without_picture)
         self._attributes.put(row, record.attributes)
+        for codes in self._codes.values():
+            codes.forget(row)
         if time is not None:
             self.added_at[row] = time
         self._changed()
         return created
+
+    def _paint(self, row: int, picture: np.ndarray | None, thumbnail: bytes | None, without: bool) -> None:
+        if without:
+            self.unpainted.add(row)
+            self.picture_vectors.pop(row, None)
+            self.thumbnails.pop(row, None)
+        elif picture is not None or thumbnail is not None:
+            self.unpainted.discard(row)
+        if picture is not None:
+            self.picture_vectors[row] = picture
+        if without or row in self.picture_vectors or row in self._origin:
+            self.repainted.append(row)
+        if thumbnail is not None:
+            self.thumbnails[row] = thumbnail
 
     def delete(self, item_id: str) -> bool:
         """Take an item out of every answer; histories keep it. Returns whether it was live.
@@ -359,7 +402,9 @@ class Catalog:
 
     def _changed(self) -> None:
         self.version += 1
+        self._live = None
         self._masks.clear()
+        self.kept.clear()
 
     def mask(self, condition: Mapping[str, Any]) -> np.ndarray | None:
         """Mark the rows that a filter allows, ``[N]`` bool; ``None`` for an empty filter.
@@ -369,16 +414,11 @@ class Catalog:
         """
         if not condition:
             return None
-        key = repr(sorted(condition.items()))
-        if len(key) > MAX_KEY_CHARACTERS:  # a condition may be as long as a body
-            key = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+        key = key_of(condition)
         mask = self._masks.get(key)
         if mask is None:
-            mask = self._masks[key] = self._attributes.mask(condition, len(self))
-            while len(self._masks) > min(MAX_CACHED_MASKS, max(MAX_MASK_BYTES // len(self), 1)):
-                self._masks.popitem(last=False)
-        else:
-            self._masks.move_to_end(key)
+            mask = self._attributes.mask(condition, len(self))
+            self._masks.put(key, mask, mask.nbytes)
         return mask
 
     def attributes(self, limit: int) -> dict[str, dict[str, Any]]:

@@ -20,14 +20,15 @@ from recbole_llm.export.reader import Export
 from recbole_llm.retrieval import direct
 from recbole_llm.retrieval.alike import alike
 from recbole_llm.retrieval.answers import Reason, Recommendation, Recommended
+from recbole_llm.retrieval.boosts import Chance
 from recbole_llm.retrieval.cosines import Cosines
-from recbole_llm.retrieval.exact import Hits, Retriever, best, top_rows
+from recbole_llm.retrieval.exact import Hits, Lift, Retriever, best, top_rows
 from recbole_llm.retrieval.item_catalog import Catalog, MappedItem
 from recbole_llm.retrieval.own_retriever import own_retriever
-from recbole_llm.retrieval.ranking import Chance
+from recbole_llm.retrieval.ranking import Source
 from recbole_llm.retrieval.request import Request
-from recbole_llm.retrieval.reranking import Applied, Chosen, Reranking, Subject, reranked, short_note, subject_name
-from recbole_llm.retrieval.rules import NO_RULES, Rules
+from recbole_llm.retrieval.reranking import Chosen, Reranking, Subject, reranked, short_note, subject_name
+from recbole_llm.retrieval.rules import NO_RULES, Applied, Rules
 from recbole_llm.retrieval.searches import Asked, Searches, picture_searches_of, searches_of
 from recbole_llm.retrieval.thumbnails import with_thumbnails
 from recbole_llm.retrieval.users import Users
@@ -132,7 +133,7 @@ class Recommender:
             except (LookupError, ValueError) as error:
                 answers[at] = error
         searches = [
-            (prepared, n, mask)
+            (prepared, n, mask, None if reranking is None else reranking.lift)
             for at, prepared, reranking in ready
             for n, mask in ([(requests[at].k, prepared.mask)] if reranking is None else reranking.searches())
         ]
@@ -140,10 +141,11 @@ class Recommender:
         if searches:
             found = iter(
                 self._searched(
-                    [prepared.query for prepared, _, _ in searches],
-                    [n for _, n, _ in searches],
-                    [prepared.hidden for prepared, _, _ in searches],
-                    [mask for _, _, mask in searches],
+                    [prepared.query for prepared, _, _, _ in searches],
+                    [n for _, n, _, _ in searches],
+                    [prepared.hidden for prepared, _, _, _ in searches],
+                    [mask for _, _, mask, _ in searches],
+                    [lift for _, _, _, lift in searches],
                 )
             )
         for at, prepared, reranking in ready:
@@ -159,14 +161,17 @@ class Recommender:
         if not request.rules.rerank:
             return None
 
-        def search(n: int, hidden: np.ndarray, allow: np.ndarray | None) -> Hits:
-            return self._searched([prepared.query], [n], [hidden], [allow])[0]
+        def search(n: int, hidden: np.ndarray, allow: np.ndarray | None, lift: Lift | None = None) -> Hits:
+            return self._searched([prepared.query], [n], [hidden], [allow], [lift])[0]
+
+        scores = partial(direct.scores, self.catalog, prepared.query)
+        source = Source(search, None if self._retriever is not None else search, scores)
 
         chance = Chance(self._probability, math.log(max(len(prepared.query.source), 1)))
         vector = request.text_vector if request.profile_vector is None else request.profile_vector
         name = subject_name(request.user, request.items, vector)
         subject = Subject(prepared.rows, prepared.times, chance, name)
-        return Reranking(request.rules, request.k, self.catalog, search, prepared.hidden, prepared.mask, subject)
+        return Reranking(request.rules, request.k, self.catalog, source, prepared.hidden, prepared.mask, subject)
 
     def _found(self, request: Request, vector: np.ndarray, searches: Searches | None) -> Recommendation:
         if searches is None:
@@ -318,11 +323,10 @@ class Recommender:
             hits.rows.tolist(), hits.scores.tolist(), probability, bias.tolist(), seen.tolist(), added.tolist(),
             counts.tolist(), rest.tolist(), strict=True,
         ):  # fmt: skip
+            shares = alike(self.export.content, row, rows[:count], catalog.unpainted)
             reasons = tuple(
                 Reason(catalog.ids[source], catalog.records[source].title, value, shared)
-                for source, value, shared in zip(
-                    rows[:count], values[:count], alike(self.export.content, row, rows[:count]), strict=True
-                )
+                for source, value, shared in zip(rows[:count], values[:count], shares, strict=True)
             )
             title = catalog.records[row].title
             yield Recommended(

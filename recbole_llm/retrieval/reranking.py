@@ -2,39 +2,24 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from recbole_llm.retrieval.diversity import Calibrated, MarginalRelevance, TradeOff, mix_of
+from recbole_llm.retrieval.boosts import Boosting, Chance, lifts_of
+from recbole_llm.retrieval.diversity import Calibrated, MarginalRelevance, TradeOff
+from recbole_llm.retrieval.draws import Draws
 from recbole_llm.retrieval.exact import Hits
 from recbole_llm.retrieval.item_catalog import Catalog
-from recbole_llm.retrieval.ranking import Boosting, Chance, Ranked, Ranking, Search, allowed_rows
-from recbole_llm.retrieval.rules import Rules
+from recbole_llm.retrieval.mixes import Mix
+from recbole_llm.retrieval.ranking import NOTHING, Ranked, Ranking, Search, Source, allowed_rows
+from recbole_llm.retrieval.rules import Applied, Rules
 
 SPARE = 16  # candidates that a list with caps looks at beside twice k
-DRAWN_AT_ONCE = 32
+TRIES = 64  # draws
+LEAST_SHARE = 0.25  # of them that bring an item; below, the items that are left are looked for
 
 X = TypeVar("X", bound=Any)
-
-
-class Applied(NamedTuple):
-    """What a rule did to an item of an answer.
-
-    Attributes:
-        rule: ``boost ...``, ``cap ATTRIBUTE``, ``diversity``, ``calibration ATTRIBUTE`` or ``exploration``.
-        contribution: what it added to the score; 0 for rules that change places only.
-        place: the item's place by score, where a rule changed it and the place is known; 1 for the best.
-    """
-
-    rule: str
-    contribution: float = 0.0
-    place: int | None = None
-
-    def __str__(self) -> str:
-        added = f" {self.contribution:+.3g}" if self.contribution else ""
-        return self.rule + added + (f", from place {self.place}" if self.place else "")
 
 
 class Chosen(NamedTuple):
@@ -125,10 +110,13 @@ class Reranking:
         rules: with something to do beside conditions.
         k: how many items.
         catalog: of the items.
-        search: finds the best rows.
+        source: of the candidates.
         hidden: rows without a place.
         allow: rows that conditions leave, ``[N]`` bool; ``None`` for all.
         subject: who is asked for.
+
+    Attributes:
+        lift: by what :meth:`searches` are to lift scores before they compare them; ``None`` for nothing.
 
     Raises:
         ValueError: if a rule does not fit the export's attributes, or the subject.
@@ -139,24 +127,23 @@ class Reranking:
         rules: Rules,
         k: int,
         catalog: Catalog,
-        search: Search,
+        source: Source,
         hidden: np.ndarray,
         allow: np.ndarray | None,
         subject: Subject,
     ) -> None:
         rules.check(catalog.export.manifest.attributes)
-        self._rules, self._k, self._catalog, self._search = rules, k, catalog, search
+        self._rules, self._k, self._catalog, self._source = rules, k, catalog, source
         self._hidden, self._allow, self._subject = hidden, allow, subject
-        self._boosting = None
-        if rules.boosts:
-            masks = [_mask(catalog, boost.filter) for boost in rules.boosts]
-            self._boosting = Boosting(rules.boosts, masks, subject.chance)
+        self._boosting = Boosting(lifts_of(catalog, rules.boosts), subject.chance) if rules.boosts else None
         self._caps = _Caps(rules.caps, catalog)
         self._notes: list[str] = []
-        self._list: list[tuple[int, float, float, tuple[Applied, ...]]] = []
+        self._listed = NOTHING
+        self._applied: list[tuple[Applied, ...]] = []
         self._pool = rules.diversity.pool(k) if rules.diversity is not None else k
         self._first = max(self._pool, 2 * k + SPARE) if rules.caps else self._pool
-        self._ranking = Ranking(search, hidden, allow, self._boosting, self._first)
+        self._ranking = Ranking(source, hidden, allow, self._boosting, self._first)
+        self.lift = self._ranking.lift
 
     def searches(self) -> list[tuple[int, np.ndarray | None]]:
         """List the first searches: how many items, and the allowed rows."""
@@ -166,57 +153,68 @@ class Reranking:
         """Choose the list from the results of :meth:`searches`."""
         self._ranking.feed(hits)
         draw, explored = self._draw()
-        if self._rules.diversity is None:
+        if self._rules.diversity is not None:
+            self._by_trade_off(self._k - explored)
+        elif self._rules.caps:
             self._by_score(self._k - explored)
         else:
-            self._by_trade_off(self._k - explored)
-        if draw is not None:
+            self._keep([self._ranking.take(self._k - explored)], None, None)
+        if draw is not None and explored:
             self._explore(draw, explored)
-        rows = np.array([entry[0] for entry in self._list], np.int64)
-        scores = np.array([entry[1] for entry in self._list], np.float64)
-        adjusted = np.array([entry[2] for entry in self._list], np.float64)
-        applied = [entry[3] for entry in self._list]
+        rows, scores, adjusted = self._listed
+        applied = self._applied
         if self._boosting is not None:
-            applied = self._with_boosts(rows, scores, applied)
+            lifted = self._boosting.told(rows, scores, adjusted)
+            applied = [(*first, *others) for first, others in zip(lifted, applied, strict=True)]
         if len(rows) < self._k:
             allowed = len(allowed_rows(self._catalog.live(), self._hidden, self._allow))
             self._notes.insert(0, short_note(len(rows), self._k, allowed))
         return Chosen(rows, scores, adjusted, applied, " ".join(self._notes))
 
-    def _with_boosts(
-        self, rows: np.ndarray, scores: np.ndarray, applied: Sequence[tuple[Applied, ...]]
-    ) -> list[tuple[Applied, ...]]:
-        assert self._boosting is not None
-        steps = [(label, values.tolist()) for label, values in self._boosting.steps(rows, scores)]
-        return [
-            (*(Applied(label, values[at]) for label, values in steps if values[at]), *others)
-            for at, others in enumerate(applied)
-        ]
+    def _keep(
+        self, pool: Sequence[Ranked], picked: Sequence[int] | None, told: list[tuple[Applied, ...]] | None
+    ) -> None:
+        """Make a list of places of a pool, or of all of it."""
+        listed = pool[0] if len(pool) == 1 else Ranked(*(np.concatenate(parts) for parts in zip(*pool, strict=True)))
+        if picked is not None:
+            at = np.array(picked, np.int64)
+            listed = Ranked(*(values.take(at) for values in listed))
+        self._listed = listed
+        self._applied = [()] * len(listed.rows) if told is None else told
 
     # ------------------------------------------------------------------ by score
 
     def _by_score(self, k: int) -> None:
         """Fill the list in the order of scores, as far as the caps allow."""
-        place, step = 0, self._first
+        step, caps = self._first, self._caps
+        pool: list[Ranked] = []
+        picked: list[int] = []
+        told: list[tuple[Applied, ...]] = []
+        seen = 0
         whole = True  # whether every candidate has been counted
-        while len(self._list) < k:
+        while len(picked) < k:
             taken = self._ranking.take(step)
             if not len(taken.rows):
-                return
-            values = self._caps.of(taken.rows)
-            numbers = zip(*(values.tolist() for values in taken), strict=True)
-            for at, (row, score, adjusted) in enumerate(numbers):
-                place += 1
-                if self._caps.take(values, at):
-                    caps = [Applied(f"cap {name}", place=place if whole else None) for name in self._caps.refused]
-                    self._list.append((row, score, adjusted, tuple(caps)))
-                    if len(self._list) == k:
-                        return
-            full = self._caps.full_rows()
+                break
+            pool.append(taken)
+            values = caps.of(taken.rows)
+            for at in range(len(taken.rows)):
+                if caps.take(values, at):
+                    place = seen + at + 1 if whole else None
+                    told.append(
+                        tuple(Applied(f"cap {name}", 0.0, place) for name in caps.refused) if caps.refused else ()
+                    )
+                    picked.append(seen + at)
+                    if len(picked) == k:
+                        break
+            seen += len(taken.rows)
+            full = caps.full_rows() if len(picked) < k else None
             if full is not None:
                 whole = False
                 self._ranking.block(full)
             step *= 2
+        if picked:
+            self._keep(pool, picked, told)
 
     # ------------------------------------------------------------------ by a trade-off
 
@@ -226,7 +224,7 @@ class Reranking:
         if trade_off is None:
             self._by_score(k)
             return
-        caps = self._caps
+        caps, refused = self._caps if self._rules.caps else None, self._caps.refused
         best_relevance: float | None = None
         pool: list[Ranked] = []
         values: list[list[Sequence[Any]]] = [[] for _ in self._rules.caps]
@@ -244,32 +242,37 @@ class Reranking:
                 counted = len(taken.rows)
             extend(taken.rows, relevance / best_relevance if best_relevance > 0 else relevance)
             pool.append(taken)
-            for known, new in zip(values, caps.of(taken.rows), strict=True):
-                known += new
             is_open += b"\1" * len(taken.rows)
+            if caps is not None:
+                for known, new in zip(values, caps.of(taken.rows), strict=True):
+                    known += new
             for _ in range(is_open.count(1)):
                 at = int(trade_off.gains().argmax())
                 is_open[at] = 0
-                if not caps.take(values, at):
+                if caps is not None and not caps.take(values, at):
                     trade_off.close(at)
                     continue
-                place = at + 1 if at < counted else None
-                moved = len(picked) >= at + 1 or is_open.find(1, 0, at) >= 0
-                applied = (Applied(rule, 0.0, place),) if moved else ()
-                if caps.refused:
-                    applied = (*(Applied(f"cap {name}", 0.0, place) for name in caps.refused), *applied)
+                # not where its score would have it: something better waits, or went elsewhere
+                moved = len(picked) > at or is_open.find(1, 0, at) >= 0
+                told.append(
+                    self._told(rule if moved else None, at + 1 if at < counted else None) if moved or refused else ()
+                )
                 picked.append(at)
-                told.append(applied)
                 if len(picked) == k:
                     break
                 trade_off.choose(at)
-            full = caps.full_rows() if len(picked) < k else None
+            full = caps.full_rows() if caps is not None and len(picked) < k else None
             if full is not None:
                 self._ranking.block(full)
         if picked:
-            whole = pool[0] if len(pool) == 1 else [np.concatenate(parts) for parts in zip(*pool, strict=True)]
-            at_all = np.array(picked)
-            self._list += zip(*(numbers.take(at_all).tolist() for numbers in whole), told, strict=True)
+            self._keep(pool, picked, told)
+
+    def _told(self, rule: str | None, place: int | None) -> tuple[Applied, ...]:
+        """Tell which caps, and which rule, moved an item from its place."""
+        applied = () if rule is None else (Applied(rule, 0.0, place),)
+        if not self._caps.refused:
+            return applied
+        return (*(Applied(f"cap {name}", 0.0, place) for name in self._caps.refused), *applied)
 
     def _trade_off(self) -> tuple[TradeOff | None, str, Callable[[np.ndarray, np.ndarray], None]]:
         """What gains are, the rule's name, and what adds candidates by their rows and relevance; ``None`` without a mix."""
@@ -279,14 +282,13 @@ class Reranking:
             unlike = MarginalRelevance(diversity.weight)
             return unlike, "diversity", lambda rows, relevance: unlike.extend(relevance, catalog.content(rows))
         name = diversity.attribute
-        values = lambda rows: catalog.values_of(rows, name)  # noqa: E731
-        mix = mix_of(values(self._subject.rows), self._subject.weights)
-        if not mix:
+        mix = Mix(*catalog.codes(self._subject.rows, name), self._subject.weights)
+        if not len(mix.p):
             self._notes.append(f"Not calibrated: the history holds no item with a {name}.")
             return None, "", lambda rows, relevance: None
         calibrated = Calibrated(diversity.weight, mix)
         rule = f"calibration {name}"
-        return calibrated, rule, lambda rows, relevance: calibrated.extend(relevance, values(rows))
+        return calibrated, rule, lambda rows, relevance: calibrated.extend(relevance, catalog.codes(rows, name)[0])
 
     def _relevance(self, ranked: Ranked) -> np.ndarray:
         chance = self._subject.chance
@@ -294,43 +296,59 @@ class Reranking:
 
     # ------------------------------------------------------------------ exploration
 
-    def _draw(self) -> tuple[np.random.Generator | None, int]:
-        """A generator of this seed and subject, and how many places are given away."""
+    def _draw(self) -> tuple[Draws | None, int]:
+        """What is drawn from for this seed and subject, and how many places are given away."""
         explore = self._rules.explore
         if explore is None:
             return None, 0
-        draw = seeded(explore.seed, self._subject.name)
-        return draw, int(explore.share * self._k + draw.random())
+        draws = Draws(explore.seed, self._subject.name)
+        return draws, int(explore.share * self._k + draws.random())
 
-    def _explore(self, draw: np.random.Generator, n: int) -> None:
+    def _explore(self, draws: Draws, n: int) -> None:
         """Draw n of the allowed items that are left, and give them places drawn at random."""
-        listed = np.array([entry[0] for entry in self._list], np.int64)
-        left = allowed_rows(self._catalog.live(), np.concatenate([self._hidden, listed]), self._allow)
-        found: list[int] = []
-        at_once = n + DRAWN_AT_ONCE
-        while len(left) and len(found) < n:
-            drawn = draw.choice(len(left), min(at_once, len(left)), replace=False)
-            values = self._caps.of(left[drawn])
-            for at, row in enumerate(left[drawn].tolist()):
-                if len(found) < n and self._caps.take(values, at):
-                    found.append(row)
-            if len(found) == n:
-                break
-            full = self._caps.full_rows()
-            left = np.delete(left, drawn)
-            if full is not None:
-                left = left[~full[left]]
-            at_once *= 2
-        if not found:
+        rows = np.array(self._drawn(draws, n), np.int64)
+        if not len(rows):
             return
-        allow = np.zeros(len(self._catalog), bool)
-        allow[found] = True
-        hits = self._search(len(found), np.zeros(0, np.int64), allow)
-        adjusted = hits.scores if self._boosting is None else self._boosting.adjusted(*hits)
-        numbers = dict(zip(hits.rows.tolist(), zip(hits.scores.tolist(), adjusted.tolist(), strict=True), strict=True))
-        places = np.sort(draw.choice(len(self._list) + len(found), len(found), replace=False))
-        for place, row in zip(places.tolist(), found, strict=True):
-            self._list.insert(place, (row, *numbers[row], (Applied("exploration"),)))
+        scores = self._source.scores(rows, len(self._catalog))
+        adjusted = scores if self._boosting is None else self._boosting.adjusted(rows, scores)
+        m = len(self._listed.rows)
+        places: set[int] = set()
+        while len(places) < len(rows):
+            places.add(draws.below(m + len(rows)))
+        order = list(range(m))
+        for at, place in enumerate(sorted(places), m):
+            order.insert(place, at)
+        told = [*self._applied, *[(Applied("exploration"),)] * len(rows)]
+        self._keep([self._listed, Ranked(rows, scores, adjusted)], order, [told[at] for at in order])
+
+    def _drawn(self, draws: Draws, n: int) -> list[int]:
+        """Draw at most n allowed rows that fit, each of those that are left as likely as any other.
+
+        Rows of the catalogue are drawn until n are allowed. Where few of them are, only those that are left are drawn from.
+        """
+        live, allow, caps = self._catalog.live(), self._allow, self._caps
+        closed = {*self._hidden.tolist(), *self._listed.rows.tolist()}
+        found: list[int] = []
+        left: np.ndarray | None = None
+        while len(found) < n:
+            before = len(found)
+            for _ in range(TRIES):
+                row = draws.below(len(live)) if left is None else int(left[draws.below(len(left))])
+                if row in closed or not live[row] or not (allow is None or allow[row]):
+                    continue
+                closed.add(row)
+                if not self._rules.caps or caps.take(caps.of(np.array([row])), 0):
+                    found.append(row)
+                    if len(found) == n:
+                        return found
+            if len(found) - before < TRIES * LEAST_SHARE:
+                left = allowed_rows(live, np.fromiter(closed, np.int64, len(closed)), allow)
+                full = caps.full_rows()
+                if full is not None:
+                    left = left[~full[left]]
+                if not len(left):
+                    return found
+        return found
 
 
 def reranked(
@@ -343,29 +361,8 @@ def reranked(
     subject: Subject,
 ) -> Chosen:
     """Choose the list of one request whose search is no part of a batch; arguments and errors as :class:`Reranking`."""
-    reranking = Reranking(rules, k, catalog, search, hidden, allow, subject)
+    reranking = Reranking(rules, k, catalog, Source(search), hidden, allow, subject)
     return reranking.chosen([search(n, hidden, mask) for n, mask in reranking.searches()])
-
-
-def _mask(catalog: Catalog, condition: Mapping[str, Any]) -> np.ndarray:
-    try:
-        mask = catalog.mask(condition)
-    except ValueError as error:
-        raise ValueError(f"boost: {error}") from None
-    assert mask is not None  # conditions of boosts are not empty
-    return mask
-
-
-def seeded(seed: int, name: bytes) -> np.random.Generator:
-    """The generator ``default_rng([seed, *words])`` with the words of a name's hash, made in a sixth of its time.
-
-    Args:
-        seed: from 0.
-        name: of a subject.
-    """
-    words = [seed >> at & 0xFFFFFFFF for at in range(0, max(seed.bit_length(), 1), 32)]
-    state = np.concatenate([np.array(words, np.uint32), np.frombuffer(sha256(name).digest(), np.uint32)])
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(state)))  # type: ignore[arg-type]
 
 
 def short_note(n: int, k: int, allowed: int | None = None) -> str:

@@ -16,12 +16,30 @@ Values only: :mod:`recbole_llm.retrieval.reranking` applies them.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 CANDIDATES_PER_ITEM = 5  # that diversity chooses among, by default
 MIN_CANDIDATES = 50
 LABEL_CHARACTERS = 64
 SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+
+
+class Applied(NamedTuple):
+    """What a rule did to an item of an answer.
+
+    Attributes:
+        rule: ``boost ...``, ``cap ATTRIBUTE``, ``diversity``, ``calibration ATTRIBUTE`` or ``exploration``.
+        contribution: what it added to the score; 0 for rules that change places only.
+        place: the item's place by score, where a rule changed it and the place is known; 1 for the best.
+    """
+
+    rule: str
+    contribution: float = 0.0
+    place: int | None = None
+
+    def __str__(self) -> str:
+        added = f" {self.contribution:+.3g}" if self.contribution else ""
+        return self.rule + added + (f", from place {self.place}" if self.place else "")
 
 
 def _check_number(name: str, value: Any, low: float, high: float) -> None:

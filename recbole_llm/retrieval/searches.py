@@ -155,7 +155,7 @@ class Searches:
         if not explain:
             return Recommended(catalog.ids[row], title, score, cold)
         near, added = found.links.of(row, explain if found.taste[at] > 0 else 0)
-        shared = alike(self.search.export.content, row, near.tolist())
+        shared = alike(self.search.export.content, row, near.tolist(), catalog.unpainted)
         reasons = tuple(
             Reason(catalog.ids[one], catalog.records[one].title, value, cosines)
             for one, value, cosines in zip(near.tolist(), added.tolist(), shared, strict=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from recbole_llm.retrieval.ranking import MAX_PARTS
+from recbole_llm.retrieval.boosts import MAX_PARTS
 from recbole_llm.retrieval.recommender import Recommendation, Recommender, Request
 from recbole_llm.serving.batching import Batcher, DeadlineExceeded
 from recbole_llm.serving.bodies import waited

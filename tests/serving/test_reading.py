@@ -290,9 +290,8 @@ def test_the_metrics_remember_a_bounded_number_of_items():
 def test_masks_of_filters_are_bounded_in_number_and_bytes(export, monkeypatch):
     from recbole_llm.retrieval import item_catalog as module
 
-    recommender = Recommender(export)
-    catalog = recommender.catalog
     monkeypatch.setattr(module, "MAX_MASK_BYTES", 40 * 5)
+    catalog = Recommender(export).catalog
     for year in range(50):
         condition = {"year": {"gte": 1980 + year}, "genre": ["x" * 10_000, "space"]}
         mask = catalog.mask(condition)
