@@ -277,13 +277,11 @@ class MemoryChangeLog:
         seqs = []
         for change in changes:
             self._seq += 1
-            picture = picture_row_of(change) or (change.id, None, None, None)
-            new, old = (*row_of(change, self._seq), *picture[1:]), self._rows.get(change.id)
-            if old is not None:
-                kept = [before if now is None else now for now, before in zip(new, old, strict=True)]
-                kept[8] = new[8] or old[8]
-                new = tuple(kept)
-            self._rows[change.id] = new
+            new, old = row_of(change, self._seq), self._rows.get(change.id, (None,) * (WIDTH + 3))
+            kept = [before if now is None else now for now, before in zip(new, old[:WIDTH], strict=True)]
+            kept[8] = new[8] or bool(old[8])
+            picture = picture_row_of(change)
+            self._rows[change.id] = (*kept, *(old[WIDTH:] if picture is None else picture[1:]))
             seqs.append(self._seq)
         return seqs
 

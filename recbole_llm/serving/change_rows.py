@@ -29,6 +29,7 @@ class Put:
         picture: ``[F]`` float32 vector of its picture. The picture's own bytes are not kept.
         picture_fingerprint: of the encoder that made ``picture``.
         thumbnail: a small copy of the picture, a JPEG.
+        without_picture: take the item's picture away, that of the export too.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Put:
     picture: np.ndarray | None = None
     picture_fingerprint: str | None = None
     thumbnail: bytes | None = None
+    without_picture: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,15 @@ class Change:
     picture: np.ndarray | None = None
     picture_fingerprint: str | None = None
     thumbnail: bytes | None = None
+    without_picture: bool = False
 
 
 COLUMNS = "id, seq, deleted, title, text, attributes, feature, encoder_fingerprint, refit, updated_at"
 WIDTH = 10  # of them
 # a table of its own: logs that were written before there were pictures get it beside theirs
 PICTURE_COLUMNS = "id, feature, encoder_fingerprint, thumbnail"
+# what stands for the encoder of a picture that was taken away: a row without a vector, which readers of before pass over
+TAKEN_AWAY = "none"
 SELECT = (
     f"SELECT {', '.join(f'item.{name}' for name in COLUMNS.split(', '))}, picture.feature, picture.encoder_fingerprint, "
     "picture.thumbnail FROM item LEFT JOIN picture ON picture.id = item.id WHERE item.seq > {mark} ORDER BY item.seq"
@@ -105,7 +110,11 @@ UPSERT_PICTURE = """INSERT INTO picture ({columns}) VALUES ({marks}) ON CONFLICT
 
 def picture_row_of(change: Put | Delete) -> tuple[Any, ...] | None:
     """Lay out a change's picture in the order of ``PICTURE_COLUMNS``; ``None`` for a change without one."""
-    if isinstance(change, Delete) or change.picture is None:
+    if isinstance(change, Delete):
+        return None
+    if change.without_picture:
+        return change.id, None, TAKEN_AWAY, None
+    if change.picture is None:
         return None
     return change.id, _bytes_of(change.picture), change.picture_fingerprint, change.thumbnail
 
@@ -163,8 +172,9 @@ def _change_of(row: Sequence[Any]) -> Change:
             raise
         title = text = attributes = feature = fingerprint = None  # of what is out, nothing else is used
         picture = None, None, None
+    without = picture[0] is None and picture[1] == TAKEN_AWAY
     return Change(
-        item_id, seq, bool(deleted), title, text, attributes, feature, fingerprint, bool(refit), updated_at, None, *picture
+        item_id, seq, bool(deleted), title, text, attributes, feature, fingerprint, bool(refit), updated_at, None, *picture, without
     )  # fmt: skip
 
 

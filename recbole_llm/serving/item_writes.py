@@ -103,6 +103,27 @@ class Writer:
             (live.discard if body is None else live.add)(item_id)
         return results
 
+    async def take_picture(self, item_id: str) -> int:
+        """Take an item's picture away; returns the change's seq.
+
+        Raises:
+            UnknownItemError: if there is no such item.
+            Problem: 404 if it has no picture, 422 if it is known by its picture alone.
+        """
+        recommender = self.service.recommender
+        catalog, export = recommender.catalog, recommender.export
+        row = catalog.shown(item_id)
+        if not catalog.has_picture(row):
+            raise Problem(404, "There is no picture of this item.")
+        base, known = catalog.base_of(row), export.content.get("text")
+        has_text = row in catalog.text_vectors or (base is not None and known is not None and bool(known[base].any()))
+        if catalog.is_cold(row) and not (has_text and export.text_map is not None):
+            raise Problem(
+                422, "image: this item is known by its picture alone; give it a text first, or delete the item."
+            )
+        (seq,) = await self.service.changes.write([Put(item_id, without_picture=True)])
+        return seq
+
     def _live(self, ids: Sequence[str]) -> set[str]:
         catalog = self.service.recommender.catalog
         return {item_id for item_id in ids if item_id in catalog.row_of and catalog.is_live(catalog.row_of[item_id])}

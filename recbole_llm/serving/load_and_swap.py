@@ -229,11 +229,20 @@ def apply(recommender: Recommender, change: Change, feature: np.ndarray | None) 
     )
     if feature is not None and (export.text_map is None or len(feature) != export.text_map.feature_dim):
         feature = None
-    picture = picture_of(export, change)
-    mapped = map_item(export, catalog, change.id, feature, picture)
-    time, small = change.updated_at, change.thumbnail
+    picture, without = picture_of(export, change), change.without_picture
+    mapped = map_item(export, catalog, change.id, feature, picture, without)
+    small = change.thumbnail
     try:
-        catalog.put(change.id, record, mapped, refit=change.refit, time=time, picture=picture, thumbnail=small)
+        catalog.put(
+            change.id,
+            record,
+            mapped,
+            refit=change.refit,
+            time=change.updated_at,
+            picture=picture,
+            thumbnail=small,
+            without_picture=without,
+        )
     except UnknownItemError:
         log.warning("Item %.64r is in the log of changes, and this export cannot place it", change.id)
 

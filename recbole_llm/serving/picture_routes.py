@@ -16,7 +16,7 @@ from recbole_llm.serving.media_types import MEDIA_TYPES
 from recbole_llm.serving.problem import Problem
 from recbole_llm.serving.problem_answers import problems_of_route
 from recbole_llm.serving.reading import MAX_COST
-from recbole_llm.serving.responses import condition_of, json_answer, rendered, with_state
+from recbole_llm.serving.responses import condition_of, json_answer, rendered, state_content, with_state
 from recbole_llm.serving.service import Service
 
 MAX_FILTER_CHARACTERS = 4096
@@ -82,6 +82,17 @@ def add_pictures(app: FastAPI, service: Service) -> None:
     )
     async def put_image(item_id: ItemId, request: HttpRequest) -> Response:
         return await writer.put(item_id, schemas.ItemBody(), await request.body())
+
+    @app.delete(
+        "/v1/items/{item_id:any}/image",
+        response_model=answer_schemas.DeleteOut,
+        responses=problems_of_route(404, 408, 413, 415, 504),
+        summary="Take an item's picture away; the item stays, placed by what else it has",
+    )
+    async def take_image(item_id: ItemId) -> Response:
+        seq = await writer.take_picture(item_id)
+        answer = await service.reader.after_write(lambda recommender: None)
+        return json_answer({"id": item_id, "seq": seq, **state_content(answer)})
 
     @app.get(
         "/v1/items/{item_id:any}/image",

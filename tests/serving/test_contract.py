@@ -59,6 +59,7 @@ OPERATIONS = [
     ("POST", "/v1/recommend/image"),
     ("GET", "/v1/items/{item_id}/image"),
     ("PUT", "/v1/items/{item_id}/image"),
+    ("DELETE", "/v1/items/{item_id}/image"),
     ("GET", "/v1/items/{item_id}/similar"),
     ("GET", "/v1/items/{item_id}"),
     ("GET", "/v1/items"),

@@ -228,6 +228,65 @@ def test_a_log_from_before_there_were_pictures_is_read_and_a_damaged_picture_ski
     assert set(again.service.changes.faults) == {"one", "two"} and again.get("/v1/items/three/image").content
 
 
+@pytest.mark.parametrize("log", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+def test_a_picture_is_taken_away_and_the_item_stays(paint, painted, tmp_path, request, log):
+    state = str(tmp_path / "kept") if log == "sqlite" else request.getfixturevalue("postgres")
+    export, client = load_export(painted[0]), paint(state=state)
+    other = paint(state=state)  # another worker on the same log
+    data = (painted[2] / "i3.png").read_bytes()
+    text = WordEncoder().encode(["sea love"])[0][0]
+    find = lambda one, at: one.post(  # noqa: E731
+        "/v1/recommend/image", content=(painted[2] / f"i{at}.png").read_bytes(), params={"k": 1, "by": "likeness"}, headers=PNG
+    ).json()["items"][0]["id"]  # fmt: skip
+    assert client.put("/v1/items/both", json={"text": "sea love", "image": base64_of(data)}).status_code == 200
+    assert find(client, 3) == "both" and find(client, 5) == "i5"
+    answer = client.delete("/v1/items/both/image")
+    assert answer.status_code == 200 and answer.json() | {"model": ""} == {
+        "id": "both", "seq": 2, "model": "", "overlay_seq": 2,
+    }  # fmt: skip
+    # of the export: one that nobody chose, and a warm one, whose vectors were learned
+    assert client.delete("/v1/items/i39/image").status_code == client.delete("/v1/items/i5/image").status_code == 200
+    own_text = WordEncoder().encode([export.records[39].text])[0][0]
+    assert other.get("/v1/items/i5", headers={"x-min-seq": "4"}).status_code == 200  # has read the log
+    for one in (client, other, paint(state=state)):
+        is_placed(one, "both", oracle(export, text=text))
+        is_placed(one, "i39", oracle(export, text=own_text))
+        np.testing.assert_array_equal(live_vectors(one, "i5")[0], export.vector[5])
+        assert find(one, 3) != "both" and find(one, 5) != "i5"
+        for item_id in ("both", "i39", "i5"):
+            is_problem(one.get(f"/v1/items/{item_id}/image"), 404)
+            assert "image" not in one.get(f"/v1/items/{item_id}").json()
+        catalog = one.service.recommender.catalog
+        names = np.repeat(list(export.content), [table.shape[1] for table in export.content.values()])
+        taken, kept = catalog.content(np.array([5, 6]))
+        assert not taken[names == "image"].any() and taken[names == "text"].any() and kept[names == "image"].any()
+    is_problem(client.delete("/v1/items/i5/image"), 404)
+    is_problem(client.delete("/v1/items/nowhere/image"), 404)
+    # a later change of the title keeps it away, a picture brings one back
+    assert client.put("/v1/items/i39", json={"title": "Another"}).status_code == 200
+    is_placed(client, "i39", oracle(export, text=own_text))
+    assert client.put("/v1/items/i39/image", content=data, headers=PNG).status_code == 200
+    is_placed(
+        client,
+        "i39",
+        oracle(export, text=own_text, picture=vector_of(load_image_encoder(painted[1]), painted[2] / "i3.png")),
+    )
+    assert client.get("/v1/items/i39/image").status_code == 200 and find(client, 3) == "i39"
+
+
+def test_an_item_that_is_known_by_its_picture_alone_keeps_it(paint, painted):
+    client = paint(keys=(key("read", READ), key("write", WRITE)))
+    write, data = {"x-api-key": WRITE}, (painted[2] / "i3.png").read_bytes()
+    assert client.put("/v1/items/seen/image", content=data, headers=PNG | write).status_code == 200
+    before = live_vectors(client, "seen")
+    assert "picture alone" in is_problem(client.delete("/v1/items/seen/image", headers=write), 422)
+    is_problem(client.delete("/v1/items/i5/image", headers={"x-api-key": READ}), 403)
+    np.testing.assert_array_equal(live_vectors(client, "seen")[0], before[0])
+    assert client.put("/v1/items/seen", json={"text": "sea"}, headers=write).status_code == 200
+    assert client.delete("/v1/items/seen/image", headers=write).status_code == 200
+    is_placed(client, "seen", oracle(load_export(painted[0]), text=WordEncoder().encode(["sea"])[0][0]))
+
+
 # ------------------------------------------------------------------ what is refused
 
 
