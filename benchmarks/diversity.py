@@ -9,9 +9,8 @@
    (1 - Jaccard), the divergence of the list's categories from the history's (Steck 2018, alpha = .01), and the share of the
    catalogue that is in anybody's list. Baselines: the plain list, and the same candidates in a partly random order. Nothing is
    chosen by these figures: every point is written.
-2. Latency. The same request with and without rules (a filter, a cap and marginal relevance, k = 10; alone in the recommender also a
-   calibration, a boost and exploration), in turn, at two sizes of a made catalogue: the recommender alone, and over HTTP from one
-   client.
+2. Latency. The same request with and without rules, each by itself and together (k = 10), in turn, at two sizes of a made
+   catalogue: the recommender alone, and over HTTP from one client.
 
 The export and the splits are kept in ``--work``; a later run goes on from there.
 """
@@ -247,7 +246,37 @@ def made_export(folder: Path, n_items: int, dim: int, content_dim: int) -> Path:
     return path
 
 
-RULES = {"filter": {"price": {"lt": 60}}, "caps": {"brand": 2}, "diversity": {"weight": 0.3}}
+FILTER, CAPS, VARIETY = {"price": {"lt": 60}}, {"brand": 2}, {"weight": 0.3}
+BODIES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "filter": {"filter": FILTER},
+    "cap": {"caps": CAPS},
+    "marginal relevance": {"diversity": VARIETY},
+    "calibration": {"diversity": VARIETY | {"attribute": "brand"}},
+    "boost": {"boosts": [{"filter": {"brand": "b1"}, "add": 0.5}]},
+    "boost by odds": {"boosts": [{"filter": {"brand": "b1"}, "odds": 2.0}]},
+    "exploration": {"explore": {"share": 0.2}},
+    "filter, cap": {"filter": FILTER, "caps": CAPS},
+    "filter, cap, marginal relevance": {"filter": FILTER, "caps": CAPS, "diversity": VARIETY},
+    "all together": {
+        "filter": FILTER,
+        "boosts": [{"filter": {"price": {"lt": 20}}, "add": 0.5}],
+        "caps": CAPS,
+        "diversity": VARIETY,
+        "explore": {"share": 0.2},
+    },
+}
+
+
+def rules_of(body: dict[str, Any]) -> Rules:
+    """The rules of a request's body."""
+    return Rules(
+        filter=body.get("filter", {}),
+        boosts=[Boost(**boost) for boost in body.get("boosts", ())],
+        caps=body.get("caps", {}),
+        diversity=Diversity(**body["diversity"]) if "diversity" in body else None,
+        explore=Exploration(**body["explore"]) if "explore" in body else None,
+    )
 
 
 def in_turn(variants: dict[str, Callable[[int], Any]], rounds: int) -> Result:
@@ -272,15 +301,7 @@ def in_turn(variants: dict[str, Callable[[int], Any]], rounds: int) -> Result:
 def of_recommender(path: Path, rounds: int) -> Result:
     """The recommender alone."""
     recommender = Recommender(load_export(path, verify=False), lambda export, catalog: None)
-    rules = {
-        "plain": NO_RULES,
-        "filter": Rules(filter=RULES["filter"]),
-        "filter, cap": Rules(filter=RULES["filter"], caps=RULES["caps"]),
-        "filter, cap, marginal relevance": Rules(RULES["filter"], caps=RULES["caps"], diversity=Diversity(0.3)),
-        "calibration": Rules(diversity=Diversity(0.3, attribute="brand")),
-        "boost": Rules(boosts=[Boost({"brand": "b1"}, add=0.5)]),
-        "exploration": Rules(explore=Exploration(0.2)),
-    }
+    rules = {name: rules_of(body) for name, body in BODIES.items()}
     return in_turn(
         {n: lambda user, r=r: recommender.recommend(Request(user=str(user), k=K, rules=r)) for n, r in rules.items()},  # type: ignore[misc]
         rounds,
@@ -302,10 +323,7 @@ def over_http(path: Path, rounds: int) -> Result:
 
     try:
         return in_turn(
-            {
-                "plain": lambda user: ask({"user": str(user)}),
-                "filter, cap, marginal relevance": lambda user: ask({"user": str(user), **RULES}),
-            },
+            {name: lambda user, body=body: ask({"user": str(user), **body}) for name, body in BODIES.items()},  # type: ignore[misc]
             rounds,
         )
     finally:
@@ -318,9 +336,10 @@ def latency(folder: Path, options: argparse.Namespace) -> list[Result]:
     found = []
     for n_items in (10_000, 100_000):
         path = made_export(folder, n_items, options.dim, 384)
-        row = {"items": n_items, "dim": options.dim, "k": K, "unit": "ms"}
-        row["recommender"] = of_recommender(path, options.rounds)
-        row["http"] = over_http(path, options.rounds)
+        rounds = options.rounds if n_items < 100_000 else max(options.rounds // 5, 1)
+        row = {"items": n_items, "dim": options.dim, "k": K, "unit": "ms", "rounds": rounds}
+        row["recommender"] = of_recommender(path, rounds)
+        row["http"] = over_http(path, rounds)
         print(json.dumps(row), flush=True)
         found.append(row)
     return found
