@@ -185,6 +185,14 @@ def picture_encoders(item_modalities: str | Mapping[str, Any] | None) -> tuple[s
     return (named["image"].encoder,) if "image" in named else ()
 
 
+def sound_encoder_of(item_modalities: str | Mapping[str, Any] | None) -> tuple[str, float | None] | None:
+    """Return the encoder of sounds that a caller names with the seconds of its windows, or ``None``; raises as above."""
+    from recbole_llm.bridge.option_values import modalities
+
+    source = modalities("item_modalities", item_modalities).get("audio")
+    return None if source is None else (source.encoder, source.seconds)
+
+
 def newest_checkpoint(folder: str | Path) -> Path | None:
     """Return the checkpoint in ``folder`` that was written last; those of a run's last epoch do not count.
 

@@ -1,10 +1,13 @@
-"""The items that a sound, a picture or a text shows, from a checkpoint: also by a text in pictures, where one space holds both.
+"""The items that a sound, a picture or a text shows: also by a text in pictures or sounds, where one space holds both.
+
+From a checkpoint, and by sounds and by texts in sounds from an export too.
 
 model = open_media("saved", asked="audio")
 recommend_media(model, "song.ogg")
 recommend_media(open_media("saved", asked="text", compared="image"), "a red dress")
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.export.reader import Export
-from recbole_llm.export.search_tables import TextSpace
+from recbole_llm.export.manifest import MANIFEST
+from recbole_llm.export.reader import Export, load_export
+from recbole_llm.export.search_tables import TEXTS_OF_A_CENTRE, TextSpace
 from recbole_llm.retrieval.answers import Recommendation
 from recbole_llm.retrieval.recommender import Recommender
 from recbole_llm.retrieval.request import Request
@@ -23,7 +27,6 @@ from recbole_llm.retrieval.searches import Searches
 
 ASKED = ("text", "image", "audio")
 SOURCES = {"text": "text", "image": "picture", "audio": "sound"}
-TEXTS_OF_A_CENTRE = 128  # of the items, by whose mean a text tower's vectors are centred
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +60,11 @@ def open_media(
     feature_cache_dir: str | Path | None = None,
     history: str | None = None,
 ) -> MediaModel:
-    """Open a checkpoint for questions by a sound, a picture or a text.
+    """Open a model for questions by a sound, a picture or a text.
 
     Args:
-        path: a checkpoint (``.pth``) of LLMTwoTower, or a folder of checkpoints, of which the newest counts.
+        path: a checkpoint (``.pth``) of LLMTwoTower, or a folder of checkpoints, of which the newest counts. For sounds, and for
+            texts in sounds, an export too: ``item_modalities`` names their encoder then, and nothing else is given.
         asked: what questions are: ``text``, ``image`` or ``audio``.
         compared: what of the items they are compared with; ``None`` for the same. Another modality needs an encoder that has both
             in one space: CLIP and SigLIP texts and pictures, CLAP texts and sounds.
@@ -72,7 +76,8 @@ def open_media(
         history: as there.
 
     Raises:
-        ValueError: if there is no such checkpoint, its items have no such content, or no encoder holds both in one space.
+        ValueError: if there is no such model, its items have no such content, or no encoder holds both in one space; of an
+            export, if their encoder is not named or another one.
     """
     from recbole_llm.checkpoints import load_trained, newest_checkpoint
     from recbole_llm.content.store.feature_table import fit_transform
@@ -86,10 +91,16 @@ def open_media(
             raise ValueError(f"{name} is {value!r}; expected one of {', '.join(ASKED)}.")
     file = newest_checkpoint(path) or Path(path)
     if file.is_dir():
-        raise ValueError(
-            f"{str(path)!r} is no checkpoint. An export holds no way to ask by {SOURCES[asked]} in {compared}: give the checkpoint "
-            "that 'recbole-llm run' saved."
-        )
+        beside = {
+            "data_path": data_path,
+            "encoder": encoder,
+            "item_features_file": item_features_file,
+            "feature_cache_dir": feature_cache_dir,
+            "history": history,
+        }
+        for name in (name for name, value in beside.items() if value is not None):
+            raise ValueError(f"{name} belongs to a checkpoint; an export holds all it needs.")
+        return _of_export(file, asked, compared, item_modalities)
     model, dataset = load_trained(
         file,
         data_path=data_path,
@@ -108,9 +119,56 @@ def open_media(
     if asked != compared:  # texts and pictures lie apart in a common space: each is centred by its own kind
         own = dataset.centre_of(asked, questions, TEXTS_OF_A_CENTRE)
         center = center if own is None else own
-    contents = contents_of(model, dataset, map_texts=False, map_pictures=False, history=history or "all")
+    contents = contents_of(
+        model, dataset, map_texts=False, map_pictures=False, map_sounds=False, history=history or "all"
+    )
     space = text_space(data, center, transform, compared)
     return MediaModel(export_in_memory(contents), asked, compared, space, questions)
+
+
+def _of_export(folder: Path, asked: str, compared: str, item_modalities: str | Mapping[str, Any] | None) -> MediaModel:
+    """Open an export; the encoder is one that the caller names, since a file's word alone loads nothing."""
+    from recbole_llm.checkpoints import sound_encoder_of
+    from recbole_llm.content.encoders.joint import TextTower
+    from recbole_llm.content.encoders.sounds import load_sound_encoder
+
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(
+            f"{str(folder)!r} holds neither a checkpoint (LLMTwoTower-....pth) nor an export ({MANIFEST})."
+        )
+    if compared != "audio" or asked == "image":
+        raise ValueError(
+            f"{str(folder)!r} is no checkpoint. An export holds no way to ask by {SOURCES[asked]} in {compared}: give the "
+            "checkpoint that 'recbole-llm run' saved."
+        )
+    export = load_export(folder)
+    spec, tables = export.manifest.sounds, export.search
+    if spec is None or tables is None or tables.sound_space is None:
+        raise ValueError(
+            "audio: this export holds no way to ask by a sound: its model has no sounds, or it was written before exports held "
+            "one. Export again, or give the checkpoint that 'recbole-llm run' saved."
+        )
+    given = sound_encoder_of(item_modalities)
+    if given is None:
+        named = shlex.quote(f"{{audio: {spec.name}}}")
+        raise ValueError(
+            f"audio: the sounds of this export need the encoder {spec.name!r}, and nothing is loaded because a file names it. "
+            f"Name it yourself: --item-modalities {named}."
+        )
+    name, seconds = given
+    encoder: Any = load_sound_encoder(name, seconds=seconds)
+    if encoder.fingerprint != spec.fingerprint:
+        raise ValueError(
+            f"audio: {name!r} is another encoder than {spec.name!r}, which the model was trained with, or it reads other "
+            "seconds of a sound; name that one."
+        )
+    if asked == "audio":
+        return MediaModel(export, asked, compared, tables.sound_space, encoder)
+    if tables.sound_text_space is None:
+        raise ValueError(
+            f"The encoder of the items' sounds ({spec.name!r}) has no text tower: texts find sounds with CLAP."
+        )
+    return MediaModel(export, asked, compared, tables.sound_text_space, TextTower(encoder.files, device="cpu"))
 
 
 def recommend_media(

@@ -141,9 +141,12 @@ def open_model(
     from recbole_llm.export.in_memory import export_in_memory
 
     model, dataset = load_trained(path, encoder=encoder, **paths)  # type: ignore[arg-type]
-    history = history or "all"
-    options: dict[str, Any] = {"map_texts": texts, "map_pictures": pictures, "keep_text": texts, "history": history}
-    return export_in_memory(contents_of(model, dataset, **options))
+    maps: dict[str, Any] = {
+        "map_texts": texts,
+        "map_pictures": pictures,
+        "map_sounds": False,
+    }  # sounds are asked of open_media
+    return export_in_memory(contents_of(model, dataset, **maps, keep_text=texts, history=history or "all"))
 
 
 def recommend_users(
@@ -291,16 +294,10 @@ def rows_of(answer: Recommendation, user: str) -> Iterator[Row]:
 class _KernelRetriever(ExactRetriever):
     """Scores everything with :func:`recbole_llm_kernels.score_topk`, for many users at once: the same hits."""
 
-    def search(
-        self,
-        query: np.ndarray,
-        k: Sequence[int],
-        exclude: Sequence[np.ndarray],
-        allow: Sequence[np.ndarray | None],
-    ) -> list[Hits]:
+    def search(self, query: np.ndarray, k: Sequence[int], exclude: Any, allow: Any, lifts: Any = None) -> list[Hits]:
         """As :meth:`ExactRetriever.search`; for one segment."""
-        if any(mask is not None for mask in allow):
-            return super().search(query, k, exclude, allow)
+        if lifts is not None or any(mask is not None for mask in allow):
+            return super().search(query, k, exclude, allow, lifts)
         import torch
 
         from recbole_llm_kernels import score_topk

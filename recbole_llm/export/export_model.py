@@ -20,6 +20,7 @@ from recbole_llm.content.features import FeatureStore, encode_texts
 from recbole_llm.content.store.feature_table import fit_transform
 from recbole_llm.content.text import default_template
 from recbole_llm.export.item_pictures import small_pictures
+from recbole_llm.export.item_sounds import sounds_of
 from recbole_llm.export.item_records import item_records
 from recbole_llm.export.manifest import Block, EncoderSpec, ItemText, Manifest
 from recbole_llm.export.model_card import model_card
@@ -184,6 +185,7 @@ def contents_of(
     bundle_encoder: bool = False,
     map_texts: bool = True,
     map_pictures: bool = True,
+    map_sounds: bool = True,
     metrics: Mapping[str, Any] | None = None,
     overlay_seq: int = 0,
     build_index: IndexBuilder | None = None,
@@ -201,6 +203,7 @@ def contents_of(
         bundle_encoder: whether the encoder's files go along.
         map_texts: whether new texts can be placed; needs the encoder's files and the vectors of all texts.
         map_pictures: whether pictures can be asked for, of a model that has some; needs their encoder's files and the vectors.
+        map_sounds: whether sounds can be asked for; likewise.
         metrics: for the model card.
         overlay_seq: last change of the service's log that the training data held already.
         build_index: as there.
@@ -225,12 +228,18 @@ def contents_of(
     transform = None if encoder is None else _text_transform(items.texts, options, encoder)
     text_map = _text_map(tables, options, transform) if map_texts else None
     pictures = _pictures(tables, data, dataset, options) if map_pictures else None
-    space = None if pictures is None else pictures.space
+    sounds = sounds_of(data, dataset, options) if map_sounds else None
     profiles = _profiles(model, dataset, tables.blocks) if map_texts else None
     if spec is None and profiles is not None:  # of the users alone
         encoder = dataset.text_encoder()
         spec = _encoder_spec(encoder, options, bundle_encoder)
-    search = _search_tables(data, item_ids, items.records, options, encoder, transform, space)
+    search = _search_tables(data, item_ids, items.records, options, encoder, transform)
+    search = replace(
+        search,
+        picture_space=None if pictures is None else pictures.space,
+        sound_space=None if sounds is None else sounds.space,
+        sound_text_space=None if sounds is None else sounds.of_texts,
+    )
     if search.titles is not None and not keep_text:
         log.warning("Without the items' texts, a search looks for words in their titles alone.")
     rows = known.history.to("cpu")
@@ -267,6 +276,7 @@ def contents_of(
         encoder=spec,
         pictures=None if pictures is None else pictures.encoder,
         picture_map=None if pictures is None else pictures.map,
+        sounds=None if sounds is None else sounds.encoder,
         encoder_files=_encoder_files(encoder) if bundle_encoder and encoder is not None else {},
         item_text=items.item_text,
         profile_map=None if profiles is None else profiles[0],
@@ -358,16 +368,15 @@ def _search_tables(
     options: Any,
     encoder: Any | None,
     transform: _Transform | None,
-    space: TextSpace | None,
 ) -> SearchTables:
     """What searches need beside the content; titles only where there is an encoder for them and for what is asked."""
     if encoder is None or transform is None or "text" not in data.content:
-        return search_tables(data, None, None, None, space)
+        return search_tables(data, None, None, None)
     titles = [plain(record.title) for record in records]
     named = np.array([record.title != item_id for record, item_id in zip(records, item_ids, strict=True)])
     store = FeatureStore(options.feature_cache_dir)
     vectors = encode_texts(titles, encoder, store, batch_size=options.encoder_batch_size).vectors.numpy()
-    return search_tables(data, text_space(data, *transform), vectors, named, space)
+    return search_tables(data, text_space(data, *transform), vectors, named)
 
 
 class _Pictures(NamedTuple):

@@ -20,6 +20,7 @@ FIRST_SCHEMA, CONTENT_SCHEMA = 1, 2  # content.safetensors
 DISLIKED_SCHEMA = SEARCH_SCHEMA = 3  # disliked items in history.safetensors; search.safetensors
 CODED_SCHEMA = 4  # vectors in eight bits
 PICTURE_SCHEMA = 5  # the space of pictures in search.safetensors, and their encoder here
+SOUND_SCHEMA = 6  # likewise of sounds
 SEQUENCE_SCHEMA = 6  # sequence.safetensors
 PROFILE_SCHEMA = 6  # the map of users' profiles, and how their columns make a text
 DIRECT_SCHEMA = 6  # direct.safetensors
@@ -67,7 +68,7 @@ _PLAIN_FILES = frozenset(
 )
 
 
-_OPTIONAL = frozenset({"probability", "pictures", "picture_map", "profile_text"})  # fields of the manifest
+_OPTIONAL = frozenset({"probability", "pictures", "picture_map", "profile_text", "sounds"})  # fields of the manifest
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ class Manifest:
         pictures: encoder of the items' pictures; ``None``, and no field of the file, where there is none.
         profile_text: how the columns of a user's profile make its text; likewise, for models that read none.
         picture_map: as ``text_map``, of pictures; ``None``, and no field of the file, without one.
+        sounds: as ``pictures``, of the items' sounds.
     """
 
     schema: int
@@ -180,6 +182,7 @@ class Manifest:
     pictures: EncoderSpec | None = None
     profile_text: ItemText | None = None
     picture_map: Mapping[str, Any] | None = None
+    sounds: EncoderSpec | None = None
 
     @property
     def rows_known(self) -> str:
@@ -260,6 +263,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ExportError(f"{MANIFEST} does not have the contents of its export_id: it is damaged or was edited.")
     _check_encoder(manifest.encoder, any(name.startswith(f"{ENCODER_FOLDER}/") for name in manifest.files))
     _check_encoder(manifest.pictures, False)
+    _check_encoder(manifest.sounds, False)
     return manifest
 
 
@@ -273,7 +277,7 @@ def _manifest_of(raw: dict[str, Any]) -> Manifest:
     try:
         raw["blocks"] = tuple(Block(**block) for block in raw["blocks"])
         raw["files"] = {name: FileSum(**sums) for name, sums in raw["files"].items()}
-        for name in ("encoder", "pictures"):
+        for name in ("encoder", "pictures", "sounds"):
             if raw.get(name) is not None:
                 raw[name] = EncoderSpec(**raw[name])
         if raw.get("probability") is not None:

@@ -134,7 +134,6 @@ def search_tables(
     space: TextSpace | None,
     titles: np.ndarray | None,
     has_title: np.ndarray | None,
-    picture_space: TextSpace | None = None,
 ) -> SearchTables:
     """What searches need beside the content.
 
@@ -143,14 +142,13 @@ def search_tables(
         space: of :func:`text_space`; ``None`` where no text can be asked for.
         titles: ``[N, F]`` raw vectors of the titles, without the padding item; with ``space``.
         has_title: ``[N]`` bool; with ``space``.
-        picture_space: of :func:`text_space` for pictures; ``None`` where none can be asked for.
     """
     history = data.history.to("cpu")
     found = neighbours(history.offsets.numpy()[1:], history.ids.numpy() - 1, data.n_items - 1)
     if space is None or titles is None or has_title is None:
-        return SearchTables(*found, picture_space=picture_space)
+        return SearchTables(*found)
     directions = np.where(has_title[:, None], space.directions(titles), np.float32(0))
-    return SearchTables(*found, directions, space, picture_space)
+    return SearchTables(*found, directions, space)
 
 
 @torch.no_grad()

@@ -352,6 +352,9 @@ def _read_search(tensors: memoryview, content: Mapping[str, np.ndarray], n_items
     space, pictures = search.picture_space, content.get("image")
     if space is not None and (pictures is None or pictures.shape[1] != space.dim):
         raise ExportError(f"{SEARCH}: the pictures' space is none of the vectors of 'image' in {CONTENT}.")
+    space, sounds = search.sound_space, content.get("audio")
+    if space is not None and (sounds is None or sounds.shape[1] != space.dim):
+        raise ExportError(f"{SEARCH}: the sounds' space is none of the vectors of 'audio' in {CONTENT}.")
     return search
 
 

@@ -3,6 +3,7 @@ r"""What a search needs of an export beside the content: titles as vectors, how 
     search.safetensors   [titles f32[N,f]]  [center f32[F]]  [transform f32[F,f]]
                          neighbour.offsets i64[N+1]  neighbour.items i32[nnz]  neighbour.shares f32[nnz]
                          [picture.center f32[F]]  [picture.transform f32[F,f]]
+                         [sound.center f32[F]]  [sound.transform f32[F,f]]  [sound_text.center f32[F]]
 
 A text's vector e becomes the direction (e - center) T / |(e - center) T|, in the space of the export's ``content``. The
 neighbours of item j are the items i with the largest
@@ -23,6 +24,7 @@ from recbole_llm.export.manifest import SEARCH
 from recbole_llm.export.tensor_file import parse_tensors, take
 
 TINY = np.float32(1e-12)
+TEXTS_OF_A_CENTRE = 128  # of the items, by whose mean a text tower's vectors are centred
 
 
 def plain(text: str) -> str:
@@ -75,6 +77,8 @@ class SearchTables:
         titles: ``[N, f]`` float32 directions of the titles, or ``None``.
         space: how texts come into the space of the titles, or ``None``.
         picture_space: how pictures come into the space of the items' pictures, or ``None``.
+        sound_space: likewise of sounds.
+        sound_text_space: how texts come into the space of the items' sounds, where one encoder reads both, or ``None``.
 
     Raises:
         ValueError: on parts that do not fit each other.
@@ -86,6 +90,8 @@ class SearchTables:
     titles: np.ndarray | None = None
     space: TextSpace | None = None
     picture_space: TextSpace | None = None
+    sound_space: TextSpace | None = None
+    sound_text_space: TextSpace | None = None
 
     def __post_init__(self) -> None:
         n_items = len(self.offsets) - 1
@@ -105,6 +111,9 @@ class SearchTables:
             raise ValueError("titles and center belong together.")
         if self.titles is not None and self.space is not None and self.titles.shape != (n_items, self.space.dim):
             raise ValueError(f"titles is {self.titles.shape}, expected {(n_items, self.space.dim)}.")
+        sounds, texts = self.sound_space, self.sound_text_space
+        if texts is not None and (sounds is None or len(sounds.center) != len(texts.center)):
+            raise ValueError("sound_text.center and sound.center do not agree.")
 
     @property
     def has_neighbours(self) -> np.ndarray:
@@ -123,10 +132,13 @@ class SearchTables:
             tensors |= {"titles": float32(self.titles), "center": float32(self.space.center)}
             if self.space.transform is not None:
                 tensors["transform"] = float32(self.space.transform)
-        if self.picture_space is not None:
-            tensors["picture.center"] = float32(self.picture_space.center)
-            if self.picture_space.transform is not None:
-                tensors["picture.transform"] = float32(self.picture_space.transform)
+        for prefix, space in (("picture", self.picture_space), ("sound", self.sound_space)):
+            if space is not None:
+                tensors[f"{prefix}.center"] = float32(space.center)
+                if space.transform is not None:
+                    tensors[f"{prefix}.transform"] = float32(space.transform)
+        if self.sound_text_space is not None:  # only the centre is its own
+            tensors["sound_text.center"] = float32(self.sound_text_space.center)
         return tensors
 
 
@@ -151,10 +163,13 @@ def read_search(content: memoryview, n_items: int) -> SearchTables:
     items = get("neighbour.items", np.int32, None)
     shares = get("neighbour.shares", np.float32, None)
     titles = get("titles", np.float32, n_items, None) if "titles" in tensors else None
-    space, pictures = _space(tensors, ""), _space(tensors, "picture.")
+    space, pictures, sounds = _space(tensors, ""), _space(tensors, "picture."), _space(tensors, "sound.")
+    texts = _space(tensors, "sound_text.")
+    if texts is not None and sounds is not None:
+        texts = TextSpace(texts.center, sounds.transform)
     if tensors:
         raise ExportError(f"{SEARCH} holds tensors that do not belong there: {', '.join(sorted(tensors))[:200]}.")
     try:
-        return SearchTables(offsets, items, shares, titles, space, pictures)
+        return SearchTables(offsets, items, shares, titles, space, pictures, sounds, texts)
     except ValueError as error:
         raise ExportError(f"{SEARCH}: {error}") from None

@@ -41,6 +41,7 @@ from recbole_llm.export.manifest import (
     SEARCH_INDEX,
     SEARCH_SCHEMA,
     SEQUENCE_SCHEMA,
+    SOUND_SCHEMA,
     TEXT_MAP,
     THUMBNAIL_SCHEMA,
     THUMBNAILS,
@@ -96,6 +97,7 @@ class ExportContents:
         thumbnails: small pictures of the items, or ``None``.
         encoder: or ``None``.
         pictures: encoder of the items' pictures, or ``None``.
+        sounds: encoder of the items' sounds, or ``None``.
         encoder_files: name under ``encoder/`` to file, copied; needs ``encoder``.
         item_text: or ``None``.
         profile_map: what a user's own text adds to the query, or ``None``.
@@ -143,6 +145,7 @@ class ExportContents:
     thumbnails: Thumbnails | None = None
     encoder: EncoderSpec | None = None
     pictures: EncoderSpec | None = None
+    sounds: EncoderSpec | None = None
     encoder_files: Mapping[str, Path] = field(default_factory=dict)
     item_text: ItemText | None = None
     profile_map: ProfileMap | None = None
@@ -363,6 +366,7 @@ def manifest_of(contents: ExportContents, files: Mapping[str, FileSum], index: M
         },
         encoder=contents.encoder,
         pictures=contents.pictures,
+        sounds=contents.sounds,
         item_text=contents.item_text,
         profile_text=contents.profile_text,
         attributes=dict(contents.attributes),
@@ -385,6 +389,8 @@ def _min_reader(contents: ExportContents) -> int:
         return DIRECT_SCHEMA
     if contents.picture_map is not None or contents.thumbnails is not None:
         return THUMBNAIL_SCHEMA
+    if contents.sounds is not None:
+        return SOUND_SCHEMA
     if contents.pictures is not None:
         return PICTURE_SCHEMA
     if contents.dtype != "float32":

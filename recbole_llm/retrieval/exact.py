@@ -276,7 +276,9 @@ class ExactRetriever:
                     row[hidden[(hidden >= start) & (hidden < stop)] - start] = -np.inf
                 found[b].append(_candidates(row, start, allow[b], k[b] + MARGIN, lifts[b]))
 
-    def _finish(self, query: np.ndarray, k: int, found: list[tuple[np.ndarray, np.ndarray]], lift: Lift | None) -> Hits:
+    def _finish(
+        self, query: np.ndarray, k: int, found: list[tuple[np.ndarray, np.ndarray]], lift: Lift | None = None
+    ) -> Hits:
         rows = np.concatenate([rows for rows, _ in found]) if found else np.zeros(0, np.int64)
         scores = np.concatenate([scores for _, scores in found]) if found else np.zeros(0, np.float32)
         lifted_by_rows = lift is None or lift.sums is not None

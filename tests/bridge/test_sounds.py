@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,14 @@ from recbole.quick_start import run_recbole
 from recbole_llm import cli
 from recbole_llm.bridge.dataset import LLMTwoTowerDataset
 from recbole_llm.bridge.option_values import ModalitySource, modalities
+from recbole_llm.checkpoints import load_trained
+from recbole_llm.export.export_model import contents_of, export_model
+from recbole_llm.export.manifest import SOUND_SCHEMA
+from recbole_llm.export.reader import load_export
+from recbole_llm.export.writer import write_artifact
 from recbole_llm.importer import import_dataset
 from recbole_llm.media import open_media, recommend_media
-from tests.made_sounds import BANDS, RATE, bands, pitch_of, tone, write_onnx_ear, write_tone
+from tests.made_sounds import BANDS, RATE, bands, pitch_of, tone, write_clap, write_onnx_ear, write_tone
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 WITHOUT = (3, 9)
@@ -122,10 +128,79 @@ def test_the_commands_answer_alike_and_say_what_is_wrong(shop, capsys, tmp_path)
     ):
         assert cli.main(["recommend", str(file), *wrong, *options]) == 2
         assert message in capsys.readouterr().err
-    output = tmp_path / "export"
+
+
+def test_an_export_is_asked_by_a_sound_as_its_checkpoint_is(shop, capsys, tmp_path):
+    file, given, config, data = shop
+    encoder = config["item_modalities"]["audio"]["encoder"]
+    named = [f"--item-modalities={{audio: '{encoder}'}}"]
+    options = [f"--{key.replace('_', '-')}={given[key]}" for key in ("data_path", "feature_cache_dir")] + named
+    output, question = tmp_path / "export", data / "audio" / "i8.wav"
     assert cli.main(["export", str(file), "--output", str(output), *options]) == 0
-    assert cli.main(["recommend", str(output), "--audio", question]) == 2
-    assert "An export holds no way to ask by sound" in capsys.readouterr().err
+    export = load_export(output)
+    assert export.manifest.sounds.name == encoder and export.manifest.min_reader == SOUND_SCHEMA
+    assert export.search.sound_space.dim == export.content["audio"].shape[1] and export.search.sound_text_space is None
+    ours = recommend_media(open_media(output, asked="audio", item_modalities=given["item_modalities"]), question, k=7)
+    theirs = recommend_media(open_media(file, asked="audio", **given), question, k=7)
+    assert [item.id for item in ours.items] == [item.id for item in theirs.items] and ours.source == "sound"
+    assert [item.score for item in ours.items] == pytest.approx([item.score for item in theirs.items], abs=1e-6)
+    capsys.readouterr()
+    for command in ("recommend", "similar"):
+        assert cli.main([command, str(output), "--audio", str(question), "--k", "3", "--by", "likeness", *named]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split()[-1] == "i8"
+    other = write_onnx_ear(tmp_path / "other.onnx", gain=2.0)
+    for wrong, message in (
+        (["--audio", str(question)], "nothing is loaded because a file names it. Name it yourself: --item-modalities '{audio:"),
+        (["--audio", str(question), f"--item-modalities={{audio: '{other}'}}"], "is another encoder than"),
+        (["--audio", str(data / "nothing.wav"), *named], "cannot be read as a sound"),
+        (["--audio", str(question), "--in", "text", *named], "no way to ask by sound in text"),
+        (["--audio", str(question), "--data-path", str(data), *named], "data_path belongs to a checkpoint"),
+        (["--text", "words", "--in", "audio", *named], "has no text tower: texts find sounds with CLAP"),
+    ):  # fmt: skip
+        assert cli.main(["recommend", str(output), *wrong]) == 2
+        assert message in capsys.readouterr().err, wrong
+    bare = tmp_path / "bare"
+    contents = contents_of(*load_trained(file, **given), map_sounds=False)
+    assert write_artifact(bare, replace(contents, card="\n")).sounds is None
+    assert cli.main(["recommend", str(bare), "--audio", str(question), *named]) == 2
+    assert "this export holds no way to ask by a sound: its model has no sounds" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="holds neither a checkpoint .* nor an export"):
+        open_media(tmp_path, asked="audio", item_modalities=given["item_modalities"])
+
+
+@pytest.mark.slow
+def test_an_export_of_a_joint_encoder_finds_sounds_by_words(toy_path, tmp_path):
+    """A tiny CLAP: the answers of export and checkpoint are the same, and the way of the words is its own."""
+    model = write_clap(tmp_path / "clap")
+    data = tmp_path / "data" / "toy"
+    shutil.copytree(toy_path / "toy", data)
+    (data / "audio").mkdir()
+    for at in range(44):
+        write_tone(data / "audio" / f"i{at}.wav", at)
+    config = config_of_media(tmp_path, "audio", str(model))
+    run_recbole("LLMTwoTower", "toy", config_dict=dict(config))
+    (file,) = [path for path in (tmp_path / "saved").glob("*.pth") if "-last" not in path.name]
+    given = {key: config[key] for key in ("data_path", "feature_cache_dir", "item_modalities")}
+    export_model(*load_trained(file, **given), tmp_path / "export")
+    tables = load_export(tmp_path / "export").search
+    assert not np.array_equal(tables.sound_space.center, tables.sound_text_space.center)
+    for words in ("whale island", "robot"):
+        ours, theirs = (
+            recommend_media(open_media(path, asked="text", compared="audio", **keys), words, k=5, by="likeness")
+            for path, keys in (
+                (tmp_path / "export", {"item_modalities": given["item_modalities"]}),
+                (file, given),
+            )
+        )
+        assert [item.id for item in ours.items] == [item.id for item in theirs.items] and ours.source == "text"
+        assert [i.score for i in ours.items] == pytest.approx([i.score for i in theirs.items], abs=1e-6)
+    sound = recommend_media(
+        open_media(tmp_path / "export", asked="audio", item_modalities=given["item_modalities"]),
+        data / "audio" / "i8.wav",
+        k=1,
+        by="likeness",
+    )
+    assert [item.id for item in sound.items] == ["i8"]
 
 
 def test_the_command_encodes_sounds_alone(shop, capsys, monkeypatch):
