@@ -20,8 +20,8 @@ from recbole_llm.content.features import FeatureStore, encode_texts
 from recbole_llm.content.store.feature_table import fit_transform
 from recbole_llm.content.text import default_template
 from recbole_llm.export.item_pictures import small_pictures
-from recbole_llm.export.item_sounds import sounds_of
 from recbole_llm.export.item_records import item_records
+from recbole_llm.export.item_sounds import sounds_of
 from recbole_llm.export.manifest import Block, EncoderSpec, ItemText, Manifest
 from recbole_llm.export.model_card import model_card
 from recbole_llm.export.model_tables import ModelTables, content_blocks, search_tables, tables_of, text_space
