@@ -196,7 +196,7 @@ def vector_of_question(model: MediaModel, question: str | Path) -> np.ndarray:
     """Encode a question, ``[F]`` float32.
 
     Raises:
-        ValueError: if it is a file that cannot be read.
+        ValueError: if it is a file that cannot be read, a text without a word, or the encoder gives no finite vector for it.
     """
     import torch
 
@@ -211,6 +211,12 @@ def vector_of_question(model: MediaModel, question: str | Path) -> np.ndarray:
             raw = kind.decode(kind.read(Path(question)), model.encoder)
         except UnreadableError as error:
             raise ValueError(f"{model.asked}: {str(question)!r} cannot be read as a {kind.one}: {error}.") from error
+    elif not str(question).strip():
+        raise ValueError("text is empty; say what is asked for.")
     with torch.inference_mode():
         vector: np.ndarray = model.encoder.encode(model.encoder.prepare([raw]))[0].float().cpu().numpy()
+    if not np.isfinite(vector).all():
+        raise ValueError(
+            f"{model.asked}: the encoder gives no finite vector for {str(question)!r}; ask by another one."
+        )
     return vector

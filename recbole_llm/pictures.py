@@ -58,4 +58,6 @@ def vector_of_picture(export: Export, file: str | Path) -> np.ndarray:
         raise ValueError(f"image: {str(file)!r} cannot be read as a picture: {error}.") from error
     with torch.inference_mode():
         vector: np.ndarray = encoder.encode(encoder.prepare([picture]))[0].float().cpu().numpy()
+    if not np.isfinite(vector).all():
+        raise ValueError(f"image: the encoder gives no finite vector for {str(file)!r}; ask by another picture.")
     return vector

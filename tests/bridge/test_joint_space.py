@@ -15,7 +15,7 @@ from recbole.quick_start import run_recbole
 from recbole_llm import cli
 from recbole_llm.content.encoders.joint import TextTower
 from recbole_llm.content.encoders.transformer import load_encoder
-from recbole_llm.media import open_media, recommend_media
+from recbole_llm.media import MediaModel, open_media, recommend_media, vector_of_question
 from tests.made_pictures import write_picture
 from tests.toy_data import TOPICS
 
@@ -162,6 +162,21 @@ def test_a_model_of_pictures_alone_is_asked_by_text_without_an_option(shop, caps
         asked = ["--text", "whale island", "--k", "4", "--by", "likeness", *more]
         assert cli.main(["recommend", str(files["pictures"]), *asked, *options]) == 0
         assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]] == expected
+
+
+def test_a_question_that_says_nothing_or_has_no_finite_vector_is_refused():
+    class Encoder:
+        def prepare(self, texts):
+            return texts
+
+        def encode(self, texts):
+            return torch.full((len(texts), 3), float("nan"))
+
+    model = MediaModel(None, "text", "image", None, Encoder())
+    with pytest.raises(ValueError, match="text is empty"):
+        vector_of_question(model, " \n")
+    with pytest.raises(ValueError, match="no finite vector for 'red'"):
+        vector_of_question(model, "red")
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
