@@ -209,5 +209,5 @@ def test_what_has_no_common_space_is_refused_by_name(shop, tiny_encoder):
         open_media(files["both"], asked="smell", **paths)
     with pytest.raises(ValueError, match="has no audio to compare|have no audio to compare"):
         open_media(files["both"], asked="text", compared="audio", **paths)
-    with pytest.raises(ValueError, match="is no checkpoint"):
+    with pytest.raises(ValueError, match="holds neither a checkpoint"):
         open_media(data, asked="text", compared="image")
