@@ -341,23 +341,21 @@ def test_waiting_for_a_change_takes_no_place_from_others(start):
     assert all(answer.json()["overlay_seq"] == 1 for answer in answers if answer.status_code == 200)
 
 
-def test_a_log_that_cannot_be_written_is_503_and_reading_goes_on(client):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ChangeLogError("database or disk is full"), "nothing was changed"),
+        (ChangeInDoubtError("PostgreSQL: terminating connection"), "is not known. Send the change again"),
+    ],
+)
+def test_a_log_that_cannot_be_written_is_503_and_reading_goes_on(client, error, said):
     def fail(changes, after):
-        raise ChangeLogError("database or disk is full")
+        raise error
 
     client.service.changes._log.write = fail
     answer = client.put("/v1/items/new", json={"text": "sea"})
-    assert "nothing was changed" in is_problem(answer, 503) and answer.headers["retry-after"]
+    assert said in is_problem(answer, 503) and answer.headers["retry-after"]
     assert client.ask(user="u1")["overlay_seq"] == 0
-
-
-def test_a_change_in_doubt_is_not_said_to_be_none(client):
-    def fail(changes, after):
-        raise ChangeInDoubtError("PostgreSQL: terminating connection")
-
-    client.service.changes._log.write = fail
-    answer = client.put("/v1/items/new", json={"text": "sea"})
-    assert "is not known. Send the change again" in is_problem(answer, 503) and answer.headers["retry-after"]
 
 
 def test_a_change_that_is_logged_and_cannot_be_read_back_is_not_said_to_be_none(client):
